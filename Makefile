@@ -1,0 +1,51 @@
+# Two commands set everything up: `make demo` and `make test`. All they install goes into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The build tool that pip fetches for our own package is pinned as well.
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet
+
+.PHONY: demo test standalone lint bench package clean help
+
+help:
+	@echo "make demo        run the nightly example DAG through a real Airflow on a real Ray head"
+	@echo "make test        run every test, against a real Ray head and a real Airflow"
+	@echo "make standalone  Airflow with its web UI beside a Ray head, to click through"
+	@echo "make lint        ruff and mypy --strict"
+	@echo "make bench       what importing the provider costs"
+	@echo "make package     build the wheel into dist/"
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/python -m sandbox.demo
+
+standalone: $(VENV)/demo.stamp
+	$(BIN)/python -m sandbox.standalone
+
+test: $(VENV)/test.stamp
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/test.stamp
+	$(BIN)/python -m benchmarks.import_cost
+
+package: $(VENV)/test.stamp
+	$(BIN)/python -m build --outdir dist
+
+clean:
+	rm -rf $(VENV) build dist
+
+$(VENV)/demo.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; say which: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing Airflow and Ray into $(VENV) ..."
+	$(PIP) --editable '.[ray]'
+	touch $@
+
+$(VENV)/test.stamp: $(VENV)/demo.stamp requirements-dev.txt
+	$(PIP) --requirement requirements-dev.txt
+	touch $@

@@ -1,0 +1,419 @@
+"""
+The clients: the one room that does I/O. Each sends one request, or drives one engine (:mod:`.steps`).
+
+``RayJobsClient`` blocks, ``AsyncRayJobsClient`` lives on an event loop; their methods are the same, one line
+each, over the same engines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeVar, Unpack, assert_never
+from urllib.parse import urlsplit
+
+import httpx
+
+from airflow_provider_rayjobs import __version__
+from airflow_provider_rayjobs.exceptions import RayJobsConnectionError, RayJobsError
+from airflow_provider_rayjobs.jobs import endpoints, follow
+from airflow_provider_rayjobs.jobs.endpoints import Answer, LogRequest, Request
+from airflow_provider_rayjobs.jobs.logs import LogText, WholeLog
+from airflow_provider_rayjobs.jobs.models import JobDetails, RayVersion
+from airflow_provider_rayjobs.jobs.steps import Engine, Note, ReadLog, Send, Show, Sleep, Step, send
+from airflow_provider_rayjobs.jobs.submission import SubmissionOptions, plan_submission, submit_job
+
+T = TypeVar("T")
+OnLog = Callable[[str], object]
+
+# Seconds for which a method goes on trying when the cluster does not answer.
+PATIENCE = 30.0
+_CONNECT_TIMEOUT = 10.0
+_LOG_CHUNK = 64 * 1024
+# What never left this machine: such a request may be sent again whatever it asks for.
+_NEVER_SENT = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.PoolTimeout,
+    httpx.ProxyError,
+    httpx.UnsupportedProtocol,
+)
+
+
+class TakesNotes(Protocol):
+    """A logger, as far as it is needed here: Python's, structlog's and Airflow's all are one."""
+
+    def log(self, level: int, message: Any, /, *args: Any) -> Any:
+        """Log a message of a level."""
+
+
+class _Methods:
+    """What both clients share: where the cluster is, how to introduce ourselves, what a failure means."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str | None = None,
+        patience: float = PATIENCE,
+        logger: TakesNotes | None = None,
+    ) -> None:
+        self.address = check_address(address)
+        self.patience = patience
+        self._token = token
+        self._logger: TakesNotes = logger or logging.getLogger(__name__)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.address!r})"
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what both kinds of httpx client are made with. Redirects are not followed: they lead elsewhere."""
+        # A browser's User-Agent is refused by Ray on every write.
+        headers = {"User-Agent": f"airflow-provider-rayjobs/{__version__}", "Accept": "*/*"}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        return {"base_url": self.address, "headers": headers, "timeout": _CONNECT_TIMEOUT}
+
+    def _arguments(self, request: Request[Any] | LogRequest) -> dict[str, Any]:
+        return {
+            "method": request.method,
+            "url": request.path,
+            "params": request.params,
+            "json": request.body,
+            "timeout": httpx.Timeout(_CONNECT_TIMEOUT, read=request.timeout, write=request.timeout),
+        }
+
+    def _answer(self, response: httpx.Response) -> Answer:
+        return Answer(response.status_code, response.content, self.address, response.headers.get("content-type", ""))
+
+    def _connection_error(self, request: Request[Any] | LogRequest, error: httpx.HTTPError) -> RayJobsConnectionError:
+        """Translate httpx's errors, here and nowhere else."""
+        return RayJobsConnectionError(
+            f"Could not {request.about}: no answer from {self.address} ({type(error).__name__}: {error}). Check that "
+            "the Ray head runs, that this machine may reach it, and the address in the Airflow connection.",
+            sent=not isinstance(error, _NEVER_SENT),
+        )
+
+    def _note(self, note: Note) -> None:
+        self._logger.log(note.level, "%s", note.message)
+
+
+class RayJobsClient(_Methods):
+    """
+    A blocking client of the Ray Jobs API.
+
+    :param address: of the head's dashboard, e.g. ``http://ray-head:8265`` or ``https://ray.example.com/team-a``.
+    :param token: Ray's authentication token, sent as ``Authorization: Bearer``.
+    :param patience: seconds for which a method goes on trying when the cluster does not answer.
+    :param logger: where notes on outages and incomplete logs go.
+    :param transport: httpx's, for tests.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str | None = None,
+        patience: float = PATIENCE,
+        logger: TakesNotes | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        super().__init__(address, token=token, patience=patience, logger=logger)
+        self._http = httpx.Client(transport=transport, **self._settings())
+
+    def get_version(self) -> RayVersion:
+        """Return what answers: its Ray version and session."""
+        return self.run(send(endpoints.get_version(), self.patience))
+
+    def submit_job(self, entrypoint: str | Sequence[str], **options: Unpack[SubmissionOptions]) -> str:
+        """
+        Submit a job, exactly once whatever happens to the answers, and return its submission id.
+
+        :param entrypoint: a shell command; or a list of its arguments, which is quoted.
+        :param options: :class:`~.submission.SubmissionOptions`.
+        :raises ValueError: for what can never work; nothing was sent.
+        """
+        return self.run(submit_job(plan_submission(entrypoint, **options), self.patience))
+
+    def get_job(self, submission_id: str) -> JobDetails:
+        """Return a job's current state; the id may be a Ray Core job id as well."""
+        return self.run(send(endpoints.get_job(submission_id), self.patience))
+
+    def list_jobs(self) -> list[JobDetails]:
+        """Return all jobs that the cluster remembers, interactive ones included. 0.3 ms of the head for each."""
+        return self.run(send(endpoints.list_jobs(), self.patience))
+
+    def stop_job(self, submission_id: str) -> bool:
+        """Ask for a job to be stopped; ``False`` if it had ended. It may take seconds until it has stopped."""
+        return self.run(send(endpoints.stop_job(submission_id), self.patience))
+
+    def delete_job(self, submission_id: str) -> bool:
+        """Delete what the cluster remembers of a job that has ended."""
+        return self.run(send(endpoints.delete_job(submission_id), self.patience))
+
+    def get_job_logs(self, submission_id: str) -> str:
+        """Return a driver's log so far as one text, held in memory."""
+        return self.run(follow.get_job_logs(submission_id, self.patience))
+
+    def follow_job(
+        self,
+        submission_id: str,
+        *,
+        poll_interval: float = follow.POLL_INTERVAL,
+        unreachable_timeout: float = follow.UNREACHABLE_TIMEOUT,
+        missing_timeout: float = 0.0,
+        on_log: OnLog | None = None,
+    ) -> JobDetails:
+        """
+        Follow a job to its terminal status, whichever it is, and return it.
+
+        :param on_log: called with each record of the job's log, many lines without the last newline, as they
+            come.
+        """
+        return self.run(
+            follow.follow_job(
+                submission_id,
+                poll_interval=poll_interval,
+                unreachable_timeout=unreachable_timeout,
+                missing_timeout=missing_timeout,
+                log=LogText() if on_log else None,
+            ),
+            on_log,
+        )
+
+    def run(self, engine: Engine[T], on_log: OnLog | None = None) -> T:
+        """Drive an engine to its end; ``on_log`` is given the records that it shows."""
+        show = on_log or _ignore
+        answer: Any = None
+        failure: RayJobsError | None = None
+        with closing(engine):
+            while True:
+                try:
+                    step = engine.throw(failure) if failure else engine.send(answer)
+                except StopIteration as end:
+                    result: T = end.value
+                    return result
+                answer = failure = None
+                try:
+                    answer = self._do(step, show)
+                except RayJobsError as error:
+                    failure = error
+
+    def _do(self, step: Step, show: OnLog) -> Any:
+        match step:
+            case Send(request):
+                return self.send(request)
+            case ReadLog(request, log):
+                return self._read_log(request, log, show)
+            case Show(record):
+                return show(record)
+            case Note():
+                return self._note(step)
+            case Sleep(seconds):
+                if seconds:
+                    time.sleep(seconds)
+                return time.monotonic()
+            case _:
+                assert_never(step)
+
+    def send(self, request: Request[T]) -> T:
+        """Send one request, once."""
+        try:
+            response = self._http.request(**self._arguments(request))
+        except httpx.HTTPError as error:
+            raise self._connection_error(request, error) from error
+        return endpoints.read_answer(request, self._answer(response))
+
+    def _read_log(self, request: LogRequest, log: LogText | WholeLog, show: OnLog) -> None:
+        log.begin()
+        try:
+            with self._http.stream(**self._arguments(request)) as response:
+                if response.status_code != 200:
+                    response.read()
+                    raise endpoints.error_of(request, self._answer(response))
+                for chunk in response.iter_bytes(_LOG_CHUNK):
+                    for record in log.feed(chunk):
+                        show(record)
+        except httpx.HTTPError as error:
+            raise self._connection_error(request, error) from error
+        for record in log.flush():
+            show(record)
+
+    def close(self) -> None:
+        """Close the connections that are kept for the next request."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncRayJobsClient(_Methods):
+    """:class:`RayJobsClient` for an event loop: the same arguments, the same methods, awaited."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str | None = None,
+        patience: float = PATIENCE,
+        logger: TakesNotes | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        super().__init__(address, token=token, patience=patience, logger=logger)
+        self._http = httpx.AsyncClient(transport=transport, **self._settings())
+
+    async def get_version(self) -> RayVersion:
+        """See :meth:`RayJobsClient.get_version`."""
+        return await self.run(send(endpoints.get_version(), self.patience))
+
+    async def submit_job(self, entrypoint: str | Sequence[str], **options: Unpack[SubmissionOptions]) -> str:
+        """See :meth:`RayJobsClient.submit_job`."""
+        return await self.run(submit_job(plan_submission(entrypoint, **options), self.patience))
+
+    async def get_job(self, submission_id: str) -> JobDetails:
+        """See :meth:`RayJobsClient.get_job`."""
+        return await self.run(send(endpoints.get_job(submission_id), self.patience))
+
+    async def list_jobs(self) -> list[JobDetails]:
+        """See :meth:`RayJobsClient.list_jobs`."""
+        return await self.run(send(endpoints.list_jobs(), self.patience))
+
+    async def stop_job(self, submission_id: str) -> bool:
+        """See :meth:`RayJobsClient.stop_job`."""
+        return await self.run(send(endpoints.stop_job(submission_id), self.patience))
+
+    async def delete_job(self, submission_id: str) -> bool:
+        """See :meth:`RayJobsClient.delete_job`."""
+        return await self.run(send(endpoints.delete_job(submission_id), self.patience))
+
+    async def get_job_logs(self, submission_id: str) -> str:
+        """See :meth:`RayJobsClient.get_job_logs`."""
+        return await self.run(follow.get_job_logs(submission_id, self.patience))
+
+    async def follow_job(
+        self,
+        submission_id: str,
+        *,
+        poll_interval: float = follow.POLL_INTERVAL,
+        unreachable_timeout: float = follow.UNREACHABLE_TIMEOUT,
+        missing_timeout: float = 0.0,
+        on_log: OnLog | None = None,
+    ) -> JobDetails:
+        """See :meth:`RayJobsClient.follow_job`; ``on_log`` is called on the event loop and must not block it."""
+        return await self.run(
+            follow.follow_job(
+                submission_id,
+                poll_interval=poll_interval,
+                unreachable_timeout=unreachable_timeout,
+                missing_timeout=missing_timeout,
+                log=LogText() if on_log else None,
+            ),
+            on_log,
+        )
+
+    async def run(self, engine: Engine[T], on_log: OnLog | None = None) -> T:
+        """See :meth:`RayJobsClient.run`."""
+        show = on_log or _ignore
+        answer: Any = None
+        failure: RayJobsError | None = None
+        with closing(engine):
+            while True:
+                try:
+                    step = engine.throw(failure) if failure else engine.send(answer)
+                except StopIteration as end:
+                    result: T = end.value
+                    return result
+                answer = failure = None
+                try:
+                    answer = await self._do(step, show)
+                except RayJobsError as error:
+                    failure = error
+
+    async def _do(self, step: Step, show: OnLog) -> Any:
+        match step:
+            case Send(request):
+                return await self.send(request)
+            case ReadLog(request, log):
+                return await self._read_log(request, log, show)
+            case Show(record):
+                return show(record)
+            case Note():
+                return self._note(step)
+            case Sleep(seconds):
+                if seconds:
+                    await asyncio.sleep(seconds)
+                return time.monotonic()
+            case _:
+                assert_never(step)
+
+    async def send(self, request: Request[T]) -> T:
+        """Send one request, once."""
+        try:
+            response = await self._http.request(**self._arguments(request))
+        except httpx.HTTPError as error:
+            raise self._connection_error(request, error) from error
+        return endpoints.read_answer(request, self._answer(response))
+
+    async def _read_log(self, request: LogRequest, log: LogText | WholeLog, show: OnLog) -> None:
+        log.begin()
+        try:
+            async with self._http.stream(**self._arguments(request)) as response:
+                if response.status_code != 200:
+                    await response.aread()
+                    raise endpoints.error_of(request, self._answer(response))
+                async for chunk in response.aiter_bytes(_LOG_CHUNK):
+                    for record in log.feed(chunk):
+                        show(record)
+        except httpx.HTTPError as error:
+            raise self._connection_error(request, error) from error
+        for record in log.flush():
+            show(record)
+
+    async def aclose(self) -> None:
+        """Close the connections that are kept for the next request."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+def check_address(address: str) -> str:
+    """
+    Return a cluster's address without a last slash.
+
+    :raises ValueError: for what is not an http or https URL, and for one that holds credentials.
+    """
+    try:
+        parts = urlsplit(address)
+        httpx.URL(address)
+    except (ValueError, httpx.InvalidURL) as error:
+        raise ValueError(f"{address!r} is no address: {error}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(
+            f"{address!r} is not the address of a Ray dashboard; it looks like http://ray-head:8265 (the ray:// "
+            "address of Ray Client is another service)"
+        )
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError(
+            f"the address of a Ray dashboard holds no credentials, query or fragment (at {parts.hostname!r}); the "
+            "token has a field of its own"
+        )
+    return address.rstrip("/")
+
+
+def _ignore(record: str) -> None:
+    """Take a record of a log that nobody reads."""

@@ -1,0 +1,281 @@
+"""
+The Ray Jobs REST API as descriptions: for each endpoint what to send and how to read the answer, without
+sending.
+
+Source: Ray ``dashboard/modules/job/job_head.py`` and ``dashboard/modules/state/state_head.py``, read and
+tried with Ray 2.60. A status code alone never tells what happened there: a 500 may carry the traceback of a
+plain "this id is taken", so the text decides where the code cannot.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+from urllib.parse import quote
+
+from airflow_provider_rayjobs.exceptions import (
+    RayJobExistsError,
+    RayJobNotFoundError,
+    RayJobsNotAuthorizedError,
+    RayJobsNotFoundError,
+    RayJobsRefusedError,
+    RayJobsResponseError,
+    RayJobsUnavailableError,
+)
+from airflow_provider_rayjobs.jobs.models import JobDetails, JobSubmission, RayVersion
+
+T = TypeVar("T")
+
+# Seconds that the head may take to answer. It answers most requests in milliseconds; what is allowed here is
+# a head under load, short enough that a follower notices an outage within the minute.
+READ_TIMEOUT = 30.0
+# A client that leaves in the middle of a submission can leave a job PENDING for ever (ray-project/ray 62766).
+SUBMIT_TIMEOUT = 120.0
+
+
+@dataclass(frozen=True)
+class Request(Generic[T]):
+    """
+    One request to the head, and how to read its answer.
+
+    :param about: what is asked, for messages: ``"get job nightly-1"``.
+    :param path: below the cluster's address, with its leading slash.
+    :param read: turns the JSON of a 200 into the answer.
+    :param repeatable: whether sending it twice does what sending it once does.
+    :param timeout: seconds to wait for the answer's next bytes.
+    """
+
+    about: str
+    method: str
+    path: str
+    read: Callable[[Any], T]
+    params: Mapping[str, str] | None = None
+    body: Mapping[str, Any] | None = None
+    repeatable: bool = True
+    timeout: float = READ_TIMEOUT
+
+
+@dataclass(frozen=True)
+class LogRequest:
+    """A request whose answer is a log's bytes, to be read piece by piece and never held whole."""
+
+    about: str
+    path: str
+    params: Mapping[str, str]
+    timeout: float = READ_TIMEOUT
+    method: ClassVar[str] = "GET"
+    body: ClassVar[None] = None
+    repeatable: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back, stripped of its transport. ``address`` is the cluster's, for messages."""
+
+    status_code: int
+    content: bytes
+    address: str
+    content_type: str = ""
+
+    @property
+    def text(self) -> str:
+        return self.content.decode("utf-8", errors="replace").strip()
+
+
+def get_version() -> Request[RayVersion]:
+    """Describe the request for the Ray version and the session of what answers."""
+    return Request(
+        "get the Ray version",
+        "GET",
+        "/api/version",
+        lambda answer: RayVersion(
+            version=str(answer["version"]),
+            ray_version=str(answer["ray_version"]),
+            session_name=answer.get("session_name"),
+        ),
+    )
+
+
+def submit_job(submission: JobSubmission) -> Request[str]:
+    """
+    Describe the submission of a job; answered by its submission id.
+
+    It may be repeated, as its id is ours: Ray refuses an id twice, with :class:`RayJobExistsError`.
+
+    :raises RayJobsRefusedError: on sending, when Ray cannot accept the request as it is.
+    """
+    return Request(
+        f"submit job {submission.submission_id}",
+        "POST",
+        "/api/jobs/",  # without the last slash Ray answers 404
+        lambda answer: str(answer.get("submission_id") or answer["job_id"]),
+        body=submission.to_json(),
+        timeout=SUBMIT_TIMEOUT,
+    )
+
+
+def get_job(submission_id: str) -> Request[JobDetails]:
+    """
+    Describe the request for a job's current state.
+
+    :param submission_id: the id of the submission, or a Ray Core job id such as ``02000000``.
+    :raises RayJobNotFoundError: on sending, when the cluster does not know the id.
+    """
+    return Request(f"get job {submission_id}", "GET", _job_path(submission_id), JobDetails.from_json)
+
+
+def list_jobs() -> Request[list[JobDetails]]:
+    """Describe the request for all jobs that the cluster remembers, interactive ones (type DRIVER) included."""
+    return Request("list jobs", "GET", "/api/jobs/", lambda answer: [JobDetails.from_json(job) for job in answer])
+
+
+def stop_job(submission_id: str) -> Request[bool]:
+    """
+    Describe the request to stop a job; answered by whether there was anything to stop.
+
+    Ray answers before the job has ended. Asking again does no harm.
+
+    :raises RayJobsRefusedError: on sending, for a job of type DRIVER.
+    """
+    return Request(
+        f"stop job {submission_id}",
+        "POST",
+        f"{_job_path(submission_id)}/stop",
+        lambda answer: bool(answer["stopped"]),
+    )
+
+
+def delete_job(submission_id: str) -> Request[bool]:
+    """
+    Describe the request to delete what Ray remembers of an ended job.
+
+    Not repeatable: when the first answer is lost, the second says that there is no such job.
+
+    :raises RayJobsRefusedError: on sending, for a job that has not ended, or of type DRIVER.
+    """
+    return Request(
+        f"delete job {submission_id}",
+        "DELETE",
+        _job_path(submission_id),
+        lambda answer: bool(answer["deleted"]),
+        repeatable=False,
+    )
+
+
+def get_job_logs(submission_id: str) -> Request[str]:
+    r"""
+    Describe the request for a driver's whole log as text, in one piece.
+
+    Every Ray version has it, but it holds the log in memory, turns ``\r\n`` and ``\r`` into ``\n``, and fails
+    for bytes that are not UTF-8. So positions in it mean nothing in :func:`get_log_file`.
+
+    :raises RayJobsRefusedError: on sending, for a job of type DRIVER.
+    """
+    return Request(
+        f"read the log of job {submission_id}",
+        "GET",
+        f"{_job_path(submission_id)}/logs",
+        lambda answer: str(answer["logs"]),
+    )
+
+
+def get_log_file(submission_id: str, node_id: str) -> LogRequest:
+    """
+    Describe the request for a driver's log file, byte for byte (Ray 2.47 and later).
+
+    By the file's name: asked by ``submission_id`` the head looks through every job it ever ran.
+
+    :param node_id: where the driver runs, ``JobDetails.driver_node_id``.
+    """
+    return LogRequest(
+        f"read the log of job {submission_id}",
+        "/api/v0/logs/file",
+        {"node_id": node_id, "filename": f"job-driver-{submission_id}.log", "lines": "-1"},
+    )
+
+
+def read_answer(request: Request[T], answer: Answer) -> T:
+    """
+    Turn an answer into what was asked for.
+
+    :raises RayJobsResponseError: one of its subclasses, when the answer is something else.
+    """
+    if answer.status_code != 200:
+        raise error_of(request, answer)
+    try:
+        return request.read(json.loads(answer.content))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RayJobsNotFoundError(
+            f"Could not {request.about} at {answer.address}: the answer is {_kind_of(answer)}, not what the Ray "
+            f"Jobs API says. {_CHECK_ADDRESS}",
+            status_code=answer.status_code,
+        ) from error
+
+
+def error_of(request: Request[Any] | LogRequest, answer: Answer) -> RayJobsResponseError:
+    """Return the error that an answer other than 200 means: by Ray's words first, then by the status code."""
+    kind, advice = _meaning(answer)
+    said = _gist(answer.text)
+    message = f"Could not {request.about} at {answer.address}: HTTP {answer.status_code}. {advice}"
+    return kind(f"{message} It said: {said}" if said else message, status_code=answer.status_code)
+
+
+_CHECK_ADDRESS = "Check host, port, schema and base path of the connection: they must lead to a Ray dashboard."
+
+
+def _meaning(answer: Answer) -> tuple[type[RayJobsResponseError], str]:
+    """Return an answer's error class and what the reader can do about it."""
+    text = answer.text
+    match answer.status_code:
+        case 500 if "Please use a different submission_id" in text:
+            return (
+                RayJobExistsError,
+                "This submission id belongs to another job of this cluster; choose another.",
+            )
+        case 500 if "try again later" in text:
+            return RayJobsUnavailableError, "The cluster is not ready for it."
+        case 500 if "non-terminal state" in text:
+            return RayJobsRefusedError, "The job has not ended; stop it and wait for its end first."
+        case 400 if "submission type jobs" in text:
+            return RayJobsRefusedError, (
+                "The job was started interactively (type DRIVER): Ray's Jobs API lists such jobs, and that is all. "
+                "Whoever runs its driver can stop it and has its log."
+            )
+        case 400:
+            return (
+                RayJobsRefusedError,
+                "Ray cannot accept this request; an older Ray also refuses newer fields.",
+            )
+        case 401 | 403:
+            return RayJobsNotAuthorizedError, (
+                "The token is missing or wrong; it is the password of the Airflow connection."
+            )
+        case 404 if text.startswith("Job ") and text.endswith("does not exist"):
+            return RayJobNotFoundError, (
+                "The cluster does not know it: a wrong id, a deleted job, or a cluster that was started anew since."
+            )
+        case 429 | 502 | 503 | 504:
+            return RayJobsUnavailableError, "The head, or a proxy before it, is not able to answer now."
+        case 404 | 405 | 301 | 302 | 303 | 307 | 308:
+            return RayJobsNotFoundError, f"This is not a Ray dashboard, or not its address. {_CHECK_ADDRESS}"
+        case _:
+            return RayJobsResponseError, "The head's own logs (dashboard_JobHead.log) may tell more."
+
+
+def _job_path(submission_id: str) -> str:
+    return f"/api/jobs/{quote(submission_id, safe='')}"
+
+
+def _kind_of(answer: Answer) -> str:
+    return answer.content_type.partition(";")[0] or "of no stated type"
+
+
+def _gist(text: str, limit: int = 500) -> str:
+    """Return what an answer says in a few words: of a traceback its last line, of a page of HTML nothing."""
+    if text.startswith("<"):
+        return ""
+    if "Traceback (most recent call last)" in text:
+        text = text.rstrip("\n .").rpartition("\n")[2]
+    return text if len(text) <= limit else f"{text[:limit]} ..."

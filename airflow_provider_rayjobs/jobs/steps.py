@@ -1,0 +1,111 @@
+"""
+What an engine may ask of its driver.
+
+An engine is a generator that does no I/O and has no clock. It yields steps and is sent their results; errors
+of the cluster (:class:`~airflow_provider_rayjobs.exceptions.RayJobsError`) are thrown into it at the step
+that met them.
+
+=============  ==================================================================================================
+it yields      and is sent
+=============  ==================================================================================================
+``Send``       the request's answer; the driver sends once, repeating is the engine's decision
+``ReadLog``    nothing; the driver feeds the log's bytes to the ``LogText`` and shows the records that come out
+``Show``       nothing; one record of the job's log for whoever reads along
+``Note``       nothing; a sentence of ours for the log
+``Sleep``      the time afterwards, in seconds of a clock that never goes back; ``Sleep(0)`` asks for the time
+=============  ==================================================================================================
+
+:mod:`.client` holds the two drivers, one that blocks and one for an event loop. Everything else that runs an
+    engine
+is a test.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from airflow_provider_rayjobs.exceptions import (
+    RayJobsConnectionError,
+    RayJobsError,
+    RayJobsUnavailableError,
+)
+from airflow_provider_rayjobs.jobs.endpoints import LogRequest, Request
+from airflow_provider_rayjobs.jobs.logs import LogText, WholeLog
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Send:
+    request: Request[Any]
+
+
+@dataclass(frozen=True)
+class ReadLog:
+    request: LogRequest
+    log: LogText | WholeLog
+
+
+@dataclass(frozen=True)
+class Show:
+    record: str
+
+
+@dataclass(frozen=True)
+class Note:
+    message: str
+    level: int = logging.INFO
+
+
+@dataclass(frozen=True)
+class Sleep:
+    seconds: float
+
+
+Step = Send | ReadLog | Show | Note | Sleep
+Engine = Generator[Step, Any, T]
+
+# Seconds between repeated requests: the first soon enough for a hiccup, the last rare enough for an outage.
+_FIRST_PAUSE = 0.5
+_LONGEST_PAUSE = 10.0
+
+
+def send(request: Request[T], patience: float) -> Engine[T]:
+    """
+    Send a request, and again after failures that may pass, where repeating is safe.
+
+    :param patience: seconds after which no further try is begun.
+    """
+    answer: T = yield from repeated(Send(request), patience)
+    return answer
+
+
+def repeated(step: Send | ReadLog, patience: float) -> Engine[Any]:
+    """Take a step as :func:`send` sends a request."""
+    deadline = (yield Sleep(0)) + patience
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            return (yield step)
+        except RayJobsError as error:
+            wait = with_jitter(pause)
+            if not may_repeat(step.request, error) or (yield Sleep(0)) + wait > deadline:
+                raise
+        yield Sleep(wait)
+        pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+def may_repeat(request: Request[Any] | LogRequest, error: RayJobsError) -> bool:
+    """Tell whether sending a request again is safe, and of use."""
+    if isinstance(error, RayJobsConnectionError):
+        return request.repeatable or not error.sent
+    return request.repeatable and isinstance(error, RayJobsUnavailableError)
+
+
+def with_jitter(pause: float) -> float:
+    """Draw half of a pause by lot, so that many tasks do not come back to a tired head all at once."""
+    return pause * random.uniform(0.5, 1)  # noqa: S311  (no secret)

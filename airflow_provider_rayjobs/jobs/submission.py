@@ -1,0 +1,284 @@
+"""
+A submission: checked before anything is sent, and sent so that exactly one job comes of it.
+
+Ray validates little: a misspelt key of a runtime environment is ignored in silence, an id with a slash leaves
+a record that nobody can delete. So what can be known to be wrong is said here, and nothing was sent.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import secrets
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+from airflow_provider_rayjobs.exceptions import RayJobExistsError
+from airflow_provider_rayjobs.jobs import endpoints
+from airflow_provider_rayjobs.jobs.models import JobDetails, JobSubmission
+from airflow_provider_rayjobs.jobs.steps import Engine, send
+
+
+class SubmissionOptions(TypedDict, total=False):
+    """
+    What a submission may say besides its entrypoint.
+
+    ``submission_id``
+        at most 200 of ``A-Z a-z 0-9 _ . -``; made up when not given.
+    ``runtime_env``
+        Ray's runtime environment; paths in it must be URIs that the cluster can read.
+    ``metadata``
+        text to text; ``job_name`` is the name in the dashboard.
+    ``entrypoint_num_cpus``, ``entrypoint_num_gpus``
+        cores and GPUs reserved for the entrypoint command itself, fractions allowed.
+    ``entrypoint_memory``
+        bytes reserved for the entrypoint command.
+    ``entrypoint_resources``
+        custom resources reserved for it, name to quantity.
+    ``entrypoint_label_selector``
+        labels of the node to run it on, text to text (Ray 2.54 and later).
+    """
+
+    submission_id: str | None
+    runtime_env: Mapping[str, Any] | None
+    metadata: Mapping[str, str] | None
+    entrypoint_num_cpus: float | None
+    entrypoint_num_gpus: float | None
+    entrypoint_memory: int | None
+    entrypoint_resources: Mapping[str, float] | None
+    entrypoint_label_selector: Mapping[str, str] | None
+
+
+# By this a submission recognises its own job, when the answer to it was lost and Ray says that the id is
+# taken.
+NONCE = "submission_nonce"
+
+# Ray keeps the id in file names (255 bytes with "job-driver-" and ".log") and in URLs.
+_SUBMISSION_ID = re.compile(r"[A-Za-z0-9_.-]{1,200}")
+# The form of a Ray Core job id: Ray would take such a submission id for one.
+_RAY_CORE_JOB_ID = re.compile(r"[0-9a-f]{8}")
+
+# Source: Ray 2.60 ``runtime_env/runtime_env.py``, ``RuntimeEnv.known_fields``; "nsight", "rocprof_sys" and
+# "mpi" are what its constructor, or an older Ray, calls them.
+RUNTIME_ENV_KEYS = frozenset({
+    "py_modules", "py_executable", "java_jars", "working_dir", "conda", "pip", "uv", "container", "excludes",
+    "env_vars", "_ray_release", "_ray_commit", "_inject_current_ray", "config", "worker_process_setup_hook",
+    "_nsight", "nsight", "_rocprof_sys", "rocprof_sys", "image_uri", "mpi",
+})  # fmt: skip
+
+# Linux takes no argument and no environment variable over 32 pages (128 KiB) including its end:
+# MAX_ARG_STRLEN. The entrypoint is one such argument, runtime environment and metadata together are one such
+# variable.
+_ARGUMENT_LIMIT = 128 * 1024 - 1
+# What Ray adds around and into that variable.
+_VARIABLE_MARGIN = 1024
+# aiohttp's bound on a request's body, which Ray leaves as it is.
+_BODY_LIMIT = 1024 * 1024
+
+
+def plan_submission(entrypoint: str | Sequence[str], **options: Any) -> JobSubmission:
+    """
+    Make a submission of what a caller asks for.
+
+    :param entrypoint: a shell command; or its arguments, which are quoted so that no value leaves its place.
+    :param options: see :class:`SubmissionOptions`.
+    :raises ValueError: for what can never work, naming the field; nothing has been sent.
+    """
+    if unknown := options.keys() - SubmissionOptions.__annotations__.keys():
+        raise TypeError(f"a submission has no {', '.join(sorted(unknown))}")
+    runtime_env = options.get("runtime_env") or None
+    if runtime_env is not None:
+        check_runtime_env(runtime_env)
+    submission = JobSubmission(
+        entrypoint=_command(entrypoint),
+        submission_id=check_submission_id(options.get("submission_id") or f"rayjob-{secrets.token_hex(8)}"),
+        runtime_env=runtime_env,
+        metadata={NONCE: secrets.token_hex(8)} | check_metadata(options.get("metadata") or {}),
+        entrypoint_num_cpus=_quantity("entrypoint_num_cpus", options.get("entrypoint_num_cpus")),
+        entrypoint_num_gpus=_quantity("entrypoint_num_gpus", options.get("entrypoint_num_gpus")),
+        entrypoint_memory=_whole_bytes(options.get("entrypoint_memory")),
+        entrypoint_resources=_resources(options.get("entrypoint_resources")),
+        entrypoint_label_selector=_texts("entrypoint_label_selector", options.get("entrypoint_label_selector")),
+    )
+    _check_size(submission)
+    return submission
+
+
+def submit_job(submission: JobSubmission, patience: float) -> Engine[str]:
+    """
+    Submit, and see to it that exactly one job comes of it whatever happens to the answers.
+
+    A lost answer is followed by the same submission again. If Ray then says that the id is taken, the job's
+    own metadata tells whether it was us.
+
+    :param patience: seconds for which failures that may pass are borne.
+    :return: the submission id.
+    :raises RayJobExistsError: the id belongs to a job that is not this submission's.
+    """
+    try:
+        yield from send(endpoints.submit_job(submission), patience)
+    except RayJobExistsError:
+        existing: JobDetails = yield from send(endpoints.get_job(submission.submission_id), patience)
+        if existing.metadata.get(NONCE) != submission.metadata[NONCE]:
+            raise
+    return submission.submission_id
+
+
+def check_submission_id(submission_id: str) -> str:
+    """
+    Return the id if Ray can hold it.
+
+    :raises ValueError: for other characters than ``A-Z a-z 0-9 _ . -``, more than 200, or a Ray Core job id's
+        form.
+    """
+    if not isinstance(submission_id, str) or not _SUBMISSION_ID.fullmatch(submission_id):
+        raise ValueError(
+            f"submission_id {submission_id!r} is none that Ray can hold: 1 to 200 of the characters A-Z a-z 0-9 _ . -"
+        )
+    if _RAY_CORE_JOB_ID.fullmatch(submission_id):
+        raise ValueError(
+            f"submission_id {submission_id!r} has the form of a Ray Core job id (8 hexadecimal digits) and would be "
+            "mistaken for one"
+        )
+    return submission_id
+
+
+def check_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    """
+    Return the metadata if Ray can take it.
+
+    :raises ValueError: for what is not text to text, and for ``job_submission_id``, which mis-files the
+        driver.
+    """
+    _texts("metadata", metadata)
+    if "job_submission_id" in metadata:
+        raise ValueError(
+            "metadata must not hold job_submission_id: Ray files the driver under it. Use submission_id for the id."
+        )
+    return dict(metadata)
+
+
+def check_runtime_env(runtime_env: Mapping[str, Any]) -> None:
+    """
+    Refuse a runtime environment that Ray would ignore in part, or look for on its own disk.
+
+    :raises ValueError: for a key that Ray does not know (it ignores those in silence), env_vars that are not
+        text to text, and local paths, which only mean something on the machine that submits.
+    """
+    if not isinstance(runtime_env, Mapping):
+        raise ValueError(f"runtime_env must be a dictionary, not {type(runtime_env).__name__}")
+    for key in runtime_env:
+        if key not in RUNTIME_ENV_KEYS:
+            near = difflib.get_close_matches(str(key), RUNTIME_ENV_KEYS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; Ray knows {', '.join(sorted(RUNTIME_ENV_KEYS))}"
+            raise ValueError(f"runtime_env has a key that Ray does not know and would ignore: {key!r}{hint}")
+    _texts("runtime_env['env_vars']", runtime_env.get("env_vars"))
+    _check_uri("working_dir", runtime_env.get("working_dir"))
+    modules = runtime_env.get("py_modules") or []
+    if isinstance(modules, str) or not isinstance(modules, Sequence):
+        raise ValueError("runtime_env['py_modules'] must be a list of URIs")
+    for number, module in enumerate(modules):
+        _check_uri(f"py_modules[{number}]", module)
+    for key in ("pip", "uv"):
+        if isinstance(runtime_env.get(key), str):
+            raise ValueError(
+                f"runtime_env[{key!r}] is the path of a file ({runtime_env[key]!r}), which the cluster would look for "
+                "on its own disk. Give the packages as a list."
+            )
+    conda = runtime_env.get("conda")
+    if isinstance(conda, str) and conda.endswith((".yml", ".yaml")):
+        raise ValueError(
+            f"runtime_env['conda'] is the path of a file ({conda!r}), which the cluster would look for on its own "
+            "disk. Give the environment as a dictionary, or the name of one that the cluster has."
+        )
+    try:
+        json.dumps(runtime_env)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"runtime_env cannot be sent as JSON: {error}") from error
+
+
+def _check_uri(field: str, value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, str) or not re.match(r"[a-z][a-z0-9+]*://", value):
+        raise ValueError(
+            f"runtime_env[{field!r}] is {value!r}: a local path means nothing to the cluster. Give a URI that it can "
+            "read (gcs://, s3://, gs://, https://, ...; file:// or local:// for what lies on its nodes)."
+        )
+
+
+def _command(entrypoint: str | Sequence[str]) -> str:
+    if isinstance(entrypoint, str):
+        command = entrypoint
+    elif isinstance(entrypoint, Sequence) and all(isinstance(argument, str) for argument in entrypoint):
+        command = shlex.join(entrypoint)
+    else:
+        raise ValueError(f"entrypoint must be a command or a list of its arguments as text, not {entrypoint!r}")
+    if not command.strip():
+        raise ValueError("entrypoint is empty: there is nothing to run")
+    if "\0" in command:
+        raise ValueError("entrypoint holds a NUL character, which no command line can hold")
+    if (size := len(command.encode())) > _ARGUMENT_LIMIT:
+        raise ValueError(
+            f"entrypoint has {size} bytes; Linux starts no command over {_ARGUMENT_LIMIT}. Put the data into a file or "
+            "an object store and pass its address."
+        )
+    return command
+
+
+def _texts(field: str, value: Any) -> Any:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{field} must be a dictionary of text to text, not {type(value).__name__}")
+    for key, text in value.items():
+        if not isinstance(key, str) or not isinstance(text, str):
+            wrong = key if not isinstance(key, str) else text
+            raise ValueError(
+                f"{field} must be text to text; at {key!r} there is {type(wrong).__name__} instead of text"
+            )
+    return dict(value)
+
+
+def _quantity(field: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    # bool is an int to Python, and never what somebody means by a number of cores
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise ValueError(f"{field} must be a number, 0 or more, not {value!r}")
+    return value
+
+
+def _whole_bytes(value: Any) -> int | None:
+    quantity = _quantity("entrypoint_memory", value)
+    if quantity is not None and quantity != int(quantity):
+        raise ValueError(f"entrypoint_memory must be a whole number of bytes, not {value!r}")
+    return None if quantity is None else int(quantity)
+
+
+def _resources(value: Any) -> dict[str, float] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise ValueError(f"entrypoint_resources must be a dictionary of names to numbers, not {value!r}")
+    resources = {}
+    for name, number in value.items():
+        quantity = _quantity(f"entrypoint_resources[{name!r}]", number)
+        if quantity is None:
+            raise ValueError(f"entrypoint_resources[{name!r}] must be a number, not None")
+        resources[str(name)] = quantity
+    return resources
+
+
+def _check_size(submission: JobSubmission) -> None:
+    variable = len(json.dumps({"runtime_env": submission.runtime_env, "metadata": submission.metadata}).encode())
+    if variable > _ARGUMENT_LIMIT - _VARIABLE_MARGIN:
+        raise ValueError(
+            f"runtime_env and metadata have {variable} bytes together; Ray hands them to the driver as one environment "
+            f"variable, which Linux limits to {_ARGUMENT_LIMIT}. Shorten env_vars or metadata."
+        )
+    body = len(json.dumps(submission.to_json()).encode())
+    if body > _BODY_LIMIT:
+        raise ValueError(f"the submission has {body} bytes; Ray takes no request over {_BODY_LIMIT}")

@@ -1,0 +1,114 @@
+"""
+What templates leave behind, as the types that Ray wants.
+
+Jinja turns ``"{{ params.cpus }}"`` into the text ``"2"``; with native rendering it turns ``"{{ ds_nodash
+}}"`` into the number 20260101. Ray wants a number in the first place and text in the second. Each function
+here knows one such place, and names the field when nothing fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import date, time
+from decimal import Decimal
+from pathlib import Path, PurePath
+from typing import Any
+from uuid import UUID
+
+import yaml
+
+# What native rendering makes of a text that looks like one of these; str() gives back what a person would
+# write.
+_SCALARS = (str, int, float, Decimal, date, time, UUID, PurePath)
+
+
+def as_text(field: str, value: Any) -> str:
+    """Return a scalar as text."""
+    if not isinstance(value, _SCALARS):
+        raise ValueError(f"{field} must be text, not {value!r}")
+    return str(value)
+
+
+def as_number(field: str, value: Any) -> float | None:
+    """Return a number, whole where it can be; ``None`` and what renders to nothing mean "not given"."""
+    if value is None or value in ("", "None"):
+        return None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    try:
+        number = float(as_text(field, value))
+    except ValueError:
+        raise ValueError(f"{field} must be a number, not {value!r}") from None
+    return int(number) if number.is_integer() else number
+
+
+def as_flag(field: str, value: Any) -> bool:
+    """Return a yes or no."""
+    if isinstance(value, bool):
+        return value
+    match str(value).strip().lower():
+        case "true" | "yes" | "1":
+            return True
+        case "false" | "no" | "0":
+            return False
+    raise ValueError(f"{field} must be True or False, not {value!r}")
+
+
+def as_texts(field: str, value: Any) -> dict[str, str] | None:
+    """Return a dictionary of text to text."""
+    if value is None:
+        return None
+    return {str(key): as_text(f"{field}[{key!r}]", text) for key, text in _mapping(field, value).items()}
+
+
+def as_numbers(field: str, value: Any) -> dict[str, float] | None:
+    """Return a dictionary of text to numbers; an entry that renders to nothing is left out."""
+    if value is None:
+        return None
+    numbers = {str(key): as_number(f"{field}[{key!r}]", number) for key, number in _mapping(field, value).items()}
+    return {key: number for key, number in numbers.items() if number is not None}
+
+
+def as_entrypoint(value: Any) -> str | list[str]:
+    """Return an entrypoint: a command, or the list of its arguments."""
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [as_text(f"entrypoint[{number}]", argument) for number, argument in enumerate(value)]
+    return as_text("entrypoint", value)
+
+
+def as_runtime_env(value: Any, folders: Sequence[Path]) -> dict[str, Any] | None:
+    """
+    Return a runtime environment with its env_vars as text.
+
+    :param value: a dictionary, or the path of a YAML file that holds one.
+    :param folders: where a relative path is looked for, in this order.
+    """
+    if value is None or value == "":
+        return None
+    if isinstance(value, str | PurePath):
+        value = _read_yaml(Path(value), folders)
+    runtime_env = dict(_mapping("runtime_env", value))
+    if runtime_env.get("env_vars") is not None:
+        runtime_env["env_vars"] = as_texts("runtime_env['env_vars']", runtime_env["env_vars"])
+    return runtime_env
+
+
+def _read_yaml(path: Path, folders: Sequence[Path]) -> Any:
+    path = path.expanduser()
+    places = [path] if path.is_absolute() else [folder / path for folder in folders]
+    for place in places:
+        if place.is_file():
+            try:
+                return yaml.safe_load(place.read_text(encoding="utf-8")) or {}
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise ValueError(f"runtime_env: {place} is not readable as YAML: {error}") from error
+    raise ValueError(
+        f"runtime_env: no such file: {path}; looked for {', '.join(str(place) for place in places)}. Give a "
+        "dictionary, or the path of a YAML file."
+    )
+
+
+def _mapping(field: str, value: Any) -> Mapping[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{field} must be a dictionary, not {value!r}")
+    return value

@@ -1,0 +1,230 @@
+"""Wait for a job that somebody else submitted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import BaseSensorOperator, conf
+
+from airflow_provider_rayjobs import links, rendered
+from airflow_provider_rayjobs.exceptions import RayJobNotFoundError, RayJobsError
+from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, Cluster, RayJobsHook
+from airflow_provider_rayjobs.jobs import follow
+from airflow_provider_rayjobs.jobs.client import OnLog, RayJobsClient
+from airflow_provider_rayjobs.jobs.logs import LogText
+from airflow_provider_rayjobs.jobs.models import JobDetails
+from airflow_provider_rayjobs.operators import check_fetch_logs, seconds
+from airflow_provider_rayjobs.outcomes import as_sensed, error_of_end
+from airflow_provider_rayjobs.triggers import RayJobTrigger, details_of_event
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context, XComArg
+
+# Seconds for which "no such job" is borne: the task that submits it may be a moment behind.
+MISSING_TIMEOUT = 60.0
+_MEMORY_KEY = "ray_job_sensor"
+
+
+class RayJobSensor(BaseSensorOperator):
+    """
+    Wait for the end of a Ray job that somebody else submitted, and end as it ends.
+
+    Succeeds when the job SUCCEEDED, fails at once, and for good, when it FAILED or was STOPPED. The job's log
+    passes into this task's log: as it comes in mode ``poke``; as it comes in mode ``reschedule`` on Airflow
+    3.3 and later, which can remember how far it was shown, and whole at the end before that; when the task
+    resumes if it is deferrable.
+
+    :param submission_id: a submission id, often from XCom, or the Ray Core job id of an interactive job.
+        (templated)
+    :param ray_conn_id: an Airflow connection of type ``ray_jobs``. (templated)
+    :param fetch_logs: ``live``, ``on_completion`` or ``never``. (templated)
+    :param poke_interval: seconds between two looks.
+    :param deferrable: wait in the triggerer; Airflow's setting ``[operators] default_deferrable`` is the
+        default.
+    :param missing_timeout: seconds after the first look for which "no such job" is borne. (templated)
+    :param unreachable_timeout: seconds without a usable answer from the cluster that are borne in a row.
+        (templated)
+    """
+
+    template_fields: Sequence[str] = (
+        "submission_id", "ray_conn_id", "fetch_logs", "missing_timeout", "unreachable_timeout",
+    )  # fmt: skip
+    operator_extra_links = (links.RayJobLink(),)
+    ui_color = "#d8ecfb"
+
+    def __init__(
+        self,
+        *,
+        submission_id: str | XComArg,
+        ray_conn_id: str = DEFAULT_CONN_ID,
+        fetch_logs: str = "live",
+        poke_interval: float = follow.POLL_INTERVAL,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        missing_timeout: float | str = MISSING_TIMEOUT,
+        unreachable_timeout: float | str = follow.UNREACHABLE_TIMEOUT,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(poke_interval=poke_interval, **kwargs)
+        self.submission_id = submission_id
+        self.ray_conn_id = ray_conn_id
+        self.fetch_logs = fetch_logs
+        self.deferrable = deferrable
+        self.missing_timeout = missing_timeout
+        self.unreachable_timeout = unreachable_timeout
+        self._watch: _Watch | None = None
+
+    def execute(self, context: Context) -> None:
+        """Wait on a worker, or hand the waiting over to the triggerer."""
+        if not self.deferrable:
+            super().execute(context)
+            return
+        watch = self._begin(context)
+        self.defer(
+            trigger=RayJobTrigger(
+                watch.job,
+                ray_conn_id=self.ray_conn_id,
+                poll_interval=self.poke_interval,
+                unreachable_timeout=watch.unreachable_timeout,
+                missing_timeout=watch.missing_timeout,
+            ),
+            method_name="execute_complete",
+            timeout=timedelta(seconds=self.timeout),
+        )
+
+    def poke(self, context: Context) -> bool:
+        """Look at the job once."""
+        if self._watch is None:
+            self._watch = self._begin(context)
+        watch = self._watch
+        with RayJobsHook(self.ray_conn_id).client_of(watch.cluster) as client:
+            details = watch.look(client, self._show)
+        if self.reschedule:
+            watch.remember(context)
+        return details is not None and self._has_succeeded(details, watch)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> None:
+        """Resume after the trigger: write the job's log, and end as the job ended."""
+        watch = self._begin(context)
+        try:
+            details = details_of_event(event)
+        except RayJobsError as error:
+            raise as_sensed(error) from error
+        if watch.reader is not None:
+            with RayJobsHook(self.ray_conn_id).client_of(watch.cluster) as client:
+                client.run(watch.reader.read(details), self._show)
+        self._has_succeeded(details, watch)
+
+    def _begin(self, context: Context) -> _Watch:
+        """Read the rendered arguments; push the link that leads to the job."""
+        check_fetch_logs(self.fetch_logs)
+        if not self.submission_id:
+            raise ValueError(
+                "submission_id is empty: no job to wait for. Did the task that submits it push it to XCom?"
+            )
+        job = rendered.as_text("submission_id", self.submission_id)
+        cluster = RayJobsHook(self.ray_conn_id).get_cluster()
+        context["ti"].xcom_push(key=links.XCOM_KEY, value=cluster.job_url(job))
+        watch = _Watch(
+            job,
+            cluster,
+            reader=None if self.fetch_logs == "never" else follow.LogReader(LogText()),
+            live=self.fetch_logs == "live",
+            missing_timeout=seconds("missing_timeout", self.missing_timeout),
+            unreachable_timeout=seconds("unreachable_timeout", self.unreachable_timeout),
+        )
+        if self.reschedule:
+            watch.recall(context)
+        return watch
+
+    def _has_succeeded(self, details: JobDetails, watch: _Watch) -> bool:
+        if not details.status.is_terminal():
+            return False
+        error = error_of_end(details, watch.cluster.address, watch.last_lines, sensed=True)
+        if error is not None:
+            raise error
+        return True
+
+    def _show(self, record: str) -> None:
+        self.log.info("%s", record)
+
+
+class _Watch:
+    """What a sensor knows of its job from one look to the next."""
+
+    def __init__(
+        self,
+        job: str,
+        cluster: Cluster,
+        *,
+        reader: follow.LogReader | None,
+        live: bool,
+        missing_timeout: float,
+        unreachable_timeout: float,
+    ) -> None:
+        self.job = job
+        self.cluster = cluster
+        self.reader = reader
+        self.live = live
+        self.missing_timeout = missing_timeout
+        self.unreachable_timeout = unreachable_timeout
+        # wall clock, as it may have to last from one worker process to another
+        self.began = time.time()
+        self.outage = follow.Outage(job, unreachable_timeout)
+
+    def look(self, client: RayJobsClient, show: OnLog) -> JobDetails | None:
+        """
+        Look once; ``None`` where that told nothing, and it is too early to give up.
+
+        :raises AirflowException: when it is time to give up.
+        """
+        try:
+            try:
+                details = client.run(follow.look(self.job, self.reader, live=self.live), show)
+            except RayJobNotFoundError:
+                if time.time() - self.began >= self.missing_timeout:
+                    raise
+            except RayJobsError as error:
+                client.run(self.outage.bear(error, time.time()))
+            else:
+                client.run(self.outage.over(time.time()))
+                return details
+        except RayJobsError as error:
+            raise as_sensed(error) from error
+        return None
+
+    @property
+    def last_lines(self) -> tuple[str, ...]:
+        return self.reader.log.last_lines if self.reader else ()
+
+    def recall(self, context: Context) -> None:
+        """Take up what an earlier process of this try left; without a store the log has to wait for the job's end."""
+        task_instance = context["ti"]
+        if first := task_instance.get_first_reschedule_date(context):
+            self.began = first.timestamp()
+        store = context.get("task_state_store")
+        if store is None:
+            self.live = False
+            return
+        memory: Any = store.get(_MEMORY_KEY)
+        # the store outlives retries and Clear; another try shows the log from its start
+        if memory and (memory["try_number"], memory["job"]) == (task_instance.try_number, self.job):
+            self.outage.since = memory["outage_since"] or None
+            if self.reader is not None:
+                self.reader.log.position = memory["log_position"]
+
+    def remember(self, context: Context) -> None:
+        """Leave what the next process needs."""
+        store = context.get("task_state_store")
+        if store is not None:
+            store.set(
+                _MEMORY_KEY,
+                {
+                    "try_number": context["ti"].try_number,
+                    "job": self.job,
+                    "log_position": self.reader.log.position if self.reader else 0,
+                    "outage_since": self.outage.since or 0,
+                },
+            )

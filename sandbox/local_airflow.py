@@ -1,0 +1,209 @@
+"""A local Airflow: standalone, SQLite, free ports, a home of its own, and nothing left of it afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+
+from sandbox.processes import Program, clean_environment, free_port
+
+FINAL_STATES = ("success", "failed", "skipped", "upstream_failed", "removed")
+
+
+class LocalAirflow:
+    """
+    Airflow's own ``standalone`` (API server with web UI, scheduler, triggerer, DAG processor); a context manager.
+
+    :param dags: the folder of the DAG files.
+    :param connections: connection ids to Airflow's JSON form of a connection.
+    :param settings: further environment variables, such as ``AIRFLOW__TRIGGERER__CAPACITY``.
+    :param paused: whether new DAGs start paused.
+    """
+
+    def __init__(
+        self,
+        dags: Path,
+        connections: Mapping[str, Mapping[str, Any]],
+        settings: Mapping[str, str] | None = None,
+        *,
+        paused: bool = False,
+    ) -> None:
+        self.home = Path(tempfile.mkdtemp(prefix="airflow-"))
+        self.port = free_port()
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.environment = (
+            clean_environment("AIRFLOW", "_AIRFLOW", "RAY_")
+            | {
+                "AIRFLOW_HOME": str(self.home),
+                "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
+                "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+                "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": str(paused),
+                "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+                "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.address}/execution/",
+                "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
+                "AIRFLOW__API__HOST": "127.0.0.1",
+                "AIRFLOW__API__PORT": str(self.port),
+                "AIRFLOW__API__BASE_URL": self.address,
+                "AIRFLOW__API__WORKERS": "1",
+                "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
+                "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "10",
+                "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
+                "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
+                "AIRFLOW__SCHEDULER__ENABLE_HEALTH_CHECK": "False",
+                "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+                "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+            }
+            | {f"AIRFLOW_CONN_{name.upper()}": json.dumps(fields) for name, fields in connections.items()}
+            | dict(settings or {})
+        )
+        self._program: Program | None = None
+        self._http = httpx.Client(base_url=self.address, timeout=30)
+
+    def start(self, timeout: float = 180.0) -> Self:
+        """Start all parts and wait until they are healthy."""
+        self._program = Program(
+            [str(Path(sys.executable).with_name("airflow")), "standalone"],
+            self.environment,
+            self.home / "standalone.log",
+        )
+        self._program.wait_until(self._is_healthy, "Airflow", timeout)
+        token = self._http.get("/auth/token").json()["access_token"]
+        self._http.headers["Authorization"] = f"Bearer {token}"
+        return self
+
+    def close(self) -> None:
+        """Stop all parts and remove the home."""
+        self._http.close()
+        if self._program is not None:
+            self._program.stop()
+        shutil.rmtree(self.home, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def output(self) -> str:
+        """What standalone printed last, for error messages."""
+        return self._program.tail() if self._program else ""
+
+    def api(self, method: str, path: str, **arguments: Any) -> Any:
+        """Call Airflow's REST API (version 2) and return its JSON."""
+        answer = self._http.request(method, f"/api/v2{path}", **arguments)
+        if answer.is_error:
+            raise RuntimeError(f"{method} {path}: HTTP {answer.status_code}: {answer.text[:2000]}")
+        return answer.json() if answer.content else None
+
+    def wait_for_dag(self, dag_id: str, timeout: float = 120.0) -> None:
+        """Wait until the DAG processor has read a DAG."""
+        deadline = time.monotonic() + timeout
+        while self._http.get(f"/api/v2/dags/{dag_id}").is_error:
+            if time.monotonic() > deadline:
+                errors = self.api("GET", "/importErrors")["import_errors"]
+                raise RuntimeError(f"Airflow has not read DAG {dag_id} after {timeout:.0f} s: {errors}\n{self.output}")
+            time.sleep(0.5)
+
+    def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None, logical_date: str | None = None) -> str:
+        """Start a run of a DAG and return its run id."""
+        self.wait_for_dag(dag_id)
+        self.api("PATCH", f"/dags/{dag_id}", json={"is_paused": False})
+        run = self.api("POST", f"/dags/{dag_id}/dagRuns", json={"logical_date": logical_date, "conf": conf or {}})
+        return str(run["dag_run_id"])
+
+    def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        """Return the run's task instances as the API describes them."""
+        answer = self.api("GET", f"/dags/{dag_id}/dagRuns/{quote(run_id)}/taskInstances", params={"limit": 200})
+        return list(answer["task_instances"])
+
+    def task_instance(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> dict[str, Any]:
+        """Return one task instance."""
+        return next(
+            instance
+            for instance in self.task_instances(dag_id, run_id)
+            if (instance["task_id"], instance["map_index"]) == (task_id, map_index)
+        )
+
+    def wait_for_run(self, dag_id: str, run_id: str, timeout: float = 240.0) -> str:
+        """Wait for a run's end and return its state."""
+        deadline = time.monotonic() + timeout
+        while (state := self.api("GET", f"/dags/{dag_id}/dagRuns/{quote(run_id)}")["state"]) not in FINAL_STATES:
+            if time.monotonic() > deadline:
+                states = {task["task_id"]: task["state"] for task in self.task_instances(dag_id, run_id)}
+                raise RuntimeError(f"{dag_id} {run_id} is {state} after {timeout:.0f} s: {states}\n{self.output}")
+            time.sleep(0.5)
+        return str(state)
+
+    def wait_for_task(
+        self, dag_id: str, run_id: str, task_id: str, states: tuple[str, ...] = FINAL_STATES, timeout: float = 180.0
+    ) -> str:
+        """Wait until a task instance is in one of the states and return which."""
+        deadline = time.monotonic() + timeout
+        while (state := self.task_instance(dag_id, run_id, task_id)["state"]) not in states:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{dag_id} {run_id} {task_id} is {state} after {timeout:.0f} s\n{self.output}")
+            time.sleep(0.3)
+        return str(state)
+
+    def log_records(
+        self, dag_id: str, run_id: str, task_id: str, try_number: int = 1, map_index: int = -1
+    ) -> list[dict[str, Any]]:
+        """Return a try's log as the web UI gets it, record by record."""
+        answer = self.api(
+            "GET",
+            f"/dags/{dag_id}/dagRuns/{quote(run_id)}/taskInstances/{task_id}/logs/{try_number}",
+            params={"map_index": map_index, "full_content": "true"},
+            headers={"Accept": "application/json"},
+        )
+        return [record if isinstance(record, dict) else {"event": record} for record in answer["content"]]
+
+    def log_text(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1, map_index: int = -1) -> str:
+        """Return a try's log as one text: messages, and the errors that go with them."""
+        records = self.log_records(dag_id, run_id, task_id, try_number, map_index)
+        return "\n".join(text for record in records for text in texts_of(record))
+
+    def xcoms(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> dict[str, Any]:
+        """Return what a task instance pushed to XCom."""
+        path = f"/dags/{dag_id}/dagRuns/{quote(run_id)}/taskInstances/{task_id}/xcomEntries"
+        entries = self.api("GET", path, params={"map_index": map_index})["xcom_entries"]
+        return {
+            entry["key"]: self.api("GET", f"{path}/{entry['key']}", params={"map_index": map_index})["value"]
+            for entry in entries
+        }
+
+    def links(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> dict[str, str | None]:
+        """Return the buttons on a task instance: name to address."""
+        path = f"/dags/{dag_id}/dagRuns/{quote(run_id)}/taskInstances/{task_id}/links"
+        return dict(self.api("GET", path, params={"map_index": map_index})["extra_links"])
+
+    def _is_healthy(self) -> bool:
+        try:
+            answer = self._http.get("/api/v2/monitor/health")
+        except httpx.HTTPError:
+            return False
+        parts = answer.json() if answer.status_code == 200 else {}
+        return all(
+            parts.get(part, {}).get("status") == "healthy" for part in ("metadatabase", "scheduler", "triggerer")
+        )
+
+
+def texts_of(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a log record says: its message, and the class and text of an error that goes with it."""
+    yield str(record.get("event", ""))
+    for error in record.get("error_detail") or ():
+        yield f"{error.get('exc_type')}: {error.get('exc_value')}"
