@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from airflow_provider_rayjobs import __version__
-
 
 def get_provider_info() -> dict[str, Any]:
     """
@@ -18,7 +16,6 @@ def get_provider_info() -> dict[str, Any]:
         "package-name": "airflow-provider-rayjobs",
         "name": "Ray Jobs",
         "description": "Submit Ray jobs from Airflow, follow them to their end, with their logs and their errors.",
-        "versions": [__version__],
         "integrations": [
             {
                 "integration-name": "Ray Jobs",

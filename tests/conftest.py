@@ -1,0 +1,52 @@
+"""A real Ray head and a real Airflow for the whole test session; started once, stopped by process id."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# The sandbox is beside the tests, not installed; Airflow's home must be chosen before anything imports Airflow.
+sys.path.insert(0, str(ROOT))
+_UNIT_TEST_HOME = tempfile.mkdtemp(prefix="airflow-unit-")
+os.environ["AIRFLOW_HOME"] = _UNIT_TEST_HOME
+os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
+os.environ["AIRFLOW__CORE__UNIT_TEST_MODE"] = "False"
+for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "AIRFLOW_CONN_RAY_JOBS_DEFAULT"):
+    os.environ.pop(name, None)
+
+from sandbox.demo import connection_to  # noqa: E402
+from sandbox.local_airflow import LocalAirflow  # noqa: E402
+from sandbox.ray_head import RayHead  # noqa: E402
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_UNIT_TEST_HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator[RayHead]:
+    """A head with room for many jobs at once; a driver needs no CPU of its own."""
+    with RayHead(num_cpus=8) as head:
+        yield head
+
+
+@pytest.fixture(scope="session")
+def airflow(ray_head: RayHead, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAirflow]:
+    """An Airflow with the example DAGs and those of the tests."""
+    dags = tmp_path_factory.mktemp("dags")
+    shutil.copytree(ROOT / "example_dags", dags / "example_dags")
+    shutil.copytree(ROOT / "tests" / "dags", dags / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    connections = connection_to(ray_head) | {
+        "ray_jobs_nobody": {"conn_type": "ray_jobs", "host": "127.0.0.1", "port": 9},
+        "ray_jobs_browser": connection_to(ray_head)["ray_jobs_default"]
+        | {"extra": {"dashboard_url": "https://ray.example.com/team-a/"}},
+    }
+    with LocalAirflow(dags, connections) as running:
+        yield running

@@ -1,0 +1,71 @@
+"""Everybody's first contact with a DAG: ``dag.test()``, in a process of its own, against a real Ray head."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from sandbox.demo import connection_to
+from sandbox.processes import clean_environment
+from sandbox.ray_head import RayHead
+
+pytestmark = [pytest.mark.airflow, pytest.mark.ray]
+
+DAG_FILE = """
+    import sys
+
+    import pendulum
+    from airflow.sdk import DAG
+
+    from airflow_provider_rayjobs.operators import RayJobSubmitOperator
+    from airflow_provider_rayjobs.sensors import RayJobSensor
+
+    with DAG("first_contact", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz="UTC")) as dag:
+        for name, deferrable in (("worker", False), ("deferred", True)):
+            job = RayJobSubmitOperator(
+                task_id=f"job_{name}", entrypoint=f"echo hello from {name}", deferrable=deferrable, poll_interval=1
+            )
+            wait = RayJobSensor(
+                task_id=f"wait_{name}", submission_id=job.output, deferrable=deferrable, poke_interval=1
+            )
+        RayJobSubmitOperator(
+            task_id="bad", entrypoint="exit 3", deferrable=True, poll_interval=1, trigger_rule="all_done"
+        ).set_upstream(wait)
+
+    if __name__ == "__main__":
+        run = dag.test()
+        print("STATES", {ti.task_id: str(ti.state) for ti in run.get_task_instances()})
+"""
+
+
+def test_dag_test_runs_both_modes_to_the_right_end(ray_head: RayHead, tmp_path: Path):
+    """``dag.test()`` runs operator and sensor in both modes, shows the job's lines, and a failed job is red."""
+    dag_file = tmp_path / "dags" / "first_contact.py"
+    dag_file.parent.mkdir()
+    dag_file.write_text(textwrap.dedent(DAG_FILE))
+    environment = clean_environment("AIRFLOW", "RAY_") | {
+        "AIRFLOW_HOME": str(tmp_path / "home"),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(dag_file.parent),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW_CONN_RAY_JOBS_DEFAULT": json.dumps(connection_to(ray_head)["ray_jobs_default"]),
+    }
+    airflow = Path(sys.executable).with_name("airflow")
+    subprocess.run([airflow, "db", "migrate"], env=environment, check=True, capture_output=True, timeout=300)
+    ended = subprocess.run(
+        [sys.executable, dag_file], env=environment, check=False, capture_output=True, text=True, timeout=300
+    )
+    output = ended.stdout + ended.stderr
+    states = dict(eval(output.rpartition("STATES ")[2].splitlines()[0]))  # noqa: S307  (our own print)
+
+    assert states == {
+        "job_worker": "success", "wait_worker": "success", "job_deferred": "success", "wait_deferred": "success",
+        "bad": "failed",
+    }  # fmt: skip
+    assert output.count("hello from worker\n") >= 2
+    assert output.count("hello from deferred\n") >= 2
+    assert "exit code 3, error type JOB_ENTRYPOINT_COMMAND_ERROR" in output

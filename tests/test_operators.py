@@ -1,0 +1,131 @@
+"""What the operator makes of its arguments; how it runs is in test_end_to_end.py."""
+
+from __future__ import annotations
+
+import inspect
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from airflow_provider_rayjobs.jobs.submission import SubmissionOptions
+from airflow_provider_rayjobs.operators import RayJobSubmitOperator, new_submission_id
+from airflow_provider_rayjobs.sensors import RayJobSensor
+
+
+def context(**changes: Any) -> Any:
+    """A context as far as the planning of a submission looks at it."""
+    ti = SimpleNamespace(
+        **{"dag_id": "nightly", "task_id": "train", "run_id": "run-1", "map_index": -1, "try_number": 2} | changes
+    )
+    date = datetime(2026, 1, 2, tzinfo=UTC)
+    return {
+        "ti": ti,
+        "task_instance": ti,
+        "dag_run": SimpleNamespace(run_id="run-1", logical_date=date),
+        "logical_date": date,
+    }
+
+
+def test_every_argument_of_a_submission_is_one_of_the_operator_and_templated():
+    """What a submission may say the operator takes, renders, and keeps under the same name."""
+    parameters = inspect.signature(RayJobSubmitOperator.__init__).parameters
+    operator = RayJobSubmitOperator(task_id="t", entrypoint="true")
+
+    assert {"entrypoint", *SubmissionOptions.__annotations__} <= set(parameters)
+    assert {"entrypoint", *SubmissionOptions.__annotations__} <= set(operator.template_fields)
+    assert operator.template_ext == ()
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [RayJobSubmitOperator(task_id="t", entrypoint="true"), RayJobSensor(task_id="s", submission_id="job-1")],
+)
+def test_template_fields_are_attributes(operator: Any):
+    """Airflow can render every field."""
+    assert [name for name in operator.template_fields if not hasattr(operator, name)] == []
+
+
+def test_a_submission_id_reads_well_and_is_unique():
+    """It names dag, task, map index and try, whatever they are made of, and fits Ray's limits."""
+    plain = new_submission_id(context())
+    mapped = new_submission_id(context(map_index=3))
+    strange = new_submission_id(context(dag_id="nächtlich/" * 30, task_id="gruppe.aufgabe"))
+
+    assert plain.startswith("nightly.train-try2-")
+    assert mapped.startswith("nightly.train-m3-try2-")
+    assert plain != new_submission_id(context())
+    assert len(strange) <= 200
+    assert strange.isascii()
+    assert "/" not in strange
+
+
+def test_rendered_text_becomes_what_ray_wants():
+    """Numbers come as text from templates, and go as numbers to Ray."""
+    submission = RayJobSubmitOperator(
+        task_id="t",
+        entrypoint=["python", "train.py", 20260102],
+        entrypoint_num_cpus="2",
+        entrypoint_num_gpus="0.5",
+        entrypoint_memory="1024",
+        entrypoint_resources={"TPU": "4"},
+        entrypoint_label_selector={"zone": 1},
+        metadata={"day": 20260102},
+        job_name=20260102,
+    ).plan(context())
+
+    assert submission.entrypoint == "python train.py 20260102"
+    assert (submission.entrypoint_num_cpus, submission.entrypoint_num_gpus) == (2, 0.5)
+    assert submission.entrypoint_memory == 1024
+    assert submission.entrypoint_resources == {"TPU": 4}
+    assert submission.entrypoint_label_selector == {"zone": "1"}
+    assert (submission.metadata["day"], submission.metadata["job_name"]) == ("20260102", "20260102")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param({"entrypoint": " "}, "entrypoint is empty", id="nothing to run"),
+        pytest.param({"entrypoint": None}, "entrypoint must be text", id="None"),
+        pytest.param({"entrypoint_num_cpus": "many"}, "entrypoint_num_cpus must be a number", id="cpus"),
+        pytest.param({"entrypoint_memory": "1.5"}, "entrypoint_memory must be a whole number", id="memory"),
+        pytest.param({"entrypoint_resources": {"TPU": "x"}}, r"entrypoint_resources\['TPU'\]", id="resources"),
+        pytest.param({"submission_id": "a/b"}, "submission_id 'a/b'", id="id"),
+        pytest.param({"metadata": {"airflow_dag_id": "x"}}, "metadata must not hold airflow_dag_id", id="taken key"),
+        pytest.param({"metadata": {"a": None}}, r"metadata\['a'\] must be text", id="metadata"),
+        pytest.param({"runtime_env": {"working_dir": "./here"}}, "a local path means nothing", id="local path"),
+        pytest.param({"runtime_env": {"env_var": {}}}, "did you mean 'env_vars'", id="misspelt key"),
+        pytest.param({"runtime_env": "none.yaml"}, "no such file: none.yaml", id="no file"),
+    ],
+)
+def test_what_can_never_work_names_its_field(arguments: dict[str, Any], message: str):
+    """A wrong argument is an error before anything is sent."""
+    operator = RayJobSubmitOperator(**{"task_id": "t", "entrypoint": "true"} | arguments)
+
+    with pytest.raises(ValueError, match=message):
+        operator.plan(context())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"fetch_logs": "sometimes"}, "fetch_logs must be one of live, on_completion, never"),
+        ({"poll_interval": "-1"}, "poll_interval must be a number of seconds"),
+        ({"unreachable_timeout": "x"}, "unreachable_timeout must be a number"),
+        ({"wait_for_completion": "maybe"}, "wait_for_completion must be True or False"),
+    ],
+)
+def test_what_is_no_way_to_wait_is_refused(arguments: dict[str, Any], message: str):
+    """How to wait is checked before the job is submitted."""
+    operator = RayJobSubmitOperator(**{"task_id": "t", "entrypoint": "true"} | arguments)
+
+    with pytest.raises(ValueError, match=message):
+        operator.execute(context())
+
+
+def test_a_constructor_only_assigns():
+    """Templates are not rendered yet when a DAG is parsed: nothing is checked, nothing is looked up."""
+    operator = RayJobSubmitOperator(task_id="t", entrypoint="", entrypoint_num_cpus="{{ x }}", ray_conn_id="{{ y }}")
+
+    assert operator.entrypoint_num_cpus == "{{ x }}"

@@ -1,0 +1,79 @@
+"""The wheel that users install."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_rayjobs import __version__
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the tree as it is, with the build backend that is installed here."""
+    target = tmp_path_factory.mktemp("dist")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", target, ROOT],
+        check=True, capture_output=True, timeout=300,
+    )  # fmt: skip
+    [built] = target.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment in which the installed wheel comes before this checkout."""
+    target = tmp_path_factory.mktemp("site")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", target, wheel],
+        check=True, capture_output=True, timeout=300,
+    )  # fmt: skip
+    return os.environ | {"PYTHONPATH": str(target), "AIRFLOW_HOME": str(tmp_path_factory.mktemp("home"))}
+
+
+def test_the_wheel_holds_our_package_alone(wheel: Path):
+    """No tests, no examples, no sandbox: the package, its licence and its metadata."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    tops = {name.split("/")[0] for name in names}
+
+    assert tops == {"airflow_provider_rayjobs", f"airflow_provider_rayjobs-{__version__}.dist-info"}
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert "airflow_provider_rayjobs/py.typed" in names
+
+
+def test_the_wheel_requires_nothing_that_a_worker_does_not_have(wheel: Path):
+    """The requirements are Airflow, httpx and pendulum; Ray is an extra."""
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = archive.read(f"airflow_provider_rayjobs-{__version__}.dist-info/METADATA").decode()
+    requirements = re.findall(r"^Requires-Dist: (.+)$", metadata, re.MULTILINE)
+
+    assert sorted(line for line in requirements if "extra ==" not in line) == [
+        "apache-airflow>=3.1",
+        "httpx",
+        "pendulum",
+    ]
+    assert [line for line in requirements if "extra ==" in line] == ["ray[default]>=2.40; extra == 'ray'"]
+
+
+def test_airflow_lists_the_connection_type_of_the_installed_wheel(installed: dict[str, str], tmp_path: Path):
+    """``airflow providers hooks`` knows ``ray_jobs``, and the code comes from the wheel."""
+    where = subprocess.run(
+        [sys.executable, "-c", "import airflow_provider_rayjobs as it; print(it.__file__)"],
+        env=installed, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60,
+    ).stdout  # fmt: skip
+    hooks = subprocess.run(
+        [Path(sys.executable).with_name("airflow"), "providers", "hooks", "--output", "plain"],
+        env=installed, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=120,
+    ).stdout  # fmt: skip
+
+    assert where.startswith(installed["PYTHONPATH"])
+    assert re.search(r"^ray_jobs +airflow_provider_rayjobs\.hooks\.RayJobsHook", hooks, re.MULTILINE)

@@ -1,0 +1,82 @@
+"""What Airflow reads about the package."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from importlib.metadata import entry_points
+from importlib.resources import files
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from airflow_provider_rayjobs.get_provider_info import get_provider_info
+from airflow_provider_rayjobs.hooks import _KNOWN_EXTRAS, RayJobsHook
+from airflow_provider_rayjobs.links import RayJobLink
+
+ROOT = Path(__file__).parents[1]
+
+
+def dotted_paths() -> list[str]:
+    info = get_provider_info()
+    modules = [
+        module
+        for part in ("hooks", "operators", "sensors", "triggers")
+        for group in info[part]
+        for module in group["python-modules"]
+    ]
+    return [*modules, *info["extra-links"], *(kind["hook-class-name"] for kind in info["connection-types"])]
+
+
+def test_provider_info_is_valid_against_airflows_schema():
+    """The dictionary passes the schema of the installed Airflow."""
+    schema = json.loads(files("airflow").joinpath("provider_info.schema.json").read_text())
+
+    jsonschema.validate(get_provider_info(), schema)
+
+
+@pytest.mark.parametrize("path", dotted_paths())
+def test_every_dotted_path_leads_to_something(path: str):
+    """Each module and class that provider info names can be imported."""
+    try:
+        importlib.import_module(path)
+    except ModuleNotFoundError:
+        module, _, name = path.rpartition(".")
+        assert hasattr(importlib.import_module(module), name)
+
+
+def test_every_public_module_is_named():
+    """A module with operators, sensors, triggers or hooks is in provider info."""
+    package = ROOT / "airflow_provider_rayjobs"
+    expected = {
+        f"airflow_provider_rayjobs.{name}"
+        for name in ("hooks", "operators", "sensors", "triggers")
+        if (package / f"{name}.py").exists()
+    }
+
+    assert expected <= set(dotted_paths())
+
+
+def test_the_entry_point_leads_to_provider_info():
+    """Airflow finds the package by its entry point."""
+    [entry_point] = [
+        found
+        for found in entry_points(group="apache_airflow_provider")
+        if found.dist.name == "airflow-provider-rayjobs"
+    ]
+
+    assert entry_point.load() is get_provider_info
+
+
+def test_the_connection_form_offers_what_the_hook_reads():
+    """Form and hook know the same extras, and the hook's attributes are those of the connection type."""
+    [kind] = get_provider_info()["connection-types"]
+
+    assert set(kind["conn-fields"]) == _KNOWN_EXTRAS
+    assert (kind["connection-type"], kind["hook-name"]) == (RayJobsHook.conn_type, RayJobsHook.hook_name)
+
+
+def test_the_links_key_is_its_own():
+    """The link is kept under a key that cannot meet another link's."""
+    assert RayJobLink().xcom_key == "ray_job_link"

@@ -1,0 +1,205 @@
+"""What templates leave behind, as the types that Ray wants."""
+
+from __future__ import annotations
+
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from airflow_provider_rayjobs.rendered import (
+    as_entrypoint,
+    as_flag,
+    as_number,
+    as_numbers,
+    as_runtime_env,
+    as_text,
+    as_texts,
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        pytest.param("a b", "a b", id="text"),
+        pytest.param("", "", id="empty"),
+        pytest.param(20260101, "20260101", id="a date without dashes"),
+        pytest.param(0.5, "0.5", id="number"),
+        pytest.param(Decimal("1.10"), "1.10", id="decimal"),
+        pytest.param(True, "True", id="flag"),
+        pytest.param(date(2026, 1, 2), "2026-01-02", id="date"),
+        pytest.param(UUID(int=1), "00000000-0000-0000-0000-000000000001", id="uuid"),
+        pytest.param(Path("/data/in"), "/data/in", id="path"),
+    ],
+)
+def test_text(value: Any, text: str) -> None:
+    """A scalar becomes the text that a person would write."""
+    assert as_text("field", value) == text
+
+
+@pytest.mark.parametrize("value", [None, ["a"], {"a": 1}, b"a", object], ids=repr)
+def test_no_text(value: Any) -> None:
+    """What is no scalar is refused, by the field's name."""
+    with pytest.raises(ValueError, match=r"^submission_id must be text, not "):
+        as_text("submission_id", value)
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        pytest.param(None, None, id="not given"),
+        pytest.param("", None, id="rendered to nothing"),
+        pytest.param("None", None, id="rendered to None"),
+        pytest.param(2, 2, id="whole"),
+        pytest.param(0.25, 0.25, id="fraction"),
+        pytest.param("2", 2, id="text"),
+        pytest.param(" 0.5 ", 0.5, id="text of a fraction"),
+        pytest.param("1e9", 1_000_000_000, id="text with an exponent"),
+        pytest.param(Decimal("1.5"), 1.5, id="decimal"),
+    ],
+)
+def test_number(value: Any, number: float | None) -> None:
+    """A number, or the text of one, becomes a number, whole where it can be."""
+    result = as_number("field", value)
+
+    assert result == number
+    assert type(result) is type(number)
+
+
+@pytest.mark.parametrize("value", ["many", True, [1], "2 GB", " "], ids=repr)
+def test_no_number(value: Any) -> None:
+    """What is no number is refused, by the field's name and with what was given."""
+    with pytest.raises(ValueError, match=r"^entrypoint_num_cpus must be a number, not ") as caught:
+        as_number("entrypoint_num_cpus", value)
+
+    assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "flag"),
+    [
+        (True, True),
+        ("True", True),
+        (" yes ", True),
+        (1, True),
+        (False, False),
+        ("false", False),
+        ("No", False),
+        (0, False),
+    ],
+    ids=repr,
+)
+def test_flag(value: Any, flag: bool) -> None:
+    """A yes or no in the usual words becomes True or False."""
+    assert as_flag("field", value) is flag
+
+
+@pytest.mark.parametrize("value", [None, "", "maybe", 2, []], ids=repr)
+def test_no_flag(value: Any) -> None:
+    """What is neither yes nor no is refused, by the field's name."""
+    with pytest.raises(ValueError, match=r"^deferrable must be True or False, not "):
+        as_flag("deferrable", value)
+
+
+def test_texts() -> None:
+    """Keys and values of a dictionary become text; no dictionary stays none."""
+    assert as_texts("metadata", {"day": 20260101, 7: "a"}) == {"day": "20260101", "7": "a"}
+    assert as_texts("metadata", {}) == {}
+    assert as_texts("metadata", None) is None
+
+
+def test_numbers() -> None:
+    """Values of a dictionary become numbers; those that render to nothing are left out."""
+    assert as_numbers("entrypoint_resources", {"A100": "0.5", "slot": 1, "none": ""}) == {"A100": 0.5, "slot": 1}
+    assert as_numbers("entrypoint_resources", None) is None
+
+
+@pytest.mark.parametrize(
+    ("convert", "value", "message"),
+    [
+        pytest.param(as_texts, {"a": ["b"]}, r"field\['a'\] must be text, not \['b'\]", id="list for a text"),
+        pytest.param(as_texts, "a=b", "field must be a dictionary, not 'a=b'", id="text for a dictionary"),
+        pytest.param(as_numbers, {"a": "b"}, r"field\['a'\] must be a number, not 'b'", id="word for a number"),
+        pytest.param(as_numbers, [1], r"field must be a dictionary, not \[1\]", id="list for a dictionary"),
+    ],
+)
+def test_wrong_dictionaries(convert: Any, value: Any, message: str) -> None:
+    """A dictionary that is none, or has a wrong value, is refused by the name of the place."""
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        convert("field", value)
+
+
+def test_entrypoint() -> None:
+    """An entrypoint is a command, or a list of arguments that become text."""
+    assert as_entrypoint("python main.py") == "python main.py"
+    assert as_entrypoint(["echo", 20260101, Path("/a")]) == ["echo", "20260101", "/a"]
+    assert as_entrypoint(("echo",)) == ["echo"]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        pytest.param(None, "entrypoint must be text", id="None"),
+        pytest.param(b"echo", "entrypoint must be text", id="bytes"),
+        pytest.param(["echo", ["a"]], r"entrypoint\[1\] must be text", id="list in the list"),
+    ],
+)
+def test_no_entrypoint(value: Any, message: str) -> None:
+    """What is no entrypoint is refused, by the place of the argument."""
+    with pytest.raises(ValueError, match=f"^{message}"):
+        as_entrypoint(value)
+
+
+def test_runtime_env() -> None:
+    """A runtime environment keeps its values, but env_vars become text."""
+    given = {"pip": ["emoji"], "env_vars": {"PORT": 8080}}
+
+    assert as_runtime_env(given, []) == {"pip": ["emoji"], "env_vars": {"PORT": "8080"}}
+    assert given["env_vars"] == {"PORT": 8080}
+    assert as_runtime_env({"env_vars": None}, []) == {"env_vars": None}
+    assert as_runtime_env(None, []) is None
+    assert as_runtime_env("", []) is None
+
+
+def test_runtime_env_of_a_file(tmp_path: Path) -> None:
+    """A runtime environment may be a YAML file: at its absolute path, or in the first folder that has it."""
+    for folder, text in (("one", None), ("two", "env_vars: {PORT: 8080}"), ("three", "pip: [a]"), ("empty", "")):
+        (tmp_path / folder).mkdir()
+        if text is not None:
+            (tmp_path / folder / "env.yaml").write_text(text)
+    folders = [tmp_path / name for name in ("one", "two", "three")]
+
+    assert as_runtime_env("env.yaml", folders) == {"env_vars": {"PORT": "8080"}}
+    assert as_runtime_env(tmp_path / "three" / "env.yaml", folders) == {"pip": ["a"]}
+    assert as_runtime_env(str(tmp_path / "empty" / "env.yaml"), []) == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        pytest.param(b"a: [", "bad.yaml is not readable as YAML", id="half a list"),
+        pytest.param(b"\xff\xfe\xff", "bad.yaml is not readable as YAML", id="binary"),
+        pytest.param(b"- a", "^runtime_env must be a dictionary", id="a list"),
+        pytest.param(b"env_vars: a", r"^runtime_env\['env_vars'\] must be a dictionary", id="env_vars are none"),
+        pytest.param(None, "^runtime_env: no such file: bad.yaml; looked for /", id="no file"),
+    ],
+)
+def test_wrong_files(tmp_path: Path, content: bytes | None, message: str) -> None:
+    """A file that is missing or holds something else is refused, with its path and the field's name."""
+    if content is not None:
+        (tmp_path / "bad.yaml").write_bytes(content)
+
+    with pytest.raises(ValueError, match=message) as caught:
+        as_runtime_env("bad.yaml", [tmp_path])
+    assert str(caught.value).startswith("runtime_env")
+
+
+def test_rendered_dictionary_is_no_file(tmp_path: Path) -> None:
+    """A dictionary that a template made into a long text is refused like any file that is not there."""
+    rendered = str({"pip": [f"package-{number}" for number in range(100)]})
+
+    with pytest.raises(ValueError, match=r"^runtime_env: no such file"):
+        as_runtime_env(rendered, [tmp_path])

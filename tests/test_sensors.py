@@ -1,0 +1,173 @@
+"""The sensor's looks, one by one; how it runs in Airflow is in test_end_to_end.py."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowException
+
+from airflow_provider_rayjobs.exceptions import RayJobFailedError, RayJobNotFoundError, RayJobsUnreachableError
+from airflow_provider_rayjobs.jobs import RayJobsClient
+from airflow_provider_rayjobs.sensors import RayJobSensor
+from sandbox.ray_head import RayHead
+
+
+class Store(dict):
+    """Airflow's task state store, as far as the sensor uses it."""
+
+    def set(self, key: str, value: Any) -> None:
+        self[key] = value
+
+
+def context(store: Store | None = None, try_number: int = 1) -> dict[str, Any]:
+    pushed: dict[str, Any] = {}
+    ti = SimpleNamespace(
+        try_number=try_number,
+        pushed=pushed,
+        xcom_push=lambda key, value: pushed.update({key: value}),
+        get_first_reschedule_date=lambda context: None,
+    )
+    return {"ti": ti} | ({} if store is None else {"task_state_store": store})
+
+
+def sensor(**arguments: Any) -> RayJobSensor:
+    return RayJobSensor(**{"task_id": "wait", "poke_interval": 1, "timeout": 60} | arguments)
+
+
+@pytest.fixture
+def client(ray_head: RayHead, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", ray_head.address)
+    with RayJobsClient(ray_head.address) as client:
+        yield client
+
+
+class Shown:
+    """The lines that a sensor logged, without what Airflow's formatter puts around a record."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+        self._text = ""
+
+    @property
+    def lines(self) -> list[str]:
+        self._text += self._capsys.readouterr().out
+        text = re.sub(r"^\S+Z \[\w+ *\] ", "", self._text, flags=re.MULTILINE)
+        return re.sub(r" +\[airflow\.\S+\] loc=\S+$", "", text, flags=re.MULTILINE).splitlines()
+
+
+@pytest.fixture
+def shown(capsys: pytest.CaptureFixture[str]) -> Shown:
+    return Shown(capsys)
+
+
+@pytest.mark.ray
+def test_a_rescheduled_sensor_goes_on_where_it_stopped(client: RayJobsClient, shown: Shown):
+    """Each look is a new process; with a store to remember in, every line of the log is shown once."""
+    job = client.submit_job("echo one; sleep 3; echo two")
+    store = Store()
+    looks = 0
+    while not sensor(submission_id=job, mode="reschedule").poke(context(store)):
+        looks += 1
+
+    assert looks > 1
+    assert [line for line in shown.lines if line in ("one", "two")] == ["one", "two"]
+    assert store["ray_job_sensor"]["log_position"] == len(client.get_job_logs(job).encode())
+
+
+@pytest.mark.ray
+def test_another_try_shows_the_log_from_its_start(client: RayJobsClient, shown: Shown):
+    """What one try remembers is nothing to the next: its log is a new one."""
+    job = client.submit_job("echo one")
+    client.follow_job(job)
+    store = Store()
+
+    assert sensor(submission_id=job, mode="reschedule").poke(context(store, try_number=1))
+    assert sensor(submission_id=job, mode="reschedule").poke(context(store, try_number=2))
+    assert shown.lines.count("one") == 2
+
+
+@pytest.mark.ray
+def test_without_a_store_a_rescheduled_sensor_shows_the_log_at_the_end(client: RayJobsClient, shown: Shown):
+    """Airflow before 3.3 offers nothing to remember a position in."""
+    job = client.submit_job("echo one; sleep 2; echo two")
+    seen = []
+    while not sensor(submission_id=job, mode="reschedule").poke(context()):
+        seen += shown.lines
+
+    assert "one" not in seen
+    assert [line for line in shown.lines if line in ("one", "two")] == ["one", "two"]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("mode", ["poke", "reschedule"])
+def test_silent_fail_does_not_swallow_a_failed_job(client: RayJobsClient, mode: str):
+    """How the job ended is final: no setting of the sensor waits on."""
+    job = client.submit_job("exit 1")
+    client.follow_job(job)
+
+    with pytest.raises(RayJobFailedError):
+        sensor(submission_id=job, mode=mode, silent_fail=True).execute(context())
+
+
+@pytest.mark.ray
+def test_the_link_leads_to_the_job(client: RayJobsClient):
+    """The button is there from the first look on."""
+    job = client.submit_job("true")
+    client.follow_job(job)
+    given = context()
+    sensor(submission_id=job).poke(given)
+
+    assert given["ti"].pushed == {"ray_job_link": f"{client.address}/#/jobs/{job}"}
+
+
+@pytest.mark.ray
+def test_an_unknown_job_is_borne_for_a_while(client: RayJobsClient):
+    """A job may be about to be submitted; then it is an error."""
+    patient, impatient = (sensor(submission_id="no-such-job", missing_timeout=seconds) for seconds in (60, 0))
+
+    assert patient.poke(context()) is False
+    with pytest.raises(RayJobNotFoundError) as caught:
+        impatient.poke(context())
+    assert isinstance(caught.value, AirflowException)
+
+
+def test_a_head_that_is_away_is_borne_for_a_while(monkeypatch: pytest.MonkeyPatch, shown: Shown):
+    """The outage is said once, and is an error when it has lasted too long; over several processes, too."""
+    monkeypatch.setenv("AIRFLOW_CONN_RAY_NOBODY", '{"conn_type": "ray_jobs", "host": "127.0.0.1", "port": 9}')
+    waiting = sensor(submission_id="job-1", ray_conn_id="ray_nobody")
+    store = Store()
+
+    assert [waiting.poke(context()), waiting.poke(context())] == [False, False]
+    assert sum("Lost sight of job job-1" in line for line in shown.lines) == 1
+    assert not sensor(submission_id="job-1", ray_conn_id="ray_nobody", mode="reschedule").poke(context(store))
+    store["ray_job_sensor"]["outage_since"] -= 601
+    with pytest.raises(RayJobsUnreachableError):
+        sensor(submission_id="job-1", ray_conn_id="ray_nobody", mode="reschedule").poke(context(store))
+
+
+def test_no_id_is_an_error_that_says_what_to_look_for():
+    """An XCom that nobody pushed renders to nothing."""
+    with pytest.raises(ValueError, match="Did the task that submits it push it to XCom"):
+        sensor(submission_id="").poke(context())
+
+
+@pytest.mark.ray
+def test_an_interactive_job_is_waited_for_without_its_log(ray_head: RayHead, client: RayJobsClient, shown: Shown):
+    """A DRIVER job is found by its Ray Core job id; that the API has no log of it is said once."""
+    import subprocess
+    import sys
+
+    from sandbox.processes import clean_environment
+
+    before = {job.job_id for job in client.list_jobs()}
+    code = "import ray, time; ray.init(log_to_driver=False); time.sleep(4)"
+    environment = clean_environment("RAY_", "AIRFLOW") | {"RAY_ADDRESS": ray_head.ray_address}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL):
+        while not (found := [job for job in client.list_jobs() if job.job_id not in before and job.type == "DRIVER"]):
+            pass
+        sensor(submission_id=found[0].job_id).execute(context())
+
+    assert sum("started interactively (type DRIVER)" in line for line in shown.lines) == 1
