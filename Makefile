@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # The build tool that pip fetches for our own package is pinned as well.
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet
 
-.PHONY: demo test standalone lint bench package clean help
+.PHONY: help demo standalone test lint bench compat package clean
 
 help:
 	@echo "make demo        run the nightly example DAG through a real Airflow on a real Ray head"
@@ -14,6 +14,7 @@ help:
 	@echo "make standalone  Airflow with its web UI beside a Ray head, to click through"
 	@echo "make lint        ruff and mypy --strict"
 	@echo "make bench       what importing the provider costs"
+	@echo "make compat      every test on another Airflow: make compat AIRFLOW=3.1.8"
 	@echo "make package     build the wheel into dist/"
 
 demo: $(VENV)/demo.stamp
@@ -33,11 +34,19 @@ lint: $(VENV)/test.stamp
 bench: $(VENV)/test.stamp
 	$(BIN)/python -m benchmarks.import_cost
 
+# The same tests on another Airflow that we claim: make compat AIRFLOW=3.1.8
+AIRFLOW ?= 3.1.8
+compat:
+	$(PYTHON) -m venv $(VENV)-$(AIRFLOW)
+	$(VENV)-$(AIRFLOW)/bin/pip install --quiet 'apache-airflow==$(AIRFLOW)' 'ray[default]' --requirement requirements-dev.txt
+	$(VENV)-$(AIRFLOW)/bin/pip install --quiet --no-deps --editable .
+	$(VENV)-$(AIRFLOW)/bin/python -m pytest -W default
+
 package: $(VENV)/test.stamp
 	$(BIN)/python -m build --outdir dist
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(VENV)-* build dist
 
 $(VENV)/demo.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; say which: make PYTHON=python3.12 ...")'

@@ -8,6 +8,7 @@ here knows one such place, and names the field when nothing fits.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from datetime import date, time
 from decimal import Decimal
@@ -83,7 +84,7 @@ def as_runtime_env(value: Any, folders: Sequence[Path]) -> dict[str, Any] | None
     :param value: a dictionary, or the path of a YAML file that holds one.
     :param folders: where a relative path is looked for, in this order.
     """
-    if value is None or value == "":
+    if value is None or value in ("", "None"):
         return None
     if isinstance(value, str | PurePath):
         value = _read_yaml(Path(value), folders)
@@ -97,14 +98,15 @@ def _read_yaml(path: Path, folders: Sequence[Path]) -> Any:
     path = path.expanduser()
     places = [path] if path.is_absolute() else [folder / path for folder in folders]
     for place in places:
-        if place.is_file():
+        # os.path, as Path.is_file() raises for the long name that a rendered dictionary makes
+        if os.path.isfile(place):  # noqa: PTH113
             try:
                 return yaml.safe_load(place.read_text(encoding="utf-8")) or {}
             except (yaml.YAMLError, UnicodeDecodeError) as error:
                 raise ValueError(f"runtime_env: {place} is not readable as YAML: {error}") from error
     raise ValueError(
         f"runtime_env: no such file: {path}; looked for {', '.join(str(place) for place in places)}. Give a "
-        "dictionary, or the path of a YAML file."
+        "dictionary, or the path of a YAML file; a template makes a dictionary only with native rendering."
     )
 
 

@@ -213,7 +213,7 @@ class _Watch:
         if memory and (memory["try_number"], memory["job"]) == (task_instance.try_number, self.job):
             self.outage.since = memory["outage_since"] or None
             if self.reader is not None:
-                self.reader.log.position = memory["log_position"]
+                self.reader = follow.LogReader(LogText(memory["log_position"]), memory["log_source"] or None)
 
     def remember(self, context: Context) -> None:
         """Leave what the next process needs."""
@@ -225,6 +225,7 @@ class _Watch:
                     "try_number": context["ti"].try_number,
                     "job": self.job,
                     "log_position": self.reader.log.position if self.reader else 0,
+                    "log_source": self.reader.source or "" if self.reader else "",
                     "outage_since": self.outage.since or 0,
                 },
             )

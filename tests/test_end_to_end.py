@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from airflow import __version__ as airflow_version
+from packaging.version import Version
 
 from airflow_provider_rayjobs.exceptions import RayJobNotFoundError
 from airflow_provider_rayjobs.jobs import RayJobsClient
@@ -238,7 +240,10 @@ def test_each_example_runs(airflow: LocalAirflow, client: RayJobsClient, dag_id:
     """Each example DAG, and one with native rendering, ends in success."""
     run = Run(airflow, dag_id, airflow.trigger(dag_id))
 
-    assert airflow.wait_for_run(dag_id, run.run_id) == "success"
+    state = airflow.wait_for_run(dag_id, run.run_id)
+    assert state == "success", {
+        ti["task_id"]: run.log(ti["task_id"]) for ti in airflow.task_instances(dag_id, run.run_id)
+    }
     match dag_id:
         case "ray_jobs_submit_and_wait":
             assert "step 3" in run.log("wait").splitlines()
@@ -269,8 +274,9 @@ def test_the_connection_form_has_our_fields_and_its_test_button_works(airflow: L
     good = airflow.api("POST", "/connections/test", json=fields | {"port": ray_head.port})
     bad = airflow.api("POST", "/connections/test", json=fields | {"port": 9})
 
-    assert set(form["extra_fields"]) == {"base_path", "dashboard_url"}
-    assert form["standard_fields"]["password"]["title"] == "Token"
+    if Version(airflow_version) >= Version("3.2"):  # 3.1 passes over the named fields and shows its plain form
+        assert set(form["extra_fields"]) == {"base_path", "dashboard_url"}
+        assert form["standard_fields"]["password"]["title"] == "Token"
     assert good["status"]
     assert good["message"].startswith(f"Ray 2.60.0 at {ray_head.address}, session session_")
     assert not bad["status"]

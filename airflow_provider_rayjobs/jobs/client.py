@@ -64,6 +64,8 @@ class _Methods:
     ) -> None:
         self.address = check_address(address)
         self.patience = patience
+        if token is not None and not (token.isascii() and token.isprintable()):
+            raise ValueError("the token holds a character that no HTTP header can hold, such as a newline at its end")
         self._token = token
         self._logger: TakesNotes = logger or logging.getLogger(__name__)
 
@@ -232,7 +234,7 @@ class RayJobsClient(_Methods):
         log.begin()
         try:
             with self._http.stream(**self._arguments(request)) as response:
-                if response.status_code != 200:
+                if not endpoints.is_log(response.status_code, response.headers.get("content-type", "")):
                     response.read()
                     raise endpoints.error_of(request, self._answer(response))
                 for chunk in response.iter_bytes(_LOG_CHUNK):
@@ -367,7 +369,7 @@ class AsyncRayJobsClient(_Methods):
         log.begin()
         try:
             async with self._http.stream(**self._arguments(request)) as response:
-                if response.status_code != 200:
+                if not endpoints.is_log(response.status_code, response.headers.get("content-type", "")):
                     await response.aread()
                     raise endpoints.error_of(request, self._answer(response))
                 async for chunk in response.aiter_bytes(_LOG_CHUNK):
@@ -397,14 +399,16 @@ def check_address(address: str) -> str:
 
     :raises ValueError: for what is not an http or https URL, and for one that holds credentials.
     """
+    shown = address.rpartition("@")[2]
     try:
         parts = urlsplit(address)
         httpx.URL(address)
+        _ = parts.port  # raises for what is no port
     except (ValueError, httpx.InvalidURL) as error:
-        raise ValueError(f"{address!r} is no address: {error}") from None
+        raise ValueError(f"{shown!r} is no address: {error}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(
-            f"{address!r} is not the address of a Ray dashboard; it looks like http://ray-head:8265 (the ray:// "
+            f"{shown!r} is not the address of a Ray dashboard; it looks like http://ray-head:8265 (the ray:// "
             "address of Ray Client is another service)"
         )
     if parts.username or parts.password or parts.query or parts.fragment:

@@ -214,6 +214,11 @@ def read_answer(request: Request[T], answer: Answer) -> T:
         ) from error
 
 
+def is_log(status_code: int, content_type: str) -> bool:
+    """Tell whether an answer is the log that was asked for, not an error or some proxy's page."""
+    return status_code == 200 and not content_type.startswith("text/html")
+
+
 def error_of(request: Request[Any] | LogRequest, answer: Answer) -> RayJobsResponseError:
     """Return the error that an answer other than 200 means: by Ray's words first, then by the status code."""
     kind, advice = _meaning(answer)
@@ -229,6 +234,8 @@ def _meaning(answer: Answer) -> tuple[type[RayJobsResponseError], str]:
     """Return an answer's error class and what the reader can do about it."""
     text = answer.text
     match answer.status_code:
+        case 200:
+            return RayJobsNotFoundError, f"A page came instead of the answer, as from a login. {_CHECK_ADDRESS}"
         case 500 if "Please use a different submission_id" in text:
             return (
                 RayJobExistsError,

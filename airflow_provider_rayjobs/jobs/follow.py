@@ -77,6 +77,7 @@ def follow_job(
         except RayJobNotFoundError:
             if now >= missing_until:
                 raise
+            yield from outage.over(now)
         except RayJobsError as error:
             now = yield Sleep(0)
             yield from outage.bear(error, now)
@@ -113,7 +114,7 @@ def read_log(details: JobDetails, log: LogText) -> Engine[None]:
 def get_job_logs(submission_id: str, patience: float) -> Engine[str]:
     """Return a driver's log so far as one text; it is held in memory."""
     details: JobDetails = yield from send(endpoints.get_job(submission_id), patience)
-    if details.type == JobType.SUBMISSION and (yield from _best_source(details)) == _FILE:
+    if details.type == JobType.SUBMISSION and (yield from _best_source(details, patience)) == _FILE:
         whole = WholeLog()
         try:
             yield from repeated(
@@ -174,9 +175,10 @@ _TEXT = "text"
 class LogReader:
     """Reads one job's log, again and again, from one source."""
 
-    def __init__(self, log: LogText) -> None:
+    def __init__(self, log: LogText, source: str | None = None) -> None:
         self.log = log
-        self._source: str | None = None
+        # where the log is read from, once that is decided; a position means nothing in another source
+        self.source = source
         self._next_read = 0.0
         self._said_no_log = False
 
@@ -229,8 +231,8 @@ class LogReader:
                 pause *= 2
                 if now < deadline and isinstance(error, (RayJobsConnectionError, RayJobsUnavailableError)):
                     continue
-                if self._source == _FILE and self.log.position == 0 and isinstance(error, RayJobsResponseError):
-                    self._source = _TEXT
+                if self.source == _FILE and self.log.position == 0 and isinstance(error, RayJobsResponseError):
+                    self.source = _TEXT
                     continue
                 yield Note(
                     f"The log of job {details.name} is not complete here: {self.log.position} bytes were shown, the "
@@ -241,25 +243,25 @@ class LogReader:
                 return
 
     def _read(self, details: JobDetails) -> Engine[None]:
-        if self._source is None:
-            self._source = yield from _best_source(details)
-        if self._source == _FILE:
+        if self.source is None:
+            self.source = yield from _best_source(details)
+        if self.source == _FILE:
             yield ReadLog(endpoints.get_log_file(details.name, str(details.driver_node_id)), self.log)
             return
         text: str = yield Send(endpoints.get_job_logs(details.name))
         self.log.begin()
-        for record in self.log.feed(text.encode()):
+        for record in self.log.feed(text.encode(errors="replace")):
             yield Show(record)
         for record in self.log.flush():
             yield Show(record)
 
 
-def _best_source(details: JobDetails) -> Engine[str]:
+def _best_source(details: JobDetails, patience: float = 0.0) -> Engine[str]:
     """Choose where a log is read from: the file as it is, or its text where the head is too old for that."""
     if details.driver_node_id is None:
         return _TEXT
     try:
-        version = yield Send(endpoints.get_version())
+        version = yield from send(endpoints.get_version(), patience)
     except RayJobsNotFoundError:
         return _TEXT
     return _FILE if version.release() >= FILE_ENDPOINT_SINCE else _TEXT

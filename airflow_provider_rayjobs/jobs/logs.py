@@ -36,8 +36,13 @@ class LogText:
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
 
     def begin(self) -> None:
-        """Say that the next bytes fed are the log's first: a new read begins."""
+        """
+        Say that the next bytes fed are the log's first: a new read begins.
+
+        What an earlier read brought and nobody saw comes again with this one.
+        """
         self._offset = 0
+        self._pending = b""
 
     def feed(self, data: bytes) -> Iterator[str]:
         """
@@ -70,10 +75,12 @@ class LogText:
 
     def _full_record(self) -> int:
         """Return how many pending bytes make a full record, 0 if there are too few."""
-        if len(self._pending) >= RECORD_BYTES:
-            return self._pending.rfind(b"\n", 0, RECORD_BYTES) + 1 or _character_boundary(self._pending, RECORD_BYTES)
-        if self._pending.count(b"\n") >= RECORD_LINES:
-            return self._pending.rfind(b"\n") + 1
+        start = self._pending[:RECORD_BYTES]
+        *lines, rest = start.split(b"\n", RECORD_LINES)
+        if len(lines) == RECORD_LINES:
+            return len(start) - len(rest)
+        if len(start) == RECORD_BYTES:
+            return len(start) - len(rest) if lines else _character_boundary(self._pending, RECORD_BYTES)
         return 0
 
     def _show(self, size: int) -> str:

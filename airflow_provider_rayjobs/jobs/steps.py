@@ -16,8 +16,7 @@ it yields      and is sent
 =============  ==================================================================================================
 
 :mod:`.client` holds the two drivers, one that blocks and one for an event loop. Everything else that runs an
-    engine
-is a test.
+engine is a test.
 """
 
 from __future__ import annotations
@@ -86,15 +85,27 @@ def send(request: Request[T], patience: float) -> Engine[T]:
 
 def repeated(step: Send | ReadLog, patience: float) -> Engine[Any]:
     """Take a step as :func:`send` sends a request."""
-    deadline = (yield Sleep(0)) + patience
+    began = yield Sleep(0)
     pause = _FIRST_PAUSE
+    failed = False
     while True:
         try:
-            return (yield step)
+            answer = yield step
         except RayJobsError as error:
-            wait = with_jitter(pause)
-            if not may_repeat(step.request, error) or (yield Sleep(0)) + wait > deadline:
+            if not may_repeat(step.request, error):
                 raise
+            wait = with_jitter(pause)
+            now = yield Sleep(0)
+            if now + wait > began + patience:
+                raise
+            if not failed:
+                yield Note(f"{error} Trying again for {began + patience - now:.0f} s.", logging.WARNING)
+            failed = True
+        else:
+            if failed:
+                now = yield Sleep(0)
+                yield Note(f"Could {step.request.about} after all, {now - began:.0f} s after the first try.")
+            return answer
         yield Sleep(wait)
         pause = min(pause * 2, _LONGEST_PAUSE)
 

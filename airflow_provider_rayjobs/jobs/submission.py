@@ -85,6 +85,7 @@ def plan_submission(entrypoint: str | Sequence[str], **options: Any) -> JobSubmi
     :param entrypoint: a shell command; or its arguments, which are quoted so that no value leaves its place.
     :param options: see :class:`SubmissionOptions`.
     :raises ValueError: for what can never work, naming the field; nothing has been sent.
+    :raises TypeError: for an option that there is not.
     """
     if unknown := options.keys() - SubmissionOptions.__annotations__.keys():
         raise TypeError(f"a submission has no {', '.join(sorted(unknown))}")
@@ -137,6 +138,8 @@ def check_submission_id(submission_id: str) -> str:
         raise ValueError(
             f"submission_id {submission_id!r} is none that Ray can hold: 1 to 200 of the characters A-Z a-z 0-9 _ . -"
         )
+    if submission_id in (".", ".."):
+        raise ValueError(f"submission_id {submission_id!r} is a step in a path; Ray would never find the job again")
     if _RAY_CORE_JOB_ID.fullmatch(submission_id):
         raise ValueError(
             f"submission_id {submission_id!r} has the form of a Ray Core job id (8 hexadecimal digits) and would be "
@@ -182,7 +185,9 @@ def check_runtime_env(runtime_env: Mapping[str, Any]) -> None:
     for number, module in enumerate(modules):
         _check_uri(f"py_modules[{number}]", module)
     for key in ("pip", "uv"):
-        if isinstance(runtime_env.get(key), str):
+        packages = runtime_env.get(key)
+        packages = packages.get("packages") if isinstance(packages, Mapping) else packages
+        if isinstance(packages, str):
             raise ValueError(
                 f"runtime_env[{key!r}] is the path of a file ({runtime_env[key]!r}), which the cluster would look for "
                 "on its own disk. Give the packages as a list."
@@ -194,9 +199,16 @@ def check_runtime_env(runtime_env: Mapping[str, Any]) -> None:
             "disk. Give the environment as a dictionary, or the name of one that the cluster has."
         )
     try:
-        json.dumps(runtime_env)
+        json.dumps(runtime_env, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise ValueError(f"runtime_env cannot be sent as JSON: {error}") from error
+
+
+def _check_text(field: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{field} holds what is no character ({error.reason})") from None
 
 
 def _check_uri(field: str, value: Any) -> None:
@@ -215,9 +227,11 @@ def _command(entrypoint: str | Sequence[str]) -> str:
     elif isinstance(entrypoint, Sequence) and all(isinstance(argument, str) for argument in entrypoint):
         command = shlex.join(entrypoint)
     else:
-        raise ValueError(f"entrypoint must be a command or a list of its arguments as text, not {entrypoint!r}")
+        # not what it holds: that may be a secret
+        raise ValueError("entrypoint must be a command, or a list of its arguments as text")
     if not command.strip():
         raise ValueError("entrypoint is empty: there is nothing to run")
+    _check_text("entrypoint", command)
     if "\0" in command:
         raise ValueError("entrypoint holds a NUL character, which no command line can hold")
     if (size := len(command.encode())) > _ARGUMENT_LIMIT:
@@ -234,7 +248,9 @@ def _texts(field: str, value: Any) -> Any:
     if not isinstance(value, Mapping):
         raise ValueError(f"{field} must be a dictionary of text to text, not {type(value).__name__}")
     for key, text in value.items():
-        if not isinstance(key, str) or not isinstance(text, str):
+        if isinstance(key, str) and isinstance(text, str):
+            _check_text(f"{field}[{key!r}]", key + text)
+        else:
             wrong = key if not isinstance(key, str) else text
             raise ValueError(
                 f"{field} must be text to text; at {key!r} there is {type(wrong).__name__} instead of text"

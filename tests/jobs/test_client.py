@@ -1,0 +1,522 @@
+"""Both clients, over one set of cases: what goes over the wire, and what is made of what comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import logging
+import pickle
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from airflow_provider_rayjobs.exceptions import (
+    RayJobExistsError,
+    RayJobNotFoundError,
+    RayJobsConnectionError,
+    RayJobsError,
+    RayJobsNotAuthorizedError,
+    RayJobsNotFoundError,
+    RayJobsUnavailableError,
+    RayJobsUnreachableError,
+)
+from airflow_provider_rayjobs.jobs import AsyncRayJobsClient, JobStatus, JobSubmission, RayJobsClient, endpoints
+from airflow_provider_rayjobs.jobs.client import check_address
+from airflow_provider_rayjobs.jobs.logs import LogText
+from airflow_provider_rayjobs.jobs.steps import ReadLog, Show, Sleep
+
+SAMPLES = Path(__file__).parents[1] / "samples" / "2.60.0"
+ADDRESS = "http://ray-head:8265"
+SECRET = "s3cret-t0ken"
+LOG = (SAMPLES / "log_file.txt").read_bytes()
+JOB, FILE = "/api/jobs/a", "/api/v0/logs/file"
+
+Respond = Callable[[httpx.Request], httpx.Response]
+Call = Callable[..., Any]
+
+
+def sample(name: str) -> httpx.Response:
+    """Return a recorded answer; a file that is no JSON has its status code in its name."""
+    code = 200 if name.endswith(".json") or name == "log_file.txt" else int(name.split(".")[1])
+    return httpx.Response(code, content=(SAMPLES / name).read_bytes(), headers={"content-type": "text/plain"})
+
+
+class Cut(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A body that breaks off."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self.pieces = pieces
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self.pieces
+        raise httpx.ReadError("cut")
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self:
+            yield piece
+
+
+class Wire:
+    """Answers requests from a script, an error thrown; the last answer stays. Remembers what was asked."""
+
+    def __init__(self, *answers: httpx.Response | httpx.HTTPError | Respond) -> None:
+        self.answers = list(answers)
+        self.requests: list[httpx.Request] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, httpx.HTTPError):
+            raise answer
+        if isinstance(answer, httpx.Response) and not isinstance(answer.stream, Cut):
+            # a response can be read once, and cases are shared
+            return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
+        return answer(request) if callable(answer) else answer
+
+    @property
+    def asked(self) -> list[str]:
+        return [f"{request.method} {request.url.raw_path.decode()}" for request in self.requests]
+
+
+def blocking(name: str, wire: Respond | None, *arguments: Any, address: str = ADDRESS, **options: Any) -> Any:
+    """Call a method of a blocking client that is made for it; ``client_`` options are the client's."""
+    settings = {key.removeprefix("client_"): options.pop(key) for key in list(options) if key.startswith("client_")}
+    transport = None if wire is None else httpx.MockTransport(wire)
+    with RayJobsClient(address, transport=transport, **settings) as client:
+        return getattr(client, name)(*arguments, **options)
+
+
+def on_a_loop(name: str, wire: Respond | None, *arguments: Any, address: str = ADDRESS, **options: Any) -> Any:
+    """Do the same with the other client, on an event loop of its own."""
+    settings = {key.removeprefix("client_"): options.pop(key) for key in list(options) if key.startswith("client_")}
+    transport = None if wire is None else httpx.MockTransport(wire)
+
+    async def call() -> Any:
+        async with AsyncRayJobsClient(address, transport=transport, **settings) as client:
+            return await getattr(client, name)(*arguments, **options)
+
+    return asyncio.run(call())
+
+
+@pytest.fixture(params=[blocking, on_a_loop])
+def call(request: pytest.FixtureRequest) -> Call:
+    return request.param
+
+
+def test_twins() -> None:
+    """The two clients have the same methods with the same arguments and answers, but for closing."""
+
+    def methods(client: type) -> dict[str, str]:
+        return {
+            name: str(inspect.signature(method)).replace("Async", "").replace("Sync", "")
+            for name, method in inspect.getmembers(client, inspect.isfunction)
+            if not name.startswith("_") and name not in ("close", "aclose")
+        }
+
+    assert methods(RayJobsClient) == methods(AsyncRayJobsClient)
+    assert {"submit_job", "follow_job", "get_job_logs"} <= methods(RayJobsClient).keys()
+    blocking_init, async_init = (inspect.signature(client).parameters for client in (RayJobsClient, AsyncRayJobsClient))
+    assert [*blocking_init] == [*async_init]
+    assert all(blocking_init[name] == async_init[name] for name in blocking_init if name != "transport")
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "expected", "asked"),
+    [
+        pytest.param("get_version", "version.json", "2.60.0", "GET /api/version", id="version"),
+        pytest.param("get_job", "job_failed.json", "FAILED", "GET /api/jobs/a%2Fb", id="get"),
+        pytest.param("list_jobs", "jobs_list.json", 5, "GET /api/jobs/", id="list"),
+        pytest.param("stop_job", "stopped.json", True, "POST /api/jobs/a%2Fb/stop", id="stop"),
+        pytest.param("delete_job", "deleted.json", True, "DELETE /api/jobs/a%2Fb", id="delete"),
+    ],
+)
+@pytest.mark.parametrize("base", ["", "/team-a/ray"], ids=["root", "base path"])
+def test_requests(call: Call, name: str, answer: str, expected: Any, asked: str, base: str) -> None:
+    """Each method sends one request, below the base path of the address, with a timeout, and returns its answer."""
+    wire = Wire(sample(answer))
+    arguments = () if name in ("get_version", "list_jobs") else ("a/b",)
+
+    result = call(name, wire, *arguments, address=f"https://ray.example.com{base}/")
+
+    if isinstance(result, list):
+        result = len(result)
+    assert getattr(result, "ray_version", getattr(result, "status", result)) == expected
+    method, path = asked.split()
+    assert wire.asked == [f"{method} {base}{path}"]
+    (request,) = wire.requests
+    assert request.url.host == "ray.example.com"
+    assert all(0 < seconds <= 120 for seconds in request.extensions["timeout"].values())
+    assert request.extensions["timeout"].keys() == {"connect", "read", "write", "pool"}
+    assert request.headers["user-agent"].startswith("airflow-provider-rayjobs/")
+    assert "Mozilla" not in request.headers["user-agent"]
+    assert "origin" not in request.headers
+    assert "authorization" not in request.headers
+
+
+def test_submission(call: Call) -> None:
+    """A submission is one POST of what was asked for, and nothing else; its id is returned."""
+    wire = Wire(sample("submitted.json"))
+
+    submission_id = call("submit_job", wire, ["echo", "a b"], submission_id="mine", entrypoint_num_cpus=1)
+
+    body = json.loads(wire.requests[0].content)
+    assert submission_id == "mine"
+    assert wire.asked == ["POST /api/jobs/"]
+    assert body.pop("metadata").keys() == {"submission_nonce"}
+    assert body == {"submission_id": "mine", "entrypoint": "echo 'a b'", "entrypoint_num_cpus": 1}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"submission_id": "a/b"}, id="id"),
+        pytest.param({"runtime_env": {"working_dir": "."}}, id="local path"),
+        pytest.param({"metadata": {"a": "\udc80"}}, id="lone surrogate"),
+        pytest.param({"runtime_env": {"config": {"a": float("nan")}}}, id="not a number"),
+    ],
+)
+def test_wrong_submissions(call: Call, options: dict[str, Any]) -> None:
+    """Of a submission that can never work nothing is sent, and the error names its field."""
+    wire = Wire(sample("submitted.json"))
+
+    with pytest.raises(ValueError, match=f"^{next(iter(options))}"):
+        call("submit_job", wire, "true", **options)
+    assert wire.requests == []
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["ours", "somebody else's"])
+def test_lost_submission(call: Call, ours: bool) -> None:
+    """A submission whose answer was lost is found again by its nonce, and never taken for somebody else's."""
+    sent: list[dict[str, Any]] = []
+
+    def accept(request: httpx.Request) -> httpx.Response:
+        sent.append(json.loads(request.content))
+        raise httpx.ReadTimeout("late")
+
+    def show(request: httpx.Request) -> httpx.Response:
+        metadata = sent[0]["metadata"] if ours else {"submission_nonce": "theirs"}
+        return httpx.Response(200, json={"type": "SUBMISSION", "status": "PENDING", "metadata": metadata})
+
+    wire = Wire(accept, sample("duplicate_id.500.txt"), show)
+
+    if ours:
+        assert call("submit_job", wire, "true", submission_id="mine") == "mine"
+    else:
+        with pytest.raises(RayJobExistsError, match="submit job mine at http://ray-head:8265: HTTP 500"):
+            call("submit_job", wire, "true", submission_id="mine")
+    assert wire.asked == ["POST /api/jobs/", "POST /api/jobs/", "GET /api/jobs/mine"]
+    assert wire.requests[0].content == wire.requests[1].content
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        pytest.param(httpx.Response(503, text="busy"), id="503"),
+        pytest.param(httpx.ConnectError("refused"), id="refused"),
+        pytest.param(httpx.ReadTimeout("late"), id="answer lost"),
+        pytest.param(httpx.RemoteProtocolError("garbage"), id="garbage"),
+    ],
+)
+def test_failures_that_pass(call: Call, failure: httpx.Response | httpx.HTTPError) -> None:
+    """A request that may be repeated is repeated after a failure that may pass."""
+    wire = Wire(failure, sample("job_running.json"))
+
+    assert call("get_job", wire, "a", client_patience=5).status == JobStatus.RUNNING
+    assert wire.asked == [f"GET {JOB}"] * 2
+
+
+@pytest.mark.parametrize(
+    ("failure", "tries"),
+    [
+        pytest.param(httpx.ReadTimeout("late"), 1, id="answer lost"),
+        pytest.param(httpx.Response(503, text="busy"), 1, id="503"),
+        pytest.param(httpx.ConnectError("refused"), 2, id="never sent"),
+    ],
+)
+def test_deletion_is_sent_once(call: Call, failure: httpx.Response | httpx.HTTPError, tries: int) -> None:
+    """A deletion that may have reached the head is not sent again."""
+    wire = Wire(failure, sample("deleted.json"))
+
+    if tries == 1:
+        with pytest.raises((RayJobsConnectionError, RayJobsUnavailableError)):
+            call("delete_job", wire, "a", client_patience=5)
+    else:
+        assert call("delete_job", wire, "a", client_patience=5) is True
+    assert len(wire.requests) == tries
+
+
+@pytest.mark.parametrize(
+    ("failure", "sent"),
+    [
+        pytest.param(httpx.ConnectError("refused"), False, id="refused"),
+        pytest.param(httpx.ConnectTimeout("late"), False, id="no connection in time"),
+        pytest.param(httpx.PoolTimeout("late"), False, id="no free connection"),
+        pytest.param(httpx.ReadTimeout("late"), True, id="no answer in time"),
+        pytest.param(httpx.WriteError("cut"), True, id="cut while sending"),
+        pytest.param(httpx.RemoteProtocolError("garbage"), True, id="garbage"),
+        pytest.param(httpx.TooManyRedirects("round"), True, id="anything of httpx's"),
+    ],
+)
+def test_connection_errors(call: Call, failure: httpx.HTTPError, sent: bool) -> None:
+    """Every failure of the connection is one error that says what, where, how, and whether it may have arrived."""
+    with pytest.raises(RayJobsConnectionError) as caught:
+        call("get_job", Wire(failure), "a", client_patience=0)
+
+    assert caught.value.sent is sent
+    assert caught.value.__cause__ is failure
+    assert str(caught.value).startswith(
+        f"Could not get job a: no answer from {ADDRESS} ({type(failure).__name__}: {failure})."
+    )
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_redirects(call: Call, code: int) -> None:
+    """A redirect is not followed: the token goes to the address of the connection and nowhere else."""
+    wire = Wire(httpx.Response(code, headers={"location": "https://elsewhere.example.com/"}))
+
+    with pytest.raises(RayJobsNotFoundError, match=f"HTTP {code}"):
+        call("get_job", wire, "a", client_token=SECRET)
+    assert len(wire.requests) == 1
+
+
+def test_token(call: Call) -> None:
+    """The token is sent as a Bearer token with every request, the log's included."""
+    wire = Wire(sample("job_succeeded.json"), sample("version.json"), sample("log_file.txt"))
+
+    assert call("get_job_logs", wire, "a", client_token=SECRET) == LOG.decode()
+    assert [request.headers["authorization"] for request in wire.requests] == [f"Bearer {SECRET}"] * 3
+
+
+@pytest.mark.parametrize("kind", [RayJobsClient, AsyncRayJobsClient])
+def test_token_in_no_repr(kind: type[RayJobsClient | AsyncRayJobsClient]) -> None:
+    """A client's repr tells its address, and not its token."""
+    client = kind(ADDRESS + "/", token=SECRET)
+
+    assert repr(client) == f"{kind.__name__}('{ADDRESS}')"
+    assert SECRET not in str(client)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        pytest.param(httpx.Response(403, text="Forbidden"), id="403"),
+        pytest.param(httpx.Response(200, text="<html>"), id="page"),
+        pytest.param(httpx.ConnectError("refused"), id="refused"),
+    ],
+)
+def test_token_in_no_error(call: Call, failure: httpx.Response | httpx.HTTPError) -> None:
+    """No error shows the token, neither in its text nor in its traceback."""
+    with pytest.raises(RayJobsError) as caught:
+        call("get_version", Wire(failure), client_token=SECRET, client_patience=0)
+
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+    assert SECRET.encode() not in pickle.dumps(caught.value)
+
+
+@pytest.mark.parametrize("token", [f"{SECRET}\n", f"{SECRET}\x00", f"{SECRET}ü"], ids=["newline", "NUL", "not ASCII"])
+def test_token_that_no_header_can_hold(call: Call, token: str) -> None:
+    """A token that cannot be sent is no reason to show it either."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises((RayJobsError, ValueError)) as caught:
+            call("get_version", None, address=address, client_token=token, client_patience=0)
+
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+    assert SECRET not in repr(vars(caught.value)) + repr(caught.value.args)
+
+
+def test_log_that_is_cut(call: Call) -> None:
+    """A log that breaks off is a failure of the connection, and the next read goes on exactly there."""
+    text = "".join(f"line {number}\n" for number in range(20_000)).encode()
+    cut = httpx.Response(200, stream=Cut(text[:20_000], text[20_000:150_001]))
+    wire, log, shown = Wire(cut, httpx.Response(200, content=text)), LogText(), []
+    step = ReadLog(endpoints.get_log_file("a", "node"), log)
+
+    def engine() -> Any:
+        try:
+            yield step
+        except RayJobsConnectionError as error:
+            caught = error
+        before = len(shown)
+        yield step
+        return caught, before
+
+    caught, before = call("run", wire, engine(), shown.append)
+
+    assert str(caught).startswith(f"Could not read the log of job a: no answer from {ADDRESS} (ReadError: cut).")
+    assert 0 < before < len(shown)
+    assert "\n".join(shown).encode() + b"\n" == text
+    assert [request.url.params["lines"] for request in wire.requests] == ["-1", "-1"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        pytest.param(httpx.Response(401, text="Unauthorized"), RayJobsNotAuthorizedError, id="error"),
+        pytest.param(httpx.Response(200, html="<html>log in"), RayJobsNotFoundError, id="login page"),
+    ],
+)
+def test_log_that_there_is_not(call: Call, answer: httpx.Response, error: type[Exception]) -> None:
+    """An error, or a page, in place of a log is the error that it is, and nothing of it is shown as log."""
+    shown: list[str] = []
+
+    def engine() -> Any:
+        yield ReadLog(endpoints.get_log_file("a", "node"), LogText())
+
+    with pytest.raises(error, match="read the log of job a"):
+        call("run", Wire(answer), engine(), shown.append)
+    assert shown == []
+
+
+def test_following(call: Call, caplog: pytest.LogCaptureFixture) -> None:
+    """A job is followed to its end: its log is handed over as it comes, and what happened on the way is logged."""
+    caplog.set_level(logging.INFO, "airflow_provider_rayjobs")
+    wire = Wire(
+        sample("job_running.json"),
+        sample("version.json"),
+        httpx.Response(200, content=LOG[:100]),
+        httpx.ConnectError("refused"),
+        sample("job_failed.json"),
+        sample("log_file.txt"),
+    )
+    shown: list[str] = []
+
+    details = call("follow_job", wire, "a", poll_interval=0.01, on_log=shown.append)
+
+    assert (details.status, details.driver_exit_code) == ("FAILED", 3)
+    assert "\n".join(shown) + "\n" == LOG.decode()
+    assert [record.levelname for record in caplog.records if "airflow_provider" in record.name] == ["WARNING", "INFO"]
+    assert wire.requests[-1].url.params["filename"] == "job-driver-sample-failed.log"
+
+
+def test_following_without_a_log(call: Call) -> None:
+    """Without a taker for the log none is read."""
+    wire = Wire(sample("job_pending.json"), sample("job_succeeded.json"))
+
+    assert call("follow_job", wire, "a", poll_interval=0).status == "SUCCEEDED"
+    assert wire.asked == [f"GET {JOB}"] * 2
+
+
+def test_following_ends(call: Call) -> None:
+    """Following ends where the job is unknown, or the cluster out of reach for too long."""
+    with pytest.raises(RayJobNotFoundError, match="Job nobody-1 does not exist"):
+        call("follow_job", Wire(sample("unknown_job.404.txt")), "nobody-1")
+    with pytest.raises(RayJobsUnreachableError, match="unreachable_timeout is 0 s"):
+        call("follow_job", Wire(httpx.ConnectError("refused")), "a", unreachable_timeout=0)
+    wire = Wire(sample("unknown_job.404.txt"), sample("job_succeeded.json"))
+    assert call("follow_job", wire, "a", poll_interval=0.01, missing_timeout=60).status == "SUCCEEDED"
+
+
+def test_notes_go_to_the_given_logger(call: Call) -> None:
+    """Notes go to the logger that a client is given."""
+    notes: list[tuple[Any, ...]] = []
+
+    class Logger:
+        def log(self, level: int, message: Any, /, *arguments: Any) -> None:
+            notes.append((level, message % arguments))
+
+    wire = Wire(httpx.ConnectError("refused"), sample("job_succeeded.json"))
+    call("follow_job", wire, "100%s", poll_interval=0.01, client_logger=Logger())
+
+    assert [level for level, _ in notes] == [logging.WARNING, logging.INFO]
+    assert notes[0][1].startswith("Lost sight of job 100%s")
+
+
+def test_engines_are_closed(call: Call) -> None:
+    """When somebody who reads along fails, the engine is closed and the failure is passed on as it is."""
+    closed = []
+
+    def engine() -> Any:
+        try:
+            yield Show("one")
+        finally:
+            closed.append(True)
+
+    def fail(record: str) -> None:
+        raise LookupError(record)
+
+    with pytest.raises(LookupError, match="one"):
+        call("run", Wire(sample("version.json")), engine(), fail)
+    assert closed == [True]
+
+
+def test_records_that_nobody_reads(call: Call) -> None:
+    """An engine may show records where nobody reads along, and asks for the time with a sleep of no length."""
+
+    def engine() -> Any:
+        before = yield Sleep(0)
+        assert (yield Show("one")) is None
+        after = yield Sleep(0.001)
+        return after - before
+
+    assert call("run", Wire(sample("version.json")), engine()) >= 0.001
+
+
+def test_steps_that_there_are_not(call: Call) -> None:
+    """An engine that asks for what no driver knows is a mistake that does not pass unseen."""
+
+    def engine() -> Any:
+        yield "something"
+
+    with pytest.raises(AssertionError):
+        call("run", Wire(sample("version.json")), engine())
+
+
+def test_one_request(call: Call) -> None:
+    """A request can be sent once, without an engine and its patience."""
+    wire = Wire(httpx.Response(503))
+
+    with pytest.raises(RayJobsUnavailableError):
+        call("send", wire, endpoints.submit_job(JobSubmission("a", "true")))
+    assert wire.requests[0].extensions["timeout"]["read"] == endpoints.SUBMIT_TIMEOUT
+    assert wire.requests[0].extensions["timeout"]["connect"] <= 10
+
+
+@pytest.mark.parametrize(
+    ("given", "address"),
+    [
+        ("http://ray-head:8265", "http://ray-head:8265"),
+        ("https://ray.example.com/team-a/", "https://ray.example.com/team-a"),
+        ("http://127.0.0.1", "http://127.0.0.1"),
+        ("http://[::1]:8265/", "http://[::1]:8265"),
+    ],
+)
+def test_addresses(given: str, address: str) -> None:
+    """An address is kept with its base path, and without its last slash."""
+    assert check_address(given) == address
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "", "ray-head:8265", "ray-head", "ray://ray-head:10001", "ftp://ray-head", "http://", "http:///jobs",
+        "http://ray-head:port", "http://ray-head:99999", "http://[::1", "http://ray-head\n", f"http://me:{SECRET}@ray-head",
+        f"http://{SECRET}@ray-head", f"http://ray-head?token={SECRET}", f"http://ray-head/#{SECRET}",
+        f"ftp://me:{SECRET}@ray-head", f"http://me:{SECRET}@ray-head:port", f"me:{SECRET}@ray-head:8265",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("make", [check_address, RayJobsClient, AsyncRayJobsClient])
+def test_wrong_addresses(make: Callable[[str], Any], address: str) -> None:
+    """What cannot be the address of a dashboard is refused at once, and no secret in it is shown."""
+    with pytest.raises(ValueError, match="address") as caught:
+        make(address)
+
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+def test_client_alone() -> None:
+    """The client needs neither Airflow nor Ray."""
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['airflow', 'ray'])); "
+        "import airflow_provider_rayjobs.jobs, airflow_provider_rayjobs.exceptions"
+    )
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

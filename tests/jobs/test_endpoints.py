@@ -1,0 +1,243 @@
+"""The API as descriptions: what is sent, and what each recorded answer means."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_rayjobs.exceptions import (
+    RayJobExistsError,
+    RayJobNotFoundError,
+    RayJobsNotAuthorizedError,
+    RayJobsNotFoundError,
+    RayJobsRefusedError,
+    RayJobsResponseError,
+    RayJobsUnavailableError,
+)
+from airflow_provider_rayjobs.jobs import JobSubmission, RayVersion, endpoints
+from airflow_provider_rayjobs.jobs.endpoints import Answer, Request, error_of, read_answer
+
+SAMPLES = Path(__file__).parents[1] / "samples" / "2.60.0"
+ADDRESS = "http://ray-head:8265"
+LOGIN = b"<!DOCTYPE html><html><body>Please sign in at example.com</body></html>"
+
+
+def sample(name: str) -> Answer:
+    """Return a recorded answer; a file that is no JSON has its status code in its name."""
+    code = 200 if name.endswith(".json") else int(name.split(".")[1])
+    return Answer(code, (SAMPLES / name).read_bytes(), ADDRESS, "text/plain; charset=utf-8")
+
+
+@pytest.mark.parametrize(
+    ("request_", "method", "path", "body", "repeatable"),
+    [
+        pytest.param(endpoints.get_version(), "GET", "/api/version", None, True, id="version"),
+        pytest.param(
+            endpoints.submit_job(JobSubmission("a", "true", metadata={"b": "c"})),
+            "POST",
+            "/api/jobs/",
+            {"submission_id": "a", "entrypoint": "true", "metadata": {"b": "c"}},
+            True,
+            id="submit",
+        ),
+        pytest.param(endpoints.get_job("a"), "GET", "/api/jobs/a", None, True, id="get"),
+        pytest.param(
+            endpoints.get_job("a/b ?%#ü"), "GET", "/api/jobs/a%2Fb%20%3F%25%23%C3%BC", None, True, id="quoted"
+        ),
+        pytest.param(endpoints.list_jobs(), "GET", "/api/jobs/", None, True, id="list"),
+        pytest.param(endpoints.stop_job("a/b"), "POST", "/api/jobs/a%2Fb/stop", None, True, id="stop"),
+        pytest.param(endpoints.delete_job("a/b"), "DELETE", "/api/jobs/a%2Fb", None, False, id="delete"),
+        pytest.param(endpoints.get_job_logs("a/b"), "GET", "/api/jobs/a%2Fb/logs", None, True, id="logs"),
+    ],
+)
+def test_requests(request_: Request[Any], method: str, path: str, body: Any, repeatable: bool) -> None:
+    """Each request says what Ray wants to hear, with ids quoted and nothing in the body that was not set."""
+    assert (request_.method, request_.path, request_.params, request_.body) == (method, path, None, body)
+    assert request_.repeatable is repeatable
+    assert 0 < request_.timeout <= endpoints.SUBMIT_TIMEOUT
+
+
+def test_log_file_request() -> None:
+    """A log file is asked for whole, by its name and node, never by the id that makes the head search."""
+    request = endpoints.get_log_file("a", "node")
+
+    assert (request.method, request.path, request.body, request.repeatable) == ("GET", "/api/v0/logs/file", None, True)
+    assert request.params == {"node_id": "node", "filename": "job-driver-a.log", "lines": "-1"}
+
+
+def test_submission_may_take_long() -> None:
+    """A submission waits longer for its answer than other requests, as leaving early can orphan a job."""
+    assert endpoints.submit_job(JobSubmission("a", "true")).timeout > endpoints.get_job("a").timeout
+
+
+@pytest.mark.parametrize(
+    ("request_", "name", "expected"),
+    [
+        pytest.param(
+            endpoints.get_version(),
+            "version.json",
+            RayVersion("4", "2.60.0", "session_2026-11-23_03-37-01_379092_4566"),
+            id="version",
+        ),
+        pytest.param(
+            endpoints.submit_job(JobSubmission("a", "true")), "submitted.json", "sample-succeeded", id="submitted"
+        ),
+        pytest.param(endpoints.stop_job("a"), "stopped.json", True, id="stopped"),
+        pytest.param(endpoints.stop_job("a"), "stop_ended.json", False, id="nothing to stop"),
+        pytest.param(endpoints.delete_job("a"), "deleted.json", True, id="deleted"),
+    ],
+)
+def test_answers(request_: Request[Any], name: str, expected: Any) -> None:
+    """Each recorded answer is read as what was asked for."""
+    assert read_answer(request_, sample(name)) == expected
+
+
+def test_jobs_as_answers() -> None:
+    """A job and the list of jobs are read as details, interactive jobs included, and a log as its text."""
+    assert read_answer(endpoints.get_job("a"), sample("job_failed.json")).driver_exit_code == 3
+    jobs = read_answer(endpoints.list_jobs(), sample("jobs_list.json"))
+    assert [job.type for job in jobs] == ["SUBMISSION"] * 4 + ["DRIVER"]
+    assert {job.name for job in jobs} >= {"sample-failed", "sample-stopped", "03000000"}
+    assert "\none\nzwei ü\nthree" in read_answer(endpoints.get_job_logs("a"), sample("job_logs.json"))
+
+
+def test_answers_of_older_heads() -> None:
+    """An older head's version without a session, and its submission answered by job_id alone, are read as well."""
+    version = Answer(200, b'{"version": "4", "ray_version": "2.9.3"}', ADDRESS)
+    submitted = Answer(200, b'{"job_id": "a"}', ADDRESS)
+
+    assert read_answer(endpoints.get_version(), version) == RayVersion("4", "2.9.3", None)
+    assert read_answer(endpoints.submit_job(JobSubmission("a", "true")), submitted) == "a"
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "gist"),
+    [
+        pytest.param(
+            sample("duplicate_id.500.txt"),
+            RayJobExistsError,
+            "ValueError: Job with submission_id sample-failed already exists. Please use a different submission_id",
+            id="id is taken",
+        ),
+        pytest.param(
+            sample("delete_running.500.txt"),
+            RayJobsRefusedError,
+            "RuntimeError: Attempted to delete job 'sample-stopped', but it is in a non-terminal state RUNNING",
+            id="job has not ended",
+        ),
+        pytest.param(
+            sample("unknown_job.404.txt"), RayJobNotFoundError, "Job nobody-1 does not exist", id="unknown job"
+        ),
+        pytest.param(
+            sample("stop_driver.400.txt"), RayJobsRefusedError, "Can only stop submission type jobs", id="stop a driver"
+        ),
+        pytest.param(
+            sample("logs_driver.400.txt"),
+            RayJobsRefusedError,
+            "Can only get logs of submission type jobs",
+            id="log of a driver",
+        ),
+        pytest.param(
+            sample("unknown_field.400.txt"),
+            RayJobsRefusedError,
+            "TypeError: JobSubmitRequest.__init__() got an unexpected keyword argument 'colour'",
+            id="unknown field",
+        ),
+        pytest.param(sample("no_such_path.404.txt"), RayJobsNotFoundError, "404: Not Found", id="not Ray's path"),
+        pytest.param(
+            sample("no_log_file.500.txt"), RayJobsResponseError, "A file is not found at: /opt/ray", id="no log file"
+        ),
+        pytest.param(
+            Answer(500, b"No available agent to submit job, please try again later.", ADDRESS),
+            RayJobsUnavailableError,
+            "No available agent",
+            id="no agent yet",
+        ),
+        pytest.param(Answer(401, b"Unauthorized", ADDRESS), RayJobsNotAuthorizedError, "Unauthorized", id="no token"),
+        pytest.param(Answer(403, b"Forbidden", ADDRESS), RayJobsNotAuthorizedError, "Forbidden", id="wrong token"),
+        pytest.param(Answer(405, b"no", ADDRESS), RayJobsNotFoundError, "no", id="method not allowed"),
+        pytest.param(Answer(418, b"short and stout", ADDRESS), RayJobsResponseError, "short", id="a teapot"),
+        *(pytest.param(Answer(code, b"busy", ADDRESS), RayJobsUnavailableError, "busy", id=f"{code}")
+          for code in (429, 502, 503, 504)),
+        *(pytest.param(Answer(code, b"moved", ADDRESS), RayJobsNotFoundError, "moved", id=f"{code}")
+          for code in (301, 302, 303, 307, 308)),
+    ],
+)  # fmt: skip
+def test_errors(answer: Answer, kind: type[RayJobsResponseError], gist: str) -> None:
+    """An answer other than 200 becomes the error that Ray's words mean, and says what, where and which code."""
+    with pytest.raises(RayJobsResponseError) as caught:
+        read_answer(endpoints.get_job("nightly-1"), answer)
+
+    assert type(caught.value) is kind
+    assert caught.value.status_code == answer.status_code
+    assert str(caught.value).startswith(
+        f"Could not get job nightly-1 at http://ray-head:8265: HTTP {answer.status_code}. "
+    )
+    assert f"It said: {gist}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [LOGIN, b"", b" \n"], ids=["page", "nothing", "blank"])
+def test_pages_are_not_quoted(content: bytes) -> None:
+    """Of an HTML page, and of an empty answer, no message quotes anything."""
+    error = error_of(endpoints.get_log_file("a", "node"), Answer(502, content, ADDRESS, "text/html"))
+
+    assert isinstance(error, RayJobsUnavailableError)
+    assert "sign in" not in str(error)
+    assert "It said" not in str(error)
+
+
+def test_long_answers_are_cut() -> None:
+    """Of a long answer a message quotes the beginning."""
+    error = error_of(endpoints.get_version(), Answer(418, b"x" * 5000 + b"\xff", ADDRESS))
+
+    assert str(error).endswith(f"{'x' * 500} ...")
+    assert len(str(error)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("request_", "content"),
+    [
+        pytest.param(endpoints.get_job("a"), LOGIN, id="a login page"),
+        pytest.param(endpoints.get_version(), b"", id="nothing"),
+        pytest.param(endpoints.get_version(), b"\xff\xfe", id="binary"),
+        pytest.param(endpoints.get_version(), b"[]", id="a list for the version"),
+        pytest.param(endpoints.get_version(), b'{"version": "4"}', id="a version without Ray's"),
+        pytest.param(endpoints.get_job("a"), b"{}", id="a job without a status"),
+        pytest.param(endpoints.get_job("a"), b"[1]", id="a list for a job"),
+        pytest.param(endpoints.get_job("a"), b'{"type": "SUBMISSION", "status": null}', id="no status"),
+        pytest.param(endpoints.list_jobs(), b'{"detail": "hello"}', id="a dictionary for the jobs"),
+        pytest.param(endpoints.list_jobs(), b"7", id="a number for the jobs"),
+        pytest.param(endpoints.stop_job("a"), b'{"ok": true}', id="a stop without its answer"),
+        pytest.param(endpoints.delete_job("a"), b"null", id="null for a deletion"),
+        pytest.param(endpoints.get_job_logs("a"), b'"text"', id="a log without its name"),
+        pytest.param(endpoints.submit_job(JobSubmission("a", "b")), b"{}", id="a submission without an id"),
+    ],
+)
+def test_answers_of_something_else(request_: Request[Any], content: bytes) -> None:
+    """A 200 that is not what Ray's API says means that something else answers at this address."""
+    with pytest.raises(RayJobsNotFoundError, match="Check host, port, schema and base path") as caught:
+        read_answer(request_, Answer(200, content, ADDRESS, "text/html; charset=utf-8"))
+
+    assert caught.value.status_code == 200
+    assert "the answer is text/html, not" in str(caught.value)
+    assert "sign in" not in str(caught.value)
+
+
+def test_answer_of_no_type() -> None:
+    """An answer that does not even state its type is described as such."""
+    with pytest.raises(RayJobsNotFoundError, match="the answer is of no stated type"):
+        read_answer(endpoints.get_version(), Answer(200, b"?", ADDRESS))
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in SAMPLES.glob("*.json")))
+def test_samples_are_json(name: str) -> None:
+    """Recorded answers name no path of the machine they were recorded on."""
+    content = (SAMPLES / name).read_text()
+
+    assert json.loads(content)
+    assert "/tmp/" not in content

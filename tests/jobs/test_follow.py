@@ -1,0 +1,516 @@
+"""Following a job to its end: engines driven by hand, without a clock, a network or an event loop."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_rayjobs.exceptions import (
+    RayJobNotFoundError,
+    RayJobsConnectionError,
+    RayJobsError,
+    RayJobsNotAuthorizedError,
+    RayJobsNotFoundError,
+    RayJobsRefusedError,
+    RayJobsResponseError,
+    RayJobsUnavailableError,
+    RayJobsUnreachableError,
+)
+from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType, RayVersion
+from airflow_provider_rayjobs.jobs.follow import LogReader, follow_job, get_job_logs, look, read_log
+from airflow_provider_rayjobs.jobs.logs import LogText
+from airflow_provider_rayjobs.jobs.steps import Engine, Note, ReadLog, Send, Show, Sleep
+
+LOST = RayJobsConnectionError("cut off")
+BUSY = RayJobsUnavailableError("busy", status_code=503)
+GONE = RayJobNotFoundError("gone", status_code=404)
+NO_FILE = RayJobsResponseError("A file is not found", status_code=500)
+
+RUNNING = JobDetails(JobType.SUBMISSION, JobStatus.RUNNING, submission_id="a", driver_node_id="node")
+PENDING = replace(RUNNING, status=JobStatus.PENDING, driver_node_id=None)
+SUCCEEDED = replace(RUNNING, status=JobStatus.SUCCEEDED)
+FAILED = replace(RUNNING, status=JobStatus.FAILED)
+STOPPED = replace(RUNNING, status=JobStatus.STOPPED)
+NEVER_RAN = replace(FAILED, driver_node_id=None)
+INTERACTIVE = JobDetails(JobType.DRIVER, JobStatus.RUNNING, job_id="02000000")
+
+
+@dataclass
+class Cluster:
+    """
+    A script of answers and a clock: each kind of request has its own, whose last answer stays.
+
+    An error in place of an answer is thrown; of a log file a pair is what came before the error.
+    """
+
+    jobs: Sequence[JobDetails | RayJobsError] = (SUCCEEDED,)
+    version: Sequence[str | RayJobsError] = ("2.60.0",)
+    files: Sequence[bytes | RayJobsError | tuple[bytes, RayJobsError]] = (b"",)
+    texts: Sequence[str | RayJobsError] = ("",)
+    read_takes: float = 0.0
+    clock: float = 1000.0
+    asked: list[str] = field(default_factory=list)
+    shown: list[str] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+    pauses: list[float] = field(default_factory=list)
+    reads: list[float] = field(default_factory=list)
+
+    def drive(self, engine: Engine[Any]) -> Any:
+        """Run an engine to its end and return its result."""
+        scripts = {name: last_stays(getattr(self, name)) for name in ("jobs", "version", "files", "texts")}
+        step = next(engine)
+        while True:
+            try:
+                answer = self._do(step, scripts)
+                failed = isinstance(answer, RayJobsError)
+                step = engine.throw(answer.with_traceback(None)) if failed else engine.send(answer)
+            except StopIteration as end:
+                return end.value
+
+    def _do(self, step: Any, scripts: dict[str, Iterator[Any]]) -> Any:
+        match step:
+            case Sleep(seconds):
+                self.clock += seconds
+                self.pauses += [seconds] if seconds else []
+                return self.clock
+            case Note():
+                return self.notes.append(step)
+            case Show(record):
+                return self.shown.append(record)
+            case Send(request):
+                self.asked.append(request.path)
+                if request.path == "/api/version":
+                    answer = next(scripts["version"])
+                    return RayVersion("4", answer) if isinstance(answer, str) else answer
+                if not request.path.endswith("/logs"):
+                    return next(scripts["jobs"])
+                self._read()
+                return next(scripts["texts"])
+            case ReadLog(request, log):
+                self.asked.append(request.path)
+                self._read()
+                answer = next(scripts["files"])
+                if isinstance(answer, RayJobsError):
+                    return answer
+                data, error = answer if isinstance(answer, tuple) else (answer, None)
+                log.begin()
+                self.shown += log.feed(data)
+                if error is None:
+                    self.shown += log.flush()
+                return error
+
+    def _read(self) -> None:
+        self.reads.append(self.clock)
+        self.clock += self.read_takes
+
+    @property
+    def warnings(self) -> list[str]:
+        return [note.message for note in self.notes if note.level == logging.WARNING]
+
+
+def last_stays(answers: Sequence[Any]) -> Iterator[Any]:
+    yield from answers
+    while True:
+        yield answers[-1]
+
+
+JOB, VERSION, FILE, TEXT = "/api/jobs/a", "/api/version", "/api/v0/logs/file", "/api/jobs/a/logs"
+
+
+@pytest.mark.parametrize("end", [SUCCEEDED, FAILED, STOPPED, NEVER_RAN], ids=lambda end: end.status)
+def test_to_the_end(end: JobDetails) -> None:
+    """A job is followed to its terminal status, whichever it is, and returned as it ended."""
+    cluster = Cluster(jobs=[PENDING, PENDING, RUNNING, end])
+
+    assert cluster.drive(follow_job("a")) is end
+    assert cluster.asked == [JOB] * 4
+    assert cluster.notes == []
+
+
+def test_contract() -> None:
+    """A follower asks for the time, then for the job, and sleeps between two looks."""
+    engine = follow_job("a")
+
+    assert next(engine) == Sleep(0)
+    asked = engine.send(0.0)
+    assert isinstance(asked, Send)
+    assert (asked.request.method, asked.request.path) == ("GET", JOB)
+    assert engine.send(RUNNING) == Sleep(0.5)
+    assert isinstance(engine.send(0.5), Send)
+    with pytest.raises(StopIteration) as end:
+        engine.send(SUCCEEDED)
+    assert end.value.value is SUCCEEDED
+
+
+def test_a_job_that_has_ended() -> None:
+    """A job that has ended already costs one request, and no pause."""
+    cluster = Cluster()
+
+    assert cluster.drive(follow_job("a")) is SUCCEEDED
+    assert (cluster.asked, cluster.pauses) == ([JOB], [])
+
+
+@pytest.mark.parametrize(
+    ("poll_interval", "pauses"),
+    [
+        pytest.param(5.0, [0.5, 0.7, 0.98, 1.372, 1.9208, 2.689, 3.765, 5, 5, 5], id="5 s"),
+        pytest.param(1.0, [0.5, 0.7, 0.98, 1, 1, 1, 1, 1, 1, 1], id="1 s"),
+        pytest.param(0.1, [0.1] * 10, id="shorter than the first pause"),
+    ],
+)
+def test_pauses(poll_interval: float, pauses: list[float]) -> None:
+    """The pauses between two looks grow from half a second to poll_interval, and never above."""
+    cluster = Cluster(jobs=[RUNNING] * 10 + [SUCCEEDED])
+
+    cluster.drive(follow_job("a", poll_interval=poll_interval))
+
+    assert cluster.pauses == pytest.approx(pauses, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [LOST, BUSY, NO_FILE, RayJobsNotAuthorizedError("token", status_code=401), RayJobsNotFoundError("a page")],
+    ids=lambda error: type(error).__name__,
+)
+def test_outage(error: RayJobsError) -> None:
+    """An outage of any kind is borne, and noted once when it begins and once when it is over."""
+    cluster = Cluster(jobs=[RUNNING, *[error] * 20, RUNNING, error, SUCCEEDED])
+
+    assert cluster.drive(follow_job("a", poll_interval=2)) is SUCCEEDED
+    assert [note.message.split(";")[0].split(" after")[0] for note in cluster.notes] == [
+        "Lost sight of job a, which may well run on",
+        "Job a is in sight again",
+    ] * 2
+    assert str(error) in cluster.warnings[0]
+    assert len(cluster.warnings) == 2
+    assert max(cluster.pauses) == 2
+
+
+@pytest.mark.parametrize("timeout", [0, 30, 600])
+def test_unreachable(timeout: float) -> None:
+    """A cluster out of reach for unreachable_timeout in a row ends the following, but not before."""
+    cluster = Cluster(jobs=[RUNNING, LOST])
+
+    with pytest.raises(
+        RayJobsUnreachableError, match=rf"unreachable_timeout is {timeout} s.*It may still run.*cut off"
+    ):
+        cluster.drive(follow_job("a", unreachable_timeout=timeout))
+
+    assert timeout <= cluster.clock - 1000.5 < timeout + 5
+    assert len(cluster.notes) == 1
+
+
+def test_outages_do_not_add_up() -> None:
+    """Only an outage without a break counts: an answer between two of them starts the count anew."""
+    cluster = Cluster(jobs=[*([LOST] * 4 + [RUNNING]) * 10, SUCCEEDED])
+
+    assert cluster.drive(follow_job("a", unreachable_timeout=30)) is SUCCEEDED
+    assert cluster.clock - 1000 > 100
+
+
+def test_unknown_job() -> None:
+    """A job that the cluster does not know ends the following at once, an outage before or not."""
+    for jobs in ([GONE], [RUNNING, GONE], [LOST, GONE]):
+        with pytest.raises(RayJobNotFoundError) as caught:
+            Cluster(jobs=jobs).drive(follow_job("a"))
+        assert caught.value is GONE
+
+
+def test_missing_job() -> None:
+    """With missing_timeout somebody may still submit the job, until that time is over."""
+    cluster = Cluster(jobs=[GONE] * 5 + [SUCCEEDED])
+    too_late = Cluster(jobs=[GONE])
+
+    assert cluster.drive(follow_job("a", missing_timeout=60)) is SUCCEEDED
+    assert cluster.notes == []
+    with pytest.raises(RayJobNotFoundError):
+        too_late.drive(follow_job("a", missing_timeout=60))
+    assert 60 <= too_late.clock - 1000 <= 65
+
+
+def test_missing_is_no_outage() -> None:
+    """A cluster that says it does not know the job is in reach: an outage before that does not go on."""
+    cluster = Cluster(jobs=[LOST, *[GONE] * 20, LOST, SUCCEEDED])
+
+    assert cluster.drive(follow_job("a", missing_timeout=600, unreachable_timeout=30)) is SUCCEEDED
+
+
+def test_unknown_status() -> None:
+    """A status of a newer Ray is noted once, and the job is followed as one that has not ended."""
+    paused, moved = (replace(RUNNING, status=JobStatus(word)) for word in ("PAUSED", "MOVED"))
+    cluster = Cluster(jobs=[paused, paused, RUNNING, paused, moved, moved, SUCCEEDED])
+
+    assert cluster.drive(follow_job("a")) is SUCCEEDED
+    assert [message.split(",")[0] for message in cluster.warnings] == [
+        "Ray says that job a is PAUSED",
+        "Ray says that job a is MOVED",
+    ]
+
+
+def test_interactive_job() -> None:
+    """Of an interactive job there is no log to read, which is noted once."""
+    ended = replace(INTERACTIVE, status=JobStatus.SUCCEEDED)
+    cluster = Cluster(jobs=[INTERACTIVE, INTERACTIVE, ended])
+
+    assert cluster.drive(follow_job("02000000", log=LogText())) is ended
+    assert cluster.asked == ["/api/jobs/02000000"] * 3
+    assert [note.message.split(":")[0] for note in cluster.notes] == [
+        "Job 02000000 was started interactively (type DRIVER)"
+    ]
+    assert cluster.warnings == []
+
+
+@pytest.mark.parametrize(
+    ("version", "source"),
+    [
+        pytest.param("2.60.0", FILE, id="new"),
+        pytest.param("2.47.0", FILE, id="just new enough"),
+        pytest.param("2.46.1", TEXT, id="just too old"),
+        pytest.param("2.9.3", TEXT, id="old"),
+        pytest.param("3.0.0", FILE, id="next"),
+        pytest.param("nightly", TEXT, id="unreadable"),
+        pytest.param(RayJobsNotFoundError("no version", status_code=404), TEXT, id="no version at all"),
+    ],
+)
+def test_log_source(version: str | RayJobsError, source: str) -> None:
+    """The log is read as a file where the head is new enough, else as text; one source for all reads."""
+    cluster = Cluster(
+        jobs=[RUNNING, RUNNING, SUCCEEDED],
+        version=[version],
+        files=[b"one\ntw", b"one\ntwo\nthree"],
+        texts=["one\ntw", "one\ntwo\nthree"],
+    )
+
+    assert cluster.drive(follow_job("a", log=LogText())) is SUCCEEDED
+    assert cluster.shown == ["one", "two", "three"]
+    assert cluster.asked.count(VERSION) == 1
+    assert cluster.asked.count(source) == 3
+    assert set(cluster.asked) == {JOB, VERSION, source}
+
+
+def test_long_text() -> None:
+    """A long log that is read as text is shown in records, too, each line once."""
+    lines = [f"line {number}" for number in range(2500)]
+    cluster = Cluster(jobs=[RUNNING, SUCCEEDED], version=["2.40.0"], texts=["\n".join(lines)])
+
+    cluster.drive(follow_job("a", log=LogText()))
+
+    assert "\n".join(cluster.shown) == "\n".join(lines)
+    assert len(cluster.shown) < 10
+
+
+def test_log_only_at_the_end() -> None:
+    """With live=False the log is read once, when the job has ended."""
+    cluster = Cluster(jobs=[RUNNING] * 5 + [SUCCEEDED], files=[b"one\ntwo\n"])
+
+    cluster.drive(follow_job("a", log=LogText(), live=False))
+
+    assert cluster.asked == [JOB] * 6 + [VERSION, FILE]
+    assert cluster.shown == ["one\ntwo"]
+
+
+def test_no_log() -> None:
+    """Where a job never started there is no log to ask for."""
+    cluster = Cluster(jobs=[PENDING, NEVER_RAN])
+
+    assert cluster.drive(follow_job("a", log=LogText())) is NEVER_RAN
+    assert cluster.asked == [JOB, JOB]
+    assert cluster.notes == []
+
+
+def test_log_budget() -> None:
+    """A log that takes a second to read is read again after nineteen more, so that reading costs 5 % of the time."""
+    cluster = Cluster(jobs=[RUNNING] * 100 + [SUCCEEDED], files=[b"x\n"], read_takes=1.0)
+
+    cluster.drive(follow_job("a", log=LogText(), poll_interval=1))
+
+    between = [later - earlier for earlier, later in zip(cluster.reads, cluster.reads[1:], strict=False)]
+    assert all(20 <= pause <= 21 for pause in between[:-1])
+    assert len(between) >= 4
+    assert between[-1] <= 21
+
+
+def test_failed_reads_of_a_running_job() -> None:
+    """A log that cannot be read while the job runs is no trouble: the next read makes up for it."""
+    cluster = Cluster(
+        jobs=[RUNNING] * 4 + [SUCCEEDED],
+        version=[BUSY, "2.60.0"],
+        files=[LOST, (b"one\ntwo\nth", LOST), NO_FILE, b"one\ntwo\nthree\n"],
+    )
+
+    cluster.drive(follow_job("a", log=LogText()))
+
+    assert cluster.shown == ["one\ntwo\nthree"]
+    assert cluster.notes == []
+
+
+@pytest.mark.parametrize("error", [LOST, BUSY], ids=["cut off", "busy"])
+def test_log_of_an_ended_job_is_worth_waiting_for(error: RayJobsError) -> None:
+    """A log whose answer does not come is asked for again for a minute, and then shown whole."""
+    cluster = Cluster(files=[error, (b"one\ntw", LOST), error, b"one\ntwo\n"])
+
+    cluster.drive(follow_job("a", log=LogText()))
+
+    assert cluster.shown == ["one\ntwo"]
+    assert cluster.notes == []
+    assert cluster.pauses == [0.5, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("version", "files", "texts"),
+    [
+        pytest.param(["2.60.0"], [LOST], [""], id="cut off for ever"),
+        pytest.param([BUSY], [b""], [""], id="no version for ever"),
+        pytest.param(["2.60.0"], [NO_FILE], [NO_FILE], id="neither file nor text"),
+        pytest.param(["2.40.0"], [b""], [NO_FILE], id="no text"),
+        pytest.param([RayJobsNotAuthorizedError("token", status_code=403)], [b""], [""], id="not for us"),
+    ],
+)
+def test_log_that_cannot_be_read(version: Any, files: Any, texts: Any) -> None:
+    """A log that cannot be had is noted, with the place where it lies, and does not change how the job ended."""
+    cluster = Cluster(jobs=[RUNNING, SUCCEEDED], version=version, files=files, texts=texts)
+
+    assert cluster.drive(follow_job("a", log=LogText())) is SUCCEEDED
+    assert len(cluster.warnings) == len(cluster.notes) == 1
+    assert "The log of job a is not complete here: 0 bytes were shown" in cluster.warnings[0]
+    assert "job-driver-a.log in Ray's log directory on node node" in cluster.warnings[0]
+    assert cluster.clock - 1000 < 130
+
+
+def test_file_that_is_not_there() -> None:
+    """Where the file cannot be had from its first byte, the log is read as text."""
+    cluster = Cluster(files=[NO_FILE], texts=["one\ntwo"])
+
+    cluster.drive(follow_job("a", log=LogText()))
+
+    assert cluster.asked == [JOB, VERSION, FILE, TEXT]
+    assert cluster.shown == ["one", "two"]
+    assert cluster.notes == []
+
+
+def test_text_after_a_part_of_the_file() -> None:
+    """Where nothing of a file was shown yet, the text in its place is shown whole, line ends changed or not."""
+    cluster = Cluster(files=[(b"10%\r\n20%\r\n", LOST), NO_FILE], texts=["10%\n20%\n30%\ndone\n"])
+
+    cluster.drive(follow_job("a", log=LogText()))
+
+    assert "\n".join(cluster.shown) == "10%\n20%\n30%\ndone"
+
+
+def test_file_that_is_lost() -> None:
+    """Where the file is lost after a part was shown, what is missing is noted and the job's end stands."""
+    log = LogText()
+    cluster = Cluster(jobs=[RUNNING, FAILED], files=[b"one\ntwo\n", NO_FILE], texts=["other\n"])
+
+    assert cluster.drive(follow_job("a", log=log)) is FAILED
+    assert cluster.shown == ["one\ntwo"]
+    assert "8 bytes were shown, the rest cannot be read" in cluster.warnings[0]
+    assert TEXT not in cluster.asked
+    assert log.last_lines == ("one", "two")
+
+
+def test_log_goes_on_from_a_position() -> None:
+    """A follower that is given a position goes on after it."""
+    cluster = Cluster(files=[b"one\ntwo\nthree"])
+    log = LogText(position=4)
+
+    cluster.drive(read_log(SUCCEEDED, log))
+
+    assert cluster.shown == ["two", "three"]
+    assert log.position == 13
+
+
+def test_look() -> None:
+    """One look is one request for the job, and shows what is new in its log."""
+    cluster = Cluster(jobs=[RUNNING, RUNNING, SUCCEEDED], files=[b"one\n", b"one\ntwo\n"])
+    reader = LogReader(LogText())
+
+    assert cluster.drive(look("a", None, live=True)) is RUNNING
+    assert cluster.asked == [JOB]
+    cluster.drive(look("a", reader, live=True))
+    assert cluster.shown == ["one"]
+    cluster.drive(look("a", reader, live=False))
+    assert cluster.shown == ["one"]
+    with pytest.raises(RayJobNotFoundError):
+        Cluster(jobs=[GONE]).drive(look("a", reader, live=True))
+
+
+answers = st.sampled_from([PENDING, RUNNING, LOST, BUSY, replace(RUNNING, status=JobStatus("NEW"))])
+
+
+@given(
+    history=st.lists(answers, max_size=30),
+    end=st.sampled_from([SUCCEEDED, FAILED, STOPPED, NEVER_RAN, GONE]),
+    reads=st.lists(st.tuples(st.integers(0, 42), st.booleans()), min_size=30, max_size=30),
+    broken=st.lists(st.integers(0, 42), max_size=3),
+)
+def test_every_history_has_one_end(
+    history: list[Any], end: Any, reads: list[tuple[int, bool]], broken: list[int]
+) -> None:
+    """Whatever happens on the way, following ends once, as the job ended, with each line of its log shown once."""
+    text = "".join(f"line {number}\n" for number in range(6)).encode()
+    live = sum(isinstance(answer, JobDetails) and answer.driver_node_id is not None for answer in history)
+    growing = sorted(reads)[:live]
+    files = [text[:size] if good else (text[:size], LOST) for size, good in growing]
+    cluster = Cluster(jobs=[*history, end], files=[*files, *((text[:size], LOST) for size in broken), text])
+
+    if end is GONE:
+        with pytest.raises(RayJobNotFoundError):
+            cluster.drive(follow_job("a", log=LogText()))
+    else:
+        assert cluster.drive(follow_job("a", log=LogText())) is end
+    shown = "".join(f"{record}\n" for record in cluster.shown).encode()
+    assert text.startswith(shown)
+    assert shown == text or end in (GONE, NEVER_RAN)
+    assert len(cluster.warnings) == sum(
+        isinstance(now, RayJobsError) and not isinstance(before, RayJobsError)
+        for before, now in zip([None, *history], history, strict=False)
+    ) + any(getattr(answer, "status", None) == "NEW" for answer in history)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "asked"),
+    [
+        pytest.param(Cluster(files=[b"one\ntwo"]), [JOB, VERSION, FILE], id="file"),
+        pytest.param(Cluster(jobs=[RUNNING], files=[b"one\ntwo"]), [JOB, VERSION, FILE], id="of a running job"),
+        pytest.param(
+            Cluster(jobs=[BUSY, SUCCEEDED], files=[LOST, (b"on", LOST), b"one\ntwo"]),
+            [JOB, JOB, VERSION, FILE, FILE, FILE],
+            id="with trouble",
+        ),
+        pytest.param(
+            Cluster(version=[BUSY, LOST, "2.60.0"], files=[b"one\ntwo"]),
+            [JOB, VERSION, VERSION, VERSION, FILE],
+            id="with trouble about the version",
+        ),
+        pytest.param(Cluster(version=["2.40.0"], texts=["one\ntwo"]), [JOB, VERSION, TEXT], id="text of an old head"),
+        pytest.param(
+            Cluster(files=[NO_FILE], texts=[BUSY, "one\ntwo"]), [JOB, VERSION, FILE, TEXT, TEXT], id="no file"
+        ),
+        pytest.param(Cluster(jobs=[PENDING], texts=["one\ntwo"]), [JOB, TEXT], id="no node"),
+    ],
+)
+def test_whole_log(cluster: Cluster, asked: list[str]) -> None:
+    """A log is returned as one text from wherever it can be had; failures that may pass are borne."""
+    assert cluster.drive(get_job_logs("a", patience=30)) == "one\ntwo"
+    assert cluster.asked == asked
+
+
+def test_whole_log_that_there_is_not() -> None:
+    """Asked for the log of an interactive job, of an unknown one, or out of reach, the error says so."""
+    refused = RayJobsRefusedError("Can only get logs of submission type jobs", status_code=400)
+    interactive = Cluster(jobs=[INTERACTIVE], texts=[refused])
+
+    with pytest.raises(RayJobsRefusedError):
+        interactive.drive(get_job_logs("02000000", patience=30))
+    assert VERSION not in interactive.asked
+    with pytest.raises(RayJobNotFoundError):
+        Cluster(jobs=[GONE]).drive(get_job_logs("a", patience=30))
+    with pytest.raises(RayJobsConnectionError):
+        Cluster(files=[LOST]).drive(get_job_logs("a", patience=30))

@@ -1,0 +1,194 @@
+"""A log that is read again and again while it grows: every line once, however the reads are cut."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from airflow_provider_rayjobs.jobs.logs import LAST_LINES, RECORD_BYTES, RECORD_LINES, LogText, WholeLog
+
+anything = st.lists(
+    st.one_of(
+        st.binary(max_size=40),
+        st.text(max_size=40).map(lambda text: text.encode("utf-8", errors="replace")),
+        st.sampled_from(
+            [b"\n", b"\n\n", b"\r\n", b"ok\n", b"\xe2\x82\n", "€\n".encode(), b"x" * 5000 + b"\n", b"a\n" * 700]
+        ),
+    ),
+    max_size=30,
+).map(b"".join)
+
+
+def read(log: LogText, data: bytes, sizes: list[int], *, whole: bool = True) -> list[str]:
+    """Read data from its start in chunks of these sizes, over and over; ``whole`` ends as a good read does."""
+    log.begin()
+    shown: list[str] = []
+    start = turn = 0
+    while start < len(data):
+        size = sizes[turn % len(sizes)]
+        shown += log.feed(data[start : start + size])
+        start, turn = start + size, turn + 1
+    return shown + (list(log.flush()) if whole else [])
+
+
+def text_of(data: bytes) -> str:
+    return data.decode("utf-8", errors="replace").removesuffix("\n")
+
+
+@settings(deadline=None)
+@given(
+    data=anything,
+    sizes=st.lists(st.integers(1, 9000), min_size=1, max_size=5),
+    reads=st.lists(st.tuples(st.integers(0, 20_000), st.booleans()), max_size=6),
+)
+@example(data=b"one\ntwo", sizes=[1], reads=[(2, False), (5, True), (3, True), (7, True)])
+@example(data=b"", sizes=[1], reads=[])
+@example(data=b"\n", sizes=[1], reads=[(1, True)])
+@example(data=b"a\n" * 5000, sizes=[4000], reads=[(3999, False), (4001, True)])
+def test_every_line_once(data: bytes, sizes: list[int], reads: list[tuple[int, bool]]) -> None:
+    """However a log is cut into chunks, and its reads break off or come to its present end, each line is shown once."""
+    log = LogText()
+    shown: list[str] = []
+    for size, whole in reads:
+        shown += read(log, data[:size], sizes, whole=whole)
+    shown += read(log, data, sizes)
+    unfinished = len(data) - log.position
+    shown += log.finish()
+
+    assert "\n".join(shown) == text_of(data)
+    assert unfinished == len(data) - data.rfind(b"\n") - 1
+    assert log.position == len(data)
+    assert list(log.finish()) == list(log.flush()) == read(log, data, sizes) == []
+
+
+@settings(deadline=None)
+@given(data=anything, sizes=st.lists(st.integers(1, 9000), min_size=1, max_size=5), cut=st.integers(0, 20_000))
+def test_resumption(data: bytes, sizes: list[int], cut: int) -> None:
+    """Another reader that starts at the position of the first one repeats nothing and loses nothing."""
+    first = LogText()
+    shown = read(first, data[:cut], sizes)
+
+    second = LogText(first.position)
+    shown += read(second, data, sizes)
+    shown += second.finish()
+
+    assert "\n".join(shown) == text_of(data)
+    assert second.position == len(data)
+
+
+@settings(deadline=None)
+@given(data=anything, size=st.integers(1, 200_000))
+@example(data=b"a\n" * 1500, size=100_000)
+def test_record_size(data: bytes, size: int) -> None:
+    """A record has at most 1,000 lines and 64 KiB."""
+    log = LogText()
+
+    records = [*read(log, data * 3, [size]), *log.finish()]
+
+    assert max((record.count("\n") + 1 for record in records), default=0) <= RECORD_LINES
+    # a byte that is not UTF-8 becomes a character of three bytes
+    assert max((len(record.encode()) for record in records), default=0) <= RECORD_BYTES * 3
+
+
+def test_records_are_filled() -> None:
+    """Lines that come one by one are shown a thousand at a time, as one record a line makes task logs slow."""
+    log = LogText()
+    log.begin()
+
+    records = [record for number in range(2500) for record in log.feed(b"%d\n" % number)]
+    rest = list(log.flush())
+
+    assert [record.count("\n") + 1 for record in records + rest] == [1000, 1000, 500]
+    assert "\n".join(records + rest) == "\n".join(str(number) for number in range(2500))
+
+
+@pytest.mark.parametrize("character", ["a", "ü", "€", "🚀"])
+@pytest.mark.parametrize("shift", range(4))
+@pytest.mark.parametrize("size", [1000, RECORD_BYTES, 10**6])
+def test_long_lines(character: str, shift: int, size: int) -> None:
+    """A line longer than 64 KiB is shown in pieces of nearly that size, and no character is cut in two."""
+    line = "." * shift + character * (200_000 // len(character.encode()))
+    data = f"{line}\nend\n".encode()
+    log = LogText()
+
+    records = read(log, data, [size])
+
+    assert "".join(records) == f"{line}\nend"
+    assert all(RECORD_BYTES - 4 < len(record.encode()) <= RECORD_BYTES for record in records[:-1])
+    assert log.position == len(data)
+
+
+@pytest.mark.parametrize("back", [1, 2, 3, 4])
+def test_long_lines_resumed(back: int) -> None:
+    """Inside a very long line, too, another reader goes on where the first one stopped."""
+    data = "€".encode() * 70_000 + b"\n"
+    first = LogText()
+    shown = read(first, data[:-back], [RECORD_BYTES])
+    second = LogText(first.position)
+
+    shown += [*read(second, data, [4096]), *second.finish()]
+
+    assert "".join(shown) == "€" * 70_000
+
+
+def test_binary_lines() -> None:
+    """A very long line without any character boundary is cut all the same, each byte a replacement character."""
+    log = LogText()
+
+    records = [*read(log, b"\x80" * (RECORD_BYTES + 10), [4096]), *log.finish()]
+
+    assert records == ["\N{REPLACEMENT CHARACTER}" * RECORD_BYTES, "\N{REPLACEMENT CHARACTER}" * 10]
+
+
+def test_bytes_that_are_not_text() -> None:
+    """Bytes that are not UTF-8 spoil only themselves."""
+    log = LogText()
+
+    assert read(log, b"a\xffb\n\xe2\x82\nok\n", [1]) == ["a\N{REPLACEMENT CHARACTER}b\n\N{REPLACEMENT CHARACTER}\nok"]
+
+
+def test_abandoned_records() -> None:
+    """Only what was taken counts as shown: a reader that fails in the middle is shown the rest again."""
+    data = b"".join(b"%d\n" % number for number in range(3000))
+    log = LogText()
+    log.begin()
+
+    shown = [next(log.feed(piece)) for piece in (data[:4000], data[4000:9000])]
+    shown += read(log, data, [4096])
+
+    assert "\n".join(shown) == text_of(data)
+
+
+def test_last_lines() -> None:
+    """The last twenty lines that were shown are kept for error messages, and of a long line its end."""
+    log = LogText()
+    assert log.last_lines == ()
+
+    read(log, b"".join(b"%d\n" % number for number in range(50)) + b"unfinished", [7])
+    before = log.last_lines
+    list(log.finish())
+    read(log, b"".join(b"%d\n" % number for number in range(50)) + b"unfinished, " + b"x" * 3000 + b"END\n", [7])
+
+    assert before == tuple(str(number) for number in range(30, 50))
+    assert log.last_lines[:-1] == (*map(str, range(32, 50)), "unfinished")
+    assert len(log.last_lines) == LAST_LINES
+    assert log.last_lines[-1] == "x" * 1997 + "END"
+
+
+@given(pieces=st.lists(st.binary(max_size=50)), interrupted=st.lists(st.binary(max_size=50)))
+def test_whole_log(pieces: list[bytes], interrupted: list[bytes]) -> None:
+    """A log that is kept whole is the text of its last read alone, however it came."""
+    log = WholeLog()
+    shown: list[Any] = []
+
+    for data in (interrupted, pieces):
+        log.begin()
+        for piece in data:
+            shown += log.feed(piece)
+    shown += log.flush()
+
+    assert log.text == b"".join(pieces).decode("utf-8", errors="replace")
+    assert shown == []

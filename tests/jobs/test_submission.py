@@ -1,0 +1,339 @@
+"""A submission: what is refused before anything is sent, and how exactly one job comes of it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from airflow_provider_rayjobs.exceptions import (
+    RayJobExistsError,
+    RayJobNotFoundError,
+    RayJobsConnectionError,
+    RayJobsError,
+    RayJobsRefusedError,
+    RayJobsUnavailableError,
+)
+from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType
+from airflow_provider_rayjobs.jobs.steps import Engine, Note, Send, Sleep
+from airflow_provider_rayjobs.jobs.submission import NONCE, RUNTIME_ENV_KEYS, plan_submission, submit_job
+
+ARGUMENT = 128 * 1024 - 1
+arguments = st.lists(
+    st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=20), min_size=1, max_size=5
+)
+
+
+def test_submission_of_everything() -> None:
+    """A submission holds what was asked for, under Ray's names and as Ray's types."""
+    submission = plan_submission(
+        ["python", "main.py", "--day", "2026 01"],
+        submission_id="nightly-1",
+        runtime_env={"pip": ["emoji"], "env_vars": {"A": "b"}},
+        metadata={"job_name": "nightly"},
+        entrypoint_num_cpus=0.5,
+        entrypoint_num_gpus=0,
+        entrypoint_memory=1e9,
+        entrypoint_resources={"A100": 1},
+        entrypoint_label_selector={"zone": "a"},
+    )
+
+    body = submission.to_json()
+    nonce = body["metadata"].pop(NONCE)
+    assert body == {
+        "submission_id": "nightly-1",
+        "entrypoint": "python main.py --day '2026 01'",
+        "runtime_env": {"pip": ["emoji"], "env_vars": {"A": "b"}},
+        "metadata": {"job_name": "nightly"},
+        "entrypoint_num_cpus": 0.5,
+        "entrypoint_num_gpus": 0,
+        "entrypoint_memory": 1_000_000_000,
+        "entrypoint_resources": {"A100": 1},
+        "entrypoint_label_selector": {"zone": "a"},
+    }
+    assert len(nonce) == 16
+    assert type(body["entrypoint_memory"]) is int
+
+
+def test_submission_of_a_command() -> None:
+    """A command is taken as it is, and a submission that says no more gets an id and a nonce of its own."""
+    one, other = (
+        plan_submission("echo $HOME | cat"),
+        plan_submission("echo $HOME | cat", submission_id=None, metadata=None),
+    )
+
+    assert one.entrypoint == "echo $HOME | cat"
+    assert one.to_json().keys() == {"submission_id", "entrypoint", "metadata"}
+    assert one.submission_id != other.submission_id
+    assert one.metadata[NONCE] != other.metadata[NONCE]
+
+
+def test_nonce_is_kept() -> None:
+    """A nonce that the caller gives is kept, so that a later process can recognise the job as its own."""
+    assert plan_submission("true", metadata={NONCE: "mine"}).metadata == {NONCE: "mine"}
+
+
+def test_unknown_options() -> None:
+    """An option that a submission does not have is refused by its name, as of any function."""
+    with pytest.raises(TypeError, match="a submission has no colour, shape"):
+        plan_submission("true", shape=1, colour="red")
+
+
+@given(arguments)
+def test_quoting(given_arguments: list[str]) -> None:
+    """Arguments given as a list are read by a shell as exactly those arguments."""
+    assert shlex.split(plan_submission(given_arguments).entrypoint) == given_arguments
+
+
+@settings(max_examples=25, deadline=None)
+@given(arguments)
+def test_quoting_in_a_shell(given_arguments: list[str]) -> None:
+    """No argument given as a list breaks out of its place, whatever it holds."""
+    command = plan_submission(["printf", "%s\\0", *given_arguments]).entrypoint
+
+    shown = subprocess.run(["/bin/sh", "-c", command], capture_output=True, check=True).stdout
+    assert shown == b"".join(argument.encode() + b"\0" for argument in given_arguments)
+
+
+@pytest.mark.parametrize(
+    "submission_id",
+    ["a", "x" * 200, "Nightly_2026-01-01.1", "rayjob-0", "0123456", "012345678", "ABCDEF01", "...", ".a"],
+    ids=lambda value: value[:20],
+)
+def test_submission_ids(submission_id: str) -> None:
+    """Ids of up to 200 letters, digits, dots, dashes and underscores are taken as they are."""
+    assert plan_submission("true", submission_id=submission_id).submission_id == submission_id
+
+
+WRONG: list[Any] = [
+    pytest.param("", {}, "entrypoint is empty", id="no command"),
+    pytest.param(" \n", {}, "entrypoint is empty", id="blank command"),
+    pytest.param([], {}, "entrypoint is empty", id="no arguments"),
+    pytest.param(["echo", 1], {}, "entrypoint must be a command, or a list", id="number as argument"),
+    pytest.param(None, {}, "entrypoint must be a command, or a list", id="None as command"),
+    pytest.param(b"echo", {}, "entrypoint must be a command, or a list", id="bytes as command"),
+    pytest.param({"echo"}, {}, "entrypoint must be a command, or a list", id="set as command"),
+    pytest.param("echo a\0b", {}, "entrypoint holds a NUL", id="NUL in the command"),
+    pytest.param("echo \udc80", {}, "entrypoint", id="lone surrogate in the command"),
+    *(
+        pytest.param("true", {"submission_id": value}, "submission_id", id=f"id {str(value)[:9]!r}")
+        for value in ("a/b", "a b", "ü", "a\n", "x" * 201, "01000000", "deadbeef", 7, ".", "..")
+    ),
+    pytest.param("true", {"metadata": {"a": 1}}, "metadata must be text to text; at 'a' there is int", id="metadata"),
+    pytest.param("true", {"metadata": {1: "a"}}, "metadata must be text to text; at 1 there is int", id="metadata key"),
+    pytest.param("true", {"metadata": ["a"]}, "metadata must be a dictionary", id="metadata list"),
+    pytest.param("true", {"metadata": {"job_submission_id": "a"}}, "metadata must not hold job_sub", id="misfiling"),
+    pytest.param("true", {"metadata": {"a": "\udc80"}}, "metadata", id="lone surrogate in the metadata"),
+    *(
+        pytest.param("true", {field: value}, f"{field} must be a number, 0 or more, not", id=f"{field} {value!r}")
+        for field in ("entrypoint_num_cpus", "entrypoint_num_gpus", "entrypoint_memory")
+        for value in (float("nan"), float("inf"), -1, -0.5, True, "2", [1])
+    ),
+    pytest.param("true", {"entrypoint_memory": 0.5}, "entrypoint_memory must be a whole number", id="half a byte"),
+    *(
+        pytest.param(
+            "true",
+            {"entrypoint_resources": {"a": value}},
+            r"entrypoint_resources\['a'\] must be",
+            id=f"resource {value}",
+        )
+        for value in (None, True, "1", -1, float("nan"), float("inf"))
+    ),
+    pytest.param("true", {"entrypoint_resources": ["a"]}, "entrypoint_resources must be a dictionary", id="resources"),
+    pytest.param("true", {"entrypoint_label_selector": {"a": 1}}, "entrypoint_label_selector must be", id="label"),
+    pytest.param("true", {"entrypoint_label_selector": "a"}, "entrypoint_label_selector must be", id="labels"),
+]
+
+
+@pytest.mark.parametrize(("entrypoint", "options", "message"), WRONG)
+def test_refusals(entrypoint: Any, options: dict[str, Any], message: str) -> None:
+    """What can never work is refused before anything is sent, by the field's name."""
+    with pytest.raises(ValueError, match=f"^{message}"):
+        plan_submission(entrypoint, **options)
+
+
+@pytest.mark.parametrize(
+    ("runtime_env", "message"),
+    [
+        pytest.param({"pips": ["a"]}, "'pips'; did you mean 'pip'", id="misspelt pip"),
+        pytest.param({"workdir": "s3://a"}, "'workdir'; did you mean 'working_dir'", id="misspelt working_dir"),
+        pytest.param({"env_var": {}}, "'env_var'; did you mean 'env_vars'", id="misspelt env_vars"),
+        pytest.param({"zzz": 1}, "'zzz'; Ray knows _inject_current_ray, ", id="nothing like it"),
+        pytest.param({7: 1}, "7; Ray knows ", id="number as key"),
+        pytest.param("env.yaml", "must be a dictionary, not str", id="a path"),
+        pytest.param(
+            {"env_vars": {"A": 1}}, r"\['env_vars'\] must be text to text; at 'A' there is int", id="env_vars"
+        ),
+        pytest.param({"env_vars": ["A=1"]}, r"\['env_vars'\] must be a dictionary", id="env_vars list"),
+        pytest.param({"working_dir": "."}, r"\['working_dir'\] is '.': a local path", id="working_dir"),
+        pytest.param({"working_dir": "/home/me/code.zip"}, r"\['working_dir'\]", id="working_dir archive"),
+        pytest.param({"working_dir": {"a": 1}}, r"\['working_dir'\]", id="working_dir dictionary"),
+        pytest.param({"py_modules": ["s3://a/b.zip", "./lib"]}, r"\['py_modules\[1\]'\] is './lib'", id="py_modules"),
+        pytest.param({"py_modules": "s3://a/b.zip"}, r"\['py_modules'\] must be a list", id="one py_module"),
+        pytest.param({"py_modules": {"a": 1}}, r"\['py_modules'\] must be a list", id="py_modules dictionary"),
+        pytest.param({"pip": "requirements.txt"}, r"\['pip'\] is the path of a file", id="pip"),
+        pytest.param({"uv": "requirements.txt"}, r"\['uv'\] is the path of a file", id="uv"),
+        pytest.param({"pip": {"packages": "requirements.txt"}}, r"\['pip'\]", id="pip packages"),
+        pytest.param({"uv": {"packages": "requirements.txt"}}, r"\['uv'\]", id="uv packages"),
+        pytest.param({"conda": "env.yml"}, r"\['conda'\] is the path of a file", id="conda yml"),
+        pytest.param({"conda": "./env.yaml"}, r"\['conda'\] is the path of a file", id="conda yaml"),
+        pytest.param({"config": {1, 2}}, "cannot be sent as JSON", id="a set"),
+        pytest.param({"config": {"setup_timeout_seconds": float("nan")}}, "cannot be sent as JSON", id="not a number"),
+    ],
+)
+def test_wrong_runtime_envs(runtime_env: Any, message: str) -> None:
+    """A runtime environment that Ray would ignore in part, or look for on its own disk, is refused."""
+    with pytest.raises(ValueError, match=rf"^runtime_env.*{message}"):
+        plan_submission("true", runtime_env=runtime_env)
+
+
+@pytest.mark.parametrize(
+    "runtime_env",
+    [
+        pytest.param({"working_dir": "gcs://_ray_pkg_0123.zip"}, id="package on the cluster"),
+        pytest.param({"working_dir": "s3://a/b.zip", "py_modules": ["file:///shared/lib.whl"]}, id="other URIs"),
+        pytest.param({"pip": ["a"], "env_vars": {"A": "b"}, "excludes": ["*.csv"]}, id="lists"),
+        pytest.param({"pip": {"packages": ["a"], "pip_check": False}}, id="pip dictionary"),
+        pytest.param({"conda": "pytorch"}, id="conda by name"),
+        pytest.param({"conda": {"dependencies": ["a"]}}, id="conda dictionary"),
+        pytest.param({"image_uri": "rayproject/ray:2.60.0"}, id="image"),
+        pytest.param(dict.fromkeys(sorted(RUNTIME_ENV_KEYS)), id="every key, unset"),
+    ],
+)
+def test_right_runtime_envs(runtime_env: dict[str, Any]) -> None:
+    """A runtime environment that the cluster can read is sent as it is."""
+    assert plan_submission("true", runtime_env=runtime_env).runtime_env == runtime_env
+
+
+def test_empty_is_not_given() -> None:
+    """An empty runtime environment, and empty metadata, are as good as none."""
+    submission = plan_submission("true", runtime_env={}, metadata={}, submission_id="")
+
+    assert submission.runtime_env is None
+    assert submission.metadata.keys() == {NONCE}
+    assert submission.submission_id.startswith("rayjob-")
+
+
+def sized(runtime_env_and_metadata: int) -> dict[str, Any]:
+    """Return options whose runtime environment and metadata have so many bytes together."""
+    options: dict[str, Any] = {"runtime_env": {"env_vars": {"A": ""}}, "metadata": {NONCE: "n"}}
+    options["runtime_env"]["env_vars"]["A"] = "x" * (runtime_env_and_metadata - len(json.dumps(options)))
+    return options
+
+
+def labelled(body: int) -> dict[str, Any]:
+    """Return options whose request has so many bytes."""
+    options: dict[str, Any] = {"submission_id": "a", "metadata": {NONCE: "n"}, "entrypoint_label_selector": {"a": ""}}
+    options["entrypoint_label_selector"]["a"] = "x" * (body - len(json.dumps({"entrypoint": "true"} | options)))
+    return options
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "options", "over"),
+    [
+        pytest.param("x" * ARGUMENT, {}, None, id="the longest command"),
+        pytest.param("x" * (ARGUMENT + 1), {}, "entrypoint has 131072 bytes", id="a longer command"),
+        pytest.param("ü" * (ARGUMENT // 2 + 1), {}, "entrypoint has 131072 bytes", id="bytes, not characters"),
+        pytest.param("true", sized(ARGUMENT - 1024), None, id="the largest environment"),
+        pytest.param("true", sized(ARGUMENT - 1023), "runtime_env and metadata have 130048 bytes", id="a larger one"),
+        pytest.param("true", labelled(1024 * 1024), None, id="the largest request"),
+        pytest.param("true", labelled(1024 * 1024 + 1), "the submission has 1048577 bytes", id="a larger request"),
+    ],
+)
+def test_sizes(entrypoint: str, options: dict[str, Any], over: str | None) -> None:
+    """What is too large for Linux, or for Ray, is refused from the first byte too many."""
+    if over is None:
+        assert plan_submission(entrypoint, **options)
+    else:
+        with pytest.raises(ValueError, match=f"^{over}"):
+            plan_submission(entrypoint, **options)
+
+
+SUBMISSION = plan_submission("true", submission_id="mine", metadata={NONCE: "ours"})
+LOST = RayJobsConnectionError("cut off")
+TAKEN = RayJobExistsError("taken", status_code=500)
+BUSY = RayJobsUnavailableError("busy", status_code=503)
+
+
+def existing(**metadata: str) -> JobDetails:
+    return JobDetails(JobType.SUBMISSION, JobStatus.RUNNING, submission_id="mine", metadata=metadata)
+
+
+def drive(engine: Engine[str], *answers: Any) -> tuple[str, list[str]]:
+    """Give the engine these answers, one for each request, errors thrown; return its result and what it sent."""
+    sent: list[str] = []
+    clock, script = 0.0, iter(answers)
+    step = next(engine)
+    try:
+        while True:
+            if isinstance(step, Sleep):
+                clock += step.seconds
+                step = engine.send(clock)
+                continue
+            if isinstance(step, Note):
+                step = next(engine)
+                continue
+            assert isinstance(step, Send)
+            sent.append(f"{step.request.method} {step.request.path}")
+            answer = next(script)
+            step = engine.throw(answer) if isinstance(answer, RayJobsError) else engine.send(answer)
+    except StopIteration as end:
+        return end.value, sent
+
+
+POST, GET = "POST /api/jobs/", "GET /api/jobs/mine"
+
+
+@pytest.mark.parametrize(
+    ("answers", "requests"),
+    [
+        pytest.param(["mine"], [POST], id="accepted"),
+        pytest.param([LOST, "mine"], [POST, POST], id="lost on the way there"),
+        pytest.param([LOST, TAKEN, existing(submission_nonce="ours")], [POST, POST, GET], id="lost on the way back"),
+        pytest.param(
+            [LOST, LOST, BUSY, TAKEN, BUSY, LOST, existing(submission_nonce="ours")],
+            [POST, POST, POST, POST, GET, GET, GET],
+            id="trouble everywhere",
+        ),
+        pytest.param([TAKEN, existing(submission_nonce="ours")], [POST, GET], id="submitted by an earlier process"),
+        pytest.param([BUSY, BUSY, "mine"], [POST, POST, POST], id="busy for a while"),
+    ],
+)
+def test_exactly_one_job(answers: list[Any], requests: list[str]) -> None:
+    """Whatever happens to the answers, one job comes of a submission, and its id is returned."""
+    assert drive(submit_job(SUBMISSION, 60), *answers) == ("mine", requests)
+
+
+@pytest.mark.parametrize(
+    ("answers", "error"),
+    [
+        pytest.param([TAKEN, existing(submission_nonce="theirs")], RayJobExistsError, id="somebody else's"),
+        pytest.param([LOST, TAKEN, existing()], RayJobExistsError, id="somebody's without a nonce"),
+        pytest.param([RayJobsRefusedError("no", status_code=400)], RayJobsRefusedError, id="refused"),
+        pytest.param(
+            [TAKEN, RayJobNotFoundError("gone", status_code=404)], RayJobNotFoundError, id="deleted meanwhile"
+        ),
+    ],
+)
+def test_no_job_of_ours(answers: list[Any], error: type[RayJobsError]) -> None:
+    """An id that is somebody else's is an error, and what Ray refuses is not asked for twice."""
+    with pytest.raises(error):
+        drive(submit_job(SUBMISSION, 60), *answers)
+
+
+@pytest.mark.parametrize(
+    "error", [BUSY, LOST, RayJobsConnectionError("refused", sent=False)], ids=["busy", "lost", "refused"]
+)
+def test_patience_ends(error: RayJobsError) -> None:
+    """A submission is repeated until the patience is over, and then the last error is raised."""
+    with pytest.raises(type(error)) as caught:
+        drive(submit_job(SUBMISSION, 30), *[error] * 100)
+    with pytest.raises(type(error)):
+        drive(submit_job(SUBMISSION, 0), error)
+
+    assert caught.value is error
