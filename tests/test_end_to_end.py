@@ -33,6 +33,11 @@ class Run:
     def log(self, task_id: str, map_index: int = -1) -> str:
         return self.airflow.log_text(self.dag_id, self.run_id, task_id, map_index=map_index)
 
+    def logs(self) -> str:
+        """The logs of all tasks, for a failure's message."""
+        tasks = self.airflow.task_instances(self.dag_id, self.run_id)
+        return "\n".join(f"{task['task_id']}: {self.log(task['task_id'], task['map_index'])}" for task in tasks)
+
     def xcoms(self, task_id: str, map_index: int = -1) -> dict[str, Any]:
         return self.airflow.xcoms(self.dag_id, self.run_id, task_id, map_index)
 
@@ -241,9 +246,7 @@ def test_each_example_runs(airflow: LocalAirflow, client: RayJobsClient, dag_id:
     run = Run(airflow, dag_id, airflow.trigger(dag_id))
 
     state = airflow.wait_for_run(dag_id, run.run_id)
-    assert state == "success", {
-        ti["task_id"]: run.log(ti["task_id"]) for ti in airflow.task_instances(dag_id, run.run_id)
-    }
+    assert state == "success", run.logs()
     match dag_id:
         case "ray_jobs_submit_and_wait":
             assert "step 3" in run.log("wait").splitlines()
