@@ -160,23 +160,11 @@ class RayJobsHook(BaseHook):
             return client.get_job_logs(submission_id)
 
     def follow_job(
-        self,
-        submission_id: str,
-        *,
-        poll_interval: float = follow.POLL_INTERVAL,
-        unreachable_timeout: float = follow.UNREACHABLE_TIMEOUT,
-        missing_timeout: float = 0.0,
-        on_log: OnLog | None = None,
+        self, submission_id: str, *, on_log: OnLog | None = None, **options: Unpack[follow.FollowOptions]
     ) -> JobDetails:
         """Follow a job to its terminal status and return it; see :meth:`.RayJobsClient.follow_job`."""
         with self.get_conn() as client:
-            return client.follow_job(
-                submission_id,
-                poll_interval=poll_interval,
-                unreachable_timeout=unreachable_timeout,
-                missing_timeout=missing_timeout,
-                on_log=on_log,
-            )
+            return client.follow_job(submission_id, on_log=on_log, **options)
 
     async def aget_version(self) -> RayVersion:
         """See :meth:`get_version`."""
@@ -214,23 +202,11 @@ class RayJobsHook(BaseHook):
             return await client.get_job_logs(submission_id)
 
     async def afollow_job(
-        self,
-        submission_id: str,
-        *,
-        poll_interval: float = follow.POLL_INTERVAL,
-        unreachable_timeout: float = follow.UNREACHABLE_TIMEOUT,
-        missing_timeout: float = 0.0,
-        on_log: OnLog | None = None,
+        self, submission_id: str, *, on_log: OnLog | None = None, **options: Unpack[follow.FollowOptions]
     ) -> JobDetails:
         """See :meth:`follow_job`."""
         async with await self.aget_conn() as client:
-            return await client.follow_job(
-                submission_id,
-                poll_interval=poll_interval,
-                unreachable_timeout=unreachable_timeout,
-                missing_timeout=missing_timeout,
-                on_log=on_log,
-            )
+            return await client.follow_job(submission_id, on_log=on_log, **options)
 
 
 def read_connection(connection: Connection) -> Cluster:

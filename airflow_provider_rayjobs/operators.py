@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,8 +22,6 @@ from airflow_provider_rayjobs.triggers import RayJobTrigger, details_of_event
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
-
-FETCH_LOGS = ("live", "on_completion", "never")
 
 
 class RayJobSubmitOperator(BaseOperator):
@@ -58,7 +57,7 @@ class RayJobSubmitOperator(BaseOperator):
         up to somebody else, such as a :class:`~airflow_provider_rayjobs.sensors.RayJobSensor`. (templated)
     :param deferrable: wait in the triggerer instead of on a worker; Airflow's setting ``[operators]
         default_deferrable`` is the default.
-    :param poll_interval: seconds between two looks at the job, once the first quick ones are over.
+    :param poll_interval: seconds (or a timedelta) between two looks at the job, once the first quick ones are over.
         (templated)
     :param fetch_logs: ``live`` shows the job's log as it comes, or when the task resumes if it is deferred,
         ``on_completion`` after the job's end, ``never`` not at all. (templated)
@@ -99,9 +98,9 @@ class RayJobSubmitOperator(BaseOperator):
         entrypoint_label_selector: Mapping[str, str] | None = None,
         wait_for_completion: bool | str = True,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
-        poll_interval: float | str = follow.POLL_INTERVAL,
+        poll_interval: float | str | timedelta = follow.POLL_INTERVAL,
         fetch_logs: str = "live",
-        unreachable_timeout: float | str = follow.UNREACHABLE_TIMEOUT,
+        unreachable_timeout: float | str | timedelta = follow.UNREACHABLE_TIMEOUT,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -124,10 +123,10 @@ class RayJobSubmitOperator(BaseOperator):
 
     def execute(self, context: Context) -> str:
         """Submit the job, follow it if asked to, and return its submission id."""
-        poll_interval = seconds("poll_interval", self.poll_interval)
-        unreachable_timeout = seconds("unreachable_timeout", self.unreachable_timeout)
+        poll_interval = rendered.as_seconds("poll_interval", self.poll_interval)
+        unreachable_timeout = rendered.as_seconds("unreachable_timeout", self.unreachable_timeout)
         wait_for_completion = rendered.as_flag("wait_for_completion", self.wait_for_completion)
-        check_fetch_logs(self.fetch_logs)
+        fetch_logs = rendered.as_fetch_logs(self.fetch_logs)
         submission = self.plan(context)
         submission_id = submission.submission_id
         hook = RayJobsHook(self.ray_conn_id)
@@ -153,14 +152,14 @@ class RayJobSubmitOperator(BaseOperator):
                     ),
                     method_name="execute_complete",
                 )
-            log = None if self.fetch_logs == "never" else LogText()
+            log = None if fetch_logs == "never" else LogText()
             details = client.run(
                 follow.follow_job(
                     submission_id,
                     poll_interval=poll_interval,
                     unreachable_timeout=unreachable_timeout,
                     log=log,
-                    live=self.fetch_logs == "live",
+                    live=fetch_logs == "live",
                 ),
                 self._show,
             )
@@ -172,7 +171,7 @@ class RayJobSubmitOperator(BaseOperator):
         hook = RayJobsHook(self.ray_conn_id)
         cluster = hook.get_cluster()
         log = None
-        if self.fetch_logs != "never":
+        if rendered.as_fetch_logs(self.fetch_logs) != "never":
             log = LogText()
             with hook.client_of(cluster) as client:
                 client.run(follow.read_log(details, log), self._show)
@@ -259,20 +258,6 @@ def metadata_of(context: Context, given: Mapping[str, str], job_name: str) -> di
 def environment_of(context: Context, submission_id: str) -> dict[str, str]:
     """Return the variables by which the driver knows where it comes from; they reach its tasks and actors too."""
     return context_to_airflow_vars(context, in_env_var_format=True) | {"RAY_JOB_SUBMISSION_ID": submission_id}
-
-
-def seconds(field: str, value: Any) -> float:
-    """Return a duration in seconds."""
-    number = rendered.as_number(field, value)
-    if number is None or number < 0:
-        raise ValueError(f"{field} must be a number of seconds, 0 or more, not {value!r}")
-    return number
-
-
-def check_fetch_logs(fetch_logs: str) -> None:
-    """Refuse what is no way to fetch logs."""
-    if fetch_logs not in FETCH_LOGS:
-        raise ValueError(f"fetch_logs must be one of {', '.join(FETCH_LOGS)}, not {fetch_logs!r}")
 
 
 def _is_mapped(map_index: int | None) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from datetime import date, time
+from datetime import date, time, timedelta
 from decimal import Decimal
 from pathlib import Path, PurePath
 from typing import Any
@@ -18,6 +18,7 @@ from uuid import UUID
 
 import yaml
 
+_FETCH_LOGS = ("live", "on_completion", "never")
 # What native rendering makes of a text that looks like one of these; str() gives back what a person would
 # write.
 _SCALARS = (str, int, float, Decimal, date, time, UUID, PurePath)
@@ -53,6 +54,21 @@ def as_flag(field: str, value: Any) -> bool:
         case "false" | "no" | "0":
             return False
     raise ValueError(f"{field} must be True or False, not {value!r}")
+
+
+def as_seconds(field: str, value: Any) -> float:
+    """Return a duration in seconds; a ``timedelta`` is one as well."""
+    number = value.total_seconds() if isinstance(value, timedelta) else as_number(field, value)
+    if number is None or number < 0:
+        raise ValueError(f"{field} must be a number of seconds, 0 or more, not {value!r}")
+    return number
+
+
+def as_fetch_logs(value: Any) -> str:
+    """Return a way to fetch logs: ``live``, ``on_completion`` or ``never``."""
+    if value not in _FETCH_LOGS:
+        raise ValueError(f"fetch_logs must be one of {', '.join(_FETCH_LOGS)}, not {value!r}")
+    return str(value)
 
 
 def as_texts(field: str, value: Any) -> dict[str, str] | None:

@@ -16,7 +16,6 @@ from airflow_provider_rayjobs.jobs import follow
 from airflow_provider_rayjobs.jobs.client import OnLog, RayJobsClient
 from airflow_provider_rayjobs.jobs.logs import LogText
 from airflow_provider_rayjobs.jobs.models import JobDetails
-from airflow_provider_rayjobs.operators import check_fetch_logs, seconds
 from airflow_provider_rayjobs.outcomes import as_sensed, error_of_end
 from airflow_provider_rayjobs.triggers import RayJobTrigger, details_of_event
 
@@ -63,8 +62,8 @@ class RayJobSensor(BaseSensorOperator):
         fetch_logs: str = "live",
         poke_interval: float = follow.POLL_INTERVAL,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
-        missing_timeout: float | str = MISSING_TIMEOUT,
-        unreachable_timeout: float | str = follow.UNREACHABLE_TIMEOUT,
+        missing_timeout: float | str | timedelta = MISSING_TIMEOUT,
+        unreachable_timeout: float | str | timedelta = follow.UNREACHABLE_TIMEOUT,
         **kwargs: Any,
     ) -> None:
         super().__init__(poke_interval=poke_interval, **kwargs)
@@ -119,7 +118,7 @@ class RayJobSensor(BaseSensorOperator):
 
     def _begin(self, context: Context) -> _Watch:
         """Read the rendered arguments; push the link that leads to the job."""
-        check_fetch_logs(self.fetch_logs)
+        fetch_logs = rendered.as_fetch_logs(self.fetch_logs)
         if not self.submission_id:
             raise ValueError(
                 "submission_id is empty: no job to wait for. Did the task that submits it push it to XCom?"
@@ -130,10 +129,10 @@ class RayJobSensor(BaseSensorOperator):
         watch = _Watch(
             job,
             cluster,
-            reader=None if self.fetch_logs == "never" else follow.LogReader(LogText()),
-            live=self.fetch_logs == "live",
-            missing_timeout=seconds("missing_timeout", self.missing_timeout),
-            unreachable_timeout=seconds("unreachable_timeout", self.unreachable_timeout),
+            reader=None if fetch_logs == "never" else follow.LogReader(LogText()),
+            live=fetch_logs == "live",
+            missing_timeout=rendered.as_seconds("missing_timeout", self.missing_timeout),
+            unreachable_timeout=rendered.as_seconds("unreachable_timeout", self.unreachable_timeout),
         )
         if self.reschedule:
             watch.recall(context)

@@ -69,7 +69,7 @@ def test_nobody_imports_against_the_architecture():
         "hooks": {"jobs", "exceptions"}, "outcomes": {"jobs", "exceptions"},
         "triggers": {"jobs", "exceptions", "hooks"},
         "operators": {"jobs", "exceptions", "hooks", "outcomes", "triggers", "links", "rendered"},
-        "sensors": {"jobs", "exceptions", "hooks", "outcomes", "triggers", "links", "rendered", "operators"},
+        "sensors": {"jobs", "exceptions", "hooks", "outcomes", "triggers", "links", "rendered"},
     }  # fmt: skip
     package = ROOT / "airflow_provider_rayjobs"
     wrong = []

@@ -15,6 +15,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobExistsError,
     RayJobNotFoundError,
     RayJobsConnectionError,
+    RayJobsNotAuthorizedError,
     RayJobsRefusedError,
 )
 from airflow_provider_rayjobs.jobs import JobDetails, JobErrorType, JobStatus, JobType, RayJobsClient
@@ -199,6 +200,21 @@ def test_a_job_that_has_not_ended_is_not_deleted(client: RayJobsClient):
     assert client.delete_job(job)
     with pytest.raises(RayJobNotFoundError):
         client.get_job(job)
+
+
+def test_a_head_that_asks_for_a_token_gets_it_and_says_when_it_is_wrong():
+    """With the token the API works; without it, or with a wrong one, the error says so and shows no token."""
+    token = "marked-secret-0123456789abcdef"
+    with RayHead(num_cpus=1, environment={"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}) as head:
+        with RayJobsClient(head.address, token=token) as client:
+            assert follow(client, client.submit_job("true"))[0].status == JobStatus.SUCCEEDED
+        for wrong in (None, "marked-secret-that-is-wrong-0123"):
+            with (
+                RayJobsClient(head.address, token=wrong) as client,
+                pytest.raises(RayJobsNotAuthorizedError, match="The token is missing or wrong") as caught,
+            ):
+                client.submit_job("true")
+            assert "marked-secret" not in str(caught.value)
 
 
 def test_nobody_there_is_said_with_the_address():

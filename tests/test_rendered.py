@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,12 @@ import pytest
 
 from airflow_provider_rayjobs.rendered import (
     as_entrypoint,
+    as_fetch_logs,
     as_flag,
     as_number,
     as_numbers,
     as_runtime_env,
+    as_seconds,
     as_text,
     as_texts,
 )
@@ -203,3 +205,37 @@ def test_rendered_dictionary_is_no_file(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"^runtime_env: no such file"):
         as_runtime_env(rendered, [tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        pytest.param(5, 5, id="number"),
+        pytest.param("0.5", 0.5, id="text"),
+        pytest.param(timedelta(minutes=2), 120, id="timedelta"),
+        pytest.param(0, 0, id="none at all"),
+    ],
+)
+def test_durations(value: Any, seconds: float) -> None:
+    """A duration may be given in seconds, as text, or as a timedelta."""
+    assert as_seconds("poll_interval", value) == seconds
+
+
+@pytest.mark.parametrize("value", [-1, "-0.5", "soon", None, "", timedelta(seconds=-1)])
+def test_no_durations(value: Any) -> None:
+    """What is no duration is refused, by the field's name."""
+    with pytest.raises(ValueError, match="poll_interval must be a number"):
+        as_seconds("poll_interval", value)
+
+
+@pytest.mark.parametrize("value", ["live", "on_completion", "never"])
+def test_ways_to_fetch_logs(value: str) -> None:
+    """There are three ways to fetch logs."""
+    assert as_fetch_logs(value) == value
+
+
+@pytest.mark.parametrize("value", ["Live", "", None, True])
+def test_no_ways_to_fetch_logs(value: Any) -> None:
+    """Anything else is refused with the three."""
+    with pytest.raises(ValueError, match="fetch_logs must be one of live, on_completion, never"):
+        as_fetch_logs(value)

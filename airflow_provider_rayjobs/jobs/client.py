@@ -162,13 +162,7 @@ class RayJobsClient(_Methods):
         return self.run(follow.get_job_logs(submission_id, self.patience))
 
     def follow_job(
-        self,
-        submission_id: str,
-        *,
-        poll_interval: float = follow.POLL_INTERVAL,
-        unreachable_timeout: float = follow.UNREACHABLE_TIMEOUT,
-        missing_timeout: float = 0.0,
-        on_log: OnLog | None = None,
+        self, submission_id: str, *, on_log: OnLog | None = None, **options: Unpack[follow.FollowOptions]
     ) -> JobDetails:
         """
         Follow a job to its terminal status, whichever it is, and return it.
@@ -176,16 +170,7 @@ class RayJobsClient(_Methods):
         :param on_log: called with each record of the job's log, many lines without the last newline, as they
             come.
         """
-        return self.run(
-            follow.follow_job(
-                submission_id,
-                poll_interval=poll_interval,
-                unreachable_timeout=unreachable_timeout,
-                missing_timeout=missing_timeout,
-                log=LogText() if on_log else None,
-            ),
-            on_log,
-        )
+        return self.run(follow.follow_job(submission_id, log=LogText() if on_log else None, **options), on_log)
 
     def run(self, engine: Engine[T], on_log: OnLog | None = None) -> T:
         """Drive an engine to its end; ``on_log`` is given the records that it shows."""
@@ -302,25 +287,10 @@ class AsyncRayJobsClient(_Methods):
         return await self.run(follow.get_job_logs(submission_id, self.patience))
 
     async def follow_job(
-        self,
-        submission_id: str,
-        *,
-        poll_interval: float = follow.POLL_INTERVAL,
-        unreachable_timeout: float = follow.UNREACHABLE_TIMEOUT,
-        missing_timeout: float = 0.0,
-        on_log: OnLog | None = None,
+        self, submission_id: str, *, on_log: OnLog | None = None, **options: Unpack[follow.FollowOptions]
     ) -> JobDetails:
         """See :meth:`RayJobsClient.follow_job`; ``on_log`` is called on the event loop and must not block it."""
-        return await self.run(
-            follow.follow_job(
-                submission_id,
-                poll_interval=poll_interval,
-                unreachable_timeout=unreachable_timeout,
-                missing_timeout=missing_timeout,
-                log=LogText() if on_log else None,
-            ),
-            on_log,
-        )
+        return await self.run(follow.follow_job(submission_id, log=LogText() if on_log else None, **options), on_log)
 
     async def run(self, engine: Engine[T], on_log: OnLog | None = None) -> T:
         """See :meth:`RayJobsClient.run`."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypedDict
 
 from airflow_provider_rayjobs.exceptions import (
     RayJobNotFoundError,
@@ -41,6 +42,23 @@ LOG_PATIENCE = 60.0
 # The state API's file endpoint changed its form between 2.44 and 2.47: older heads prefix each chunk of the
 # body.
 FILE_ENDPOINT_SINCE = (2, 47)
+
+
+class FollowOptions(TypedDict, total=False):
+    """
+    How to follow a job, all in seconds.
+
+    ``poll_interval``
+        between two looks, once the first quick ones are over; 5 when not given.
+    ``unreachable_timeout``
+        without a usable answer that are borne in a row; 600 when not given.
+    ``missing_timeout``
+        for which "no such job" is borne: somebody may be about to submit it; 0 when not given.
+    """
+
+    poll_interval: float
+    unreachable_timeout: float
+    missing_timeout: float
 
 
 def follow_job(
