@@ -34,11 +34,13 @@ lint: $(VENV)/test.stamp
 bench: $(VENV)/test.stamp
 	$(BIN)/python -m benchmarks.import_cost
 
-# The same tests on another Airflow that we claim: make compat AIRFLOW=3.1.8
+# The same tests on another Airflow that we claim: make compat AIRFLOW=3.1.8 AIRFLOW_CONSTRAINTS=its-constraints.txt
 AIRFLOW ?= 3.1.8
+AIRFLOW_CONSTRAINTS ?=
 compat:
 	$(PYTHON) -m venv $(VENV)-$(AIRFLOW)
-	$(VENV)-$(AIRFLOW)/bin/pip install --quiet 'apache-airflow==$(AIRFLOW)' 'ray[default]' --requirement requirements-dev.txt
+	$(VENV)-$(AIRFLOW)/bin/pip install --quiet 'apache-airflow==$(AIRFLOW)' 'ray[default]' \
+		--requirement requirements-dev.txt $(if $(AIRFLOW_CONSTRAINTS),--constraint $(AIRFLOW_CONSTRAINTS))
 	$(VENV)-$(AIRFLOW)/bin/pip install --quiet --no-deps --editable .
 	$(VENV)-$(AIRFLOW)/bin/python -m pytest -W default
 
