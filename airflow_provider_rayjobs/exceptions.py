@@ -10,13 +10,14 @@ Every error that this package raises, by what the caller can do about it.
     │   ├── RayJobsUnavailableError    a proxy or a busy head says "later" (429, 502, 503, 504): ask again
     │   ├── RayJobsRefusedError        Ray refuses the request itself (400): change it
     │   ├── RayJobsNotAuthorizedError  no, or wrong, credentials (401, 403): change the connection
-    │   ├── RayJobsNotFoundError       nothing here looks like the Ray Jobs API: change the address
+    │   ├── RayJobsAddressError        nothing here looks like the Ray Jobs API: change the address
     │   ├── RayJobNotFoundError        this cluster does not know the job
     │   └── RayJobExistsError          the submission id is taken, by a job that is not ours
     └── RayJobEndedError               the job ended, and not well (``details``, ``last_lines``)
         ├── RayJobFailedError          FAILED: the code, its environment or its supervisor failed
         └── RayJobStoppedError         STOPPED: somebody, or something, stopped it
 
+A sensor raises twins of four of these, which are Airflow's exceptions as well: see :mod:`.outcomes`.
 Arguments that can never work raise :class:`ValueError` before anything is sent. All classes are public API
 and can be pickled. Nothing here imports anything but the standard library.
 """
@@ -75,7 +76,7 @@ class RayJobsNotAuthorizedError(RayJobsResponseError):
     """The credentials of the connection are missing or wrong."""
 
 
-class RayJobsNotFoundError(RayJobsResponseError):
+class RayJobsAddressError(RayJobsResponseError):
     """What answers at this address is not the Ray Jobs API."""
 
 

@@ -93,7 +93,10 @@ class RayJobsHook(BaseHook):
     def _without_connection(self, missing: AirflowNotFoundException) -> Cluster:
         if self.ray_conn_id != DEFAULT_CONN_ID:
             raise missing
-        address = check_address(os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS)
+        try:
+            address = check_address(os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS)
+        except ValueError as error:
+            raise ValueError(f"environment variable {ADDRESS_VARIABLE}: {error}") from None
         return Cluster(address, dashboard_url=address)
 
     def get_conn(self) -> RayJobsClient:
@@ -230,15 +233,22 @@ def _cluster_of(connection: Connection, extra: Mapping[str, str]) -> Cluster:
     given = urlsplit(host if "://" in host else f"//{host}")
     if not given.hostname:
         raise ValueError("host is empty; it is the name or the address of the Ray head")
-    if given.scheme and connection.schema and given.scheme != connection.schema:
-        raise ValueError(f"host says {given.scheme}, schema says {connection.schema}; leave one out")
-    schema = given.scheme or connection.schema or "http"
-    port = connection.port or given.port or (None if schema == "https" else DEFAULT_PORT)
+    if given.username or given.password or given.query or given.fragment:
+        raise ValueError("host holds more than an address; the token has a field of its own")
+    schema = _only_one("schema", given.scheme, (connection.schema or "").lower()) or "http"
+    port = _only_one("port", given.port, connection.port) or (None if schema == "https" else DEFAULT_PORT)
+    path = _only_one("base path", given.path.strip("/"), extra.get("base_path", "").strip("/"))
     name = f"[{given.hostname}]" if ":" in given.hostname else given.hostname
-    path = (extra.get("base_path") or given.path).strip("/")
     address = check_address(f"{schema}://{name}{f':{port}' if port else ''}{f'/{path}' if path else ''}")
     dashboard_url = check_address(extra.get("dashboard_url") or address)
     return Cluster(address, dashboard_url, token=connection.password or None)
+
+
+def _only_one(what: str, in_host: T, in_field: T) -> T:
+    """Return what the host says, or its own field; both may say it, if they say the same."""
+    if in_host and in_field and in_host != in_field:
+        raise ValueError(f"host says {what} {in_host}, the field for it says {in_field}; leave one out")
+    return in_host or in_field
 
 
 def _read_extra(connection: Connection) -> Mapping[str, str]:

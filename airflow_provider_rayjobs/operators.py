@@ -183,17 +183,18 @@ class RayJobSubmitOperator(BaseOperator):
 
         :raises ValueError: for what can never work, naming the field; nothing has been sent.
         """
-        submission_id = (
-            rendered.as_text("submission_id", self.submission_id) if self.submission_id else new_submission_id(context)
-        )
+        given_id = rendered.as_optional_text("submission_id", self.submission_id)
+        submission_id = given_id or new_submission_id(context)
         runtime_env = rendered.as_runtime_env(self.runtime_env, self._folders()) or {}
-        job_name = rendered.as_text("job_name", self.job_name) if self.job_name else f"{self.dag_id}.{self.task_id}"
+        metadata = rendered.as_texts("metadata", self.metadata) or {}
+        if job_name := rendered.as_optional_text("job_name", self.job_name):
+            metadata["job_name"] = job_name
         return plan_submission(
             rendered.as_entrypoint(self.entrypoint),
             submission_id=submission_id,
             runtime_env=runtime_env
             | {"env_vars": environment_of(context, submission_id) | (runtime_env.get("env_vars") or {})},
-            metadata=metadata_of(context, rendered.as_texts("metadata", self.metadata) or {}, job_name),
+            metadata=metadata_of(context, metadata),
             entrypoint_num_cpus=rendered.as_number("entrypoint_num_cpus", self.entrypoint_num_cpus),
             entrypoint_num_gpus=rendered.as_number("entrypoint_num_gpus", self.entrypoint_num_gpus),
             entrypoint_memory=rendered.as_number("entrypoint_memory", self.entrypoint_memory),
@@ -225,15 +226,15 @@ def remember_job(context: Context, cluster: Cluster, submission_id: str) -> None
 
 
 def new_submission_id(context: Context) -> str:
-    """Return an id that reads well, names its task, and is unique: ``nightly.train-m3-try2-5f0c9a1b``."""
+    """Return an id that reads well, names its task, and is unique: ``nightly.train-m3-try2-5f0c9a1b7d3e2468``."""
     task_instance = context["ti"]
-    name = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{task_instance.dag_id}.{task_instance.task_id}")
+    # cut so that each name keeps its beginning, and the whole fits into Ray's 200 characters
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{task_instance.dag_id[:80]}.{task_instance.task_id[:70]}")
     map_index = f"-m{task_instance.map_index}" if _is_mapped(task_instance.map_index) else ""
-    # 150 of Ray's 200 characters, so that the rest always fits
-    return f"{name[:150]}{map_index}-try{task_instance.try_number}-{secrets.token_hex(4)}"
+    return f"{name}{map_index}-try{task_instance.try_number}-{secrets.token_hex(8)}"
 
 
-def metadata_of(context: Context, given: Mapping[str, str], job_name: str) -> dict[str, str]:
+def metadata_of(context: Context, given: Mapping[str, str]) -> dict[str, str]:
     """
     Return a job's metadata: what the user gives, and which task instance the job belongs to.
 
@@ -252,7 +253,7 @@ def metadata_of(context: Context, given: Mapping[str, str], job_name: str) -> di
     }
     if taken := ours.keys() & given.keys():
         raise ValueError(f"metadata must not hold {', '.join(sorted(taken))}: the provider says there whose the job is")
-    return {"job_name": job_name} | dict(given) | ours
+    return {"job_name": f"{task_instance.dag_id}.{task_instance.task_id}"} | dict(given) | ours
 
 
 def environment_of(context: Context, submission_id: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ here knows one such place, and names the field when nothing fits.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from datetime import date, time, timedelta
@@ -27,13 +28,19 @@ _SCALARS = (str, int, float, Decimal, date, time, UUID, PurePath)
 def as_text(field: str, value: Any) -> str:
     """Return a scalar as text."""
     if not isinstance(value, _SCALARS):
-        raise ValueError(f"{field} must be text, not {value!r}")
+        # its kind only: what it holds may be a secret
+        raise ValueError(f"{field} must be text, not {type(value).__name__}")
     return str(value)
+
+
+def as_optional_text(field: str, value: Any) -> str | None:
+    """Return a scalar as text; ``None`` and what renders to nothing mean "not given"."""
+    return None if _is_nothing(value) else as_text(field, value)
 
 
 def as_number(field: str, value: Any) -> float | None:
     """Return a number, whole where it can be; ``None`` and what renders to nothing mean "not given"."""
-    if value is None or value in ("", "None"):
+    if _is_nothing(value):
         return None
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
@@ -59,7 +66,7 @@ def as_flag(field: str, value: Any) -> bool:
 def as_seconds(field: str, value: Any) -> float:
     """Return a duration in seconds; a ``timedelta`` is one as well."""
     number = value.total_seconds() if isinstance(value, timedelta) else as_number(field, value)
-    if number is None or number < 0:
+    if number is None or not 0 <= number < math.inf:
         raise ValueError(f"{field} must be a number of seconds, 0 or more, not {value!r}")
     return number
 
@@ -100,8 +107,13 @@ def as_runtime_env(value: Any, folders: Sequence[Path]) -> dict[str, Any] | None
     :param value: a dictionary, or the path of a YAML file that holds one.
     :param folders: where a relative path is looked for, in this order.
     """
-    if value is None or value in ("", "None"):
+    if _is_nothing(value):
         return None
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        raise ValueError(
+            "runtime_env is the text of a dictionary; a template makes a dictionary only with native rendering "
+            "(render_template_as_native_obj)"
+        )
     if isinstance(value, str | PurePath):
         value = _read_yaml(Path(value), folders)
     runtime_env = dict(_mapping("runtime_env", value))
@@ -122,11 +134,16 @@ def _read_yaml(path: Path, folders: Sequence[Path]) -> Any:
                 raise ValueError(f"runtime_env: {place} is not readable as YAML: {error}") from error
     raise ValueError(
         f"runtime_env: no such file: {path}; looked for {', '.join(str(place) for place in places)}. Give a "
-        "dictionary, or the path of a YAML file; a template makes a dictionary only with native rendering."
+        "dictionary, or the path of a YAML file."
     )
+
+
+def _is_nothing(value: Any) -> bool:
+    """Tell whether a template had nothing to say: without native rendering None becomes the text "None"."""
+    return value is None or (isinstance(value, str) and value in ("", "None"))
 
 
 def _mapping(field: str, value: Any) -> Mapping[Any, Any]:
     if not isinstance(value, Mapping):
-        raise ValueError(f"{field} must be a dictionary, not {value!r}")
+        raise ValueError(f"{field} must be a dictionary, not {type(value).__name__}")
     return value

@@ -46,6 +46,7 @@ class RayJobSensor(BaseSensorOperator):
     :param missing_timeout: seconds after the first look for which "no such job" is borne. (templated)
     :param unreachable_timeout: seconds without a usable answer from the cluster that are borne in a row.
         (templated)
+        In mode ``reschedule`` before Airflow 3.3, where nothing can be remembered, ``timeout`` is the only limit.
     """
 
     template_fields: Sequence[str] = (
@@ -119,11 +120,11 @@ class RayJobSensor(BaseSensorOperator):
     def _begin(self, context: Context) -> _Watch:
         """Read the rendered arguments; push the link that leads to the job."""
         fetch_logs = rendered.as_fetch_logs(self.fetch_logs)
-        if not self.submission_id:
+        job = rendered.as_optional_text("submission_id", self.submission_id)
+        if job is None:
             raise ValueError(
                 "submission_id is empty: no job to wait for. Did the task that submits it push it to XCom?"
             )
-        job = rendered.as_text("submission_id", self.submission_id)
         cluster = RayJobsHook(self.ray_conn_id).get_cluster()
         context["ti"].xcom_push(key=links.XCOM_KEY, value=cluster.job_url(job))
         watch = _Watch(
@@ -201,11 +202,14 @@ class _Watch:
     def recall(self, context: Context) -> None:
         """Take up what an earlier process of this try left; without a store the log has to wait for the job's end."""
         task_instance = context["ti"]
-        if first := task_instance.get_first_reschedule_date(context):
+        first = task_instance.get_first_reschedule_date(context)
+        if first is not None:
             self.began = first.timestamp()
         store = context.get("task_state_store")
         if store is None:
             self.live = False
+            if self.reader is not None:
+                self.reader.said_no_log = first is not None
             return
         memory: Any = store.get(_MEMORY_KEY)
         # the store outlives retries and Clear; another try shows the log from its start
@@ -213,6 +217,7 @@ class _Watch:
             self.outage.since = memory["outage_since"] or None
             if self.reader is not None:
                 self.reader = follow.LogReader(LogText(memory["log_position"]), memory["log_source"] or None)
+                self.reader.said_no_log = memory["said_no_log"]
 
     def remember(self, context: Context) -> None:
         """Leave what the next process needs."""
@@ -225,6 +230,7 @@ class _Watch:
                     "job": self.job,
                     "log_position": self.reader.log.position if self.reader else 0,
                     "log_source": self.reader.source or "" if self.reader else "",
+                    "said_no_log": self.reader.said_no_log if self.reader else False,
                     "outage_since": self.outage.since or 0,
                 },
             )

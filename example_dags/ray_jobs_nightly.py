@@ -32,7 +32,7 @@ with DAG(
         entrypoint=[
             "python", str(HERE / "jobs" / "daily_report.py"),
             "--trips", str(HERE / "data" / "trips.csv"),
-            "--weekday", "{{ dag_run.run_after.weekday() }}",
+            "--weekday", "{{ (dag_run.run_after.astimezone(dag.timezone) - macros.timedelta(days=1)).weekday() }}",
             "--report", "{{ params.report }}",
         ],
         runtime_env={"env_vars": {"RAY_COLOR_PREFIX": "0"}},

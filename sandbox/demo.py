@@ -12,19 +12,21 @@ from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from airflow_provider_rayjobs.jobs import RayJobsClient
 from sandbox.local_airflow import FINAL_STATES, LocalAirflow, texts_of
-from sandbox.ray_head import RayHead
+from sandbox.processes import end_on_sigterm
+from sandbox.ray_head import RayHead, connection_to
 
 ROOT = Path(__file__).parents[1]
 DAG_ID, TASK_ID = "ray_jobs_nightly", "report"
+PATIENCE = 150.0  # seconds that the task may take
 OUTCOME = ROOT / "build" / "demo"
 
 
 def main() -> int:
     """Run the demonstration and return its exit status."""
+    end_on_sigterm()
     began = time.monotonic()
     OUTCOME.mkdir(parents=True, exist_ok=True)
     report = OUTCOME / "report.json"
@@ -44,13 +46,14 @@ def main() -> int:
 def show_log(airflow: LocalAirflow, run_id: str) -> str:
     """Print the task's log as it comes and return the task's final state."""
     shown: Counter[str] = Counter()
+    deadline = time.monotonic() + PATIENCE
     while True:
         # The state first: what was logged before it became final is in the log that is read after it.
         state = str(airflow.task_instance(DAG_ID, run_id, TASK_ID)["state"])
         is_over = state in ("up_for_retry", *FINAL_STATES)  # a retry would write a log of its own
         if is_over or state == "running":
             show_new(airflow.log_records(DAG_ID, run_id, TASK_ID), shown)
-        if is_over:
+        if is_over or time.monotonic() > deadline:
             return state
         time.sleep(1)
 
@@ -83,12 +86,6 @@ def close(airflow: LocalAirflow, head: RayHead, run_id: str, state: str, report:
         f"{seconds:.0f} s): report in {shown_path(report)}, task log in {shown_path(OUTCOME / 'task.log')}"
     )
     return 0 if succeeded else 1
-
-
-def connection_to(head: RayHead) -> dict[str, dict[str, object]]:
-    """Return the Airflow connection that leads to a head."""
-    parts = urlsplit(head.address)
-    return {"ray_jobs_default": {"conn_type": "ray_jobs", "host": parts.hostname, "port": parts.port}}
 
 
 def shown_path(path: Path) -> str:

@@ -17,6 +17,8 @@ import httpx
 
 from sandbox.processes import Program, clean_environment, free_port
 
+# All parts of Airflow write into one SQLite file: now and then one finds it locked. So many times a call is repeated.
+_PATIENCE_WITH_SQLITE = 8
 FINAL_STATES = ("success", "failed", "skipped", "upstream_failed", "removed")
 
 
@@ -67,7 +69,7 @@ class LocalAirflow:
             | dict(settings or {})
         )
         self._program: Program | None = None
-        self._http = httpx.Client(base_url=self.address, timeout=30)
+        self._http = httpx.Client(base_url=self.address, timeout=60)
 
     def start(self, timeout: float = 180.0) -> Self:
         """Start all parts and wait until they are healthy."""
@@ -105,7 +107,11 @@ class LocalAirflow:
 
     def api(self, method: str, path: str, **arguments: Any) -> Any:
         """Call Airflow's REST API (version 2) and return its JSON."""
-        answer = self._http.request(method, f"/api/v2{path}", **arguments)
+        for _ in range(_PATIENCE_WITH_SQLITE):
+            answer = self._http.request(method, f"/api/v2{path}", **arguments)
+            if not (answer.status_code == 500 and "Database error" in answer.text):
+                break
+            time.sleep(1)  # rolled back: nothing was done
         if answer.is_error:
             raise RuntimeError(f"{method} {path}: HTTP {answer.status_code}: {answer.text[:2000]}")
         return answer.json() if answer.content else None
@@ -122,7 +128,8 @@ class LocalAirflow:
     def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None, logical_date: str | None = None) -> str:
         """Start a run of a DAG and return its run id."""
         self.wait_for_dag(dag_id)
-        self.api("PATCH", f"/dags/{dag_id}", json={"is_paused": False})
+        if self.api("GET", f"/dags/{dag_id}")["is_paused"]:
+            self.api("PATCH", f"/dags/{dag_id}", json={"is_paused": False})
         run = self.api("POST", f"/dags/{dag_id}/dagRuns", json={"logical_date": logical_date, "conf": conf or {}})
         return str(run["dag_run_id"])
 

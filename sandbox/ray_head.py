@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlsplit
 
 from sandbox.processes import Program, clean_environment, free_port
 
@@ -91,6 +92,12 @@ class RayHead:
             return error.code == 401  # token mode: up, and asking who we are
         except OSError:
             return False
+
+
+def connection_to(head: RayHead) -> dict[str, dict[str, object]]:
+    """Return the Airflow connection that leads to a head."""
+    parts = urlsplit(head.address)
+    return {"ray_jobs_default": {"conn_type": "ray_jobs", "host": parts.hostname, "port": parts.port}}
 
 
 def _path_of_this_python() -> str:

@@ -7,17 +7,17 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from sandbox.demo import connection_to, say
+from sandbox.demo import say
 from sandbox.local_airflow import LocalAirflow
-from sandbox.ray_head import RayHead
+from sandbox.processes import end_on_sigterm
+from sandbox.ray_head import RayHead, connection_to
 
 ROOT = Path(__file__).parents[1]
 
 
 def main() -> int:
     """Run until somebody asks to stop."""
-    # SIGTERM ends it as Ctrl-C does: with everything stopped that was started.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    end_on_sigterm()
     with ExitStack() as stack:
         try:
             say("Starting a Ray head ...")

@@ -21,9 +21,13 @@ os.environ["AIRFLOW__CORE__UNIT_TEST_MODE"] = "False"
 for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "AIRFLOW_CONN_RAY_JOBS_DEFAULT"):
     os.environ.pop(name, None)
 
-from sandbox.demo import connection_to  # noqa: E402
 from sandbox.local_airflow import LocalAirflow  # noqa: E402
-from sandbox.ray_head import RayHead  # noqa: E402
+from sandbox.processes import end_on_sigterm  # noqa: E402
+from sandbox.ray_head import RayHead, connection_to  # noqa: E402
+
+
+def pytest_configure() -> None:
+    end_on_sigterm()
 
 
 def pytest_unconfigure() -> None:

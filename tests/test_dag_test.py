@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.demo import connection_to
 from sandbox.processes import clean_environment
-from sandbox.ray_head import RayHead
+from sandbox.ray_head import RayHead, connection_to
 
 pytestmark = [pytest.mark.airflow, pytest.mark.ray]
 

@@ -173,6 +173,13 @@ def test_a_runtime_environment_may_be_a_yaml_file_beside_the_dag(run: Run, clien
     assert run.links(task_id) == {"Ray job": f"https://ray.example.com/team-a/#/jobs/{submission_id}"}
 
 
+def test_a_task_may_be_mapped_over_environments(run: Run):
+    """``.expand(runtime_env=...)`` makes one job of each."""
+    for map_index, colour in enumerate(("red", "green")):
+        assert run.state("is_mapped_over_environments", map_index) == "success"
+        assert f"mapped: {colour}" in run.log("is_mapped_over_environments", map_index).splitlines()
+
+
 def test_an_entrypoint_that_ends_in_yaml_is_no_template_file(run: Run):
     """The command is run as it is; with ``fetch_logs="never"`` its output stays on the cluster."""
     assert run.state("runs_a_file.yaml") == "success"

@@ -33,6 +33,7 @@ def connection(**fields: Any) -> Connection:
         pytest.param({"host": "http://head:1234"}, "http://head:1234", id="port in the host"),
         pytest.param({"host": "head", "extra": {"base_path": "/ray/"}}, "http://head:8265/ray", id="base path"),
         pytest.param({"host": "::1", "port": 8265}, None, id="an IPv6 address needs brackets"),
+        pytest.param({"host": "head", "schema": "HTTPS"}, "https://head", id="schema in capitals"),
         pytest.param({"host": "[::1]"}, "http://[::1]:8265", id="IPv6"),
         pytest.param(
             {"host": "head", "extra": {"base_path": "", "dashboard_url": None}}, "http://head:8265", id="empty"
@@ -52,27 +53,30 @@ def test_a_connections_fields_make_an_address(fields: dict[str, Any], address: s
     ("fields", "message"),
     [
         pytest.param({}, "host is empty", id="no host"),
-        pytest.param({"host": "https://head", "schema": "http"}, "host says https, schema says http", id="two schemas"),
+        pytest.param(
+            {"host": "https://head", "schema": "http"},
+            "host says schema https, the field for it says http",
+            id="two schemas",
+        ),
         pytest.param({"host": "head", "schema": "ray"}, "not the address of a Ray dashboard", id="Ray Client's schema"),
         pytest.param({"host": "ray://head:10001"}, "not the address of a Ray dashboard", id="Ray Client's address"),
-        pytest.param({"host": "http://me:secret@head"}, None, id="credentials in the host"),
+        pytest.param({"host": "http://me:secret@head"}, "holds more than an address", id="credentials in the host"),
+        pytest.param({"host": "head:1", "port": 2}, "host says port 1, the field for it says 2", id="two ports"),
+        pytest.param({"host": "head/a", "extra": {"base_path": "b"}}, "host says base path a", id="two paths"),
+        pytest.param({"host": "head..example.com"}, "is no address", id="no host's name"),
         pytest.param({"host": "head", "extra": {"base_pth": "x"}}, "nobody reads the extra base_pth", id="unknown"),
         pytest.param({"host": "head", "extra": {"base_path": 1}}, "extra base_path must be text, not int", id="text"),
         pytest.param({"host": "head:nine"}, "Port could not be cast", id="port is no number"),
         pytest.param({"host": "head", "extra": {"dashboard_url": "x"}}, "'x' is not the address", id="dashboard_url"),
     ],
 )
-def test_a_connection_that_cannot_be_used_is_named(fields: dict[str, Any], message: str | None):
+def test_a_connection_that_cannot_be_used_is_named(fields: dict[str, Any], message: str):
     """The error names the connection and the field, and never a secret."""
-    if message is None:
-        # what is not used is not believed: credentials in an address are dropped, the token has its own field
-        cluster = read_connection(connection(**fields))
-        assert "secret" not in cluster.address
-        return
     with pytest.raises(ValueError, match="connection mine: ") as caught:
         read_connection(connection(**fields))
 
     assert message in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 def test_the_password_is_the_token_and_in_no_repr():
@@ -109,6 +113,14 @@ def test_an_address_that_was_given_is_never_overridden(run, monkeypatch: pytest.
     monkeypatch.setenv("RAY_ADDRESS", "http://elsewhere:8265")
 
     assert run(RayJobsHook()).address == "http://given:8265"
+
+
+def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch):
+    """What is wrong with the environment is said of the environment."""
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "head:8265")
+
+    with pytest.raises(ValueError, match="environment variable RAY_API_SERVER_ADDRESS: 'head:8265' is not"):
+        RayJobsHook().get_cluster()
 
 
 @pytest.mark.parametrize("run", [lambda hook: hook.get_cluster(), lambda hook: asyncio.run(hook.aget_cluster())])

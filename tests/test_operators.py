@@ -51,7 +51,7 @@ def test_a_submission_id_reads_well_and_is_unique():
     """It names dag, task, map index and try, whatever they are made of, and fits Ray's limits."""
     plain = new_submission_id(context())
     mapped = new_submission_id(context(map_index=3))
-    strange = new_submission_id(context(dag_id="nächtlich/" * 30, task_id="gruppe.aufgabe"))
+    strange = new_submission_id(context(dag_id="nächtlich/" * 25, task_id="gruppe.aufgabe" * 17, map_index=12345))
 
     assert plain.startswith("nightly.train-try2-")
     assert mapped.startswith("nightly.train-m3-try2-")
@@ -59,6 +59,17 @@ def test_a_submission_id_reads_well_and_is_unique():
     assert len(strange) <= 200
     assert strange.isascii()
     assert "/" not in strange
+    assert ".gruppe.aufgabe" in strange
+
+
+def test_the_name_that_is_given_is_the_jobs_name():
+    """``job_name`` wins over metadata, and what a template left empty is not given."""
+    named = RayJobSubmitOperator(task_id="t", entrypoint="true", job_name="mine", metadata={"job_name": "other"})
+    unnamed = RayJobSubmitOperator(task_id="t", entrypoint="true", job_name="None", submission_id="None")
+
+    assert named.plan(context()).metadata["job_name"] == "mine"
+    assert unnamed.plan(context()).metadata["job_name"] == "nightly.train"
+    assert unnamed.plan(context()).submission_id.startswith("nightly.train-try2-")
 
 
 def test_rendered_text_becomes_what_ray_wants():

@@ -16,6 +16,7 @@ from airflow_provider_rayjobs.rendered import (
     as_flag,
     as_number,
     as_numbers,
+    as_optional_text,
     as_runtime_env,
     as_seconds,
     as_text,
@@ -122,10 +123,10 @@ def test_numbers() -> None:
 @pytest.mark.parametrize(
     ("convert", "value", "message"),
     [
-        pytest.param(as_texts, {"a": ["b"]}, r"field\['a'\] must be text, not \['b'\]", id="list for a text"),
-        pytest.param(as_texts, "a=b", "field must be a dictionary, not 'a=b'", id="text for a dictionary"),
+        pytest.param(as_texts, {"a": ["b"]}, r"field\['a'\] must be text, not list", id="list for a text"),
+        pytest.param(as_texts, "a=b", "field must be a dictionary, not str", id="text for a dictionary"),
         pytest.param(as_numbers, {"a": "b"}, r"field\['a'\] must be a number, not 'b'", id="word for a number"),
-        pytest.param(as_numbers, [1], r"field must be a dictionary, not \[1\]", id="list for a dictionary"),
+        pytest.param(as_numbers, [1], "field must be a dictionary, not list", id="list for a dictionary"),
     ],
 )
 def test_wrong_dictionaries(convert: Any, value: Any, message: str) -> None:
@@ -200,11 +201,14 @@ def test_wrong_files(tmp_path: Path, content: bytes | None, message: str) -> Non
 
 
 def test_rendered_dictionary_is_no_file(tmp_path: Path) -> None:
-    """A dictionary that a template made into a long text is refused like any file that is not there."""
+    """A dictionary that a template made into text is refused for what it is, and not shown: it may hold secrets."""
     rendered = str({"pip": [f"package-{number}" for number in range(100)]})
 
-    with pytest.raises(ValueError, match=r"^runtime_env: no such file"):
+    with pytest.raises(ValueError, match="^runtime_env is the text of a dictionary") as caught:
         as_runtime_env(rendered, [tmp_path])
+    with pytest.raises(ValueError, match="^runtime_env: no such file"):
+        as_runtime_env("x" * 5000, [tmp_path])
+    assert "package-1" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +225,7 @@ def test_durations(value: Any, seconds: float) -> None:
     assert as_seconds("poll_interval", value) == seconds
 
 
-@pytest.mark.parametrize("value", [-1, "-0.5", "soon", None, "", timedelta(seconds=-1)])
+@pytest.mark.parametrize("value", [-1, "-0.5", "soon", None, "", timedelta(seconds=-1), "nan", "inf"])
 def test_no_durations(value: Any) -> None:
     """What is no duration is refused, by the field's name."""
     with pytest.raises(ValueError, match="poll_interval must be a number"):
@@ -239,3 +243,14 @@ def test_no_ways_to_fetch_logs(value: Any) -> None:
     """Anything else is refused with the three."""
     with pytest.raises(ValueError, match="fetch_logs must be one of live, on_completion, never"):
         as_fetch_logs(value)
+
+
+@pytest.mark.parametrize("value", [None, "", "None"])
+def test_texts_that_templates_left_empty(value: Any) -> None:
+    """An XCom that nobody pushed renders to nothing, or to the word None: neither is an id."""
+    assert as_optional_text("submission_id", value) is None
+
+
+def test_optional_texts() -> None:
+    """Anything else is the text that it is."""
+    assert as_optional_text("submission_id", 20260102) == "20260102"

@@ -148,10 +148,11 @@ def test_a_head_that_is_away_is_borne_for_a_while(monkeypatch: pytest.MonkeyPatc
         sensor(submission_id="job-1", ray_conn_id="ray_nobody", mode="reschedule").poke(context(store))
 
 
-def test_no_id_is_an_error_that_says_what_to_look_for():
-    """An XCom that nobody pushed renders to nothing."""
+@pytest.mark.parametrize("nothing", ["", "None", None])
+def test_no_id_is_an_error_that_says_what_to_look_for(nothing: str | None):
+    """An XCom that nobody pushed renders to nothing, or to the word None."""
     with pytest.raises(ValueError, match="Did the task that submits it push it to XCom"):
-        sensor(submission_id="").poke(context())
+        sensor(submission_id=nothing).poke(context())
 
 
 @pytest.mark.ray
@@ -168,6 +169,14 @@ def test_an_interactive_job_is_waited_for_without_its_log(ray_head: RayHead, cli
     with subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL):
         while not (found := [job for job in client.list_jobs() if job.job_id not in before and job.type == "DRIVER"]):
             pass
+        store = Store()
+        for _ in range(3):
+            sensor(submission_id=found[0].job_id, mode="reschedule").poke(context(store))
+        rescheduled = shown.lines
         sensor(submission_id=found[0].job_id).execute(context())
 
-    assert sum("started interactively (type DRIVER)" in line for line in shown.lines) == 1
+    assert [_no_log(rescheduled), _no_log(shown.lines)] == [1, 2], "once for each of the two sensors"
+
+
+def _no_log(lines: list[str]) -> int:
+    return sum("started interactively (type DRIVER)" in line for line in lines)

@@ -374,6 +374,7 @@ def check_address(address: str) -> str:
         parts = urlsplit(address)
         httpx.URL(address)
         _ = parts.port  # raises for what is no port
+        (parts.hostname or "").encode("idna")  # and this for what is no host's name
     except (ValueError, httpx.InvalidURL) as error:
         raise ValueError(f"{shown!r} is no address: {error}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:

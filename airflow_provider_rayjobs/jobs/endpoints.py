@@ -18,8 +18,8 @@ from urllib.parse import quote
 from airflow_provider_rayjobs.exceptions import (
     RayJobExistsError,
     RayJobNotFoundError,
+    RayJobsAddressError,
     RayJobsNotAuthorizedError,
-    RayJobsNotFoundError,
     RayJobsRefusedError,
     RayJobsResponseError,
     RayJobsUnavailableError,
@@ -207,7 +207,7 @@ def read_answer(request: Request[T], answer: Answer) -> T:
     try:
         return request.read(json.loads(answer.content))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RayJobsNotFoundError(
+        raise RayJobsAddressError(
             f"Could not {request.about} at {answer.address}: the answer is {_kind_of(answer)}, not what the Ray "
             f"Jobs API says. {_CHECK_ADDRESS}",
             status_code=answer.status_code,
@@ -235,7 +235,7 @@ def _meaning(answer: Answer) -> tuple[type[RayJobsResponseError], str]:
     text = answer.text
     match answer.status_code:
         case 200:
-            return RayJobsNotFoundError, f"A page came instead of the answer, as from a login. {_CHECK_ADDRESS}"
+            return RayJobsAddressError, f"A page came instead of the answer, as from a login. {_CHECK_ADDRESS}"
         case 500 if "Please use a different submission_id" in text:
             return (
                 RayJobExistsError,
@@ -266,7 +266,7 @@ def _meaning(answer: Answer) -> tuple[type[RayJobsResponseError], str]:
         case 429 | 502 | 503 | 504:
             return RayJobsUnavailableError, "The head, or a proxy before it, is not able to answer now."
         case 404 | 405 | 301 | 302 | 303 | 307 | 308:
-            return RayJobsNotFoundError, f"This is not a Ray dashboard, or not its address. {_CHECK_ADDRESS}"
+            return RayJobsAddressError, f"This is not a Ray dashboard, or not its address. {_CHECK_ADDRESS}"
         case _:
             return RayJobsResponseError, "The head's own logs (dashboard_JobHead.log) may tell more."
 

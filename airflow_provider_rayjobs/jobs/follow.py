@@ -15,9 +15,9 @@ from typing import TypedDict
 
 from airflow_provider_rayjobs.exceptions import (
     RayJobNotFoundError,
+    RayJobsAddressError,
     RayJobsConnectionError,
     RayJobsError,
-    RayJobsNotFoundError,
     RayJobsResponseError,
     RayJobsUnavailableError,
     RayJobsUnreachableError,
@@ -31,6 +31,7 @@ from airflow_provider_rayjobs.jobs.steps import Engine, Note, ReadLog, Send, Sho
 # ended within the next, and one that runs for hours costs the head 4 ms every ``poll_interval``.
 FIRST_PAUSE = 0.5
 GROWTH = 1.4
+SHORTEST_PAUSE = 0.1  # whatever is asked for: a head answers about 250 looks a second, for all of its followers
 POLL_INTERVAL = 5.0
 UNREACHABLE_TIMEOUT = 600.0
 
@@ -87,7 +88,7 @@ def follow_job(
     outage = Outage(submission_id, unreachable_timeout)
     missing_until = now + missing_timeout
     reader = None if log is None else LogReader(log)
-    pause = min(FIRST_PAUSE, poll_interval)
+    pause = min(FIRST_PAUSE, max(poll_interval, SHORTEST_PAUSE))
     unknown: JobStatus | None = None
     while True:
         try:
@@ -113,7 +114,7 @@ def follow_job(
             if details.status.is_terminal():
                 return details
         now = yield Sleep(pause)
-        pause = min(pause * GROWTH, poll_interval)
+        pause = min(pause * GROWTH, max(poll_interval, SHORTEST_PAUSE))
 
 
 def look(submission_id: str, reader: LogReader | None, *, live: bool) -> Engine[JobDetails]:
@@ -198,7 +199,7 @@ class LogReader:
         # where the log is read from, once that is decided; a position means nothing in another source
         self.source = source
         self._next_read = 0.0
-        self._said_no_log = False
+        self.said_no_log = False
 
     def read(self, details: JobDetails, *, live: bool = True) -> Engine[None]:
         """
@@ -207,8 +208,8 @@ class LogReader:
         :param live: whether to read while the job runs, too.
         """
         if details.type == JobType.DRIVER:
-            if not self._said_no_log:
-                self._said_no_log = True
+            if not self.said_no_log:
+                self.said_no_log = True
                 yield Note(
                     f"Job {details.name} was started interactively (type DRIVER): Ray's Jobs API has no log of it. "
                     "Its output goes to the terminal, or wherever its driver runs."
@@ -280,6 +281,6 @@ def _best_source(details: JobDetails, patience: float = 0.0) -> Engine[str]:
         return _TEXT
     try:
         version = yield from send(endpoints.get_version(), patience)
-    except RayJobsNotFoundError:
+    except RayJobsAddressError:
         return _TEXT
     return _FILE if version.release() >= FILE_ENDPOINT_SINCE else _TEXT

@@ -77,7 +77,8 @@ def send(request: Request[T], patience: float) -> Engine[T]:
     """
     Send a request, and again after failures that may pass, where repeating is safe.
 
-    :param patience: seconds after which no further try is begun.
+    :param patience: seconds after the first failure in which further tries are begun. However long the first try
+        took, as a time-out may, there is a second.
     """
     answer: T = yield from repeated(Send(request), patience)
     return answer
@@ -85,9 +86,8 @@ def send(request: Request[T], patience: float) -> Engine[T]:
 
 def repeated(step: Send | ReadLog, patience: float) -> Engine[Any]:
     """Take a step as :func:`send` sends a request."""
-    began = yield Sleep(0)
     pause = _FIRST_PAUSE
-    failed = False
+    failed_at: float | None = None
     while True:
         try:
             answer = yield step
@@ -96,15 +96,16 @@ def repeated(step: Send | ReadLog, patience: float) -> Engine[Any]:
                 raise
             wait = with_jitter(pause)
             now = yield Sleep(0)
-            if now + wait > began + patience:
+            first = failed_at is None
+            failed_at = now if failed_at is None else failed_at
+            if now + wait > failed_at + patience:
                 raise
-            if not failed:
-                yield Note(f"{error} Trying again for {began + patience - now:.0f} s.", logging.WARNING)
-            failed = True
+            if first:
+                yield Note(f"{error} Trying again for {patience:.0f} s.", logging.WARNING)
         else:
-            if failed:
+            if failed_at is not None:
                 now = yield Sleep(0)
-                yield Note(f"Could {step.request.about} after all, {now - began:.0f} s after the first try.")
+                yield Note(f"Could {step.request.about} after all, {now - failed_at:.0f} s after the first failure.")
             return answer
         yield Sleep(wait)
         pause = min(pause * 2, _LONGEST_PAUSE)

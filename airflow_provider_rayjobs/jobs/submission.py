@@ -15,7 +15,12 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
-from airflow_provider_rayjobs.exceptions import RayJobExistsError
+from airflow_provider_rayjobs.exceptions import (
+    RayJobExistsError,
+    RayJobsConnectionError,
+    RayJobsUnavailableError,
+    RayJobsUnreachableError,
+)
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobSubmission
 from airflow_provider_rayjobs.jobs.steps import Engine, send
@@ -117,6 +122,7 @@ def submit_job(submission: JobSubmission, patience: float) -> Engine[str]:
     :param patience: seconds for which failures that may pass are borne.
     :return: the submission id.
     :raises RayJobExistsError: the id belongs to a job that is not this submission's.
+    :raises RayJobsUnreachableError: the patience is over; the job may exist all the same.
     """
     try:
         yield from send(endpoints.submit_job(submission), patience)
@@ -124,6 +130,11 @@ def submit_job(submission: JobSubmission, patience: float) -> Engine[str]:
         existing: JobDetails = yield from send(endpoints.get_job(submission.submission_id), patience)
         if existing.metadata.get(NONCE) != submission.metadata[NONCE]:
             raise
+    except (RayJobsConnectionError, RayJobsUnavailableError) as error:
+        raise RayJobsUnreachableError(
+            f"{error} It was tried for {patience:.0f} s. The submission may have arrived all the same: look for job "
+            f"{submission.submission_id} on the cluster before you start another."
+        ) from error
     return submission.submission_id
 
 
@@ -152,14 +163,16 @@ def check_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     """
     Return the metadata if Ray can take it.
 
-    :raises ValueError: for what is not text to text, and for ``job_submission_id``, which mis-files the
-        driver.
+    :raises ValueError: for what is not text to text, for ``job_submission_id``, which mis-files the driver, and
+        for the nonce, which tells one submission from another.
     """
     _texts("metadata", metadata)
     if "job_submission_id" in metadata:
         raise ValueError(
             "metadata must not hold job_submission_id: Ray files the driver under it. Use submission_id for the id."
         )
+    if NONCE in metadata:
+        raise ValueError(f"metadata must not hold {NONCE}: each submission makes its own")
     return dict(metadata)
 
 
@@ -179,29 +192,36 @@ def check_runtime_env(runtime_env: Mapping[str, Any]) -> None:
             raise ValueError(f"runtime_env has a key that Ray does not know and would ignore: {key!r}{hint}")
     _texts("runtime_env['env_vars']", runtime_env.get("env_vars"))
     _check_uri("working_dir", runtime_env.get("working_dir"))
-    modules = runtime_env.get("py_modules") or []
-    if isinstance(modules, str) or not isinstance(modules, Sequence):
-        raise ValueError("runtime_env['py_modules'] must be a list of URIs")
-    for number, module in enumerate(modules):
-        _check_uri(f"py_modules[{number}]", module)
+    for key in ("py_modules", "java_jars"):
+        uris = runtime_env.get(key) or []
+        if isinstance(uris, str) or not isinstance(uris, Sequence):
+            raise ValueError(f"runtime_env[{key!r}] must be a list of URIs")
+        for number, uri in enumerate(uris):
+            _check_uri(f"{key}[{number}]", uri)
     for key in ("pip", "uv"):
-        packages = runtime_env.get(key)
-        packages = packages.get("packages") if isinstance(packages, Mapping) else packages
-        if isinstance(packages, str):
-            raise ValueError(
-                f"runtime_env[{key!r}] is the path of a file ({runtime_env[key]!r}), which the cluster would look for "
-                "on its own disk. Give the packages as a list."
-            )
+        _check_packages(key, runtime_env.get(key))
     conda = runtime_env.get("conda")
-    if isinstance(conda, str) and conda.endswith((".yml", ".yaml")):
+    if isinstance(conda, str) and ("/" in conda or conda.endswith((".yml", ".yaml"))):
         raise ValueError(
-            f"runtime_env['conda'] is the path of a file ({conda!r}), which the cluster would look for on its own "
-            "disk. Give the environment as a dictionary, or the name of one that the cluster has."
+            f"runtime_env['conda'] is a path ({conda!r}), which the cluster would look for on its own disk. Give the "
+            "environment as a dictionary, or the name of one that the cluster has."
         )
     try:
         json.dumps(runtime_env, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise ValueError(f"runtime_env cannot be sent as JSON: {error}") from error
+
+
+def _check_packages(key: str, value: Any) -> None:
+    packages = value.get("packages") if isinstance(value, Mapping) else value
+    lines = [packages] if isinstance(packages, str) else packages or []
+    for line in lines:
+        # a text in place of the list is a file's name; "-r" and "-c" name files inside the list
+        if isinstance(packages, str) or re.match(r"\s*(-r|-c|--requirement|--constraint)\b", str(line)):
+            raise ValueError(
+                f"runtime_env[{key!r}] names a file ({line!r}), which the cluster would look for on its own disk. Give "
+                "the packages themselves, as a list."
+            )
 
 
 def _check_text(field: str, text: str) -> None:

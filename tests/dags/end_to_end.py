@@ -69,6 +69,9 @@ with DAG(
         **QUICK,
     )
     RayJobSubmitOperator(task_id="runs_a_file.yaml", entrypoint="echo config.yaml", fetch_logs="never", **QUICK)
+    RayJobSubmitOperator.partial(
+        task_id="is_mapped_over_environments", entrypoint='echo "mapped: $COLOUR"', **QUICK
+    ).expand(runtime_env=[{"env_vars": {"COLOUR": colour}} for colour in ("red", "green")])
     RayJobSubmitOperator(
         task_id="prints_ten_thousand_lines",
         entrypoint=["python", "-c", "for i in range(10_000): print(f'line {i:05d}')"],

@@ -21,10 +21,10 @@ import pytest
 from airflow_provider_rayjobs.exceptions import (
     RayJobExistsError,
     RayJobNotFoundError,
+    RayJobsAddressError,
     RayJobsConnectionError,
     RayJobsError,
     RayJobsNotAuthorizedError,
-    RayJobsNotFoundError,
     RayJobsUnavailableError,
     RayJobsUnreachableError,
 )
@@ -282,7 +282,7 @@ def test_redirects(call: Call, code: int) -> None:
     """A redirect is not followed: the token goes to the address of the connection and nowhere else."""
     wire = Wire(httpx.Response(code, headers={"location": "https://elsewhere.example.com/"}))
 
-    with pytest.raises(RayJobsNotFoundError, match=f"HTTP {code}"):
+    with pytest.raises(RayJobsAddressError, match=f"HTTP {code}"):
         call("get_job", wire, "a", client_token=SECRET)
     assert len(wire.requests) == 1
 
@@ -361,7 +361,7 @@ def test_log_that_is_cut(call: Call) -> None:
     ("answer", "error"),
     [
         pytest.param(httpx.Response(401, text="Unauthorized"), RayJobsNotAuthorizedError, id="error"),
-        pytest.param(httpx.Response(200, html="<html>log in"), RayJobsNotFoundError, id="login page"),
+        pytest.param(httpx.Response(200, html="<html>log in"), RayJobsAddressError, id="login page"),
     ],
 )
 def test_log_that_there_is_not(call: Call, answer: httpx.Response, error: type[Exception]) -> None:

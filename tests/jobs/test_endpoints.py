@@ -11,8 +11,8 @@ import pytest
 from airflow_provider_rayjobs.exceptions import (
     RayJobExistsError,
     RayJobNotFoundError,
+    RayJobsAddressError,
     RayJobsNotAuthorizedError,
-    RayJobsNotFoundError,
     RayJobsRefusedError,
     RayJobsResponseError,
     RayJobsUnavailableError,
@@ -146,7 +146,7 @@ def test_answers_of_older_heads() -> None:
             "TypeError: JobSubmitRequest.__init__() got an unexpected keyword argument 'colour'",
             id="unknown field",
         ),
-        pytest.param(sample("no_such_path.404.txt"), RayJobsNotFoundError, "404: Not Found", id="not Ray's path"),
+        pytest.param(sample("no_such_path.404.txt"), RayJobsAddressError, "404: Not Found", id="not Ray's path"),
         pytest.param(
             sample("no_log_file.500.txt"), RayJobsResponseError, "A file is not found at: /opt/ray", id="no log file"
         ),
@@ -158,11 +158,11 @@ def test_answers_of_older_heads() -> None:
         ),
         pytest.param(Answer(401, b"Unauthorized", ADDRESS), RayJobsNotAuthorizedError, "Unauthorized", id="no token"),
         pytest.param(Answer(403, b"Forbidden", ADDRESS), RayJobsNotAuthorizedError, "Forbidden", id="wrong token"),
-        pytest.param(Answer(405, b"no", ADDRESS), RayJobsNotFoundError, "no", id="method not allowed"),
+        pytest.param(Answer(405, b"no", ADDRESS), RayJobsAddressError, "no", id="method not allowed"),
         pytest.param(Answer(418, b"short and stout", ADDRESS), RayJobsResponseError, "short", id="a teapot"),
         *(pytest.param(Answer(code, b"busy", ADDRESS), RayJobsUnavailableError, "busy", id=f"{code}")
           for code in (429, 502, 503, 504)),
-        *(pytest.param(Answer(code, b"moved", ADDRESS), RayJobsNotFoundError, "moved", id=f"{code}")
+        *(pytest.param(Answer(code, b"moved", ADDRESS), RayJobsAddressError, "moved", id=f"{code}")
           for code in (301, 302, 303, 307, 308)),
     ],
 )  # fmt: skip
@@ -220,7 +220,7 @@ def test_long_answers_are_cut() -> None:
 )
 def test_answers_of_something_else(request_: Request[Any], content: bytes) -> None:
     """A 200 that is not what Ray's API says means that something else answers at this address."""
-    with pytest.raises(RayJobsNotFoundError, match="Check host, port, schema and base path") as caught:
+    with pytest.raises(RayJobsAddressError, match="Check host, port, schema and base path") as caught:
         read_answer(request_, Answer(200, content, ADDRESS, "text/html; charset=utf-8"))
 
     assert caught.value.status_code == 200
@@ -230,7 +230,7 @@ def test_answers_of_something_else(request_: Request[Any], content: bytes) -> No
 
 def test_answer_of_no_type() -> None:
     """An answer that does not even state its type is described as such."""
-    with pytest.raises(RayJobsNotFoundError, match="the answer is of no stated type"):
+    with pytest.raises(RayJobsAddressError, match="the answer is of no stated type"):
         read_answer(endpoints.get_version(), Answer(200, b"?", ADDRESS))
 
 

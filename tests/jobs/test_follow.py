@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from airflow_provider_rayjobs.exceptions import (
     RayJobNotFoundError,
+    RayJobsAddressError,
     RayJobsConnectionError,
     RayJobsError,
     RayJobsNotAuthorizedError,
-    RayJobsNotFoundError,
     RayJobsRefusedError,
     RayJobsResponseError,
     RayJobsUnavailableError,
@@ -175,7 +175,7 @@ def test_pauses(poll_interval: float, pauses: list[float]) -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [LOST, BUSY, NO_FILE, RayJobsNotAuthorizedError("token", status_code=401), RayJobsNotFoundError("a page")],
+    [LOST, BUSY, NO_FILE, RayJobsNotAuthorizedError("token", status_code=401), RayJobsAddressError("a page")],
     ids=lambda error: type(error).__name__,
 )
 def test_outage(error: RayJobsError) -> None:
@@ -275,7 +275,7 @@ def test_interactive_job() -> None:
         pytest.param("2.9.3", TEXT, id="old"),
         pytest.param("3.0.0", FILE, id="next"),
         pytest.param("nightly", TEXT, id="unreadable"),
-        pytest.param(RayJobsNotFoundError("no version", status_code=404), TEXT, id="no version at all"),
+        pytest.param(RayJobsAddressError("no version", status_code=404), TEXT, id="no version at all"),
     ],
 )
 def test_log_source(version: str | RayJobsError, source: str) -> None:

@@ -17,6 +17,7 @@ from airflow_provider_rayjobs.exceptions import (
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.logs import WholeLog
 from airflow_provider_rayjobs.jobs.steps import Note, ReadLog, Send, Sleep, may_repeat, repeated, send, with_jitter
+from airflow_provider_rayjobs.jobs.submission import plan_submission
 
 BUSY = RayJobsUnavailableError("busy", status_code=503)
 LOST = RayJobsConnectionError("cut off")
@@ -46,10 +47,9 @@ def test_repeated_by_hand(step: Send | ReadLog) -> None:
     """An engine takes its step, says a failure once, sleeps, takes it again, and says when it is over."""
     engine = repeated(step, patience=10)
 
-    assert next(engine) == Sleep(0)
-    assert engine.send(100.0) == step
+    assert next(engine) == step
     assert engine.throw(BUSY) == Sleep(0)
-    assert engine.send(101.0) == Note("busy Trying again for 9 s.", logging.WARNING)
+    assert engine.send(101.0) == Note("busy Trying again for 10 s.", logging.WARNING)
     pause = next(engine)
     assert isinstance(pause, Sleep)
     assert 0.25 <= pause.seconds <= 0.5
@@ -58,7 +58,7 @@ def test_repeated_by_hand(step: Send | ReadLog) -> None:
     assert isinstance(engine.send(102.0), Sleep)
     assert engine.send(103.0) == step
     assert engine.send("answer") == Sleep(0)
-    assert engine.send(104.0).message.endswith(" after all, 4 s after the first try.")
+    assert engine.send(104.0).message.endswith(" after all, 3 s after the first failure.")
     with pytest.raises(StopIteration) as end:
         next(engine)
     assert end.value.value == "answer"
@@ -88,11 +88,22 @@ def test_patience(patience: float) -> None:
     assert all(min(10, 0.5 * 2**n) / 2 <= pause <= min(10, 0.5 * 2**n) for n, pause in enumerate(pauses))
 
 
+def test_a_first_try_that_took_long_is_repeated() -> None:
+    """Patience counts from the first failure: a time-out longer than all of it is followed by a second try."""
+    engine = send(endpoints.submit_job(plan_submission("true")), patience=30)
+    submission = next(engine)
+    engine.throw(LOST)
+    engine.send(120.0)
+    pause = next(engine)
+
+    assert isinstance(pause, Sleep)
+    assert engine.send(120.0 + pause.seconds) == submission
+
+
 def test_final_errors() -> None:
     """An error that will not pass is raised at once."""
     engine = send(endpoints.get_job("a"), patience=10)
     next(engine)
-    engine.send(0.0)
 
     with pytest.raises(RayJobNotFoundError):
         engine.throw(RayJobNotFoundError("no", status_code=404))

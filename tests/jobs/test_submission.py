@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobsError,
     RayJobsRefusedError,
     RayJobsUnavailableError,
+    RayJobsUnreachableError,
 )
 from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType
 from airflow_provider_rayjobs.jobs.steps import Engine, Note, Send, Sleep
@@ -73,9 +75,10 @@ def test_submission_of_a_command() -> None:
     assert one.metadata[NONCE] != other.metadata[NONCE]
 
 
-def test_nonce_is_kept() -> None:
-    """A nonce that the caller gives is kept, so that a later process can recognise the job as its own."""
-    assert plan_submission("true", metadata={NONCE: "mine"}).metadata == {NONCE: "mine"}
+def test_nonce_is_not_given() -> None:
+    """A nonce that was copied from another job's metadata is refused: it would make that job pass for this one."""
+    with pytest.raises(ValueError, match="metadata must not hold submission_nonce"):
+        plan_submission("true", metadata={NONCE: "copied"})
 
 
 def test_unknown_options() -> None:
@@ -176,12 +179,15 @@ def test_refusals(entrypoint: Any, options: dict[str, Any], message: str) -> Non
         pytest.param({"py_modules": ["s3://a/b.zip", "./lib"]}, r"\['py_modules\[1\]'\] is './lib'", id="py_modules"),
         pytest.param({"py_modules": "s3://a/b.zip"}, r"\['py_modules'\] must be a list", id="one py_module"),
         pytest.param({"py_modules": {"a": 1}}, r"\['py_modules'\] must be a list", id="py_modules dictionary"),
-        pytest.param({"pip": "requirements.txt"}, r"\['pip'\] is the path of a file", id="pip"),
-        pytest.param({"uv": "requirements.txt"}, r"\['uv'\] is the path of a file", id="uv"),
+        pytest.param({"pip": ["a", "-r more.txt"]}, r"\['pip'\] names a file \('-r more.txt'\)", id="pip -r"),
+        pytest.param({"conda": "/opt/env"}, r"\['conda'\] is a path", id="conda folder"),
+        pytest.param({"java_jars": ["./a.jar"]}, r"\['java_jars\[0\]'\] is './a.jar'", id="java_jars"),
+        pytest.param({"pip": "requirements.txt"}, r"\['pip'\] names a file", id="pip"),
+        pytest.param({"uv": "requirements.txt"}, r"\['uv'\] names a file", id="uv"),
         pytest.param({"pip": {"packages": "requirements.txt"}}, r"\['pip'\]", id="pip packages"),
         pytest.param({"uv": {"packages": "requirements.txt"}}, r"\['uv'\]", id="uv packages"),
-        pytest.param({"conda": "env.yml"}, r"\['conda'\] is the path of a file", id="conda yml"),
-        pytest.param({"conda": "./env.yaml"}, r"\['conda'\] is the path of a file", id="conda yaml"),
+        pytest.param({"conda": "env.yml"}, r"\['conda'\] is a path", id="conda yml"),
+        pytest.param({"conda": "./env.yaml"}, r"\['conda'\] is a path", id="conda yaml"),
         pytest.param({"config": {1, 2}}, "cannot be sent as JSON", id="a set"),
         pytest.param({"config": {"setup_timeout_seconds": float("nan")}}, "cannot be sent as JSON", id="not a number"),
     ],
@@ -221,15 +227,17 @@ def test_empty_is_not_given() -> None:
 
 def sized(runtime_env_and_metadata: int) -> dict[str, Any]:
     """Return options whose runtime environment and metadata have so many bytes together."""
-    options: dict[str, Any] = {"runtime_env": {"env_vars": {"A": ""}}, "metadata": {NONCE: "n"}}
-    options["runtime_env"]["env_vars"]["A"] = "x" * (runtime_env_and_metadata - len(json.dumps(options)))
+    options: dict[str, Any] = {"runtime_env": {"env_vars": {"A": ""}}}
+    rest = len(json.dumps(options | {"metadata": {NONCE: "n" * 16}}))
+    options["runtime_env"]["env_vars"]["A"] = "x" * (runtime_env_and_metadata - rest)
     return options
 
 
 def labelled(body: int) -> dict[str, Any]:
     """Return options whose request has so many bytes."""
-    options: dict[str, Any] = {"submission_id": "a", "metadata": {NONCE: "n"}, "entrypoint_label_selector": {"a": ""}}
-    options["entrypoint_label_selector"]["a"] = "x" * (body - len(json.dumps({"entrypoint": "true"} | options)))
+    options: dict[str, Any] = {"submission_id": "a", "entrypoint_label_selector": {"a": ""}}
+    rest = len(json.dumps({"entrypoint": "true", "metadata": {NONCE: "n" * 16}} | options))
+    options["entrypoint_label_selector"]["a"] = "x" * (body - rest)
     return options
 
 
@@ -254,7 +262,7 @@ def test_sizes(entrypoint: str, options: dict[str, Any], over: str | None) -> No
             plan_submission(entrypoint, **options)
 
 
-SUBMISSION = plan_submission("true", submission_id="mine", metadata={NONCE: "ours"})
+SUBMISSION = replace(plan_submission("true", submission_id="mine"), metadata={NONCE: "ours"})
 LOST = RayJobsConnectionError("cut off")
 TAKEN = RayJobExistsError("taken", status_code=500)
 BUSY = RayJobsUnavailableError("busy", status_code=503)
@@ -330,10 +338,10 @@ def test_no_job_of_ours(answers: list[Any], error: type[RayJobsError]) -> None:
     "error", [BUSY, LOST, RayJobsConnectionError("refused", sent=False)], ids=["busy", "lost", "refused"]
 )
 def test_patience_ends(error: RayJobsError) -> None:
-    """A submission is repeated until the patience is over, and then the last error is raised."""
-    with pytest.raises(type(error)) as caught:
+    """A submission is repeated until the patience is over; the error then says that the job may exist."""
+    with pytest.raises(RayJobsUnreachableError, match="look for job mine on the cluster") as caught:
         drive(submit_job(SUBMISSION, 30), *[error] * 100)
-    with pytest.raises(type(error)):
+    with pytest.raises(RayJobsUnreachableError):
         drive(submit_job(SUBMISSION, 0), error)
 
-    assert caught.value is error
+    assert caught.value.__cause__ is error
