@@ -67,7 +67,7 @@ def error_of_end(
 
     :param details: the job, in a terminal status.
     :param address: of its cluster, for the message.
-    :param last_lines: the end of its log, if it was read.
+    :param last_lines: the end of its log, if it was read to its end; without it Ray's own copy of some is shown.
     :param sensed: somebody else's job: the error also is an ``AirflowFailException``, which is what a
         sensor's ``silent_fail``, ``soft_fail`` and ``never_fail`` understand.
     """
@@ -83,14 +83,14 @@ def error_of_end(
 
 def describe_end(details: JobDetails, address: str, last_lines: tuple[str, ...] = ()) -> str:
     """Return what happened, to which job, where, and what is known of why: the last thing in a red task's log."""
-    facts = [f"Ray job {details.name} {details.status} at {address}"]
+    facts = [f"Ray job {details.name} {details.status}"]
     if details.driver_exit_code is not None:
-        facts.append(f"exit code {details.driver_exit_code}")
-    if details.error_type:
-        facts.append(f"error type {details.error_type}")
+        facts.append(f"with exit code {details.driver_exit_code}")
     if details.duration is not None:
         facts.append(f"after {details.duration:.1f} s")
-    sentences = [", ".join(facts) + "."]
+    sentences = [f"{' '.join(facts)}, at {address}."]
+    if details.error_type:
+        sentences.append(f"Error type {details.error_type}.")
     if advice := _ADVICE.get(details.error_type or ""):
         sentences.append(advice)
     said = (details.message or "").strip()

@@ -67,4 +67,4 @@ def test_dag_test_runs_both_modes_to_the_right_end(ray_head: RayHead, tmp_path: 
     }  # fmt: skip
     assert output.count("hello from worker\n") >= 2
     assert output.count("hello from deferred\n") >= 2
-    assert "exit code 3, error type JOB_ENTRYPOINT_COMMAND_ERROR" in output
+    assert "FAILED with exit code 3" in output

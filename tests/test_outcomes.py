@@ -76,7 +76,8 @@ def test_the_description_has_all_that_is_known():
     )
 
     assert describe_end(details, ADDRESS, ("boom",)).splitlines() == [
-        "Ray job job-1 FAILED at http://head:8265, exit code 3, error type JOB_ENTRYPOINT_COMMAND_ERROR, after 2.5 s.",
+        "Ray job job-1 FAILED with exit code 3 after 2.5 s, at http://head:8265.",
+        "Error type JOB_ENTRYPOINT_COMMAND_ERROR.",
         "Ray says: Job entrypoint command failed with exit code 3",
         "The log ends in:",
         "boom",

@@ -38,8 +38,10 @@ UNREACHABLE_TIMEOUT = 600.0
 # A read of the log takes the head's and the worker's time in proportion to the log. Waiting 19 times as long
 # as the last read took keeps that share at 5 %, whatever the log's size.
 LOG_READ_REST = 19
-# Seconds to go on asking for the log of a job that has ended, when the answer does not come.
+# Seconds to go on asking for the log of a job that has ended: when no answer comes, and when it is an error. That is
+# mostly final (the node is gone), but a head that is being restarted also says so for a moment.
 LOG_PATIENCE = 60.0
+LOG_ERROR_PATIENCE = 5.0
 # The state API's file endpoint changed its form between 2.44 and 2.47: older heads prefix each chunk of the
 # body.
 FILE_ENDPOINT_SINCE = (2, 47)
@@ -237,7 +239,7 @@ class LogReader:
 
     def _read_to_end(self, details: JobDetails) -> Engine[None]:
         """Show all that is left of the log of a job that has ended; what cannot be had is said, never fatal."""
-        deadline = (yield Sleep(0)) + LOG_PATIENCE
+        began = yield Sleep(0)
         pause = FIRST_PAUSE
         while True:
             try:
@@ -246,12 +248,14 @@ class LogReader:
                     yield Show(record)
                 return
             except RayJobsError as error:
+                is_refused = isinstance(error, RayJobsResponseError) and not isinstance(error, RayJobsUnavailableError)
+                if self.source == _FILE and self.log.position == 0 and is_refused:
+                    self.source = _TEXT  # no such file, or no state API: the text endpoint may have it
+                    continue
                 now = yield Sleep(pause)
                 pause *= 2
-                if now < deadline and isinstance(error, (RayJobsConnectionError, RayJobsUnavailableError)):
-                    continue
-                if self.source == _FILE and self.log.position == 0 and isinstance(error, RayJobsResponseError):
-                    self.source = _TEXT
+                is_lost = isinstance(error, RayJobsConnectionError | RayJobsUnavailableError)
+                if now < began + (LOG_PATIENCE if is_lost else LOG_ERROR_PATIENCE):
                     continue
                 yield Note(
                     f"The log of job {details.name} is not complete here: {self.log.position} bytes were shown, the "

@@ -34,6 +34,7 @@ class LogText:
         self._pending = b""
         self._offset = 0
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
+        self._is_complete = False
 
     def begin(self) -> None:
         """
@@ -64,14 +65,15 @@ class LogText:
             yield self._show(end)
 
     def finish(self) -> Iterator[str]:
-        """Yield all that is left, a last line without a newline too: the log has ended."""
+        """Yield all that is left, a last line without a newline too: the log has ended, and was read to its end."""
+        self._is_complete = True
         if self._pending:
             yield self._show(len(self._pending))
 
     @property
     def last_lines(self) -> tuple[str, ...]:
-        """The last lines that were shown, oldest first."""
-        return tuple(self._last_lines)
+        """The log's last lines, oldest first; none unless it was read to its end: others would mislead."""
+        return tuple(self._last_lines) if self._is_complete else ()
 
     def _full_record(self) -> int:
         """Return how many pending bytes make a full record, 0 if there are too few."""

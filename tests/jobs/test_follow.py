@@ -404,7 +404,7 @@ def test_text_after_a_part_of_the_file() -> None:
 
 
 def test_file_that_is_lost() -> None:
-    """Where the file is lost after a part was shown, what is missing is noted and the job's end stands."""
+    """Where the file is lost after a part was shown, that is noted, and no line of it passes for the last."""
     log = LogText()
     cluster = Cluster(jobs=[RUNNING, FAILED], files=[b"one\ntwo\n", NO_FILE], texts=["other\n"])
 
@@ -412,7 +412,18 @@ def test_file_that_is_lost() -> None:
     assert cluster.shown == ["one\ntwo"]
     assert "8 bytes were shown, the rest cannot be read" in cluster.warnings[0]
     assert TEXT not in cluster.asked
-    assert log.last_lines == ("one", "two")
+    assert log.last_lines == ()
+
+
+def test_file_that_is_lost_for_a_moment() -> None:
+    """An error of a head that is being restarted is asked about again, and the log is whole."""
+    log = LogText()
+    cluster = Cluster(jobs=[RUNNING, FAILED], files=[b"one\ntwo\n", NO_FILE, b"one\ntwo\nthree\n"])
+
+    assert cluster.drive(follow_job("a", log=log)) is FAILED
+    assert cluster.shown == ["one\ntwo", "three"]
+    assert cluster.warnings == []
+    assert log.last_lines == ("one", "two", "three")
 
 
 def test_log_goes_on_from_a_position() -> None:
