@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[1]
 def main() -> int:
     """Run until somebody asks to stop."""
     end_on_sigterm()
+    # A shell starts what runs in the background with Ctrl-C's signal ignored; here it always means the end.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with ExitStack() as stack:
         try:
             say("Starting a Ray head ...")
