@@ -111,7 +111,7 @@ class LocalAirflow:
             answer = self._http.request(method, f"/api/v2{path}", **arguments)
             if not (answer.status_code == 500 and "Database error" in answer.text):
                 break
-            time.sleep(1)  # rolled back: nothing was done
+            time.sleep(1)  # it was rolled back: nothing was done
         if answer.is_error:
             raise RuntimeError(f"{method} {path}: HTTP {answer.status_code}: {answer.text[:2000]}")
         return answer.json() if answer.content else None

@@ -9,7 +9,6 @@ the job ends, is one of a hundred that its Jobs API has; the hundredth hangs the
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -232,8 +231,13 @@ class LogReader:
         before = yield Sleep(0)
         if before < self._next_read:
             return
-        with suppress(RayJobsError):
+        try:
             yield from self._read(details)
+        except RayJobsAddressError:
+            if self.log.position == 0:
+                self.source = _TEXT  # a head without the state API
+        except RayJobsError:
+            pass
         after = yield Sleep(0)
         self._next_read = after + LOG_READ_REST * (after - before)
 

@@ -403,6 +403,26 @@ def test_text_after_a_part_of_the_file() -> None:
     assert "\n".join(cluster.shown) == "10%\n20%\n30%\ndone"
 
 
+def test_head_without_the_state_api() -> None:
+    """Where there is no endpoint for the file, the text is shown from the next read on, while the job still runs."""
+    no_endpoint = RayJobsAddressError("no such path", status_code=404)
+    cluster = Cluster(jobs=[RUNNING, RUNNING, SUCCEEDED], files=[no_endpoint], texts=["one\n", "one\ntwo\n"])
+
+    assert cluster.drive(follow_job("a", log=LogText())) is SUCCEEDED
+    assert cluster.shown == ["one", "two"]
+    assert cluster.warnings == []
+
+
+def test_page_in_mid_log() -> None:
+    """Once a part of the file was shown, a proxy's page does not change the source: positions differ there."""
+    page = RayJobsAddressError("a page", status_code=404)
+    cluster = Cluster(jobs=[RUNNING, RUNNING, SUCCEEDED], files=[b"one\n", page, b"one\ntwo\n"])
+
+    cluster.drive(follow_job("a", log=LogText()))
+    assert cluster.shown == ["one", "two"]
+    assert TEXT not in cluster.asked
+
+
 def test_file_that_is_lost() -> None:
     """Where the file is lost after a part was shown, that is noted, and no line of it passes for the last."""
     log = LogText()
