@@ -15,7 +15,7 @@ from typing import Any
 
 from airflow_provider_rayjobs.jobs import RayJobsClient
 from sandbox.local_airflow import FINAL_STATES, LocalAirflow, texts_of
-from sandbox.processes import end_on_sigterm
+from sandbox.processes import end_on_signals
 from sandbox.ray_head import RayHead, connection_to
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +26,7 @@ OUTCOME = ROOT / "build" / "demo"
 
 def main() -> int:
     """Run the demonstration and return its exit status."""
-    end_on_sigterm()
+    end_on_signals()
     began = time.monotonic()
     OUTCOME.mkdir(parents=True, exist_ok=True)
     report = OUTCOME / "report.json"

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -85,9 +84,15 @@ class Program:
             return []
 
 
-def end_on_sigterm() -> None:
-    """Let SIGTERM end this program as Ctrl-C does: with everything stopped that it started."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+def end_on_signals() -> None:
+    """
+    Let SIGTERM end this program as Ctrl-C does, by KeyboardInterrupt: with everything stopped that it started.
+
+    Not by SystemExit, which pytest takes for one failed test. Ctrl-C is set as well, as a shell starts what runs in
+    the background with it ignored.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
 
 
 def free_port() -> int:

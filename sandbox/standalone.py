@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sandbox.demo import say
 from sandbox.local_airflow import LocalAirflow
-from sandbox.processes import end_on_sigterm
+from sandbox.processes import end_on_signals
 from sandbox.ray_head import RayHead, connection_to
 
 ROOT = Path(__file__).parents[1]
@@ -17,9 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 def main() -> int:
     """Run until somebody asks to stop."""
-    end_on_sigterm()
-    # A shell starts what runs in the background with Ctrl-C's signal ignored; here it always means the end.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    end_on_signals()
     with ExitStack() as stack:
         try:
             say("Starting a Ray head ...")

@@ -22,12 +22,12 @@ for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "AIRFLOW_CONN_RAY_JOBS_DEF
     os.environ.pop(name, None)
 
 from sandbox.local_airflow import LocalAirflow  # noqa: E402
-from sandbox.processes import end_on_sigterm  # noqa: E402
+from sandbox.processes import end_on_signals  # noqa: E402
 from sandbox.ray_head import RayHead, connection_to  # noqa: E402
 
 
 def pytest_configure() -> None:
-    end_on_sigterm()
+    end_on_signals()
 
 
 def pytest_unconfigure() -> None:

@@ -89,7 +89,8 @@ def follow_job(
     outage = Outage(submission_id, unreachable_timeout)
     missing_until = now + missing_timeout
     reader = None if log is None else LogReader(log)
-    pause = min(FIRST_PAUSE, max(poll_interval, SHORTEST_PAUSE))
+    longest_pause = max(poll_interval, SHORTEST_PAUSE)
+    pause = min(FIRST_PAUSE, longest_pause)
     unknown: JobStatus | None = None
     while True:
         try:
@@ -115,7 +116,7 @@ def follow_job(
             if details.status.is_terminal():
                 return details
         now = yield Sleep(pause)
-        pause = min(pause * GROWTH, max(poll_interval, SHORTEST_PAUSE))
+        pause = min(pause * GROWTH, longest_pause)
 
 
 def look(submission_id: str, reader: LogReader | None, *, live: bool) -> Engine[JobDetails]:

@@ -77,8 +77,8 @@ def send(request: Request[T], patience: float) -> Engine[T]:
     """
     Send a request, and again after failures that may pass, where repeating is safe.
 
-    :param patience: seconds after the first failure in which further tries are begun. However long the first try
-        took, as a time-out may, there is a second.
+    :param patience: seconds after the first failure in which further tries are begun; 0 for none. How long the
+        first try took, as a time-out may, does not count.
     """
     answer: T = yield from repeated(Send(request), patience)
     return answer
@@ -96,11 +96,10 @@ def repeated(step: Send | ReadLog, patience: float) -> Engine[Any]:
                 raise
             wait = with_jitter(pause)
             now = yield Sleep(0)
-            first = failed_at is None
-            failed_at = now if failed_at is None else failed_at
-            if now + wait > failed_at + patience:
+            if now + wait > (now if failed_at is None else failed_at) + patience:
                 raise
-            if first:
+            if failed_at is None:
+                failed_at = now
                 yield Note(f"{error} Trying again for {patience:.0f} s.", logging.WARNING)
         else:
             if failed_at is not None:
