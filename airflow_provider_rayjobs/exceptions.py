@@ -11,13 +11,21 @@ Every error that this package raises, by what the caller can do about it.
     │   ├── RayJobsRefusedError        Ray refuses the request itself (400): change it
     │   ├── RayJobsNotAuthorizedError  no, or wrong, credentials (401, 403): change the connection
     │   ├── RayJobsAddressError        nothing here looks like the Ray Jobs API: change the address
-    │   ├── RayJobNotFoundError        this cluster does not know the job
-    │   └── RayJobExistsError          the submission id is taken, by a job that is not ours
-    └── RayJobEndedError               the job ended, and not well (``details``, ``last_lines``)
-        ├── RayJobFailedError          FAILED: the code, its environment or its supervisor failed
-        └── RayJobStoppedError         STOPPED: somebody, or something, stopped it
+    │   ├── RayJobNotFoundError        this cluster does not know the job: a wrong id, or somebody deleted it
+    │   ├── RayJobExistsError          the submission id is taken, by a job that is not ours
+    │   └── RayJobNotEndedError        what was asked needs a job that has ended
+    ├── RayJobEndedError               the job ended, and not well (``details``, ``last_lines``)
+    │   ├── RayJobFailedError          FAILED, for a reason that Ray does not name; or one of these:
+    │   │   ├── RayJobEntrypointError      the user's code ran and ended non-zero (``exit_code``)
+    │   │   ├── RayJobRuntimeEnvError      its runtime environment could not be set up
+    │   │   ├── RayJobUnschedulableError   the cluster had no place for it
+    │   │   └── RayJobSupervisorDiedError  the process that watches it died, or could not be started
+    │   └── RayJobStoppedError         STOPPED: somebody, or something, stopped it
+    ├── RayJobLostError                the job died with its cluster, which was started anew
+    └── RayJobTimeoutError             a limit of the task's was over, and the job was given up (``limit``)
 
-A sensor raises twins of four of these, which are Airflow's exceptions as well: see :mod:`.outcomes`.
+Where Airflow has to understand an error as well, what is raised also is one of Airflow's own, under the same
+name: see :mod:`.outcomes`.
 Arguments that can never work raise :class:`ValueError` before anything is sent. All classes are public API
 and can be pickled. Nothing here imports anything but the standard library.
 """
@@ -32,6 +40,9 @@ if TYPE_CHECKING:
 
 class RayJobsError(Exception):
     """Base of all errors of this package; its text says what happened, to which job, where, and what to do."""
+
+    # Whether the same request was sent before and its answer lost: it may have been carried out all the same.
+    was_repeated = False
 
 
 class RayJobsConnectionError(RayJobsError):
@@ -88,6 +99,10 @@ class RayJobExistsError(RayJobsResponseError):
     """The submission id belongs to a job that somebody else submitted."""
 
 
+class RayJobNotEndedError(RayJobsResponseError):
+    """Ray deletes no job that has not ended: stop it first, or wait for its end."""
+
+
 class RayJobEndedError(RayJobsError):
     """
     A job ended in a way that is not success.
@@ -107,5 +122,45 @@ class RayJobFailedError(RayJobEndedError):
     """The job ended FAILED; ``details.error_type`` and ``details.driver_exit_code`` say how."""
 
 
+class RayJobEntrypointError(RayJobFailedError):
+    """The entrypoint command ran and ended non-zero: the user's code failed."""
+
+    @property
+    def exit_code(self) -> int | None:
+        """The command's exit code; negative for a signal."""
+        return self.details.driver_exit_code if self.details else None
+
+
+class RayJobRuntimeEnvError(RayJobFailedError):
+    """The runtime environment could not be set up; the entrypoint never ran."""
+
+
+class RayJobUnschedulableError(RayJobFailedError):
+    """The cluster had no place for what the job asks for, or none for too long; the entrypoint never ran."""
+
+
+class RayJobSupervisorDiedError(RayJobFailedError):
+    """The process that watches the job died, as it does when its node is lost, or could not be started."""
+
+
 class RayJobStoppedError(RayJobEndedError):
-    """The job ended STOPPED: somebody stopped it, in the dashboard, the CLI or another task."""
+    """The job ended STOPPED: somebody stopped it, in the dashboard, the CLI or another task, or we did."""
+
+
+class RayJobLostError(RayJobsError):
+    """The job died with its cluster: another session answers at its address and does not know it."""
+
+
+class RayJobTimeoutError(RayJobsError):
+    """
+    A limit of the task's was over before the job's end.
+
+    :param message: which limit, how long, and what was done about the job.
+    :param limit: ``pending_timeout``, ``job_timeout``, ``execution_timeout`` or ``lost_answer``.
+    :param details: the job when the limit was over.
+    """
+
+    def __init__(self, message: str, *, limit: str = "", details: JobDetails | None = None) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.details = details

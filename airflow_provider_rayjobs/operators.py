@@ -1,10 +1,9 @@
-"""Tasks that run Ray jobs."""
+"""Tasks that run Ray jobs, and tasks that stop them or clear them away."""
 
 from __future__ import annotations
 
-import re
-import secrets
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,16 +11,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.providers.common.compat.sdk import BaseOperator, conf, context_to_airflow_vars
 
 from airflow_provider_rayjobs import links, rendered
-from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, Cluster, RayJobsHook
+from airflow_provider_rayjobs.attempts import HAS_STORE, Memory, Round
+from airflow_provider_rayjobs.exceptions import RayJobNotEndedError, RayJobNotFoundError
+from airflow_provider_rayjobs.execution import Execution, Settings
+from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
 from airflow_provider_rayjobs.jobs import follow
-from airflow_provider_rayjobs.jobs.logs import LogText
-from airflow_provider_rayjobs.jobs.models import JobDetails, JobSubmission
-from airflow_provider_rayjobs.jobs.submission import plan_submission, submit_job
-from airflow_provider_rayjobs.outcomes import error_of_end
-from airflow_provider_rayjobs.triggers import RayJobTrigger, details_of_event
+from airflow_provider_rayjobs.jobs.limits import Limits
+from airflow_provider_rayjobs.jobs.models import JobSubmission
+from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, stop_until_over
+from airflow_provider_rayjobs.jobs.submission import plan_submission
+from airflow_provider_rayjobs.kills import KillSwitch
+from airflow_provider_rayjobs.outcomes import as_task_errors
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context
+    from airflow.sdk import Context, XComArg
 
 
 class RayJobSubmitOperator(BaseOperator):
@@ -30,18 +33,24 @@ class RayJobSubmitOperator(BaseOperator):
 
     The job's log passes into the task's log. Its submission id is pushed to XCom under ``submission_id``
     before it is sent, and is the return value. A job that ends FAILED or STOPPED fails the task with
-    :class:`~airflow_provider_rayjobs.exceptions.RayJobFailedError` or
+    :class:`~airflow_provider_rayjobs.exceptions.RayJobFailedError` (or what is derived from it) or
     :class:`~airflow_provider_rayjobs.exceptions.RayJobStoppedError`.
+
+    Each try has one job, whatever dies in between: a new try follows the job of the last one where that still runs, takes
+    its success where nobody has, and submits anew where it failed or a person cleared the task
+    (:func:`~airflow_provider_rayjobs.attempts.decide`). The job dies with the task: when it is cleared, marked or timed
+    out, and when its worker is told to go.
 
     The driver finds Airflow's ``AIRFLOW_CTX_...`` variables and ``RAY_JOB_SUBMISSION_ID`` in its environment;
     the job's metadata holds ``airflow_dag_id``, ``airflow_run_id``, ``airflow_task_id``,
-    ``airflow_map_index``, ``airflow_try_number`` and ``airflow_logical_date``.
+    ``airflow_map_index``, ``airflow_try_number``, ``airflow_max_tries``, ``airflow_run_start_date`` and
+    ``airflow_logical_date``.
 
     :param entrypoint: a shell command; or a list of its arguments, which is quoted so that no value leaves
         its place. (templated)
     :param ray_conn_id: an Airflow connection of type ``ray_jobs``. (templated)
     :param submission_id: unique for the life of the cluster; made of dag, task, map index and try when not
-        given. (templated)
+        given. It is used for the first submission; later ones append ``-2``, ``-3``. (templated)
     :param job_name: the name in the Ray dashboard, ``dag_id.task_id`` when not given. (templated)
     :param runtime_env: Ray's runtime environment as a dictionary, or the path of a YAML file, relative to the
         DAG file or the working directory. Paths in it must be URIs that the cluster can read. (templated; a
@@ -63,12 +72,25 @@ class RayJobSubmitOperator(BaseOperator):
         ``on_completion`` after the job's end, ``never`` not at all. (templated)
     :param unreachable_timeout: seconds without a usable answer from the cluster that are borne in a row.
         (templated)
+    :param durable: whether a new try looks for the job of the last one; ``True`` unless told otherwise. Airflow before
+        3.3 has no place to remember it: there each try submits a new job.
+    :param stop_on_kill: whether the job is stopped when the task is cleared, marked or timed out, or its worker ends.
+        (templated)
+    :param stop_timeout: seconds (or a timedelta) in which the end of a job that is stopped has to be confirmed.
+        (templated)
+    :param pending_timeout: seconds (or a timedelta) from the submission until the job must have started, by the head's
+        clock; no limit when not given. (templated)
+    :param job_timeout: seconds (or a timedelta) from the submission until the job must have ended, likewise. Airflow's
+        ``execution_timeout`` does the same, and also ends a try on a worker that has taken so long. (templated)
+    :param fail_on_exit_code: an exit code of the entrypoint, or a list, after which no retry is made. (templated)
+    :param skip_on_exit_code: an exit code, or a list, that skips the task instead of failing it. (templated)
     """
 
     template_fields: Sequence[str] = (
         "entrypoint", "ray_conn_id", "submission_id", "job_name", "runtime_env", "metadata", "entrypoint_num_cpus",
         "entrypoint_num_gpus", "entrypoint_memory", "entrypoint_resources", "entrypoint_label_selector",
-        "wait_for_completion", "poll_interval", "fetch_logs", "unreachable_timeout",
+        "wait_for_completion", "poll_interval", "fetch_logs", "unreachable_timeout", "stop_on_kill", "stop_timeout",
+        "pending_timeout", "job_timeout", "fail_on_exit_code", "skip_on_exit_code",
     )  # fmt: skip
     # Empty, or an entrypoint that ends in ".yaml" would be taken for the name of a template file.
     template_ext: Sequence[str] = ()
@@ -101,6 +123,13 @@ class RayJobSubmitOperator(BaseOperator):
         poll_interval: float | str | timedelta = follow.POLL_INTERVAL,
         fetch_logs: str = "live",
         unreachable_timeout: float | str | timedelta = follow.UNREACHABLE_TIMEOUT,
+        durable: bool | None = None,
+        stop_on_kill: bool | str = True,
+        stop_timeout: float | str | timedelta = STOP_TIMEOUT,
+        pending_timeout: float | str | timedelta | None = None,
+        job_timeout: float | str | timedelta | None = None,
+        fail_on_exit_code: int | str | Collection[int | str] | None = None,
+        skip_on_exit_code: int | str | Collection[int | str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -120,77 +149,74 @@ class RayJobSubmitOperator(BaseOperator):
         self.poll_interval = poll_interval
         self.fetch_logs = fetch_logs
         self.unreachable_timeout = unreachable_timeout
+        if durable and not HAS_STORE:
+            warnings.warn(
+                "durable has no effect before Airflow 3.3, which brought the task state store: each try submits a new "
+                "job.",
+                UserWarning,
+                stacklevel=2,
+            )
+        self.durable = HAS_STORE and durable is not False
+        self.stop_on_kill = stop_on_kill
+        self.stop_timeout = stop_timeout
+        self.pending_timeout = pending_timeout
+        self.job_timeout = job_timeout
+        self.fail_on_exit_code = fail_on_exit_code
+        self.skip_on_exit_code = skip_on_exit_code
+        self._kill = KillSwitch()
 
     def execute(self, context: Context) -> str:
-        """Submit the job, follow it if asked to, and return its submission id."""
-        poll_interval = rendered.as_seconds("poll_interval", self.poll_interval)
-        unreachable_timeout = rendered.as_seconds("unreachable_timeout", self.unreachable_timeout)
-        wait_for_completion = rendered.as_flag("wait_for_completion", self.wait_for_completion)
-        fetch_logs = rendered.as_fetch_logs(self.fetch_logs)
-        submission = self.plan(context)
-        submission_id = submission.submission_id
-        hook = RayJobsHook(self.ray_conn_id)
-        cluster = hook.get_cluster()
-        remember_job(context, cluster, submission_id)
-        with hook.client_of(cluster) as client:
-            client.run(submit_job(submission, unreachable_timeout))
-            self.log.info(
-                "Submitted Ray job %s to %s: %s",
-                submission_id,
-                cluster.address,
-                cluster.job_url(submission_id),
-            )
-            if not wait_for_completion:
-                return submission_id
-            if self.deferrable:
-                self.defer(
-                    trigger=RayJobTrigger(
-                        submission_id,
-                        ray_conn_id=self.ray_conn_id,
-                        poll_interval=poll_interval,
-                        unreachable_timeout=unreachable_timeout,
-                    ),
-                    method_name="execute_complete",
-                )
-            log = None if fetch_logs == "never" else LogText()
-            details = client.run(
-                follow.follow_job(
-                    submission_id,
-                    poll_interval=poll_interval,
-                    unreachable_timeout=unreachable_timeout,
-                    log=log,
-                    live=fetch_logs == "live",
-                ),
-                self._show,
-            )
-        return self._conclude(details, cluster, log)
+        """Find this try's job or submit one, follow it if asked to, and return its submission id."""
+        settings = self._settings()
+        self._kill.is_on = settings.stop_on_kill
+        store = context.get("task_state_store") if self.durable else None
+        if store is None and context["ti"].max_tries:
+            self.log.info("Nothing is remembered from one try to the next: each try submits a new job.")
+        return Execution(self, context, settings, Memory(store), self._kill).submit_and_wait()
 
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> str:  # noqa: ARG002  (Airflow's form)
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> str:
         """Resume after the trigger: write the job's log, and end as the job ended."""
-        details = details_of_event(event)
-        hook = RayJobsHook(self.ray_conn_id)
-        cluster = hook.get_cluster()
-        log = None
-        if rendered.as_fetch_logs(self.fetch_logs) != "never":
-            log = LogText()
-            with hook.client_of(cluster) as client:
-                client.run(follow.read_log(details, log), self._show)
-        return self._conclude(details, cluster, log)
+        settings = self._settings()
+        self._kill.is_on = settings.stop_on_kill
+        store = context.get("task_state_store") if self.durable else None
+        return Execution(self, context, settings, Memory(store), self._kill).resume(event)
 
-    def plan(self, context: Context) -> JobSubmission:
+    def on_kill(self) -> None:
+        """Stop the job, in the few seconds that Airflow gives; called by a signal handler in the midst of the above."""
+        self._kill.kill()
+
+    def _settings(self) -> Settings:
+        return Settings(
+            submission_id=rendered.as_optional_text("submission_id", self.submission_id),
+            wait_for_completion=rendered.as_flag("wait_for_completion", self.wait_for_completion),
+            fetch_logs=rendered.as_fetch_logs(self.fetch_logs),
+            poll_interval=rendered.as_seconds("poll_interval", self.poll_interval),
+            unreachable_timeout=rendered.as_seconds("unreachable_timeout", self.unreachable_timeout),
+            stop_on_kill=rendered.as_flag("stop_on_kill", self.stop_on_kill),
+            stop_timeout=rendered.as_seconds("stop_timeout", self.stop_timeout),
+            limits=Limits(
+                pending_timeout=rendered.as_optional_seconds("pending_timeout", self.pending_timeout),
+                job_timeout=rendered.as_optional_seconds("job_timeout", self.job_timeout),
+                execution_timeout=rendered.as_optional_seconds("execution_timeout", self.execution_timeout),
+            ),
+            fail_on=rendered.as_exit_codes("fail_on_exit_code", self.fail_on_exit_code),
+            skip_on=rendered.as_exit_codes("skip_on_exit_code", self.skip_on_exit_code),
+        )
+
+    def plan(self, context: Context, submission_id: str, nonce: str | None = None) -> JobSubmission:
         """
         Return the submission that the rendered arguments ask for.
 
+        :param nonce: of a submission that may have been sent before, to send the same one again.
         :raises ValueError: for what can never work, naming the field; nothing has been sent.
         """
-        given_id = rendered.as_optional_text("submission_id", self.submission_id)
-        submission_id = given_id or new_submission_id(context)
         runtime_env = rendered.as_runtime_env(self.runtime_env, self._folders()) or {}
         metadata = rendered.as_texts("metadata", self.metadata) or {}
         if job_name := rendered.as_optional_text("job_name", self.job_name):
             metadata["job_name"] = job_name
         return plan_submission(
             rendered.as_entrypoint(self.entrypoint),
+            nonce=nonce,
             submission_id=submission_id,
             runtime_env=runtime_env
             | {"env_vars": environment_of(context, submission_id) | (runtime_env.get("env_vars") or {})},
@@ -207,32 +233,6 @@ class RayJobSubmitOperator(BaseOperator):
         dag_file = getattr(self.dag, "fileloc", None) if self.has_dag() else None
         return [Path(dag_file).parent, Path.cwd()] if dag_file else [Path.cwd()]
 
-    def _show(self, record: str) -> None:
-        self.log.info("%s", record)
-
-    def _conclude(self, details: JobDetails, cluster: Cluster, log: LogText | None) -> str:
-        error = error_of_end(details, cluster.address, log.last_lines if log else ())
-        if error is not None:
-            raise error
-        self.log.info("Ray job %s SUCCEEDED after %.1f s", details.name, details.duration or 0.0)
-        return details.name
-
-
-def remember_job(context: Context, cluster: Cluster, submission_id: str) -> None:
-    """Push what others need to find the job, before it is sent: what is lost here would be lost with the job."""
-    task_instance = context["ti"]
-    task_instance.xcom_push(key="submission_id", value=submission_id)
-    task_instance.xcom_push(key=links.XCOM_KEY, value=cluster.job_url(submission_id))
-
-
-def new_submission_id(context: Context) -> str:
-    """Return an id that reads well, names its task, and is unique: ``nightly.train-m3-try2-5f0c9a1b7d3e2468``."""
-    task_instance = context["ti"]
-    # cut so that each name keeps its beginning, and the whole fits into Ray's 200 characters
-    name = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{task_instance.dag_id[:80]}.{task_instance.task_id[:70]}")
-    map_index = f"-m{task_instance.map_index}" if _is_mapped(task_instance.map_index) else ""
-    return f"{name}{map_index}-try{task_instance.try_number}-{secrets.token_hex(8)}"
-
 
 def metadata_of(context: Context, given: Mapping[str, str]) -> dict[str, str]:
     """
@@ -248,6 +248,8 @@ def metadata_of(context: Context, given: Mapping[str, str]) -> dict[str, str]:
         "airflow_task_id": task_instance.task_id,
         "airflow_map_index": str(-1 if task_instance.map_index is None else task_instance.map_index),
         "airflow_try_number": str(task_instance.try_number),
+        "airflow_max_tries": str(task_instance.max_tries),
+        "airflow_run_start_date": Round.of(context).run_start,
         # a run that was triggered without a logical date has none
         "airflow_logical_date": logical_date.isoformat() if logical_date else "",
     }
@@ -261,5 +263,106 @@ def environment_of(context: Context, submission_id: str) -> dict[str, str]:
     return context_to_airflow_vars(context, in_env_var_format=True) | {"RAY_JOB_SUBMISSION_ID": submission_id}
 
 
-def _is_mapped(map_index: int | None) -> bool:
-    return map_index is not None and map_index >= 0
+class RayJobStopOperator(BaseOperator):
+    """
+    Stop a job, and wait until it is over.
+
+    A job that has ended already is success. What cannot be confirmed within ``stop_timeout`` fails the task.
+
+    :param submission_id: of the job, often from XCom. (templated)
+    :param ray_conn_id: an Airflow connection of type ``ray_jobs``. (templated)
+    :param stop_timeout: seconds (or a timedelta) in which the job's end has to be confirmed. (templated)
+    :param missing_ok: whether a job that the cluster does not know is success, with a warning; otherwise it is a
+        :class:`~airflow_provider_rayjobs.exceptions.RayJobNotFoundError`. (templated)
+    """
+
+    template_fields: Sequence[str] = ("submission_id", "ray_conn_id", "stop_timeout", "missing_ok")
+    operator_extra_links = (links.RayJobLink(),)
+    ui_color = "#d8ecfb"
+
+    def __init__(
+        self,
+        *,
+        submission_id: str | XComArg,
+        ray_conn_id: str = DEFAULT_CONN_ID,
+        stop_timeout: float | str | timedelta = STOP_TIMEOUT,
+        missing_ok: bool | str = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.submission_id = submission_id
+        self.ray_conn_id = ray_conn_id
+        self.stop_timeout = stop_timeout
+        self.missing_ok = missing_ok
+
+    def execute(self, context: Context) -> None:
+        """Stop the job."""
+        job = _job_of(self.submission_id)
+        timeout = rendered.as_seconds("stop_timeout", self.stop_timeout)
+        missing_ok = rendered.as_flag("missing_ok", self.missing_ok)
+        hook = RayJobsHook(self.ray_conn_id)
+        cluster = hook.get_cluster()
+        context["ti"].xcom_push(key=links.XCOM_KEY, value=cluster.job_url(job))
+        with as_task_errors(self), hook.client_of(cluster) as client:
+            stopped = client.run(stop_until_over(job, timeout))
+            if not stopped.is_over:
+                raise RayJobNotEndedError(f"{stopped.story} It was asked at {cluster.address}.")
+            if stopped.details is None:
+                message = f"{stopped.story} (at {cluster.address})"
+                if not missing_ok:
+                    raise RayJobNotFoundError(message)
+                self.log.warning("%s", message)
+            else:
+                self.log.info("%s", stopped.story)
+
+
+class RayJobDeleteOperator(BaseOperator):
+    """
+    Delete what a cluster remembers of a job that has ended, its log's place in the dashboard included.
+
+    A job that the cluster does not know is success, so that a second run does no harm. One that has not ended fails the
+    task with :class:`~airflow_provider_rayjobs.exceptions.RayJobNotEndedError`: a
+    :class:`RayJobStopOperator` before this one, or a retry, may help.
+
+    :param submission_id: of the job, often from XCom. (templated)
+    :param ray_conn_id: an Airflow connection of type ``ray_jobs``. (templated)
+    :param missing_ok: whether a job that the cluster does not know is success, with a warning; otherwise it is a
+        :class:`~airflow_provider_rayjobs.exceptions.RayJobNotFoundError`. (templated)
+    """
+
+    template_fields: Sequence[str] = ("submission_id", "ray_conn_id", "missing_ok")
+    ui_color = "#d8ecfb"
+
+    def __init__(
+        self,
+        *,
+        submission_id: str | XComArg,
+        ray_conn_id: str = DEFAULT_CONN_ID,
+        missing_ok: bool | str = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.submission_id = submission_id
+        self.ray_conn_id = ray_conn_id
+        self.missing_ok = missing_ok
+
+    def execute(self, context: Context) -> None:  # noqa: ARG002  (Airflow's form)
+        """Delete the job's record."""
+        job = _job_of(self.submission_id)
+        missing_ok = rendered.as_flag("missing_ok", self.missing_ok)
+        with as_task_errors(self), RayJobsHook(self.ray_conn_id).get_conn() as client:
+            try:
+                client.delete_job(job)
+            except RayJobNotFoundError as error:
+                if not missing_ok:
+                    raise
+                self.log.warning("%s There is nothing to delete.", error)
+            else:
+                self.log.info("Deleted job %s at %s.", job, client.address)
+
+
+def _job_of(submission_id: Any) -> str:
+    job = rendered.as_optional_text("submission_id", submission_id)
+    if job is None:
+        raise ValueError("submission_id is empty: no job is named. Did the task that submits it push it to XCom?")
+    return job

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import date, time, timedelta
 from decimal import Decimal
 from pathlib import Path, PurePath
@@ -69,6 +69,26 @@ def as_seconds(field: str, value: Any) -> float:
     if number is None or not 0 <= number < math.inf:
         raise ValueError(f"{field} must be a number of seconds, 0 or more, not {value!r}")
     return number
+
+
+def as_optional_seconds(field: str, value: Any) -> float | None:
+    """Return a duration in seconds; ``None`` and what renders to nothing mean "no limit"."""
+    return None if _is_nothing(value) else as_seconds(field, value)
+
+
+def as_exit_codes(field: str, value: Any) -> frozenset[int]:
+    """Return exit codes; ``None`` means none, a number means one, a list means each of them."""
+    if _is_nothing(value):
+        return frozenset()
+    codes = value if isinstance(value, Collection) and not isinstance(value, str) else [value]
+    return frozenset(_as_whole(field, code) for code in codes)
+
+
+def _as_whole(field: str, value: Any) -> int:
+    number = as_number(field, value)
+    if number is None or number != int(number):
+        raise ValueError(f"{field} must be a whole number or a list of them, not {value!r}")
+    return int(number)
 
 
 def as_fetch_logs(value: Any) -> str:

@@ -142,9 +142,9 @@ class RayJobSensor(BaseSensorOperator):
     def _has_succeeded(self, details: JobDetails, watch: _Watch) -> bool:
         if not details.status.is_terminal():
             return False
-        error = error_of_end(details, watch.cluster.address, watch.last_lines, sensed=True)
+        error = error_of_end(details, watch.cluster.address, watch.last_lines)
         if error is not None:
-            raise error
+            raise as_sensed(error)
         return True
 
     def _show(self, record: str) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -12,17 +13,23 @@ from weakref import WeakKeyDictionary
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_rayjobs import exceptions
-from airflow_provider_rayjobs.exceptions import RayJobsError
+from airflow_provider_rayjobs.exceptions import RayJobsError, RayJobsUnreachableError, RayJobTimeoutError
 from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, Cluster, RayJobsHook
 from airflow_provider_rayjobs.jobs import follow
 from airflow_provider_rayjobs.jobs.client import AsyncRayJobsClient
+from airflow_provider_rayjobs.jobs.limits import Limits
 from airflow_provider_rayjobs.jobs.models import JobDetails
+from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, stop_until_over
 
 # Seconds before which no event is fired. Airflow notices only after up to 5 s (``[workers] min_heartbeat_interval``)
 # and a scheduler loop that the process of a deferred task has gone; a task that has resumed by then it takes for
 # killed, and fails it (apache/airflow issues 66374, 67287, 72716). Seen for 2 of 10 tasks that deferred for 4 s on
 # Airflow 3.3.2 without any code of ours, and for none of 12 with this.
 SETTLING_TIME = 8.0
+# Seconds for a stop, of the 30 that Airflow gives a trigger's ``on_kill`` (``[triggerer] on_kill_timeout``).
+_KILL_TIMEOUT = 25.0
+# Seconds between two looks at a connection that leads nowhere.
+_LOOKUP_PAUSE = 5.0
 
 
 class RayJobTrigger(BaseTrigger):
@@ -30,13 +37,19 @@ class RayJobTrigger(BaseTrigger):
     Follow a job to its end and fire once, with all that the resuming task needs.
 
     It writes nothing of the job's log: all triggers of a triggerer share one thin pipe for theirs. The worker
-    writes it when the task resumes.
+    writes it when the task resumes. Nor does it stop a job whose limit is over: the worker does, which can remember it.
 
     :param submission_id: a submission id, or a Ray Core job id.
     :param ray_conn_id: an Airflow connection of type ``ray_jobs``.
     :param poll_interval: seconds between two looks, once the first quick ones are over.
     :param unreachable_timeout: seconds without a usable answer that are borne in a row.
     :param missing_timeout: seconds for which "no such job" is borne.
+    :param address: where the job was submitted; a connection that leads elsewhere counts as out of reach.
+    :param session: the cluster's name for its life at the submission.
+    :param nonce: by which the job is known to be ours.
+    :param limits: :meth:`.Limits.to_json` of how long the job may wait and run.
+    :param stop_on_kill: whether the job dies with the task (Airflow 3.3 and later tell a trigger about that).
+    :param stop_timeout: seconds in which its end has to be confirmed then.
     """
 
     def __init__(
@@ -46,6 +59,12 @@ class RayJobTrigger(BaseTrigger):
         poll_interval: float = follow.POLL_INTERVAL,
         unreachable_timeout: float = follow.UNREACHABLE_TIMEOUT,
         missing_timeout: float = 0.0,
+        address: str | None = None,
+        session: str | None = None,
+        nonce: str | None = None,
+        limits: dict[str, Any] | None = None,
+        stop_on_kill: bool = False,
+        stop_timeout: float = STOP_TIMEOUT,
     ) -> None:
         super().__init__()
         self.submission_id = submission_id
@@ -53,6 +72,13 @@ class RayJobTrigger(BaseTrigger):
         self.poll_interval = poll_interval
         self.unreachable_timeout = unreachable_timeout
         self.missing_timeout = missing_timeout
+        self.address = address
+        self.session = session
+        self.nonce = nonce
+        self.limits = limits
+        self.stop_on_kill = stop_on_kill
+        self.stop_timeout = stop_timeout
+        self._cluster: Cluster | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class's path and the arguments, as Airflow's database keeps them."""
@@ -64,6 +90,12 @@ class RayJobTrigger(BaseTrigger):
                 "poll_interval": self.poll_interval,
                 "unreachable_timeout": self.unreachable_timeout,
                 "missing_timeout": self.missing_timeout,
+                "address": self.address,
+                "session": self.session,
+                "nonce": self.nonce,
+                "limits": self.limits,
+                "stop_on_kill": self.stop_on_kill,
+                "stop_timeout": self.stop_timeout,
             },
         )
 
@@ -75,19 +107,74 @@ class RayJobTrigger(BaseTrigger):
         await asyncio.sleep(settled - clock())
         yield event
 
+    async def on_kill(self) -> None:
+        """
+        Stop the job: the task was cleared or marked, or its run timed out; Airflow 3.3 and later call it then.
+
+        A triggerer that ends, or hands its triggers over, does not: the job runs on, and so does the watch over it.
+        """
+        if not self.stop_on_kill:
+            return
+        stop = asyncio.ensure_future(self._stop())
+        while not stop.done():
+            # Airflow 3.3.2 cancels the trigger anew every second for as long as it is there, on_kill with it.
+            with suppress(asyncio.CancelledError):
+                await asyncio.shield(stop)
+
+    async def _stop(self) -> None:
+        try:
+            hook = RayJobsHook(self.ray_conn_id)
+            cluster = self._cluster or await hook.aget_cluster()
+            async with shared_client(hook, cluster) as client:
+                stopped = await client.run(
+                    stop_until_over(self.submission_id, min(self.stop_timeout, _KILL_TIMEOUT), self.nonce)
+                )
+            level = logging.INFO if stopped.is_over else logging.WARNING
+            self.log.log(level, "Airflow ended this task. %s", stopped.story)
+        except Exception as error:  # noqa: BLE001  (nobody is left to handle it)
+            self.log.warning("Ray job %s could not be stopped and may run on. %s", self.submission_id, error)
+
     async def _follow(self) -> TriggerEvent:
         try:
             hook = RayJobsHook(self.ray_conn_id)
-            async with shared_client(hook, await hook.aget_cluster()) as client:
-                details = await client.follow_job(
-                    self.submission_id,
-                    poll_interval=self.poll_interval,
-                    unreachable_timeout=self.unreachable_timeout,
-                    missing_timeout=self.missing_timeout,
+            self._cluster = await self._find_cluster(hook)
+            async with shared_client(hook, self._cluster) as client:
+                details = await client.run(
+                    follow.follow_job(
+                        self.submission_id,
+                        poll_interval=self.poll_interval,
+                        unreachable_timeout=self.unreachable_timeout,
+                        missing_timeout=self.missing_timeout,
+                        limits=Limits.from_json(self.limits),
+                        session=self.session,
+                    )
                 )
             return TriggerEvent(event_of_end(self.submission_id, details))
         except Exception as error:  # noqa: BLE001  (whatever it is, the worker shall say it)
             return TriggerEvent(event_of_error(self.submission_id, error))
+
+    async def _find_cluster(self, hook: RayJobsHook) -> Cluster:
+        """
+        Look the connection up, for as long as an outage is borne.
+
+        While Airflow's API server is away, a connection looks as if it were not defined, and the default one would
+        lead to this machine.
+        """
+        clock = asyncio.get_running_loop().time
+        give_up_at = clock() + self.unreachable_timeout
+        while True:
+            try:
+                cluster = await hook.aget_cluster()
+                if self.address in (None, cluster.address):
+                    return cluster
+                raise RayJobsUnreachableError(
+                    f"Ray job {self.submission_id} was submitted to {self.address}, but connection {self.ray_conn_id} "
+                    f"leads to {cluster.address} now. The job may run on there: look for it."
+                )
+            except Exception:
+                if self.address is None or clock() >= give_up_at:
+                    raise
+            await asyncio.sleep(min(_LOOKUP_PAUSE, self.poll_interval))
 
 
 def event_of_end(submission_id: str, details: JobDetails) -> dict[str, Any]:
@@ -96,8 +183,11 @@ def event_of_end(submission_id: str, details: JobDetails) -> dict[str, Any]:
 
 
 def event_of_error(submission_id: str, error: Exception) -> dict[str, Any]:
-    """Return the event of a follower that gave up."""
-    return {"submission_id": submission_id, "error": type(error).__name__, "message": str(error)}
+    """Return the event of a follower that gave up; for a limit with the job as it was seen then."""
+    event = {"submission_id": submission_id, "error": type(error).__name__, "message": str(error)}
+    if isinstance(error, RayJobTimeoutError) and error.details is not None:
+        return event | {"limit": error.limit, "seen": error.details.to_event()}
+    return event
 
 
 def details_of_event(event: Mapping[str, Any]) -> JobDetails:
@@ -109,6 +199,10 @@ def details_of_event(event: Mapping[str, Any]) -> JobDetails:
     if "job" in event:
         return JobDetails.from_json(event["job"])
     kind = getattr(exceptions, str(event.get("error")), None)
+    if kind is RayJobTimeoutError:
+        raise RayJobTimeoutError(
+            str(event["message"]), limit=str(event["limit"]), details=JobDetails.from_json(event["seen"])
+        )
     message = str(event.get("message") or f"The trigger of job {event.get('submission_id')} ended without a word.")
     if isinstance(kind, type) and issubclass(kind, RayJobsError):
         raise kind(message)

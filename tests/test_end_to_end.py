@@ -98,7 +98,7 @@ def test_a_job_that_fails_fails_its_task_and_says_why(run: Run, mode: str):
     log = run.log(f"fails_{mode}")
 
     assert run.state(f"fails_{mode}") == "failed"
-    assert "RayJobFailedError" in log
+    assert "RayJobEntrypointError" in log
     assert re.search(r"FAILED with exit code 3 after \d+\.\d s, at http://127\.0\.0\.1:\d+\.\n", log)
     assert "Error type JOB_ENTRYPOINT_COMMAND_ERROR.\n" in log
     assert "Ray says: Job entrypoint command failed with exit code 3\n" in log
@@ -227,7 +227,7 @@ def test_a_sensor_fails_with_the_job(run: Run, mode: str):
     log = run.log(f"waits_bad_{mode}")
 
     assert run.state(f"waits_bad_{mode}") == "failed"
-    assert "SensedJobFailedError" in log
+    assert "RayJobEntrypointError" in log
     assert "FAILED with exit code 7" in log
     assert "oh" in log.splitlines()
 

@@ -9,21 +9,23 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_rayjobs.attempts import new_submission_id
 from airflow_provider_rayjobs.jobs.submission import SubmissionOptions
-from airflow_provider_rayjobs.operators import RayJobSubmitOperator, new_submission_id
+from airflow_provider_rayjobs.operators import RayJobDeleteOperator, RayJobStopOperator, RayJobSubmitOperator
 from airflow_provider_rayjobs.sensors import RayJobSensor
 
 
 def context(**changes: Any) -> Any:
     """A context as far as the planning of a submission looks at it."""
     ti = SimpleNamespace(
-        **{"dag_id": "nightly", "task_id": "train", "run_id": "run-1", "map_index": -1, "try_number": 2} | changes
+        **{"dag_id": "nightly", "task_id": "train", "run_id": "run-1", "map_index": -1, "try_number": 2, "max_tries": 3}
+        | changes
     )
     date = datetime(2026, 1, 2, tzinfo=UTC)
     return {
         "ti": ti,
         "task_instance": ti,
-        "dag_run": SimpleNamespace(run_id="run-1", logical_date=date),
+        "dag_run": SimpleNamespace(run_id="run-1", logical_date=date, start_date=date),
         "logical_date": date,
     }
 
@@ -40,7 +42,12 @@ def test_every_argument_of_a_submission_is_one_of_the_operator_and_templated():
 
 @pytest.mark.parametrize(
     "operator",
-    [RayJobSubmitOperator(task_id="t", entrypoint="true"), RayJobSensor(task_id="s", submission_id="job-1")],
+    [
+        RayJobSubmitOperator(task_id="t", entrypoint="true"),
+        RayJobSensor(task_id="s", submission_id="job-1"),
+        RayJobStopOperator(task_id="o", submission_id="job-1"),
+        RayJobDeleteOperator(task_id="d", submission_id="job-1"),
+    ],
 )
 def test_template_fields_are_attributes(operator: Any):
     """Airflow can render every field."""
@@ -65,11 +72,10 @@ def test_a_submission_id_reads_well_and_is_unique():
 def test_the_name_that_is_given_is_the_jobs_name():
     """``job_name`` wins over metadata, and what a template left empty is not given."""
     named = RayJobSubmitOperator(task_id="t", entrypoint="true", job_name="mine", metadata={"job_name": "other"})
-    unnamed = RayJobSubmitOperator(task_id="t", entrypoint="true", job_name="None", submission_id="None")
+    unnamed = RayJobSubmitOperator(task_id="t", entrypoint="true", job_name="None")
 
-    assert named.plan(context()).metadata["job_name"] == "mine"
-    assert unnamed.plan(context()).metadata["job_name"] == "nightly.train"
-    assert unnamed.plan(context()).submission_id.startswith("nightly.train-try2-")
+    assert named.plan(context(), "job-1").metadata["job_name"] == "mine"
+    assert unnamed.plan(context(), "job-1").metadata["job_name"] == "nightly.train"
 
 
 def test_rendered_text_becomes_what_ray_wants():
@@ -84,7 +90,7 @@ def test_rendered_text_becomes_what_ray_wants():
         entrypoint_label_selector={"zone": 1},
         metadata={"day": 20260102},
         job_name=20260102,
-    ).plan(context())
+    ).plan(context(), "job-1")
 
     assert submission.entrypoint == "python train.py 20260102"
     assert (submission.entrypoint_num_cpus, submission.entrypoint_num_gpus) == (2, 0.5)
@@ -102,7 +108,6 @@ def test_rendered_text_becomes_what_ray_wants():
         pytest.param({"entrypoint_num_cpus": "many"}, "entrypoint_num_cpus must be a number", id="cpus"),
         pytest.param({"entrypoint_memory": "1.5"}, "entrypoint_memory must be a whole number", id="memory"),
         pytest.param({"entrypoint_resources": {"TPU": "x"}}, r"entrypoint_resources\['TPU'\]", id="resources"),
-        pytest.param({"submission_id": "a/b"}, "submission_id 'a/b'", id="id"),
         pytest.param({"metadata": {"airflow_dag_id": "x"}}, "metadata must not hold airflow_dag_id", id="taken key"),
         pytest.param({"metadata": {"a": None}}, r"metadata\['a'\] must be text", id="metadata"),
         pytest.param({"runtime_env": {"working_dir": "./here"}}, "a local path means nothing", id="local path"),
@@ -115,7 +120,7 @@ def test_what_can_never_work_names_its_field(arguments: dict[str, Any], message:
     operator = RayJobSubmitOperator(**{"task_id": "t", "entrypoint": "true"} | arguments)
 
     with pytest.raises(ValueError, match=message):
-        operator.plan(context())
+        operator.plan(context(), "job-1")
 
 
 @pytest.mark.parametrize(
@@ -125,6 +130,12 @@ def test_what_can_never_work_names_its_field(arguments: dict[str, Any], message:
         ({"poll_interval": "-1"}, "poll_interval must be a number of seconds"),
         ({"unreachable_timeout": "x"}, "unreachable_timeout must be a number"),
         ({"wait_for_completion": "maybe"}, "wait_for_completion must be True or False"),
+        ({"stop_on_kill": "perhaps"}, "stop_on_kill must be True or False"),
+        ({"stop_timeout": None}, "stop_timeout must be a number of seconds"),
+        ({"pending_timeout": "soon"}, "pending_timeout must be a number"),
+        ({"job_timeout": -1}, "job_timeout must be a number of seconds"),
+        ({"fail_on_exit_code": [1, "x"]}, "fail_on_exit_code must be a number"),
+        ({"skip_on_exit_code": 1.5}, "skip_on_exit_code must be a whole number"),
     ],
 )
 def test_what_is_no_way_to_wait_is_refused(arguments: dict[str, Any], message: str):

@@ -13,6 +13,7 @@ import pytest
 
 from airflow_provider_rayjobs.exceptions import (
     RayJobExistsError,
+    RayJobNotEndedError,
     RayJobNotFoundError,
     RayJobsConnectionError,
     RayJobsNotAuthorizedError,
@@ -194,7 +195,7 @@ def test_a_job_that_has_not_ended_is_not_deleted(client: RayJobsClient):
     """Deleting is for jobs that have ended; afterwards the cluster does not know them."""
     job = client.submit_job("sleep 2")
 
-    with pytest.raises(RayJobsRefusedError, match="has not ended"):
+    with pytest.raises(RayJobNotEndedError, match="has not ended"):
         client.delete_job(job)
     follow(client, job)
     assert client.delete_job(job)

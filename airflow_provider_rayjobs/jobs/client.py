@@ -8,6 +8,7 @@ each, over the same engines.
 from __future__ import annotations
 
 import asyncio
+import email.utils
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -86,11 +87,17 @@ class _Methods:
             "url": request.path,
             "params": request.params,
             "json": request.body,
-            "timeout": httpx.Timeout(_CONNECT_TIMEOUT, read=request.timeout, write=request.timeout),
+            "timeout": httpx.Timeout(request.timeout, connect=min(_CONNECT_TIMEOUT, request.timeout)),
         }
 
     def _answer(self, response: httpx.Response) -> Answer:
-        return Answer(response.status_code, response.content, self.address, response.headers.get("content-type", ""))
+        return Answer(
+            response.status_code,
+            response.content,
+            self.address,
+            response.headers.get("content-type", ""),
+            _time_of(response.headers.get("date")),
+        )
 
     def _connection_error(self, request: Request[Any] | LogRequest, error: httpx.HTTPError) -> RayJobsConnectionError:
         """Translate httpx's errors, here and nowhere else."""
@@ -139,7 +146,7 @@ class RayJobsClient(_Methods):
         :param options: :class:`~.submission.SubmissionOptions`.
         :raises ValueError: for what can never work; nothing was sent.
         """
-        return self.run(submit_job(plan_submission(entrypoint, **options), self.patience))
+        return self.run(submit_job(plan_submission(entrypoint, **options), self.patience)).submission_id
 
     def get_job(self, submission_id: str) -> JobDetails:
         """Return a job's current state; the id may be a Ray Core job id as well."""
@@ -170,7 +177,7 @@ class RayJobsClient(_Methods):
         :param on_log: called with each record of the job's log, many lines without the last newline, as they
             come.
         """
-        return self.run(follow.follow_job(submission_id, log=LogText() if on_log else None, **options), on_log)
+        return self.run(follow.follow_job(submission_id, reader=_reader(on_log), **options), on_log)
 
     def run(self, engine: Engine[T], on_log: OnLog | None = None) -> T:
         """Drive an engine to its end; ``on_log`` is given the records that it shows."""
@@ -264,7 +271,7 @@ class AsyncRayJobsClient(_Methods):
 
     async def submit_job(self, entrypoint: str | Sequence[str], **options: Unpack[SubmissionOptions]) -> str:
         """See :meth:`RayJobsClient.submit_job`."""
-        return await self.run(submit_job(plan_submission(entrypoint, **options), self.patience))
+        return (await self.run(submit_job(plan_submission(entrypoint, **options), self.patience))).submission_id
 
     async def get_job(self, submission_id: str) -> JobDetails:
         """See :meth:`RayJobsClient.get_job`."""
@@ -290,7 +297,7 @@ class AsyncRayJobsClient(_Methods):
         self, submission_id: str, *, on_log: OnLog | None = None, **options: Unpack[follow.FollowOptions]
     ) -> JobDetails:
         """See :meth:`RayJobsClient.follow_job`; ``on_log`` is called on the event loop and must not block it."""
-        return await self.run(follow.follow_job(submission_id, log=LogText() if on_log else None, **options), on_log)
+        return await self.run(follow.follow_job(submission_id, reader=_reader(on_log), **options), on_log)
 
     async def run(self, engine: Engine[T], on_log: OnLog | None = None) -> T:
         """See :meth:`RayJobsClient.run`."""
@@ -388,6 +395,18 @@ def check_address(address: str) -> str:
             "token has a field of its own"
         )
     return address.rstrip("/")
+
+
+def _reader(on_log: OnLog | None) -> follow.LogReader | None:
+    return follow.LogReader(LogText()) if on_log else None
+
+
+def _time_of(date: str | None) -> int:
+    """Return an answer's own time, or ours where a proxy took it away: Unix milliseconds."""
+    try:
+        return int(email.utils.parsedate_to_datetime(date or "").timestamp() * 1000)
+    except ValueError:
+        return int(time.time() * 1000)
 
 
 def _ignore(record: str) -> None:

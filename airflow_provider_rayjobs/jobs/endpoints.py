@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, TypeVar
 from urllib.parse import quote
 
 from airflow_provider_rayjobs.exceptions import (
     RayJobExistsError,
+    RayJobNotEndedError,
     RayJobNotFoundError,
     RayJobsAddressError,
     RayJobsNotAuthorizedError,
@@ -24,7 +25,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobsResponseError,
     RayJobsUnavailableError,
 )
-from airflow_provider_rayjobs.jobs.models import JobDetails, JobSubmission, RayVersion
+from airflow_provider_rayjobs.jobs.models import ClusterResources, JobDetails, JobSubmission, RayVersion
 
 T = TypeVar("T")
 
@@ -45,6 +46,7 @@ class Request(Generic[T]):
     :param read: turns the JSON of a 200 into the answer.
     :param repeatable: whether sending it twice does what sending it once does.
     :param timeout: seconds to wait for the answer's next bytes.
+    :param stamp: puts the time of the answer, Unix milliseconds by the head's clock, into what was read.
     """
 
     about: str
@@ -55,6 +57,7 @@ class Request(Generic[T]):
     body: Mapping[str, Any] | None = None
     repeatable: bool = True
     timeout: float = READ_TIMEOUT
+    stamp: Callable[[T, int], T] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,18 @@ class LogRequest:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back, stripped of its transport. ``address`` is the cluster's, for messages."""
+    """
+    What came back, stripped of its transport.
+
+    :param address: the cluster's, for messages.
+    :param time: when it was sent, Unix milliseconds by the head's clock.
+    """
 
     status_code: int
     content: bytes
     address: str
     content_type: str = ""
+    time: int = 0
 
     @property
     def text(self) -> str:
@@ -123,7 +132,13 @@ def get_job(submission_id: str) -> Request[JobDetails]:
     :param submission_id: the id of the submission, or a Ray Core job id such as ``02000000``.
     :raises RayJobNotFoundError: on sending, when the cluster does not know the id.
     """
-    return Request(f"get job {submission_id}", "GET", _job_path(submission_id), JobDetails.from_json)
+    return Request(
+        f"get job {submission_id}",
+        "GET",
+        _job_path(submission_id),
+        JobDetails.from_json,
+        stamp=lambda details, time: replace(details, seen_at=time),
+    )
 
 
 def list_jobs() -> Request[list[JobDetails]]:
@@ -153,7 +168,8 @@ def delete_job(submission_id: str) -> Request[bool]:
 
     Not repeatable: when the first answer is lost, the second says that there is no such job.
 
-    :raises RayJobsRefusedError: on sending, for a job that has not ended, or of type DRIVER.
+    :raises RayJobNotEndedError: on sending, for a job that has not ended.
+    :raises RayJobsRefusedError: on sending, for a job of type DRIVER.
     """
     return Request(
         f"delete job {submission_id}",
@@ -162,6 +178,11 @@ def delete_job(submission_id: str) -> Request[bool]:
         lambda answer: bool(answer["deleted"]),
         repeatable=False,
     )
+
+
+def get_cluster_status() -> Request[ClusterResources]:
+    """Describe the request for what the cluster has, as the autoscaler's report tells it."""
+    return Request("get the cluster's resources", "GET", "/api/cluster_status", ClusterResources.from_json)
 
 
 def get_job_logs(submission_id: str) -> Request[str]:
@@ -205,7 +226,8 @@ def read_answer(request: Request[T], answer: Answer) -> T:
     if answer.status_code != 200:
         raise error_of(request, answer)
     try:
-        return request.read(json.loads(answer.content))
+        result = request.read(json.loads(answer.content))
+        return request.stamp(result, answer.time) if request.stamp else result
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RayJobsAddressError(
             f"Could not {request.about} at {answer.address}: the answer is {_kind_of(answer)}, not what the Ray "
@@ -244,7 +266,7 @@ def _meaning(answer: Answer) -> tuple[type[RayJobsResponseError], str]:
         case 500 if "try again later" in text:
             return RayJobsUnavailableError, "The cluster is not ready for it."
         case 500 if "non-terminal state" in text:
-            return RayJobsRefusedError, "The job has not ended; stop it and wait for its end first."
+            return RayJobNotEndedError, "The job has not ended; stop it and wait for its end first."
         case 400 if "submission type jobs" in text:
             return RayJobsRefusedError, (
                 "The job was started interactively (type DRIVER): Ray's Jobs API lists such jobs, and that is all. "

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from airflow_provider_rayjobs.exceptions import (
+    RayJobLostError,
     RayJobNotFoundError,
     RayJobsAddressError,
     RayJobsConnectionError,
@@ -22,6 +23,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobsUnreachableError,
 )
 from airflow_provider_rayjobs.jobs import endpoints
+from airflow_provider_rayjobs.jobs.limits import NO_LIMITS, Limits
 from airflow_provider_rayjobs.jobs.logs import LogText, WholeLog
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobStatus, JobType
 from airflow_provider_rayjobs.jobs.steps import Engine, Note, ReadLog, Send, Show, Sleep, repeated, send
@@ -69,8 +71,10 @@ def follow_job(
     poll_interval: float = POLL_INTERVAL,
     unreachable_timeout: float = UNREACHABLE_TIMEOUT,
     missing_timeout: float = 0.0,
-    log: LogText | None = None,
+    reader: LogReader | None = None,
     live: bool = True,
+    limits: Limits = NO_LIMITS,
+    session: str | None = None,
 ) -> Engine[JobDetails]:
     """
     Follow a job to its terminal status.
@@ -79,26 +83,32 @@ def follow_job(
     :param poll_interval: seconds between two looks, once the first quick ones are over.
     :param unreachable_timeout: seconds without a usable answer that are borne in a row.
     :param missing_timeout: seconds for which "no such job" is borne: somebody may be about to submit it.
-    :param log: where the job's log goes; ``None`` reads none.
+    :param reader: of the job's log; ``None`` reads none.
     :param live: read the log while the job runs, not only after its end.
+    :param limits: how long the job may wait and run.
+    :param session: the cluster's name for the life in which the job was submitted.
     :return: the job as it ended; every line of its log was shown before.
     :raises RayJobNotFoundError: the cluster does not know the job.
+    :raises RayJobLostError: it does not, and it was started anew since the submission.
+    :raises RayJobTimeoutError: a limit is over; the job goes on until somebody stops it.
     :raises RayJobsUnreachableError: ``unreachable_timeout`` is over.
     """
     now = yield Sleep(0)
     outage = Outage(submission_id, unreachable_timeout)
     missing_until = now + missing_timeout
-    reader = None if log is None else LogReader(log)
     longest_pause = max(poll_interval, SHORTEST_PAUSE)
     pause = min(FIRST_PAUSE, longest_pause)
     unknown: JobStatus | None = None
+    remaining = float("inf")
     while True:
         try:
-            details: JobDetails = yield Send(endpoints.get_job(submission_id))
+            details: JobDetails = yield from _get_job(submission_id, session)
         except RayJobNotFoundError:
             if now >= missing_until:
                 raise
             yield from outage.over(now)
+        except RayJobLostError:
+            raise
         except RayJobsError as error:
             now = yield Sleep(0)
             yield from outage.bear(error, now)
@@ -115,8 +125,30 @@ def follow_job(
                 yield from reader.read(details, live=live)
             if details.status.is_terminal():
                 return details
-        now = yield Sleep(pause)
+            limits.check(details)
+            remaining = max(limits.remaining(details), FIRST_PAUSE)
+        now = yield Sleep(min(pause, remaining))
         pause = min(pause * GROWTH, longest_pause)
+
+
+def _get_job(submission_id: str, session: str | None) -> Engine[JobDetails]:
+    """
+    Look at a job.
+
+    :raises RayJobLostError: the cluster does not know it, and its session is another one.
+    """
+    try:
+        details: JobDetails = yield Send(endpoints.get_job(submission_id))
+        return details
+    except RayJobNotFoundError as error:
+        if session is not None:
+            version = yield Send(endpoints.get_version())
+            if version.session_name != session:
+                raise RayJobLostError(
+                    f"Ray job {submission_id} was lost with its cluster: it was submitted in session {session}, and "
+                    f"{version.session_name} answers now. Jobs die with their head. {error}"
+                ) from error
+        raise
 
 
 def look(submission_id: str, reader: LogReader | None, *, live: bool) -> Engine[JobDetails]:
@@ -125,11 +157,6 @@ def look(submission_id: str, reader: LogReader | None, *, live: bool) -> Engine[
     if reader is not None:
         yield from reader.read(details, live=live)
     return details
-
-
-def read_log(details: JobDetails, log: LogText) -> Engine[None]:
-    """Show the whole log of a job that has ended, from ``log.position`` on."""
-    yield from LogReader(log).read(details)
 
 
 def get_job_logs(submission_id: str, patience: float) -> Engine[str]:

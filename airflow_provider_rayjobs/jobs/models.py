@@ -109,6 +109,7 @@ class JobDetails:
     :param end_time: Unix milliseconds, by the head's clock.
     :param message: Ray's sentence on the status; for FAILED it may end in the last log lines.
     :param driver_exit_code: unset while the job runs and when it was stopped.
+    :param seen_at: when the head said so, Unix milliseconds by its own clock, to the second.
     """
 
     type: JobType
@@ -127,6 +128,7 @@ class JobDetails:
     driver_agent_http_address: str | None = None
     driver_node_id: str | None = None
     driver_exit_code: int | None = None
+    seen_at: int | None = None
 
     @classmethod
     def from_json(cls, answer: Mapping[str, Any]) -> JobDetails:
@@ -169,6 +171,39 @@ class JobDetails:
             return None
         return (self.end_time - self.start_time) / 1000
 
+    @property
+    def age(self) -> float | None:
+        """Seconds from submission to when the head described the job, both by its own clock."""
+        if self.start_time is None or self.seen_at is None:
+            return None
+        return max(self.seen_at - self.start_time, 0) / 1000
+
+
+@dataclass(frozen=True)
+class ClusterResources:
+    """
+    What a cluster has, and what of it is in use.
+
+    :param nodes: the resources of each node, name to quantity (memory in bytes).
+    :param used: of the whole cluster, by the same names.
+    """
+
+    nodes: tuple[Mapping[str, float], ...] = ()
+    used: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, answer: Mapping[str, Any]) -> ClusterResources:
+        """Read the autoscaler's report; a head without one says nothing, which is no error."""
+        report = ((answer.get("data") or {}).get("clusterStatus") or {}).get("loadMetricsReport") or {}
+        nodes = tuple(shape for shape, count in report.get("nodeTypes") or () for _ in range(count))
+        # The dashboard turns the names here, and not those of the nodes, from snake_case into camelCase.
+        usage = {_plain(name): use for name, (use, _) in (report.get("usage") or {}).items()}
+        return cls(nodes, {name: usage[_plain(name)] for node in nodes for name in node if _plain(name) in usage})
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "").lower()
+
 
 @dataclass(frozen=True)
 class JobSubmission:
@@ -190,6 +225,16 @@ class JobSubmission:
     entrypoint_memory: int | None = None
     entrypoint_resources: Mapping[str, float] | None = None
     entrypoint_label_selector: Mapping[str, str] | None = None
+
+    def demand(self) -> dict[str, float]:
+        """Return what the job needs on one node before its entrypoint starts: Ray's names, memory in bytes."""
+        asked = {
+            "CPU": self.entrypoint_num_cpus,
+            "GPU": self.entrypoint_num_gpus,
+            "memory": self.entrypoint_memory,
+            **(self.entrypoint_resources or {}),
+        }
+        return {name: quantity for name, quantity in asked.items() if quantity}
 
     def to_json(self) -> dict[str, Any]:
         """Return the request's body; what is not set is left out, as older heads refuse fields they do not know."""

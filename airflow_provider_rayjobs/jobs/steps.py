@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -68,6 +69,9 @@ class Sleep:
 Step = Send | ReadLog | Show | Note | Sleep
 Engine = Generator[Step, Any, T]
 
+# Pieces, in seconds, that the pauses of an interruptible engine are cut into.
+_PIECE = 0.25
+
 # Seconds between repeated requests: the first soon enough for a hiccup, the last rare enough for an outage.
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 10.0
@@ -93,6 +97,7 @@ def repeated(step: Send | ReadLog, patience: float) -> Engine[Any]:
             answer = yield step
         except RayJobsError as error:
             if not may_repeat(step.request, error):
+                error.was_repeated = failed_at is not None
                 raise
             wait = with_jitter(pause)
             now = yield Sleep(0)
@@ -108,6 +113,48 @@ def repeated(step: Send | ReadLog, patience: float) -> Engine[Any]:
             return answer
         yield Sleep(wait)
         pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+class Interrupted(BaseException):
+    """Whoever runs an engine was asked to end; no error, and nothing for those who handle errors."""
+
+
+def interruptible(engine: Engine[T], is_interrupted: Callable[[], bool]) -> Engine[T]:
+    """
+    Run an engine until somebody asks for its end, which is looked for before each step and in its pauses.
+
+    A signal handler can do no more than leave a mark: the pause that it interrupts goes on afterwards.
+
+    :raises Interrupted: as soon as the mark is seen; the engine is closed.
+    """
+    answer: Any = None
+    failure: RayJobsError | None = None
+    with closing(engine):
+        while True:
+            if is_interrupted():
+                raise Interrupted
+            try:
+                step = engine.throw(failure) if failure else engine.send(answer)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            failure = None
+            try:
+                answer = yield from _in_pieces(step.seconds, is_interrupted) if isinstance(step, Sleep) else _take(step)
+            except RayJobsError as error:
+                failure = error
+
+
+def _in_pieces(seconds: float, is_interrupted: Callable[[], bool]) -> Engine[float]:
+    now: float = yield Sleep(0)
+    end = now + seconds
+    while now < end and not is_interrupted():
+        now = yield Sleep(min(_PIECE, end - now))
+    return now
+
+
+def _take(step: Step) -> Engine[Any]:
+    return (yield step)
 
 
 def may_repeat(request: Request[Any] | LogRequest, error: RayJobsError) -> bool:

@@ -13,6 +13,7 @@ import re
 import secrets
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from airflow_provider_rayjobs.exceptions import (
@@ -83,11 +84,17 @@ _VARIABLE_MARGIN = 1024
 _BODY_LIMIT = 1024 * 1024
 
 
-def plan_submission(entrypoint: str | Sequence[str], **options: Any) -> JobSubmission:
+def new_nonce() -> str:
+    """Return what tells one submission from every other."""
+    return secrets.token_hex(8)
+
+
+def plan_submission(entrypoint: str | Sequence[str], *, nonce: str | None = None, **options: Any) -> JobSubmission:
     """
     Make a submission of what a caller asks for.
 
     :param entrypoint: a shell command; or its arguments, which are quoted so that no value leaves its place.
+    :param nonce: of a submission that may have been sent before, to send the same one again.
     :param options: see :class:`SubmissionOptions`.
     :raises ValueError: for what can never work, naming the field; nothing has been sent.
     :raises TypeError: for an option that there is not.
@@ -101,7 +108,7 @@ def plan_submission(entrypoint: str | Sequence[str], **options: Any) -> JobSubmi
         entrypoint=_command(entrypoint),
         submission_id=check_submission_id(options.get("submission_id") or f"rayjob-{secrets.token_hex(8)}"),
         runtime_env=runtime_env,
-        metadata={NONCE: secrets.token_hex(8)} | check_metadata(options.get("metadata") or {}),
+        metadata={NONCE: nonce or new_nonce()} | check_metadata(options.get("metadata") or {}),
         entrypoint_num_cpus=_quantity("entrypoint_num_cpus", options.get("entrypoint_num_cpus")),
         entrypoint_num_gpus=_quantity("entrypoint_num_gpus", options.get("entrypoint_num_gpus")),
         entrypoint_memory=_whole_bytes(options.get("entrypoint_memory")),
@@ -112,7 +119,21 @@ def plan_submission(entrypoint: str | Sequence[str], **options: Any) -> JobSubmi
     return submission
 
 
-def submit_job(submission: JobSubmission, patience: float) -> Engine[str]:
+@dataclass(frozen=True)
+class Submitted:
+    """
+    A submission that Ray has.
+
+    :param is_answered: whether Ray's answer to it was seen. Without, the job is known to exist by its nonce alone; the
+        client may have left in the middle of the request, which can leave a record that nothing ever starts
+        (ray-project/ray 62766).
+    """
+
+    submission_id: str
+    is_answered: bool
+
+
+def submit_job(submission: JobSubmission, patience: float) -> Engine[Submitted]:
     """
     Submit, and see to it that exactly one job comes of it whatever happens to the answers.
 
@@ -120,7 +141,6 @@ def submit_job(submission: JobSubmission, patience: float) -> Engine[str]:
     own metadata tells whether it was us.
 
     :param patience: seconds for which failures that may pass are borne.
-    :return: the submission id.
     :raises RayJobExistsError: the id belongs to a job that is not this submission's.
     :raises RayJobsUnreachableError: the patience is over; the job may exist all the same.
     """
@@ -130,12 +150,30 @@ def submit_job(submission: JobSubmission, patience: float) -> Engine[str]:
         existing: JobDetails = yield from send(endpoints.get_job(submission.submission_id), patience)
         if existing.metadata.get(NONCE) != submission.metadata[NONCE]:
             raise
+        return Submitted(submission.submission_id, is_answered=False)
     except (RayJobsConnectionError, RayJobsUnavailableError) as error:
         raise RayJobsUnreachableError(
             f"{error} It was tried for {patience:.0f} s. The submission may have arrived all the same: look for job "
             f"{submission.submission_id} on the cluster before you start another."
         ) from error
-    return submission.submission_id
+    return Submitted(submission.submission_id, is_answered=True)
+
+
+def get_session(submission_id: str, patience: float) -> Engine[str | None]:
+    """
+    Return the name of the cluster's present life, before a submission to it.
+
+    :param submission_id: of the job that is to be submitted, for the message.
+    :param patience: seconds for which failures that may pass are borne.
+    :raises RayJobsUnreachableError: the patience is over.
+    """
+    try:
+        version = yield from send(endpoints.get_version(), patience)
+    except (RayJobsConnectionError, RayJobsUnavailableError) as error:
+        raise RayJobsUnreachableError(
+            f"{error} It was tried for {patience:.0f} s; job {submission_id} was not submitted.", sent=False
+        ) from error
+    return version.session_name
 
 
 def check_submission_id(submission_id: str) -> str:

@@ -23,7 +23,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobsUnreachableError,
 )
 from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType, RayVersion
-from airflow_provider_rayjobs.jobs.follow import LogReader, follow_job, get_job_logs, look, read_log
+from airflow_provider_rayjobs.jobs.follow import LogReader, follow_job, get_job_logs, look
 from airflow_provider_rayjobs.jobs.logs import LogText
 from airflow_provider_rayjobs.jobs.steps import Engine, Note, ReadLog, Send, Show, Sleep
 
@@ -258,7 +258,7 @@ def test_interactive_job() -> None:
     ended = replace(INTERACTIVE, status=JobStatus.SUCCEEDED)
     cluster = Cluster(jobs=[INTERACTIVE, INTERACTIVE, ended])
 
-    assert cluster.drive(follow_job("02000000", log=LogText())) is ended
+    assert cluster.drive(follow_job("02000000", reader=LogReader(LogText()))) is ended
     assert cluster.asked == ["/api/jobs/02000000"] * 3
     assert [note.message.split(":")[0] for note in cluster.notes] == [
         "Job 02000000 was started interactively (type DRIVER)"
@@ -287,7 +287,7 @@ def test_log_source(version: str | RayJobsError, source: str) -> None:
         texts=["one\ntw", "one\ntwo\nthree"],
     )
 
-    assert cluster.drive(follow_job("a", log=LogText())) is SUCCEEDED
+    assert cluster.drive(follow_job("a", reader=LogReader(LogText()))) is SUCCEEDED
     assert cluster.shown == ["one", "two", "three"]
     assert cluster.asked.count(VERSION) == 1
     assert cluster.asked.count(source) == 3
@@ -299,7 +299,7 @@ def test_long_text() -> None:
     lines = [f"line {number}" for number in range(2500)]
     cluster = Cluster(jobs=[RUNNING, SUCCEEDED], version=["2.40.0"], texts=["\n".join(lines)])
 
-    cluster.drive(follow_job("a", log=LogText()))
+    cluster.drive(follow_job("a", reader=LogReader(LogText())))
 
     assert "\n".join(cluster.shown) == "\n".join(lines)
     assert len(cluster.shown) < 10
@@ -309,7 +309,7 @@ def test_log_only_at_the_end() -> None:
     """With live=False the log is read once, when the job has ended."""
     cluster = Cluster(jobs=[RUNNING] * 5 + [SUCCEEDED], files=[b"one\ntwo\n"])
 
-    cluster.drive(follow_job("a", log=LogText(), live=False))
+    cluster.drive(follow_job("a", reader=LogReader(LogText()), live=False))
 
     assert cluster.asked == [JOB] * 6 + [VERSION, FILE]
     assert cluster.shown == ["one\ntwo"]
@@ -319,7 +319,7 @@ def test_no_log() -> None:
     """Where a job never started there is no log to ask for."""
     cluster = Cluster(jobs=[PENDING, NEVER_RAN])
 
-    assert cluster.drive(follow_job("a", log=LogText())) is NEVER_RAN
+    assert cluster.drive(follow_job("a", reader=LogReader(LogText()))) is NEVER_RAN
     assert cluster.asked == [JOB, JOB]
     assert cluster.notes == []
 
@@ -328,7 +328,7 @@ def test_log_budget() -> None:
     """A log that takes a second to read is read again after nineteen more, so that reading costs 5 % of the time."""
     cluster = Cluster(jobs=[RUNNING] * 100 + [SUCCEEDED], files=[b"x\n"], read_takes=1.0)
 
-    cluster.drive(follow_job("a", log=LogText(), poll_interval=1))
+    cluster.drive(follow_job("a", reader=LogReader(LogText()), poll_interval=1))
 
     between = [later - earlier for earlier, later in zip(cluster.reads, cluster.reads[1:], strict=False)]
     assert all(20 <= pause <= 21 for pause in between[:-1])
@@ -344,7 +344,7 @@ def test_failed_reads_of_a_running_job() -> None:
         files=[LOST, (b"one\ntwo\nth", LOST), NO_FILE, b"one\ntwo\nthree\n"],
     )
 
-    cluster.drive(follow_job("a", log=LogText()))
+    cluster.drive(follow_job("a", reader=LogReader(LogText())))
 
     assert cluster.shown == ["one\ntwo\nthree"]
     assert cluster.notes == []
@@ -355,7 +355,7 @@ def test_log_of_an_ended_job_is_worth_waiting_for(error: RayJobsError) -> None:
     """A log whose answer does not come is asked for again for a minute, and then shown whole."""
     cluster = Cluster(files=[error, (b"one\ntw", LOST), error, b"one\ntwo\n"])
 
-    cluster.drive(follow_job("a", log=LogText()))
+    cluster.drive(follow_job("a", reader=LogReader(LogText())))
 
     assert cluster.shown == ["one\ntwo"]
     assert cluster.notes == []
@@ -376,7 +376,7 @@ def test_log_that_cannot_be_read(version: Any, files: Any, texts: Any) -> None:
     """A log that cannot be had is noted, with the place where it lies, and does not change how the job ended."""
     cluster = Cluster(jobs=[RUNNING, SUCCEEDED], version=version, files=files, texts=texts)
 
-    assert cluster.drive(follow_job("a", log=LogText())) is SUCCEEDED
+    assert cluster.drive(follow_job("a", reader=LogReader(LogText()))) is SUCCEEDED
     assert len(cluster.warnings) == len(cluster.notes) == 1
     assert "The log of job a is not complete here: 0 bytes were shown" in cluster.warnings[0]
     assert "job-driver-a.log in Ray's log directory on node node" in cluster.warnings[0]
@@ -387,7 +387,7 @@ def test_file_that_is_not_there() -> None:
     """Where the file cannot be had from its first byte, the log is read as text."""
     cluster = Cluster(files=[NO_FILE], texts=["one\ntwo"])
 
-    cluster.drive(follow_job("a", log=LogText()))
+    cluster.drive(follow_job("a", reader=LogReader(LogText())))
 
     assert cluster.asked == [JOB, VERSION, FILE, TEXT]
     assert cluster.shown == ["one", "two"]
@@ -398,7 +398,7 @@ def test_text_after_a_part_of_the_file() -> None:
     """Where nothing of a file was shown yet, the text in its place is shown whole, line ends changed or not."""
     cluster = Cluster(files=[(b"10%\r\n20%\r\n", LOST), NO_FILE], texts=["10%\n20%\n30%\ndone\n"])
 
-    cluster.drive(follow_job("a", log=LogText()))
+    cluster.drive(follow_job("a", reader=LogReader(LogText())))
 
     assert "\n".join(cluster.shown) == "10%\n20%\n30%\ndone"
 
@@ -408,7 +408,7 @@ def test_head_without_the_state_api() -> None:
     no_endpoint = RayJobsAddressError("no such path", status_code=404)
     cluster = Cluster(jobs=[RUNNING, RUNNING, SUCCEEDED], files=[no_endpoint], texts=["one\n", "one\ntwo\n"])
 
-    assert cluster.drive(follow_job("a", log=LogText())) is SUCCEEDED
+    assert cluster.drive(follow_job("a", reader=LogReader(LogText()))) is SUCCEEDED
     assert cluster.shown == ["one", "two"]
     assert cluster.warnings == []
 
@@ -418,7 +418,7 @@ def test_page_in_mid_log() -> None:
     page = RayJobsAddressError("a page", status_code=404)
     cluster = Cluster(jobs=[RUNNING, RUNNING, SUCCEEDED], files=[b"one\n", page, b"one\ntwo\n"])
 
-    cluster.drive(follow_job("a", log=LogText()))
+    cluster.drive(follow_job("a", reader=LogReader(LogText())))
     assert cluster.shown == ["one", "two"]
     assert TEXT not in cluster.asked
 
@@ -428,7 +428,7 @@ def test_file_that_is_lost() -> None:
     log = LogText()
     cluster = Cluster(jobs=[RUNNING, FAILED], files=[b"one\ntwo\n", NO_FILE], texts=["other\n"])
 
-    assert cluster.drive(follow_job("a", log=log)) is FAILED
+    assert cluster.drive(follow_job("a", reader=LogReader(log))) is FAILED
     assert cluster.shown == ["one\ntwo"]
     assert "8 bytes were shown, the rest cannot be read" in cluster.warnings[0]
     assert TEXT not in cluster.asked
@@ -440,7 +440,7 @@ def test_file_that_is_lost_for_a_moment() -> None:
     log = LogText()
     cluster = Cluster(jobs=[RUNNING, FAILED], files=[b"one\ntwo\n", NO_FILE, b"one\ntwo\nthree\n"])
 
-    assert cluster.drive(follow_job("a", log=log)) is FAILED
+    assert cluster.drive(follow_job("a", reader=LogReader(log))) is FAILED
     assert cluster.shown == ["one\ntwo", "three"]
     assert cluster.warnings == []
     assert log.last_lines == ("one", "two", "three")
@@ -451,7 +451,7 @@ def test_log_goes_on_from_a_position() -> None:
     cluster = Cluster(files=[b"one\ntwo\nthree"])
     log = LogText(position=4)
 
-    cluster.drive(read_log(SUCCEEDED, log))
+    cluster.drive(LogReader(log).read(SUCCEEDED))
 
     assert cluster.shown == ["two", "three"]
     assert log.position == 13
@@ -493,9 +493,9 @@ def test_every_history_has_one_end(
 
     if end is GONE:
         with pytest.raises(RayJobNotFoundError):
-            cluster.drive(follow_job("a", log=LogText()))
+            cluster.drive(follow_job("a", reader=LogReader(LogText())))
     else:
-        assert cluster.drive(follow_job("a", log=LogText())) is end
+        assert cluster.drive(follow_job("a", reader=LogReader(LogText()))) is end
     shown = "".join(f"{record}\n" for record in cluster.shown).encode()
     assert text.startswith(shown)
     assert shown == text or end in (GONE, NEVER_RAN)

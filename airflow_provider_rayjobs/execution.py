@@ -1,0 +1,395 @@
+"""
+What one try of a task does on a worker: find its job or submit one, follow it, and end as it ends.
+
+Whatever breaks that off must leave no job that nobody looks after. There are four ways: the job's own bad end and every
+other error (:meth:`Execution._fail`), a limit (:meth:`Execution._give_up`), Airflow's ``execution_timeout``
+(:meth:`Execution._time_out`), and Airflow's kill (:meth:`Execution._obey`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from airflow.providers.common.compat.sdk import AirflowTaskTimeout
+
+from airflow_provider_rayjobs import links
+from airflow_provider_rayjobs.attempts import (
+    Action,
+    Memory,
+    Remembered,
+    Round,
+    decide,
+    look_up,
+    new_submission_id,
+    numbered_id,
+)
+from airflow_provider_rayjobs.exceptions import (
+    RayJobExistsError,
+    RayJobLostError,
+    RayJobNotFoundError,
+    RayJobsAddressError,
+    RayJobsError,
+    RayJobsNotAuthorizedError,
+    RayJobsRefusedError,
+    RayJobStoppedError,
+    RayJobTimeoutError,
+)
+from airflow_provider_rayjobs.hooks import RayJobsHook
+from airflow_provider_rayjobs.jobs import endpoints, follow
+from airflow_provider_rayjobs.jobs.limits import Limits, describe_shortage
+from airflow_provider_rayjobs.jobs.logs import LogText
+from airflow_provider_rayjobs.jobs.models import ClusterResources, JobDetails, JobStatus
+from airflow_provider_rayjobs.jobs.steps import Engine, Interrupted, interruptible
+from airflow_provider_rayjobs.jobs.stop import Stopped, stop_until_over
+from airflow_provider_rayjobs.jobs.submission import get_session, new_nonce, submit_job
+from airflow_provider_rayjobs.kills import KillSwitch
+from airflow_provider_rayjobs.outcomes import as_raised, error_of_end, has_retry_policy, is_last_try, is_unschedulable
+from airflow_provider_rayjobs.triggers import RayJobTrigger, details_of_event
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_provider_rayjobs.operators import RayJobSubmitOperator
+
+T = TypeVar("T")
+
+# Answers that mean that no job came of a submission.
+_NOTHING_CAME_OF_IT = (RayJobsRefusedError, RayJobsNotAuthorizedError, RayJobsAddressError, RayJobExistsError)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The operator's arguments as templates left them, checked; durations in seconds."""
+
+    submission_id: str | None
+    wait_for_completion: bool
+    fetch_logs: str
+    poll_interval: float
+    unreachable_timeout: float
+    stop_on_kill: bool
+    stop_timeout: float
+    limits: Limits
+    fail_on: frozenset[int]
+    skip_on: frozenset[int]
+
+
+class Execution:
+    """
+    One try of a task.
+
+    :param task: plans the submission, and is what defers.
+    :param memory: what earlier tries remembered.
+    :param kill: where the task's ``on_kill`` leaves its mark.
+    """
+
+    def __init__(
+        self, task: RayJobSubmitOperator, context: Context, settings: Settings, memory: Memory, kill: KillSwitch
+    ) -> None:
+        self.task = task
+        self.context = context
+        self.settings = settings
+        self.memory = memory
+        self.kill = kill
+        self.hook = RayJobsHook(task.ray_conn_id)
+        self.cluster = self.hook.get_cluster()
+        self.client = self.hook.client_of(self.cluster)
+        self.log = task.log
+        self.limits = settings.limits
+        self.reader = None if settings.fetch_logs == "never" else follow.LogReader(LogText())
+        # whether there may be a job of this task that has not ended
+        self.is_alive = False
+
+    def submit_and_wait(self) -> str:
+        """Do all of it, and return the submission id."""
+        return self._guard(self._submit_and_wait)
+
+    def resume(self, event: Mapping[str, Any]) -> str:
+        """Take up after the trigger."""
+        return self._guard(lambda: self._resume(event))
+
+    def _submit_and_wait(self) -> str:
+        details = self._take_up()
+        if not self.settings.wait_for_completion:
+            return self._deliver()
+        if details is None:
+            if self.task.deferrable:
+                self._defer()
+            details = self._run(
+                follow.follow_job(
+                    self._note.submission_id,
+                    poll_interval=self.settings.poll_interval,
+                    unreachable_timeout=self.settings.unreachable_timeout,
+                    reader=self.reader,
+                    live=self.settings.fetch_logs == "live",
+                    limits=self.limits,
+                    session=self._note.session,
+                )
+            )
+        else:
+            self._show_log(details)
+        return self._conclude(details)
+
+    def _resume(self, event: Mapping[str, Any]) -> str:
+        submission_id = str(event["submission_id"])
+        note = self.memory.note
+        if note is None or note.submission_id != submission_id:
+            # without a store nothing came along but the event
+            demand = self.task.plan(self.context, submission_id).demand()
+            self.memory.note = Remembered(
+                submission_id, "", Round.of(self.context), self.cluster.address, accepted=True, demand=demand
+            )
+        self.is_alive = "job" not in event
+        if self.is_alive:
+            self._arm()
+        details = details_of_event(event)
+        self._show_log(details)
+        return self._conclude(details)
+
+    # -- which job ------------------------------------------------------------------------------------------------
+
+    def _take_up(self) -> JobDetails | None:
+        """Find this try's job, or submit one; return the job if an earlier try saw it to success."""
+        this = Round.of(self.context)
+        note = self.memory.note
+        decision = decide(note, None, this, self.cluster.address)
+        job: JobDetails | None = None
+        if note is not None and decision.action is Action.ASK:
+            self.is_alive = True
+            found = self._run(look_up(note, self.settings.unreachable_timeout))
+            decision = decide(note, found, this, self.cluster.address)
+            job = found.job
+            self.is_alive = decision.action in (Action.REATTACH, Action.REPLACE)
+        if decision.reason:
+            self.log.warning("%s", decision.reason)
+        if job is not None and decision.action in (Action.FINISH, Action.REATTACH):
+            self._make_known()
+            if decision.action is Action.FINISH:
+                return job
+            self._arm()
+            if job.status != JobStatus.PENDING:
+                self.memory.change(accepted=True)
+            self.limits = replace(self.limits, is_answered=self._note.accepted)
+            return None
+        if decision.action is Action.REPLACE:
+            self._stop()
+        self._submit(this, again=note if decision.action is Action.RESUBMIT else None)
+        return None
+
+    def _submit(self, this: Round, again: Remembered | None) -> None:
+        """
+        Remember a submission, then send it.
+
+        :param again: one that an earlier try remembered and that never arrived.
+        """
+        note = again or self._new_note(this)
+        submission = self.task.plan(self.context, note.submission_id, note.nonce)
+        session = self._run(get_session(note.submission_id, self.settings.unreachable_timeout))
+        self.memory.write(replace(note, round=this, session=session, demand=submission.demand()))
+        self._make_known()
+        self.is_alive = True
+        if not note.given:
+            self._arm()  # an id that a user chose may yet turn out to be somebody else's
+        try:
+            submitted = self._run(submit_job(submission, self.settings.unreachable_timeout))
+        except _NOTHING_CAME_OF_IT as error:
+            self.is_alive = error.was_repeated
+            raise
+        self._arm()
+        if submitted.is_answered:
+            self.memory.change(accepted=True)
+        self.limits = replace(self.limits, is_answered=submitted.is_answered)
+        self.log.info(
+            "Submitted Ray job %s to %s: %s",
+            note.submission_id,
+            self.cluster.address,
+            self.cluster.job_url(note.submission_id),
+        )
+
+    def _new_note(self, this: Round) -> Remembered:
+        given = self.settings.submission_id
+        before = self.memory.note
+        number = 1
+        if given is None:
+            submission_id = new_submission_id(self.context)
+        else:
+            if before is not None and before.given == given:
+                number = before.number + 1
+            elif not self.memory.is_durable:
+                number = self.context["ti"].try_number
+            submission_id = numbered_id(given, number)
+            if number > 1:
+                self.log.info("The submission_id %s was used before; this job is %s.", given, submission_id)
+        return Remembered(submission_id, new_nonce(), this, self.cluster.address, given=given or "", number=number)
+
+    def _make_known(self) -> None:
+        """Push what others need to find the job: what is lost here would be lost with the job."""
+        task_instance = self.context["ti"]
+        task_instance.xcom_push(key="submission_id", value=self._note.submission_id)
+        task_instance.xcom_push(key=links.XCOM_KEY, value=self.cluster.job_url(self._note.submission_id))
+
+    # -- how it ends ----------------------------------------------------------------------------------------------
+
+    def _defer(self) -> NoReturn:
+        if self.kill.is_asked:
+            raise Interrupted
+        self.kill.disarm()  # from here on the trigger's own kill counts
+        self.is_alive = False
+        self.task.defer(
+            trigger=RayJobTrigger(
+                self._note.submission_id,
+                ray_conn_id=self.task.ray_conn_id,
+                poll_interval=self.settings.poll_interval,
+                unreachable_timeout=self.settings.unreachable_timeout,
+                address=self.cluster.address,
+                session=self._note.session,
+                nonce=self._note.nonce,
+                limits=self.limits.to_json(),
+                stop_on_kill=self.settings.stop_on_kill,
+                stop_timeout=self.settings.stop_timeout,
+            ),
+            method_name="execute_complete",
+        )
+
+    def _conclude(self, details: JobDetails) -> str:
+        """End the task as its job ended."""
+        self.is_alive = False
+        self.kill.disarm()
+        error = error_of_end(
+            details,
+            self.cluster.address,
+            self.reader.log.last_lines if self.reader else (),
+            self._shortage() if is_unschedulable(details) else "",
+        )
+        if error is not None:
+            raise error
+        self.log.info("Ray job %s SUCCEEDED after %.1f s", details.name, details.duration or 0.0)
+        return self._deliver()
+
+    def _deliver(self) -> str:
+        self.is_alive = False
+        self.memory.change(delivered=True)
+        return self._note.submission_id
+
+    def _guard(self, work: Callable[[], str]) -> str:
+        """Do the work of a try, and see to the job if that breaks off."""
+        try:
+            try:
+                return work()
+            except RayJobTimeoutError as error:
+                return self._give_up(error)
+            except AirflowTaskTimeout as error:
+                return self._time_out(error)
+        except Interrupted:
+            self._obey()
+        except Exception as error:  # noqa: BLE001  (raised again)
+            self._fail(error)
+        finally:
+            self.kill.disarm()
+            self.client.close()
+
+    def _fail(self, error: Exception) -> NoReturn:
+        """Raise what Airflow shall see; a job that is alive is left to the next try, or stopped where there is none."""
+        raised = as_raised(
+            error,
+            has_retry_policy=has_retry_policy(self.task),
+            fail_on=self.settings.fail_on,
+            skip_on=self.settings.skip_on,
+        )
+        if self.is_alive and not isinstance(error, RayJobNotFoundError | RayJobLostError):
+            name = self._note.submission_id
+            if self.memory.is_durable and not is_last_try(raised, self.task, self.context):
+                self.log.warning("Ray job %s may still run. It is left alone: the next try follows it.", name)
+            else:
+                self.log.warning("Ray job %s may still run, and no try will follow it: it is stopped.", name)
+                self._stop()
+        if raised is error:
+            raise error
+        raise raised from error.__cause__  # the same error under Airflow's class: one is enough in the log
+
+    def _give_up(self, error: RayJobTimeoutError) -> str:
+        """Stop a job whose limit is over; it may have ended by itself in the meantime."""
+        if error.limit == "execution_timeout" and not self.settings.stop_on_kill:
+            self.is_alive = False
+            self.log.warning("%s It is left alone, as stop_on_kill is off.", error)
+            raise error
+        self.is_alive = True
+        self.memory.change(given_up=True)
+        self.log.warning("%s It is given up, and stopped.", error)
+        was_pending = error.details is not None and error.details.status == JobStatus.PENDING
+        shortage = f" {self._shortage()}" if was_pending else ""
+        stopped = self._stop()
+        if stopped.details is not None and stopped.details.status.is_terminal():
+            self._show_log(stopped.details)
+            if stopped.details.status != JobStatus.STOPPED:
+                return self._conclude(stopped.details)
+        raise RayJobTimeoutError(
+            f"{error} (at {self.cluster.address}){shortage} {stopped.story}",
+            limit=error.limit,
+            details=stopped.details or error.details,
+        ) from None
+
+    def _time_out(self, error: AirflowTaskTimeout) -> str:
+        """Do for Airflow's own limit what is done for ours."""
+        if not self.is_alive:
+            raise error
+        seconds = self.task.execution_timeout.total_seconds() if self.task.execution_timeout else 0.0
+        return self._give_up(
+            RayJobTimeoutError(
+                f"Ray job {self._note.submission_id} had not ended when this try's execution_timeout of {seconds:g} s "
+                "was over.",
+                limit="execution_timeout",
+            )
+        )
+
+    def _obey(self) -> NoReturn:
+        """End because Airflow wants it: the task was cleared, marked or timed out, or its worker has to go."""
+        if not self.is_alive:
+            raise RayJobStoppedError("Airflow ended this task when it had no Ray job that runs.") from None
+        self.log.warning("Airflow ends this task. %s", self.kill.story)
+        stopped = self._stop()
+        if stopped.details is not None:
+            self._show_log(stopped.details)
+        raise RayJobStoppedError(
+            f"Airflow ended this task, and so its Ray job at {self.cluster.address} was stopped. {stopped.story}",
+            details=stopped.details,
+        ) from None
+
+    # -- what the rest is made of ---------------------------------------------------------------------------------
+
+    @property
+    def _note(self) -> Remembered:
+        if self.memory.note is None:
+            raise RuntimeError("no job was taken up yet")
+        return self.memory.note
+
+    def _arm(self) -> None:
+        self.kill.arm(lambda: self.hook.client_of(self.cluster), self._note.submission_id)
+
+    def _stop(self) -> Stopped:
+        stopped = self.client.run(
+            stop_until_over(self._note.submission_id, self.settings.stop_timeout, self._note.nonce or None)
+        )
+        self.is_alive = False
+        self.log.log(logging.INFO if stopped.is_over else logging.WARNING, "%s", stopped.story)
+        return stopped
+
+    def _shortage(self) -> str:
+        """Say why a job does not start, as far as the cluster tells."""
+        cluster: ClusterResources | None = None
+        with suppress(RayJobsError):  # the job's own story matters more than this
+            cluster = self.client.send(endpoints.get_cluster_status())
+        return describe_shortage(self._note.demand, cluster)
+
+    def _show_log(self, details: JobDetails) -> None:
+        if self.reader is not None and details.status.is_terminal():
+            self.client.run(self.reader.read(details), self._show)
+
+    def _run(self, engine: Engine[T]) -> T:
+        return self.client.run(interruptible(engine, lambda: self.kill.is_asked), self._show)
+
+    def _show(self, record: str) -> None:
+        self.log.info("%s", record)

@@ -1,0 +1,89 @@
+"""
+End a job: ask until Ray says that it is over; an engine (:mod:`.steps` is its contract).
+
+Ray's stop is fire and forget. It answers before anything has ended, and a PENDING job hears of it only when it starts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from airflow_provider_rayjobs.exceptions import RayJobNotFoundError, RayJobsError, RayJobsRefusedError
+from airflow_provider_rayjobs.jobs import endpoints
+from airflow_provider_rayjobs.jobs.models import JobDetails, JobStatus
+from airflow_provider_rayjobs.jobs.steps import Engine, Send, Sleep
+from airflow_provider_rayjobs.jobs.submission import NONCE
+
+T = TypeVar("T")
+
+# Seconds in which a stop has to be confirmed: Ray itself gives the processes of a job 3 s after SIGTERM.
+STOP_TIMEOUT = 30.0
+_FIRST_PAUSE = 0.5
+_LONGEST_PAUSE = 3.0
+_SHORTEST_TIMEOUT = 1.0
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """
+    What came of a stop.
+
+    :param is_over: whether the job has ended, does not exist, or was stopped before it started.
+    :param story: the same as a sentence for the log.
+    :param details: the job as it was seen last; ``None`` where it was not seen, or is unknown.
+    """
+
+    is_over: bool
+    story: str
+    details: JobDetails | None = None
+
+
+def stop_until_over(submission_id: str, timeout: float = STOP_TIMEOUT, nonce: str | None = None) -> Engine[Stopped]:
+    """
+    Stop a job, again and again until it is over; what cannot be confirmed in time is told, not raised.
+
+    A PENDING job that took the stop counts as stopped: Ray ends it when it starts.
+
+    :param timeout: seconds for all of it; one request is made in any case.
+    :param nonce: by which a job of ours is known; another one is left alone.
+    :raises RayJobsRefusedError: for a job of type DRIVER, which Ray stops for nobody.
+    """
+    began = now = yield Sleep(0)
+    pause = _FIRST_PAUSE
+    details: JobDetails | None = None
+    has_taken_it = False
+    seen = "it was not seen at all"
+    while True:
+        left = max(began + timeout - now, _SHORTEST_TIMEOUT)
+        try:
+            details = yield Send(_within(endpoints.get_job(submission_id), left))
+            if nonce is not None and details.metadata.get(NONCE) != nonce:
+                story = f"Job {submission_id} is not ours, as its metadata says; it is left alone."
+                return Stopped(True, story, details)
+            if details.status.is_terminal():
+                return Stopped(True, f"Job {submission_id} is over: {details.status}.", details)
+            if details.status == JobStatus.PENDING and has_taken_it:
+                return Stopped(True, f"Job {submission_id} has not started; Ray ends it when it does.", details)
+            seen = f"it was {details.status} when it was seen last"
+            has_taken_it = (yield Send(_within(endpoints.stop_job(submission_id), left))) or has_taken_it
+        except RayJobNotFoundError:
+            return Stopped(True, f"The cluster does not know job {submission_id}; there is nothing to stop.")
+        except RayJobsRefusedError:
+            raise
+        except RayJobsError as error:
+            seen = f"{seen.partition(';')[0]}; last error: {error}"
+        now = yield Sleep(0)
+        if now - began + pause > timeout:
+            return Stopped(
+                False,
+                f"The end of job {submission_id} could not be confirmed within {timeout:g} s: {seen}. It may run on: "
+                "look for it on the cluster.",
+                details,
+            )
+        now = yield Sleep(pause)
+        pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+def _within(request: endpoints.Request[T], seconds: float) -> endpoints.Request[T]:
+    return replace(request, timeout=min(request.timeout, seconds))

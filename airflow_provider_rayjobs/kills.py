@@ -1,0 +1,85 @@
+"""
+Airflow's kill: taken by a signal handler, told to the code that it interrupts.
+
+Airflow calls ``on_kill`` on the main thread in the middle of ``execute``, and SIGKILL follows 5 s later. Locks that the
+interrupted code holds stay held: a handler that logs may wait for ever for the log line that it interrupted, and so may
+one that talks to Airflow. So it uses what is known already and a client of its own, sends, and leaves a mark.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from airflow_provider_rayjobs.exceptions import RayJobNotFoundError, RayJobsError
+from airflow_provider_rayjobs.jobs import endpoints
+from airflow_provider_rayjobs.jobs.client import RayJobsClient
+
+# Seconds to connect, and to wait for an answer, for the first stop and for the second: 3 s for both at worst.
+_TIMEOUTS = (1.0, 0.5)
+
+
+class KillSwitch:
+    """What a task's ``on_kill`` and its ``execute`` know of each other."""
+
+    def __init__(self) -> None:
+        # whether the task obeys at all (``stop_on_kill``)
+        self.is_on = True
+        # what the handler did, for the log of whoever may write one
+        self.story = ""
+        self._is_marked = False
+        self._connect: Callable[[], RayJobsClient] | None = None
+        self._submission_id = ""
+
+    @property
+    def is_asked(self) -> bool:
+        """Tell whether Airflow wants the task to end, and the task obeys."""
+        return self._is_marked and self.is_on
+
+    def arm(self, connect: Callable[[], RayJobsClient], submission_id: str) -> None:
+        """
+        Say which job dies with the task from now on.
+
+        :param connect: makes a client without asking Airflow for anything.
+        """
+        self._submission_id = submission_id
+        self._connect = connect
+
+    def disarm(self) -> None:
+        """Say that the job is over, or somebody else's concern."""
+        self._connect = None
+
+    def kill(self) -> None:
+        """Leave the mark, and stop the job if there is one; for a signal handler."""
+        self._is_marked = True
+        if self.is_on and self._connect is not None:
+            with _silence():
+                self.story = _stop_at_once(self._connect, self._submission_id)
+
+
+def _stop_at_once(connect: Callable[[], RayJobsClient], submission_id: str) -> str:
+    story = ""
+    for timeout in _TIMEOUTS:
+        try:
+            with connect() as client:
+                is_taken = client.send(replace(endpoints.stop_job(submission_id), timeout=timeout))
+        except RayJobNotFoundError:
+            return f"The cluster does not know job {submission_id} yet, or not any more."
+        except RayJobsError as error:
+            story = f"A stop of job {submission_id} was sent, and no answer seen: {error}"
+        else:
+            return f"Job {submission_id} was asked to stop." if is_taken else f"Job {submission_id} had ended already."
+    return story
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep everything from logging, httpx too: the interrupted code may hold the lock of the log."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
