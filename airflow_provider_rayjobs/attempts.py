@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Self
@@ -23,7 +23,7 @@ from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.follow import Outage
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobStatus
 from airflow_provider_rayjobs.jobs.steps import Engine, Send, Sleep
-from airflow_provider_rayjobs.jobs.submission import NONCE
+from airflow_provider_rayjobs.jobs.submission import LONGEST_ID, NONCE
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -90,8 +90,9 @@ class Remembered:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Self:
-        """Read what :meth:`to_json` made."""
-        return cls(**{**stored, "round": Round(**stored["round"])})
+        """Read what :meth:`to_json` made, of a later version of this package, too."""
+        known = {each.name: stored[each.name] for each in fields(cls) if each.name in stored}
+        return cls(**{**known, "round": Round(**stored["round"])})
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,8 @@ def new_submission_id(context: Context) -> str:
 
 def numbered_id(given: str, number: int) -> str:
     """Return the id of a task instance's n-th submission under an id that the user gave: ``nightly``, ``nightly-2``."""
-    return given if number == 1 else f"{given}-{number}"
+    suffix = "" if number == 1 else f"-{number}"
+    return given[: LONGEST_ID - len(suffix)] + suffix if suffix else given
 
 
 class Memory:

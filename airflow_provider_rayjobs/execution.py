@@ -339,7 +339,7 @@ class Execution:
         seconds = self.task.execution_timeout.total_seconds() if self.task.execution_timeout else 0.0
         return self._give_up(
             RayJobTimeoutError(
-                f"Ray job {self._note.submission_id} had not ended when this try's execution_timeout of {seconds:g} s "
+                f"Ray job {self._note.submission_id} had not ended when this try's execution_timeout of {seconds:.12g} s "
                 "was over.",
                 limit="execution_timeout",
             )

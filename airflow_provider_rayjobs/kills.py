@@ -3,12 +3,14 @@ Airflow's kill: taken by a signal handler, told to the code that it interrupts.
 
 Airflow calls ``on_kill`` on the main thread in the middle of ``execute``, and SIGKILL follows 5 s later. Locks that the
 interrupted code holds stay held: a handler that logs may wait for ever for the log line that it interrupted, and so may
-one that talks to Airflow. So it uses what is known already and a client of its own, sends, and leaves a mark.
+one that talks to Airflow. So it uses what is known already and a client of its own, sends, and leaves a mark. What it
+does runs in a thread, as nothing else bounds a name that does not resolve.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +19,8 @@ from airflow_provider_rayjobs.exceptions import RayJobNotFoundError, RayJobsErro
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.client import RayJobsClient
 
-# Seconds to connect, and to wait for an answer, for the first stop and for the second: 3 s for both at worst.
+# Seconds that the handler takes at most, and that each of its two requests may take to connect and to be answered.
+_LONGEST = 3.0
 _TIMEOUTS = (1.0, 0.5)
 
 
@@ -55,8 +58,13 @@ class KillSwitch:
         """Leave the mark, and stop the job if there is one; for a signal handler."""
         self._is_marked = True
         if self.is_on and self._connect is not None:
+            stop = threading.Thread(target=self._stop, args=(self._connect,), daemon=True)
             with _silence():
-                self.story = _stop_at_once(self._connect, self._submission_id)
+                stop.start()
+                stop.join(_LONGEST)
+
+    def _stop(self, connect: Callable[[], RayJobsClient]) -> None:
+        self.story = _stop_at_once(connect, self._submission_id)
 
 
 def _stop_at_once(connect: Callable[[], RayJobsClient], submission_id: str) -> str:
@@ -68,7 +76,7 @@ def _stop_at_once(connect: Callable[[], RayJobsClient], submission_id: str) -> s
         except RayJobNotFoundError:
             return f"The cluster does not know job {submission_id} yet, or not any more."
         except RayJobsError as error:
-            story = f"A stop of job {submission_id} was sent, and no answer seen: {error}"
+            story = f"Job {submission_id} may not have been asked to stop: {error}"
         else:
             return f"Job {submission_id} was asked to stop." if is_taken else f"Job {submission_id} had ended already."
     return story

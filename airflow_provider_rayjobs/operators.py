@@ -36,8 +36,8 @@ class RayJobSubmitOperator(BaseOperator):
     :class:`~airflow_provider_rayjobs.exceptions.RayJobFailedError` (or what is derived from it) or
     :class:`~airflow_provider_rayjobs.exceptions.RayJobStoppedError`.
 
-    Each try has one job, whatever dies in between: a new try follows the job of the last one where that still runs, takes
-    its success where nobody has, and submits anew where it failed or a person cleared the task
+    Each try has one job, whatever dies in between: a new try follows the job of the last one where that still runs,
+    takes its success where nobody has, and submits anew where it failed or a person cleared the task
     (:func:`~airflow_provider_rayjobs.attempts.decide`). The job dies with the task: when it is cleared, marked or timed
     out, and when its worker is told to go.
 

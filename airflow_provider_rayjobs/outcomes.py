@@ -207,7 +207,9 @@ def is_last_try(error: BaseException, task: Any, context: Context) -> bool:
 
 def _also(error: Exception, airflows: type[BaseException]) -> Exception:
     """Return an error that is of its own class and of one of Airflow's, with the same name and the same contents."""
-    return _both(type(error), airflows, error.args, vars(error))
+    if isinstance(error, airflows):
+        return error
+    return _both(getattr(error, "_ours", type(error)), airflows, error.args, vars(error))
 
 
 def _both(
@@ -218,6 +220,7 @@ def _both(
         "__module__": ours.__module__,
         "__qualname__": ours.__qualname__,
         "__doc__": ours.__doc__,
+        "_ours": ours,
         "__reduce__": lambda error: (_both, (ours, airflows, error.args, vars(error))),
     }
     error: Exception = type(ours.__name__, (ours, airflows), namespace)(*args)

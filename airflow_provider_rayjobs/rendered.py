@@ -86,7 +86,7 @@ def as_exit_codes(field: str, value: Any) -> frozenset[int]:
 
 def _as_whole(field: str, value: Any) -> int:
     number = as_number(field, value)
-    if number is None or number != int(number):
+    if number is None or not float(number).is_integer():
         raise ValueError(f"{field} must be a whole number or a list of them, not {value!r}")
     return int(number)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -21,8 +22,9 @@ os.environ["AIRFLOW__CORE__UNIT_TEST_MODE"] = "False"
 for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "AIRFLOW_CONN_RAY_JOBS_DEFAULT"):
     os.environ.pop(name, None)
 
+from airflow_provider_rayjobs.jobs import JobDetails, JobType, RayJobsClient  # noqa: E402
 from sandbox.local_airflow import LocalAirflow  # noqa: E402
-from sandbox.processes import end_on_signals  # noqa: E402
+from sandbox.processes import clean_environment, end_on_signals  # noqa: E402
 from sandbox.ray_head import RayHead, connection_to  # noqa: E402
 
 
@@ -54,3 +56,25 @@ def airflow(ray_head: RayHead, tmp_path_factory: pytest.TempPathFactory) -> Iter
     }
     with LocalAirflow(dags, connections) as running:
         yield running
+
+
+@pytest.fixture
+def driver(ray_head: RayHead) -> Iterator[JobDetails]:
+    """An interactive job: a driver that connects to Ray by itself, and ends when its input does."""
+    client = RayJobsClient(ray_head.address)
+    before = {job.job_id for job in client.list_jobs()}
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import ray; ray.init(log_to_driver=False); print('connected', flush=True); input()"],
+        env=clean_environment("RAY_", "AIRFLOW") | {"RAY_ADDRESS": ray_head.ray_address},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    with client, process:
+        try:
+            assert process.stdout.readline() == "connected\n"
+            [job] = [job for job in client.list_jobs() if job.type == JobType.DRIVER and job.job_id not in before]
+            yield job
+        finally:
+            process.kill()

@@ -142,8 +142,9 @@ def test_the_driver_and_the_job_know_which_task_instance_they_belong_to(run: Run
     log = run.log(task_id)
 
     assert run.state(task_id) == "success"
+    changing = {"submission_nonce", "airflow_run_start_date"}
     assert job.submission_id.startswith("end_to_end.knows_where_it_comes_from-try1-")
-    assert {name: value for name, value in job.metadata.items() if name != "submission_nonce"} == {
+    assert {name: value for name, value in job.metadata.items() if name not in changing} == {
         "job_name": "end_to_end.knows_where_it_comes_from",
         "team": "end_to_end",
         "airflow_dag_id": "end_to_end",
@@ -151,6 +152,7 @@ def test_the_driver_and_the_job_know_which_task_instance_they_belong_to(run: Run
         "airflow_task_id": task_id,
         "airflow_map_index": "-1",
         "airflow_try_number": "1",
+        "airflow_max_tries": "0",
         "airflow_logical_date": "2026-01-02T03:04:05+00:00",
     }
     assert f"RAY_JOB_SUBMISSION_ID={job.submission_id}" in log
@@ -248,7 +250,9 @@ def test_the_nightly_example_writes_its_report(nightly: tuple[Run, Any]):
     assert '"station"' in report.read_text()
 
 
-@pytest.mark.parametrize("dag_id", ["ray_jobs_submit_and_wait", "ray_jobs_sweep", "ray_jobs_deferrable", "native"])
+@pytest.mark.parametrize(
+    "dag_id", ["ray_jobs_submit_and_wait", "ray_jobs_sweep", "ray_jobs_deferrable", "ray_jobs_retry", "native"]
+)
 def test_each_example_runs(airflow: LocalAirflow, client: RayJobsClient, dag_id: str):
     """Each example DAG, and one with native rendering, ends in success."""
     run = Run(airflow, dag_id, airflow.trigger(dag_id))
@@ -269,6 +273,10 @@ def test_each_example_runs(airflow: LocalAirflow, client: RayJobsClient, dag_id:
             assert "-m2-try1-" in jobs[2].submission_id
         case "ray_jobs_deferrable":
             assert "trained" in run.log("train").splitlines()
+        case "ray_jobs_retry":
+            jobs = [job for job in client.list_jobs() if job.metadata.get("airflow_run_id") == run.run_id]
+            assert sorted(job.metadata["airflow_try_number"] for job in jobs) == ["1", "2"]
+            assert "try 2" in airflow.log_text(dag_id, run.run_id, "train", 2).splitlines()
         case "native":
             job = client.get_job(run.xcoms("native")["submission_id"])
             assert "day 20260102 try 1" in run.log("native").splitlines()

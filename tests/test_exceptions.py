@@ -9,7 +9,13 @@ import re
 import pytest
 
 from airflow_provider_rayjobs import exceptions
-from airflow_provider_rayjobs.exceptions import RayJobEndedError, RayJobsConnectionError, RayJobsResponseError
+from airflow_provider_rayjobs.exceptions import (
+    RayJobEndedError,
+    RayJobsConnectionError,
+    RayJobsError,
+    RayJobsResponseError,
+    RayJobTimeoutError,
+)
 from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType
 
 CLASSES = [kind for _, kind in inspect.getmembers(exceptions, inspect.isclass) if issubclass(kind, Exception)]
@@ -21,6 +27,8 @@ def attributes_of(kind: type[Exception]) -> dict[str, object]:
         return {"sent": False}
     if issubclass(kind, RayJobsResponseError):
         return {"status_code": 418}
+    if issubclass(kind, RayJobTimeoutError):
+        return {"limit": "job_timeout", "details": DETAILS}
     return {"details": DETAILS, "last_lines": ("one", "two")} if issubclass(kind, RayJobEndedError) else {}
 
 
@@ -55,3 +63,20 @@ def test_tree_of_errors() -> None:
             documented[found[2]] = above[-2] if len(above) > 1 else "Exception"
 
     assert documented == {kind.__name__: kind.__base__.__name__ for kind in CLASSES}
+
+
+def test_a_repeated_request_is_remembered() -> None:
+    """Whether the request of an error was sent before is known after a pickle, too; unless it is said it was not."""
+    error = RayJobsError("what happened")
+    assert error.was_repeated is False
+
+    error.was_repeated = True
+    assert pickle.loads(pickle.dumps(error)).was_repeated is True
+
+
+def test_every_error_has_a_line_of_its_own() -> None:
+    """Every error says in its docstring what happened, and the tree says it in other words beside its name."""
+    assert all(kind.__doc__ for kind in CLASSES)
+    assert all(
+        re.search(rf"{kind.__name__} {{2,}}\S", str(exceptions.__doc__)) for kind in CLASSES if kind is not RayJobsError
+    )

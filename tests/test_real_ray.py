@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +20,6 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobsRefusedError,
 )
 from airflow_provider_rayjobs.jobs import JobDetails, JobErrorType, JobStatus, JobType, RayJobsClient
-from sandbox.processes import clean_environment
 from sandbox.ray_head import RayHead
 
 pytestmark = pytest.mark.ray
@@ -30,27 +29,6 @@ pytestmark = pytest.mark.ray
 def client(ray_head: RayHead) -> Iterator[RayJobsClient]:
     with RayJobsClient(ray_head.address) as client:
         yield client
-
-
-@pytest.fixture
-def driver(ray_head: RayHead, client: RayJobsClient) -> Iterator[JobDetails]:
-    """An interactive job: a driver that connects to Ray by itself, and ends when its input does."""
-    before = {job.job_id for job in client.list_jobs()}
-    process = subprocess.Popen(
-        [sys.executable, "-c", "import ray; ray.init(log_to_driver=False); print('connected', flush=True); input()"],
-        env=clean_environment("RAY_", "AIRFLOW") | {"RAY_ADDRESS": ray_head.ray_address},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    with process:
-        try:
-            assert process.stdout.readline() == "connected\n"
-            [job] = [job for job in client.list_jobs() if job.type == JobType.DRIVER and job.job_id not in before]
-            yield job
-        finally:
-            process.kill()
 
 
 def follow(client: RayJobsClient, job: str) -> tuple[JobDetails, str]:
@@ -167,7 +145,7 @@ def test_an_interactive_job_can_be_waited_for(client: RayJobsClient, driver: Job
         waiting = pool.submit(follow, client, driver.job_id)
         time.sleep(2)
         assert not waiting.done()
-        _kill_driver(driver)
+        os.kill(int(driver.driver_info["pid"]), signal.SIGKILL)
         details, log = waiting.result(timeout=60)
 
     assert details.status.is_terminal()
@@ -224,14 +202,6 @@ def test_nobody_there_is_said_with_the_address():
         client.get_version()
 
     assert "no answer from http://127.0.0.1:9" in str(caught.value)
-
-
-def _kill_driver(driver: JobDetails) -> None:
-    """End the driver as its terminal would: by its own process id, which Ray knows."""
-    import os
-    import signal
-
-    os.kill(int(driver.driver_info["pid"]), signal.SIGKILL)
 
 
 def _eventually(answer: Callable[[], Any], timeout: float = 60.0) -> None:

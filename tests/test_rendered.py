@@ -12,10 +12,12 @@ import pytest
 
 from airflow_provider_rayjobs.rendered import (
     as_entrypoint,
+    as_exit_codes,
     as_fetch_logs,
     as_flag,
     as_number,
     as_numbers,
+    as_optional_seconds,
     as_optional_text,
     as_runtime_env,
     as_seconds,
@@ -254,3 +256,58 @@ def test_texts_that_templates_left_empty(value: Any) -> None:
 def test_optional_texts() -> None:
     """Anything else is the text that it is."""
     assert as_optional_text("submission_id", 20260102) == "20260102"
+
+
+@pytest.mark.parametrize("value", [None, "", "None"])
+def test_no_limits(value: Any) -> None:
+    """A duration that is not given, or that a template left empty, is no limit."""
+    assert as_optional_seconds("job_timeout", value) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [(5, 5), ("0.5", 0.5), (timedelta(minutes=2), 120), (0, 0), (timedelta(0), 0)], ids=str
+)
+def test_limits(value: Any, seconds: float) -> None:
+    """A limit is a duration like any other; 0 is one, too."""
+    assert as_optional_seconds("job_timeout", value) == seconds
+
+
+@pytest.mark.parametrize("value", [-1, "soon", timedelta(seconds=-1), "nan", "inf", True], ids=repr)
+def test_wrong_limits(value: Any) -> None:
+    """What is no duration is refused by the field's name, and never taken for no limit."""
+    with pytest.raises(ValueError, match="^job_timeout must be a number"):
+        as_optional_seconds("job_timeout", value)
+
+
+@pytest.mark.parametrize(
+    ("value", "codes"),
+    [
+        pytest.param(None, set(), id="not given"),
+        pytest.param("", set(), id="nothing rendered"),
+        pytest.param("None", set(), id="None rendered"),
+        pytest.param([], set(), id="an empty list"),
+        pytest.param(99, {99}, id="one"),
+        pytest.param(0, {0}, id="success is a code, too"),
+        pytest.param(-9, {-9}, id="a signal"),
+        pytest.param("99", {99}, id="text"),
+        pytest.param(99.0, {99}, id="whole"),
+        pytest.param([1, "2", 3.0, 1], {1, 2, 3}, id="list"),
+        pytest.param((1, 2), {1, 2}, id="tuple"),
+        pytest.param({1, 2}, {1, 2}, id="set"),
+        pytest.param(range(3), {0, 1, 2}, id="range"),
+    ],
+)
+def test_exit_codes(value: Any, codes: set[int]) -> None:
+    """Exit codes are given as one or many, as numbers or as what a template made of them."""
+    assert as_exit_codes("fail_on_exit_code", value) == frozenset(codes)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["some", "1, 2", 1.5, "1.5", True, [None], [1, "x"], [[1]], [""], "inf", "nan", float("inf"), [float("nan")]],
+    ids=repr,
+)
+def test_wrong_exit_codes(value: Any) -> None:
+    """What is no exit code is refused, by the field's name."""
+    with pytest.raises(ValueError, match="^fail_on_exit_code must be"):
+        as_exit_codes("fail_on_exit_code", value)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowException
 
 from airflow_provider_rayjobs.exceptions import RayJobFailedError, RayJobNotFoundError, RayJobsUnreachableError
-from airflow_provider_rayjobs.jobs import RayJobsClient
+from airflow_provider_rayjobs.jobs import JobDetails, RayJobsClient
 from airflow_provider_rayjobs.sensors import RayJobSensor
 from sandbox.ray_head import RayHead
 
@@ -156,24 +159,14 @@ def test_no_id_is_an_error_that_says_what_to_look_for(nothing: str | None):
 
 
 @pytest.mark.ray
-def test_an_interactive_job_is_waited_for_without_its_log(ray_head: RayHead, client: RayJobsClient, shown: Shown):
+def test_an_interactive_job_is_waited_for_without_its_log(client: RayJobsClient, driver: JobDetails, shown: Shown):
     """A DRIVER job is found by its Ray Core job id; that the API has no log of it is said once."""
-    import subprocess
-    import sys
-
-    from sandbox.processes import clean_environment
-
-    before = {job.job_id for job in client.list_jobs()}
-    code = "import ray, time; ray.init(log_to_driver=False); time.sleep(4)"
-    environment = clean_environment("RAY_", "AIRFLOW") | {"RAY_ADDRESS": ray_head.ray_address}
-    with subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL):
-        while not (found := [job for job in client.list_jobs() if job.job_id not in before and job.type == "DRIVER"]):
-            pass
-        store = Store()
-        for _ in range(3):
-            sensor(submission_id=found[0].job_id, mode="reschedule").poke(context(store))
-        rescheduled = shown.lines
-        sensor(submission_id=found[0].job_id).execute(context())
+    store = Store()
+    for _ in range(3):
+        sensor(submission_id=driver.job_id, mode="reschedule").poke(context(store))
+    rescheduled = shown.lines
+    threading.Timer(3, os.kill, (int(driver.driver_info["pid"]), signal.SIGKILL)).start()
+    sensor(submission_id=driver.job_id).execute(context())
 
     assert [_no_log(rescheduled), _no_log(shown.lines)] == [1, 2], "once for each of the two sensors"
 

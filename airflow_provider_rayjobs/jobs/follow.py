@@ -112,6 +112,7 @@ def follow_job(
         except RayJobsError as error:
             now = yield Sleep(0)
             yield from outage.bear(error, now)
+            remaining = float("inf")
         else:
             yield from outage.over(now)
             if not details.status.is_known and details.status != unknown:

@@ -55,7 +55,7 @@ class Limits:
             if age >= seconds:
                 raise RayJobTimeoutError(
                     f"Ray job {details.name} is still {details.status} {age:.0f} s after its submission; "
-                    + _WHY.get(name, "{limit} is {seconds:g} s.").format(limit=name, seconds=seconds),
+                    + _WHY.get(name, "{limit} is {seconds:.12g} s.").format(limit=name, seconds=seconds),
                     limit=name,
                     details=details,
                 )
@@ -116,4 +116,4 @@ def _list(quantities: Mapping[str, float]) -> str:
 
 
 def _quantity(name: str, number: float) -> str:
-    return f"{number / _GIB:.1f} GiB" if name == "memory" else f"{number:g}"
+    return f"{number / _GIB:.1f} GiB" if name == "memory" else f"{number:.12g}"

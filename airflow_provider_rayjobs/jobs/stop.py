@@ -55,9 +55,8 @@ def stop_until_over(submission_id: str, timeout: float = STOP_TIMEOUT, nonce: st
     has_taken_it = False
     seen = "it was not seen at all"
     while True:
-        left = max(began + timeout - now, _SHORTEST_TIMEOUT)
         try:
-            details = yield Send(_within(endpoints.get_job(submission_id), left))
+            details = yield Send(_within(endpoints.get_job(submission_id), began + timeout - now))
             if nonce is not None and details.metadata.get(NONCE) != nonce:
                 story = f"Job {submission_id} is not ours, as its metadata says; it is left alone."
                 return Stopped(True, story, details)
@@ -66,7 +65,9 @@ def stop_until_over(submission_id: str, timeout: float = STOP_TIMEOUT, nonce: st
             if details.status == JobStatus.PENDING and has_taken_it:
                 return Stopped(True, f"Job {submission_id} has not started; Ray ends it when it does.", details)
             seen = f"it was {details.status} when it was seen last"
-            has_taken_it = (yield Send(_within(endpoints.stop_job(submission_id), left))) or has_taken_it
+            now = yield Sleep(0)
+            stop = _within(endpoints.stop_job(submission_id), began + timeout - now)
+            has_taken_it = (yield Send(stop)) or has_taken_it
         except RayJobNotFoundError:
             return Stopped(True, f"The cluster does not know job {submission_id}; there is nothing to stop.")
         except RayJobsRefusedError:
@@ -77,7 +78,7 @@ def stop_until_over(submission_id: str, timeout: float = STOP_TIMEOUT, nonce: st
         if now - began + pause > timeout:
             return Stopped(
                 False,
-                f"The end of job {submission_id} could not be confirmed within {timeout:g} s: {seen}. It may run on: "
+                f"The end of job {submission_id} could not be confirmed within {timeout:.12g} s: {seen}. It may run on: "
                 "look for it on the cluster.",
                 details,
             )
@@ -86,4 +87,4 @@ def stop_until_over(submission_id: str, timeout: float = STOP_TIMEOUT, nonce: st
 
 
 def _within(request: endpoints.Request[T], seconds: float) -> endpoints.Request[T]:
-    return replace(request, timeout=min(request.timeout, seconds))
+    return replace(request, timeout=min(request.timeout, max(seconds, _SHORTEST_TIMEOUT)))

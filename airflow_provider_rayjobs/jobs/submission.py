@@ -62,7 +62,8 @@ class SubmissionOptions(TypedDict, total=False):
 NONCE = "submission_nonce"
 
 # Ray keeps the id in file names (255 bytes with "job-driver-" and ".log") and in URLs.
-_SUBMISSION_ID = re.compile(r"[A-Za-z0-9_.-]{1,200}")
+LONGEST_ID = 200
+_SUBMISSION_ID = re.compile(rf"[A-Za-z0-9_.-]{{1,{LONGEST_ID}}}")
 # The form of a Ray Core job id: Ray would take such a submission id for one.
 _RAY_CORE_JOB_ID = re.compile(r"[0-9a-f]{8}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from airflow_provider_rayjobs.exceptions import (
     RayJobExistsError,
+    RayJobNotEndedError,
     RayJobNotFoundError,
     RayJobsAddressError,
     RayJobsNotAuthorizedError,
@@ -51,6 +53,7 @@ def sample(name: str) -> Answer:
         pytest.param(endpoints.stop_job("a/b"), "POST", "/api/jobs/a%2Fb/stop", None, True, id="stop"),
         pytest.param(endpoints.delete_job("a/b"), "DELETE", "/api/jobs/a%2Fb", None, False, id="delete"),
         pytest.param(endpoints.get_job_logs("a/b"), "GET", "/api/jobs/a%2Fb/logs", None, True, id="logs"),
+        pytest.param(endpoints.get_cluster_status(), "GET", "/api/cluster_status", None, True, id="cluster"),
     ],
 )
 def test_requests(request_: Request[Any], method: str, path: str, body: Any, repeatable: bool) -> None:
@@ -124,7 +127,7 @@ def test_answers_of_older_heads() -> None:
         ),
         pytest.param(
             sample("delete_running.500.txt"),
-            RayJobsRefusedError,
+            RayJobNotEndedError,
             "RuntimeError: Attempted to delete job 'sample-stopped', but it is in a non-terminal state RUNNING",
             id="job has not ended",
         ),
@@ -214,6 +217,8 @@ def test_long_answers_are_cut() -> None:
         pytest.param(endpoints.list_jobs(), b"7", id="a number for the jobs"),
         pytest.param(endpoints.stop_job("a"), b'{"ok": true}', id="a stop without its answer"),
         pytest.param(endpoints.delete_job("a"), b"null", id="null for a deletion"),
+        pytest.param(endpoints.get_cluster_status(), b"[]", id="a list for the cluster"),
+        pytest.param(endpoints.get_cluster_status(), b'{"data": "ok"}', id="a word for the cluster"),
         pytest.param(endpoints.get_job_logs("a"), b'"text"', id="a log without its name"),
         pytest.param(endpoints.submit_job(JobSubmission("a", "b")), b"{}", id="a submission without an id"),
     ],
@@ -241,3 +246,30 @@ def test_samples_are_json(name: str) -> None:
 
     assert json.loads(content)
     assert "/tmp/" not in content
+
+
+def test_cluster_status() -> None:
+    """The autoscaler's report is read as what the cluster has, and what of it is in use."""
+    cluster = read_answer(endpoints.get_cluster_status(), sample("cluster_status.json"))
+
+    assert [(node["CPU"], node["special_chip"]) for node in cluster.nodes] == [(4, 2)]
+    assert (cluster.used["CPU"], cluster.used["special_chip"]) == (2, 1)
+
+
+def test_a_job_is_stamped_with_the_time_of_its_answer() -> None:
+    """A job knows when the head described it, by the head's clock, and so how old it was then."""
+    answer = replace(sample("job_running.json"), time=0)
+    submitted = read_answer(endpoints.get_job("a"), answer).start_time
+    assert submitted is not None
+
+    details = read_answer(endpoints.get_job("a"), replace(answer, time=submitted + 7_500))
+    assert details.seen_at == submitted + 7_500
+    assert details.age == 7.5
+    assert "seen_at" not in details.to_event()
+
+
+def test_other_answers_have_no_stamp() -> None:
+    """What says nothing about time is read the same whenever it was answered."""
+    answer = sample("version.json")
+
+    assert read_answer(endpoints.get_version(), replace(answer, time=5)) == read_answer(endpoints.get_version(), answer)

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_rayjobs.exceptions import (
+    RayJobLostError,
     RayJobNotFoundError,
     RayJobsAddressError,
     RayJobsConnectionError,
@@ -21,9 +22,11 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobsResponseError,
     RayJobsUnavailableError,
     RayJobsUnreachableError,
+    RayJobTimeoutError,
 )
 from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType, RayVersion
 from airflow_provider_rayjobs.jobs.follow import LogReader, follow_job, get_job_logs, look
+from airflow_provider_rayjobs.jobs.limits import Limits
 from airflow_provider_rayjobs.jobs.logs import LogText
 from airflow_provider_rayjobs.jobs.steps import Engine, Note, ReadLog, Send, Show, Sleep
 
@@ -545,3 +548,134 @@ def test_whole_log_that_there_is_not() -> None:
         Cluster(jobs=[GONE]).drive(get_job_logs("a", patience=30))
     with pytest.raises(RayJobsConnectionError):
         Cluster(files=[LOST]).drive(get_job_logs("a", patience=30))
+
+
+@dataclass
+class Ageing(Cluster):
+    """A cluster whose jobs were submitted when its clock said 1000, and know when they were seen."""
+
+    def _do(self, step: Any, scripts: dict[str, Iterator[Any]]) -> Any:
+        answer = super()._do(step, scripts)
+        if isinstance(answer, JobDetails):
+            return replace(answer, start_time=1_000_000, seen_at=int(self.clock * 1000))
+        return answer
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.2, 3.0, 10.0, 12.34, 1000.0])
+@pytest.mark.parametrize("poll_interval", [0.1, 5.0, 60.0, 3600.0])
+def test_limits_in_time(seconds: float, poll_interval: float) -> None:
+    """A limit that is over ends the following within half a second, however long the pauses between two looks are."""
+    cluster = Ageing(jobs=[RUNNING])
+
+    with pytest.raises(RayJobTimeoutError, match="job_timeout") as caught:
+        cluster.drive(follow_job("a", limits=Limits(job_timeout=seconds), poll_interval=poll_interval))
+
+    assert caught.value.details is not None
+    assert caught.value.details.name == "a"
+    assert seconds <= cluster.clock - 1000 <= seconds + 0.5
+
+
+def test_limits_of_a_status() -> None:
+    """A job that started in time is not given up for having waited, and one that did not is."""
+    limits = Limits(pending_timeout=4, job_timeout=100)
+    started = Ageing(jobs=[PENDING, PENDING, *[RUNNING] * 20, SUCCEEDED])
+    waiting = Ageing(jobs=[PENDING])
+
+    assert started.drive(follow_job("a", limits=limits)).status == JobStatus.SUCCEEDED
+    assert started.clock - 1000 > 60
+    with pytest.raises(RayJobTimeoutError) as caught:
+        waiting.drive(follow_job("a", limits=limits))
+    assert caught.value.limit == "pending_timeout"
+
+
+def test_an_ended_job_is_not_given_up() -> None:
+    """A job that has ended is returned, with its log, though a limit was over before it was seen to have ended."""
+    cluster = Ageing(jobs=[SUCCEEDED], files=[b"one\n"], clock=9000.0)
+
+    ended = cluster.drive(follow_job("a", limits=Limits(job_timeout=5), reader=LogReader(LogText())))
+    assert ended.status == JobStatus.SUCCEEDED
+    assert cluster.shown == ["one"]
+
+
+def test_the_log_of_a_job_that_is_given_up() -> None:
+    """What a job has printed until a limit is over is shown before it is given up."""
+    cluster = Ageing(jobs=[RUNNING], files=[b"one\n", b"one\ntwo\n"])
+
+    with pytest.raises(RayJobTimeoutError):
+        cluster.drive(follow_job("a", limits=Limits(job_timeout=0.7), reader=LogReader(LogText())))
+    assert cluster.shown == ["one", "two"]
+
+
+def test_limits_wait_for_an_answer() -> None:
+    """A limit that passes while the cluster is out of reach ends the following with the first answer after it."""
+    cluster = Ageing(jobs=[RUNNING, *[LOST] * 10, RUNNING])
+
+    with pytest.raises(RayJobTimeoutError):
+        cluster.drive(follow_job("a", limits=Limits(job_timeout=3)))
+    assert cluster.clock - 1000 > 3
+    assert len(cluster.warnings) == 1
+
+
+def test_no_rush_in_an_outage() -> None:
+    """A limit that is about to be over does not make a follower ask more often while nobody answers."""
+    cluster = Ageing(jobs=[RUNNING, *[LOST] * 20, SUCCEEDED])
+
+    cluster.drive(follow_job("a", limits=Limits(job_timeout=1)))
+
+    assert cluster.pauses[-1] == 5
+
+
+@dataclass
+class Sessions(Cluster):
+    """A cluster whose version is asked for its session."""
+
+    def _do(self, step: Any, scripts: dict[str, Iterator[Any]]) -> Any:
+        answer = super()._do(step, scripts)
+        return RayVersion("4", "2.60.0", answer.ray_version) if isinstance(answer, RayVersion) else answer
+
+
+def test_lost_with_its_cluster() -> None:
+    """A job that is unknown because its cluster was started anew is lost, and the error names both sessions."""
+    cluster = Sessions(jobs=[RUNNING, GONE], version=["session_2"])
+
+    with pytest.raises(RayJobLostError, match=r"submitted in session session_1, and session_2 answers now.*gone"):
+        cluster.drive(follow_job("a", session="session_1"))
+    assert cluster.asked == [JOB, JOB, VERSION]
+
+
+def test_unknown_to_its_own_cluster() -> None:
+    """A job that is unknown to the cluster that it was submitted to is not lost with it: somebody deleted it."""
+    cluster = Sessions(jobs=[RUNNING, GONE], version=["session_1"])
+
+    with pytest.raises(RayJobNotFoundError):
+        cluster.drive(follow_job("a", session="session_1"))
+    assert cluster.asked == [JOB, JOB, VERSION]
+
+
+def test_sessions_are_no_concern_of_others() -> None:
+    """Without a session to compare, and for a job that is known, nobody asks for the cluster's."""
+    unknown, known = Sessions(jobs=[GONE]), Sessions(jobs=[RUNNING, SUCCEEDED])
+
+    with pytest.raises(RayJobNotFoundError):
+        unknown.drive(follow_job("a"))
+    known.drive(follow_job("a", session="session_1"))
+    assert VERSION not in unknown.asked + known.asked
+
+
+def test_lost_after_an_outage() -> None:
+    """A head that goes away and comes back as another one is followed until it tells its session."""
+    cluster = Sessions(jobs=[RUNNING, LOST, LOST, GONE, GONE, GONE], version=[BUSY, LOST, "session_2"])
+
+    with pytest.raises(RayJobLostError):
+        cluster.drive(follow_job("a", session="session_1"))
+    assert len(cluster.warnings) == 1
+    assert cluster.asked == [JOB] * 4 + [VERSION, JOB, VERSION, JOB, VERSION]
+
+
+def test_a_lost_job_is_not_waited_for() -> None:
+    """With missing_timeout a job may yet be submitted, but one that died with its cluster never comes back."""
+    cluster = Sessions(jobs=[GONE], version=["session_2"])
+
+    with pytest.raises(RayJobLostError):
+        cluster.drive(follow_job("a", session="session_1", missing_timeout=60))
+    assert cluster.pauses == []

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_rayjobs.jobs import JobDetails, JobErrorType, JobStatus, JobSubmission, JobType, RayVersion
+from airflow_provider_rayjobs.jobs.models import ClusterResources
 
 SAMPLES = Path(__file__).parents[1] / "samples" / "2.60.0"
 JOBS = ["driver", "failed", "pending", "running", "runtime_env_failure", "stopped", "succeeded"]
@@ -184,3 +185,81 @@ def test_submission_repr() -> None:
 
     assert "hunter" not in repr(submission)
     assert "'a'" in repr(submission)
+
+
+@pytest.mark.parametrize(
+    ("start_time", "seen_at", "age"),
+    [
+        pytest.param(1_795_406_831_854, 1_795_406_834_000, 2.146, id="seconds"),
+        pytest.param(1_795_406_831_854, 1_795_406_831_000, 0, id="within the second, which is all a date tells"),
+        pytest.param(None, 1_795_406_834_000, None, id="no start"),
+        pytest.param(1_795_406_831_854, None, None, id="not seen"),
+    ],
+)
+def test_age(start_time: int | None, seen_at: int | None, age: float | None) -> None:
+    """A job's age runs from its submission to when the head described it, is never negative, and may be unknown."""
+    details = JobDetails(JobType.SUBMISSION, JobStatus.RUNNING, start_time=start_time, seen_at=seen_at)
+
+    assert details.age == age
+
+
+def test_cluster_of_the_recorded_answer() -> None:
+    """What a cluster has, and what of it is in use, is told by Ray's names, however the dashboard spells them."""
+    answer = json.loads((SAMPLES / "cluster_status.json").read_text())
+
+    cluster = ClusterResources.from_json(answer)
+    (node,) = cluster.nodes
+    assert {name: node[name] for name in ("CPU", "special_chip")} == {"CPU": 4, "special_chip": 2}
+    assert {name: cluster.used[name] for name in ("CPU", "special_chip", "memory")} == {
+        "CPU": 2,
+        "special_chip": 1,
+        "memory": 0,
+    }
+    assert cluster.used.keys() == node.keys()
+
+
+def test_nodes_of_one_shape() -> None:
+    """Nodes that are alike are told one by one, each with all that it has."""
+    small, large = {"CPU": 4.0}, {"CPU": 8.0, "GPU": 1.0}
+    report = {"nodeTypes": [[small, 2], [large, 1]], "usage": {"CPU": [3.0, 16.0]}}
+
+    cluster = ClusterResources.from_json({"data": {"clusterStatus": {"loadMetricsReport": report}}})
+    assert cluster == ClusterResources((small, small, large), {"CPU": 3.0})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param({"result": True, "data": {"clusterStatus": None}}, id="no autoscaler"),
+        pytest.param({"data": {"clusterStatus": {}}}, id="no report"),
+        pytest.param({"data": {"clusterStatus": {"loadMetricsReport": {"usage": {}, "nodeTypes": []}}}}, id="not yet"),
+        pytest.param({"data": {"clusterStatus": {"loadMetricsReport": {"usage": None, "nodeTypes": None}}}}, id="null"),
+        pytest.param({"result": False, "data": None}, id="no data"),
+        pytest.param({}, id="nothing"),
+    ],
+)
+def test_cluster_without_a_report(answer: dict[str, Any]) -> None:
+    """A head that does not say what its cluster has is no error: nothing is known then."""
+    assert ClusterResources.from_json(answer) == ClusterResources()
+
+
+@pytest.mark.parametrize(
+    ("fields", "demand"),
+    [
+        pytest.param({}, {}, id="nothing"),
+        pytest.param({"entrypoint_num_cpus": 0, "entrypoint_resources": {"a": 0}}, {}, id="nothing of something"),
+        pytest.param(
+            {
+                "entrypoint_num_cpus": 0.5,
+                "entrypoint_num_gpus": 1,
+                "entrypoint_memory": 10,
+                "entrypoint_resources": {"special_chip": 2},
+            },
+            {"CPU": 0.5, "GPU": 1, "memory": 10, "special_chip": 2},
+            id="everything",
+        ),
+    ],
+)
+def test_demand(fields: dict[str, Any], demand: dict[str, float]) -> None:
+    """What a submission needs on one node is told by the names by which Ray tells what a node has."""
+    assert JobSubmission("a", "true", **fields).demand() == demand

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,7 +17,21 @@ from airflow_provider_rayjobs.exceptions import (
 )
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.logs import WholeLog
-from airflow_provider_rayjobs.jobs.steps import Note, ReadLog, Send, Sleep, may_repeat, repeated, send, with_jitter
+from airflow_provider_rayjobs.jobs.steps import (
+    Engine,
+    Interrupted,
+    Note,
+    ReadLog,
+    Send,
+    Show,
+    Sleep,
+    Step,
+    interruptible,
+    may_repeat,
+    repeated,
+    send,
+    with_jitter,
+)
 from airflow_provider_rayjobs.jobs.submission import plan_submission
 
 BUSY = RayJobsUnavailableError("busy", status_code=503)
@@ -115,3 +130,141 @@ def test_jitter() -> None:
 
     assert len(pauses) > 1
     assert 4 <= min(pauses) <= max(pauses) <= 8
+
+
+@pytest.mark.parametrize(
+    ("failures", "was_repeated"), [pytest.param([], False, id="first try"), pytest.param([LOST], True, id="second try")]
+)
+def test_final_errors_say_whether_the_request_was_repeated(failures: list[RayJobsError], was_repeated: bool) -> None:
+    """An error that will not pass says whether the same request was sent before and its answer lost."""
+    engine = send(endpoints.submit_job(plan_submission("true")), patience=10)
+    next(engine)
+    for failure in failures:
+        engine.throw(failure)
+        engine.send(100.0)
+        next(engine)
+        engine.send(101.0)
+
+    with pytest.raises(RayJobNotFoundError) as caught:
+        engine.throw(RayJobNotFoundError("no", status_code=404))
+    assert caught.value.was_repeated is was_repeated
+
+
+JOB = Send(endpoints.get_job("a"))
+
+
+class Mark:
+    """What a signal handler leaves: not set, until it is."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+
+    def __call__(self) -> bool:
+        return self.is_set
+
+
+def takes(steps: list[Step], closed: list[bool] | None = None) -> Engine[list[Any]]:
+    """Take these steps, and return what came back for each, errors too; note when it is closed."""
+    answers: list[Any] = []
+    try:
+        for step in steps:
+            try:
+                answers.append((yield step))
+            except RayJobsError as error:
+                answers.append(error)
+    finally:
+        if closed is not None:
+            closed.append(True)
+    return answers
+
+
+def drive(engine: Engine[Any], do: Callable[[Step], Any]) -> tuple[Any, list[Step]]:
+    """Run an engine to its end, an error in place of an answer thrown; return its result and its steps."""
+    steps = [next(engine)]
+    try:
+        while True:
+            answer = do(steps[-1])
+            steps.append(engine.throw(answer) if isinstance(answer, RayJobsError) else engine.send(answer))
+    except StopIteration as end:
+        return end.value, steps
+
+
+def test_interruptible_that_nobody_interrupts() -> None:
+    """Without an interruption the steps, their answers, their errors and the result are the engine's own."""
+    steps: list[Step] = [JOB, Note("a note"), Show("a line"), JOB, JOB]
+    answers = ["one", None, None, BUSY, "two"]
+    script = iter(answers)
+
+    result, taken = drive(interruptible(takes(steps), Mark()), lambda step: next(script))
+
+    assert taken == steps
+    assert result == answers
+
+
+def test_interruptible_raises_what_the_engine_raises() -> None:
+    """An error that the engine does not bear is raised, and is no interruption."""
+    engine = interruptible(send(endpoints.get_job("a"), patience=0), Mark())
+    next(engine)
+
+    with pytest.raises(RayJobNotFoundError):
+        engine.throw(RayJobNotFoundError("no", status_code=404))
+
+
+@pytest.mark.parametrize("seconds", [0, 0.1, 1.0])
+def test_pauses_in_pieces(seconds: float) -> None:
+    """A pause is cut into pieces of a quarter of a second, and the engine is told the time at its end."""
+    clock = 50.0
+
+    def sleep(step: Step) -> float:
+        nonlocal clock
+        assert isinstance(step, Sleep)
+        clock += step.seconds
+        return clock
+
+    result, steps = drive(interruptible(takes([Sleep(seconds)]), Mark()), sleep)
+
+    assert result == [clock]
+    assert clock == pytest.approx(50.0 + seconds)
+    assert all(isinstance(step, Sleep) and step.seconds <= 0.25 for step in steps)
+
+
+def test_interrupted_before_it_began() -> None:
+    """A mark that is there already ends an engine before its first step."""
+    mark, closed = Mark(), []
+    mark.is_set = True
+
+    with pytest.raises(Interrupted):
+        next(interruptible(takes([JOB], closed), mark))
+    assert closed == []
+
+
+@pytest.mark.parametrize("answer", ["an answer", BUSY], ids=["answer", "error"])
+def test_interrupted_between_two_steps(answer: Any) -> None:
+    """A mark that is left during a request ends the engine after it, whatever came of it, and closes it."""
+    mark, closed = Mark(), []
+    engine = interruptible(takes([JOB, JOB], closed), mark)
+    next(engine)
+    mark.is_set = True
+
+    with pytest.raises(Interrupted):
+        engine.throw(answer) if isinstance(answer, RayJobsError) else engine.send(answer)
+    assert closed == [True]
+
+
+def test_interrupted_in_a_pause() -> None:
+    """A mark that is left during a long pause ends the engine within a quarter of a second."""
+    mark, closed = Mark(), []
+    engine = interruptible(takes([Sleep(600), JOB], closed), mark)
+    assert next(engine) == Sleep(0)
+    assert engine.send(0.0) == Sleep(0.25)
+    assert engine.send(0.25) == Sleep(0.25)
+    mark.is_set = True
+
+    with pytest.raises(Interrupted):
+        engine.send(0.5)
+    assert closed == [True]
+
+
+def test_an_interruption_is_no_error() -> None:
+    """Nobody who handles errors, of the cluster or any other, takes an interruption for one."""
+    assert not issubclass(Interrupted, Exception)

@@ -21,9 +21,17 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobsUnavailableError,
     RayJobsUnreachableError,
 )
-from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType
+from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType, RayVersion
 from airflow_provider_rayjobs.jobs.steps import Engine, Note, Send, Sleep
-from airflow_provider_rayjobs.jobs.submission import NONCE, RUNTIME_ENV_KEYS, plan_submission, submit_job
+from airflow_provider_rayjobs.jobs.submission import (
+    NONCE,
+    RUNTIME_ENV_KEYS,
+    Submitted,
+    get_session,
+    new_nonce,
+    plan_submission,
+    submit_job,
+)
 
 ARGUMENT = 128 * 1024 - 1
 arguments = st.lists(
@@ -272,7 +280,7 @@ def existing(**metadata: str) -> JobDetails:
     return JobDetails(JobType.SUBMISSION, JobStatus.RUNNING, submission_id="mine", metadata=metadata)
 
 
-def drive(engine: Engine[str], *answers: Any) -> tuple[str, list[str]]:
+def drive(engine: Engine[Any], *answers: Any) -> tuple[Any, list[str]]:
     """Give the engine these answers, one for each request, errors thrown; return its result and what it sent."""
     sent: list[str] = []
     clock, script = 0.0, iter(answers)
@@ -298,23 +306,28 @@ POST, GET = "POST /api/jobs/", "GET /api/jobs/mine"
 
 
 @pytest.mark.parametrize(
-    ("answers", "requests"),
+    ("answers", "requests", "is_answered"),
     [
-        pytest.param(["mine"], [POST], id="accepted"),
-        pytest.param([LOST, "mine"], [POST, POST], id="lost on the way there"),
-        pytest.param([LOST, TAKEN, existing(submission_nonce="ours")], [POST, POST, GET], id="lost on the way back"),
+        pytest.param(["mine"], [POST], True, id="accepted"),
+        pytest.param([LOST, "mine"], [POST, POST], True, id="lost on the way there"),
+        pytest.param(
+            [LOST, TAKEN, existing(submission_nonce="ours")], [POST, POST, GET], False, id="lost on the way back"
+        ),
         pytest.param(
             [LOST, LOST, BUSY, TAKEN, BUSY, LOST, existing(submission_nonce="ours")],
             [POST, POST, POST, POST, GET, GET, GET],
+            False,
             id="trouble everywhere",
         ),
-        pytest.param([TAKEN, existing(submission_nonce="ours")], [POST, GET], id="submitted by an earlier process"),
-        pytest.param([BUSY, BUSY, "mine"], [POST, POST, POST], id="busy for a while"),
+        pytest.param(
+            [TAKEN, existing(submission_nonce="ours")], [POST, GET], False, id="submitted by an earlier process"
+        ),
+        pytest.param([BUSY, BUSY, "mine"], [POST, POST, POST], True, id="busy for a while"),
     ],
 )
-def test_exactly_one_job(answers: list[Any], requests: list[str]) -> None:
-    """Whatever happens to the answers, one job comes of a submission, and its id is returned."""
-    assert drive(submit_job(SUBMISSION, 60), *answers) == ("mine", requests)
+def test_exactly_one_job(answers: list[Any], requests: list[str], is_answered: bool) -> None:
+    """Whatever happens to the answers, one job comes of a submission, and it is known whether one was seen."""
+    assert drive(submit_job(SUBMISSION, 60), *answers) == (Submitted("mine", is_answered), requests)
 
 
 @pytest.mark.parametrize(
@@ -344,4 +357,63 @@ def test_patience_ends(error: RayJobsError) -> None:
     with pytest.raises(RayJobsUnreachableError):
         drive(submit_job(SUBMISSION, 0), error)
 
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    ("failures", "error", "was_repeated"),
+    [
+        pytest.param([], RayJobsRefusedError("no", status_code=400), False, id="refused at once"),
+        pytest.param([LOST], RayJobsRefusedError("no", status_code=400), True, id="refused after a lost answer"),
+        pytest.param([BUSY], RayJobsRefusedError("no", status_code=400), True, id="refused after a busy head"),
+    ],
+)
+def test_refusals_after_a_lost_answer(
+    failures: list[RayJobsError], error: RayJobsRefusedError, was_repeated: bool
+) -> None:
+    """A refusal says whether the same submission was sent before, as a job may have come of that one."""
+    with pytest.raises(RayJobsRefusedError) as caught:
+        drive(submit_job(SUBMISSION, 60), *failures, error)
+
+    assert caught.value.was_repeated is was_repeated
+
+
+def test_the_same_submission_again() -> None:
+    """With the nonce of an earlier submission the same one is planned, and without it another."""
+    nonce = new_nonce()
+    first, again = (plan_submission("true", submission_id="a", nonce=nonce) for _ in range(2))
+
+    assert first == again
+    assert first.metadata == {NONCE: nonce}
+    assert plan_submission("true", submission_id="a", metadata={"b": "c"}, nonce=nonce).metadata == {
+        NONCE: nonce,
+        "b": "c",
+    }
+    assert nonce != new_nonce()
+    assert plan_submission("true", nonce=None).metadata[NONCE]
+
+
+VERSION = "GET /api/version"
+
+
+@pytest.mark.parametrize(
+    ("answers", "session"),
+    [
+        pytest.param([RayVersion("4", "2.60.0", "session_1")], "session_1", id="at once"),
+        pytest.param([LOST, BUSY, RayVersion("4", "2.60.0", "session_1")], "session_1", id="after trouble"),
+        pytest.param([RayVersion("4", "2.9.3")], None, id="an old head"),
+    ],
+)
+def test_session(answers: list[Any], session: str | None) -> None:
+    """The name of the cluster's present life is asked for before a submission; old heads have none."""
+    assert drive(get_session("mine", 60), *answers) == (session, [VERSION] * len(answers))
+
+
+@pytest.mark.parametrize("error", [BUSY, LOST], ids=["busy", "lost"])
+def test_session_out_of_reach(error: RayJobsError) -> None:
+    """A cluster that stays out of reach before a submission is an error, which says that nothing was submitted."""
+    with pytest.raises(RayJobsUnreachableError, match="tried for 30 s; job mine was not submitted") as caught:
+        drive(get_session("mine", 30), *[error] * 100)
+
+    assert caught.value.sent is False
     assert caught.value.__cause__ is error
