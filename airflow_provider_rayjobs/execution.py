@@ -339,8 +339,8 @@ class Execution:
         seconds = self.task.execution_timeout.total_seconds() if self.task.execution_timeout else 0.0
         return self._give_up(
             RayJobTimeoutError(
-                f"Ray job {self._note.submission_id} had not ended when this try's execution_timeout of {seconds:.12g} s "
-                "was over.",
+                f"Ray job {self._note.submission_id} had not ended when this try's execution_timeout of "
+                f"{seconds:.12g} s was over.",
                 limit="execution_timeout",
             )
         )

@@ -30,6 +30,8 @@ class LocalAirflow:
     :param connections: connection ids to Airflow's JSON form of a connection.
     :param settings: further environment variables, such as ``AIRFLOW__TRIGGERER__CAPACITY``.
     :param paused: whether new DAGs start paused.
+    :param many_at_once: whether tasks talk to an API server of their own. On SQLite a person's call and a task's wait
+        for each other in one server until the database gives up: some seconds, when many tasks run.
     """
 
     def __init__(
@@ -39,10 +41,12 @@ class LocalAirflow:
         settings: Mapping[str, str] | None = None,
         *,
         paused: bool = False,
+        many_at_once: bool = False,
     ) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="airflow-"))
         self.port = free_port()
         self.address = f"http://127.0.0.1:{self.port}"
+        self.execution_port = free_port() if many_at_once else self.port
         self.environment = (
             clean_environment("AIRFLOW", "_AIRFLOW", "RAY_")
             | {
@@ -51,7 +55,7 @@ class LocalAirflow:
                 "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
                 "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": str(paused),
                 "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
-                "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.address}/execution/",
+                "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{self.execution_port}/execution/",
                 "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
                 "AIRFLOW__API__HOST": "127.0.0.1",
                 "AIRFLOW__API__PORT": str(self.port),
@@ -69,6 +73,7 @@ class LocalAirflow:
             | dict(settings or {})
         )
         self._program: Program | None = None
+        self._more: list[Program] = []
         self._http = httpx.Client(base_url=self.address, timeout=60)
 
     def start(self, timeout: float = 180.0) -> Self:
@@ -79,6 +84,8 @@ class LocalAirflow:
             self.home / "standalone.log",
         )
         self._program.wait_until(self._is_healthy, "Airflow", timeout)
+        if self.execution_port != self.port:
+            self.add("api-server", "--apps", "execution", "--port", str(self.execution_port))
         token = self._http.get("/auth/token").json()["access_token"]
         self._http.headers["Authorization"] = f"Bearer {token}"
         return self
@@ -86,8 +93,9 @@ class LocalAirflow:
     def close(self) -> None:
         """Stop all parts and remove the home."""
         self._http.close()
-        if self._program is not None:
-            self._program.stop()
+        for program in (*self._more, self._program):
+            if program is not None:
+                program.stop()
         shutil.rmtree(self.home, ignore_errors=True)
 
     def __enter__(self) -> Self:
@@ -99,6 +107,22 @@ class LocalAirflow:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def kill(self, component: str) -> None:
+        """
+        Kill one part with all that it started, as a node that is lost would.
+
+        :param component: ``api-server``, ``scheduler``, ``triggerer`` or ``dag-processor``.
+        """
+        for program in (self._program, *self._more):
+            if program is not None:
+                program.kill_child(component)
+
+    def add(self, *command: str) -> None:
+        """Start a part of its own, or one anew that was killed: ``add("triggerer")``."""
+        airflow = str(Path(sys.executable).with_name("airflow"))
+        log = self.home / f"{command[0]}-{len(self._more)}.log"
+        self._more.append(Program([airflow, *command], self.environment, log))
 
     @property
     def output(self) -> str:

@@ -76,6 +76,17 @@ class Program:
         psutil.wait_procs(alive, timeout=5)
         self._process.wait()
 
+    def kill_child(self, name: str) -> None:
+        """Kill, with all that they started, the processes of this program whose command line holds a name."""
+        for process in self._family():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                # programs may show another title than they were started with: "api_server" for "api-server"
+                if name in " ".join(process.cmdline()).replace("_", "-"):
+                    for one in (process, *process.children(recursive=True)):
+                        with contextlib.suppress(psutil.NoSuchProcess):
+                            one.kill()
+        self._process.poll()
+
     def _family(self) -> list[psutil.Process]:
         try:
             process = psutil.Process(self._process.pid)

@@ -78,8 +78,8 @@ def stop_until_over(submission_id: str, timeout: float = STOP_TIMEOUT, nonce: st
         if now - began + pause > timeout:
             return Stopped(
                 False,
-                f"The end of job {submission_id} could not be confirmed within {timeout:.12g} s: {seen}. It may run on: "
-                "look for it on the cluster.",
+                f"The end of job {submission_id} could not be confirmed within {timeout:.12g} s: {seen}. It may run "
+                "on: look for it on the cluster.",
                 details,
             )
         now = yield Sleep(pause)
