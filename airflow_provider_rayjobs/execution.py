@@ -320,14 +320,14 @@ class Execution:
         self.memory.change(given_up=True)
         self.log.warning("%s It is given up, and stopped.", error)
         was_pending = error.details is not None and error.details.status == JobStatus.PENDING
-        shortage = f" {self._shortage()}" if was_pending else ""
+        shortage = [self._shortage()] if was_pending else []
         stopped = self._stop()
         if stopped.details is not None and stopped.details.status.is_terminal():
             self._show_log(stopped.details)
             if stopped.details.status != JobStatus.STOPPED:
                 return self._conclude(stopped.details)
         raise RayJobTimeoutError(
-            f"{error} (at {self.cluster.address}){shortage} {stopped.story}",
+            "\n".join([str(error), f"It is at {self.cluster.address}, and was given up.", *shortage, stopped.story]),
             limit=error.limit,
             details=stopped.details or error.details,
         ) from None

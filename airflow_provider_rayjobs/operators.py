@@ -18,7 +18,7 @@ from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
 from airflow_provider_rayjobs.jobs import follow
 from airflow_provider_rayjobs.jobs.limits import Limits
 from airflow_provider_rayjobs.jobs.models import JobSubmission
-from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, stop_until_over
+from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, delete_for_good, stop_until_over
 from airflow_provider_rayjobs.jobs.submission import plan_submission
 from airflow_provider_rayjobs.kills import KillSwitch
 from airflow_provider_rayjobs.outcomes import as_task_errors
@@ -320,7 +320,8 @@ class RayJobDeleteOperator(BaseOperator):
     """
     Delete what a cluster remembers of a job that has ended, its log's place in the dashboard included.
 
-    A job that the cluster does not know is success, so that a second run does no harm. One that has not ended fails the
+    A job that has just ended is given 5 s, in which Ray still writes to its record and would bring it back. One that
+    the cluster does not know is success, so that a second run does no harm. One that has not ended fails the
     task with :class:`~airflow_provider_rayjobs.exceptions.RayJobNotEndedError`: a
     :class:`RayJobStopOperator` before this one, or a retry, may help.
 
@@ -352,7 +353,7 @@ class RayJobDeleteOperator(BaseOperator):
         missing_ok = rendered.as_flag("missing_ok", self.missing_ok)
         with as_task_errors(self), RayJobsHook(self.ray_conn_id).get_conn() as client:
             try:
-                client.delete_job(job)
+                client.run(delete_for_good(job, client.patience))
             except RayJobNotFoundError as error:
                 if not missing_ok:
                     raise

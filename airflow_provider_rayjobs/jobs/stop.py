@@ -1,5 +1,5 @@
 """
-End a job: ask until Ray says that it is over; an engine (:mod:`.steps` is its contract).
+End a job, and clear it away; engines (:mod:`.steps` is their contract).
 
 Ray's stop is fire and forget. It answers before anything has ended, and a PENDING job hears of it only when it starts.
 """
@@ -12,13 +12,16 @@ from typing import TypeVar
 from airflow_provider_rayjobs.exceptions import RayJobNotFoundError, RayJobsError, RayJobsRefusedError
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobStatus
-from airflow_provider_rayjobs.jobs.steps import Engine, Send, Sleep
+from airflow_provider_rayjobs.jobs.steps import Engine, Send, Sleep, send
 from airflow_provider_rayjobs.jobs.submission import NONCE
 
 T = TypeVar("T")
 
 # Seconds in which a stop has to be confirmed: Ray itself gives the processes of a job 3 s after SIGTERM.
 STOP_TIMEOUT = 30.0
+# Seconds after a job's end in which Ray 2.60 still writes to its record. Deleted in between, the record comes back,
+# without metadata, and FAILED (``JobInfoStorageClient.put_status``; seen).
+_SETTLING_TIME = 5.0
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 3.0
 _SHORTEST_TIMEOUT = 1.0
@@ -84,6 +87,20 @@ def stop_until_over(submission_id: str, timeout: float = STOP_TIMEOUT, nonce: st
             )
         now = yield Sleep(pause)
         pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+def delete_for_good(submission_id: str, patience: float) -> Engine[None]:
+    """
+    Delete what Ray remembers of a job that has ended, once Ray has written the last of it.
+
+    :param patience: seconds for which failures that may pass are borne.
+    :raises RayJobNotEndedError: the job has not ended.
+    :raises RayJobNotFoundError: the cluster does not know it.
+    """
+    details: JobDetails = yield from send(endpoints.get_job(submission_id), patience)
+    if details.end_time is not None and details.seen_at is not None:
+        yield Sleep(max(_SETTLING_TIME - (details.seen_at - details.end_time) / 1000, 0))
+    yield from send(endpoints.delete_job(submission_id), patience)
 
 
 def _within(request: endpoints.Request[T], seconds: float) -> endpoints.Request[T]:

@@ -116,10 +116,13 @@ def mark_success(case: Case) -> None:
     case.mark("success")
 
 
-def mark_failed_while_it_logs(case: Case) -> None:
-    case.wait_for_job("RUNNING")
-    time.sleep(8)
-    case.mark("failed")
+def mark_while_it_logs(state: str):
+    def script(case: Case) -> None:
+        case.wait_for_job("RUNNING")
+        time.sleep(8)
+        case.mark(state)
+
+    return script
 
 
 def stop_by_hand(case: Case) -> None:
@@ -225,9 +228,12 @@ CASES = [
                  {"entrypoint": ENDLESS, **RETRY, **how}, mark_failed, state="failed", jobs=("STOPPED",)),
             Case(f"m_success_{mode}", "A task that is marked success takes its job with it.",
                  {"entrypoint": ENDLESS, **RETRY, **how}, mark_success, jobs=("STOPPED",)),
-            Case(f"m_talks_{mode}", "A task that is marked failed while it logs at full speed takes its job with it.",
-                 {"entrypoint": TALKATIVE, **RETRY, **how}, mark_failed_while_it_logs, state="failed",
-                 jobs=("STOPPED",)),
+            *(
+                Case(f"t_{state}_{mode}", "A task that is marked while it logs at full speed takes its job with it.",
+                     {"entrypoint": TALKATIVE, **RETRY, **how}, mark_while_it_logs(state), state=state,
+                     jobs=("STOPPED",))
+                for state in ("failed", "success")
+            ),
             Case(f"l_pending_{mode}", "A job that does not start in time is stopped; what the cluster lacks is said.",
                  {"entrypoint": "true", "entrypoint_resources": {"nowhere": 1}, "pending_timeout": 5, **NO_RETRY,
                   **how},

@@ -18,7 +18,7 @@ from airflow_provider_rayjobs.exceptions import (
 from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType
 from airflow_provider_rayjobs.jobs.endpoints import READ_TIMEOUT
 from airflow_provider_rayjobs.jobs.steps import Engine, Send, Sleep
-from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, Stopped, stop_until_over
+from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, Stopped, delete_for_good, stop_until_over
 from airflow_provider_rayjobs.jobs.submission import NONCE
 
 RUNNING = JobDetails(JobType.SUBMISSION, JobStatus.RUNNING, submission_id="a", metadata={NONCE: "ours"})
@@ -233,3 +233,20 @@ def test_a_slow_head_does_not_double_the_time() -> None:
     assert not cluster.drive(stop_until_over("a", 30)).is_over
     assert cluster.asked[:2] == [GET, STOP]
     assert cluster.clock - 1000 <= 31
+
+
+@pytest.mark.parametrize(
+    ("seen_at", "rest"), [(None, None), (1_000_000, 5.0), (1_002_000, 3.0), (1_060_000, 0)], ids=str
+)
+def test_a_job_that_has_just_ended_is_deleted_a_little_later(seen_at: int | None, rest: float | None) -> None:
+    """Ray still writes to the record of a job for some seconds after its end; deleted before, it would come back."""
+    engine = delete_for_good("a", patience=0)
+    next(engine)
+    step = engine.send(replace(STOPPED, end_time=1_000_000, seen_at=seen_at))
+    if rest is not None:
+        assert step == Sleep(rest)
+        step = engine.send(0.0)
+
+    assert (step.request.method, step.request.path) == ("DELETE", "/api/jobs/a")
+    with pytest.raises(StopIteration):
+        engine.send(True)
