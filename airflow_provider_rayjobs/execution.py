@@ -188,7 +188,7 @@ class Execution:
         note = again or self._new_note(this)
         submission = self.task.plan(self.context, note.submission_id, note.nonce)
         session = self._run(get_session(note.submission_id, self.settings.unreachable_timeout))
-        self.memory.write(replace(note, round=this, session=session, demand=submission.demand()))
+        self.memory.write(replace(note, round=this, session=session, demand=submission.demand(), delivered=False))
         self._make_known()
         self.is_alive = True
         if not note.given:
@@ -271,7 +271,7 @@ class Execution:
 
     def _deliver(self) -> str:
         self.is_alive = False
-        self.memory.change(delivered=True)
+        self.memory.change(accepted=True, delivered=True)
         return self._note.submission_id
 
     def _guard(self, work: Callable[[], str]) -> str:

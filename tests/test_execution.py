@@ -180,6 +180,20 @@ def test_a_submission_that_never_arrived_is_sent_under_its_own_id(client: RayJob
 
 
 @needs_store
+def test_an_id_that_is_sent_again_is_not_delivered_yet(client: RayJobsClient):
+    """A Clear after a success whose submission was never answered, and whose record is gone, begins anew."""
+    store = Store()
+    task().execute(context(store))
+    lost = store.note | {"submission_id": f"lost-{time.time_ns()}", "accepted": False, "delivered": True}
+    store.set("ray_job", lost)
+    with pytest.raises(TaskDeferred):
+        task(deferrable=True).execute(context(store, try_number=2, max_tries=4))
+
+    assert store.note["submission_id"] == lost["submission_id"]
+    assert (store.note["accepted"], store.note["delivered"]) == (True, False)
+
+
+@needs_store
 @pytest.mark.parametrize(
     "change",
     [
