@@ -8,7 +8,6 @@ other error (:meth:`Execution._fail`), a limit (:meth:`Execution._give_up`), Air
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -302,9 +301,9 @@ class Execution:
         if self.is_alive and not isinstance(error, RayJobNotFoundError | RayJobLostError):
             name = self._note.submission_id
             if self.memory.is_durable and not is_last_try(raised, self.task, self.context):
-                self.log.warning("Ray job %s may still run. It is left alone: the next try follows it.", name)
+                self._warn("Ray job %s may still run. It is left alone: the next try follows it.", name)
             else:
-                self.log.warning("Ray job %s may still run, and no try will follow it: it is stopped.", name)
+                self._warn("Ray job %s may still run, and no try will follow it: it is stopped.", name)
                 self._stop()
         if raised is error:
             raise error
@@ -318,7 +317,7 @@ class Execution:
             raise error
         self.is_alive = True
         self.memory.change(given_up=True)
-        self.log.warning("%s It is given up, and stopped.", error)
+        self._warn("%s It is given up, and stopped.", error)
         was_pending = error.details is not None and error.details.status == JobStatus.PENDING
         shortage = [self._shortage()] if was_pending else []
         stopped = self._stop()
@@ -349,7 +348,7 @@ class Execution:
         """End because Airflow wants it: the task was cleared, marked or timed out, or its worker has to go."""
         if not self.is_alive:
             raise RayJobStoppedError("Airflow ended this task when it had no Ray job that runs.") from None
-        self.log.warning("Airflow ends this task. %s", self.kill.story)
+        self._warn("Airflow ends this task. %s", self.kill.story)
         stopped = self._stop()
         if stopped.details is not None:
             self._show_log(stopped.details)
@@ -374,8 +373,16 @@ class Execution:
             stop_until_over(self._note.submission_id, self.settings.stop_timeout, self._note.nonce or None)
         )
         self.is_alive = False
-        self.log.log(logging.INFO if stopped.is_over else logging.WARNING, "%s", stopped.story)
+        if stopped.is_over:
+            self.log.info("%s", stopped.story)
+        else:
+            self._warn("%s", stopped.story)
         return stopped
+
+    def _warn(self, message: str, *args: Any) -> None:
+        """Write a warning, if there is a log: it breaks with a supervisor that dies, and what comes next must not."""
+        with suppress(OSError):
+            self.log.warning(message, *args)
 
     def _shortage(self) -> str:
         """Say why a job does not start, as far as the cluster tells."""

@@ -86,6 +86,7 @@ class LocalAirflow:
         self._program.wait_until(self._is_healthy, "Airflow", timeout)
         if self.execution_port != self.port:
             self.add("api-server", "--apps", "execution", "--port", str(self.execution_port))
+            self._more[-1].wait_until(self._takes_tasks, "the API server for tasks", timeout)
         token = self._http.get("/auth/token").json()["access_token"]
         self._http.headers["Authorization"] = f"Bearer {token}"
         return self
@@ -221,6 +222,12 @@ class LocalAirflow:
         """Return the buttons on a task instance: name to address."""
         path = f"/dags/{dag_id}/dagRuns/{quote(run_id)}/taskInstances/{task_id}/links"
         return dict(self.api("GET", path, params={"map_index": map_index})["extra_links"])
+
+    def _takes_tasks(self) -> bool:
+        try:
+            return self._http.get(f"http://127.0.0.1:{self.execution_port}/execution/health").is_success
+        except httpx.HTTPError:
+            return False
 
     def _is_healthy(self) -> bool:
         try:

@@ -33,7 +33,7 @@ UNTIL_RELEASED = "echo start; until test -e @RELEASE@; do sleep 0.5; done; echo 
 ENDLESS = "echo start; sleep 600"
 ENDLESS_AT_FIRST = "test {{ ti.try_number }} -gt 1 || sleep 600"
 TALKATIVE = [
-    "python", "-uc", "import time\nwhile True: print('\\n'.join(['x' * 99] * 2000)); time.sleep(0.1)",
+    "python", "-uc", "import time\nfor _ in range(1500): print('\\n'.join(['x' * 99] * 2000)); time.sleep(0.1)",
 ]  # fmt: skip
 NOWHERE = {"nowhere": "{{ 1 if ti.try_number == 1 else '' }}"}
 RETRY = {"retries": 1, "retry_delay": 1, "poll_interval": 1}
@@ -71,6 +71,11 @@ def kill_supervisor(case: Case) -> None:
     case.wait_for_job("RUNNING")
     case.kill(supervisor=True)
     release_when_followed(case)
+
+
+def kill_supervisor_for_good(case: Case) -> None:
+    case.wait_for_job("RUNNING")
+    case.kill(supervisor=True)
 
 
 def evict(case: Case) -> None:
@@ -142,6 +147,8 @@ def away_for(seconds: float):
     def script(case: Case) -> None:
         case.wait_for_job("RUNNING")
         case.lane.be_away(seconds)
+        time.sleep(seconds + 2)
+        case.release()
 
     return script
 
@@ -175,6 +182,8 @@ def credentials_are_rotated(case: Case) -> None:
     case.wait_for_job("RUNNING")
     until = time.monotonic() + 8
     case.lane.fault = lambda method, path, number: 401 if time.monotonic() < until else None
+    time.sleep(10)
+    case.release()
 
 
 def await_the_head(case: Case) -> None:
@@ -208,6 +217,11 @@ CASES = [
          {"entrypoint": "echo done", "crash": "before delivery", **RETRY}, crash, tries=2, says=(TAKES,)),
     Case("k_supervisor", "A supervisor that dies leaves the job to the next try.",
          {"entrypoint": UNTIL_RELEASED, **RETRY}, kill_supervisor, tries=2),
+    Case("k_last", "A supervisor that dies on the last try takes with it the job whose log nobody takes any more.",
+         {"entrypoint": "for i in $(seq 600); do echo $i; sleep 0.5; done", **NO_RETRY}, kill_supervisor_for_good,
+         state="failed", jobs=("STOPPED",)),
+    Case("k_deliver_deferred", "A deferred success that was not delivered is taken by the next try.",
+         {"entrypoint": "echo done", "crash": "before delivery", **RETRY, **DEFERRED}, crash, tries=2, says=(TAKES,)),
     Case("evicted", "A worker that has to go stops its job, and the next try submits another.",
          {"entrypoint": ENDLESS_AT_FIRST, **RETRY}, evict, jobs=("STOPPED", "SUCCEEDED"),
          says=("Airflow ended this task",)),
@@ -246,7 +260,7 @@ CASES = [
                  {"entrypoint": ENDLESS, "execution_timeout": 15, **NO_RETRY, **how}, state="failed",
                  jobs=("STOPPED",), says=("RayJobTimeoutError", "execution_timeout")),
             Case(f"away_{mode}", "A head that is away for 20 s is waited for.",
-                 {"entrypoint": SLOW, **NO_RETRY, **how}, away_for(20), tries=1),
+                 {"entrypoint": UNTIL_RELEASED, **NO_RETRY, **how}, away_for(20), tries=1),
             Case(f"given_up_{mode}", "A head that is away for too long ends the try; the next one follows the job.",
                  {"entrypoint": UNTIL_RELEASED, "unreachable_timeout": 4, **RETRY, "retry_delay": 10, **how},
                  away_for_too_long,
@@ -256,7 +270,7 @@ CASES = [
                  away_for(25), state="failed", jobs=("STOPPED",),
                  says=("RayJobsUnreachableError", "no try will follow it: it is stopped")),
             Case(f"rotated_{mode}", "Credentials that are wrong for a while are waited for.",
-                 {"entrypoint": SLOW, **NO_RETRY, **how}, credentials_are_rotated, tries=1),
+                 {"entrypoint": UNTIL_RELEASED, **NO_RETRY, **how}, credentials_are_rotated, tries=1),
             Case(f"drops_{mode}", "Every second request may be lost.",
                  {"entrypoint": SLOW, **NO_RETRY, **how}, every_second_is_dropped, tries=1),
             Case(f"by_hand_{mode}", "A job that somebody stops fails its task; a retry submits another.",
@@ -357,4 +371,6 @@ def test_each_try_has_one_job(played: dict[str, Case], case: Case):
     assert "trouble" not in found, case.story()
     assert (found["state"], found["jobs"]) == (case.state, case.jobs), case.story()
     assert case.tries in (None, found["tries"]), case.story()
+    if "PENDING" in found["jobs"]:  # it counts as stopped if Ray took the stop
+        assert any(text.endswith("/stop: 200") for _, text in case.timeline), case.story()
     assert [words for words in case.says if words not in logs] == [], case.story()

@@ -54,6 +54,12 @@ class FaultyOperator(RayJobSubmitOperator):
             context["task_state_store"] = CrashingStore(context["task_state_store"], self.crash)
         return super().execute(context)
 
+    def execute_complete(self, context: Any, event: Any) -> str:
+        (FOLDER / f"{self.dag_id}.pids").write_text(f"{os.getpid()} {os.getppid()}")
+        if self.crash and context["ti"].try_number == 1:
+            context["task_state_store"] = CrashingStore(context["task_state_store"], self.crash)
+        return super().execute_complete(context, event)
+
 
 def hold(name: str) -> None:
     """Keep the run from ending until the test says so."""
