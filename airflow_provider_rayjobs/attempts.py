@@ -199,10 +199,10 @@ def _decide_unknown(remembered: Remembered, found: Found, name: str) -> Decision
             f"{name} of an earlier try was lost with its cluster, which was started anew (session {remembered.session} "
             f"then, {found.session} now). A new job is submitted.",
         )
-    if not (remembered.accepted or remembered.given_up):
-        return Decision(Action.RESUBMIT, f"{name} was never seen to arrive; it is submitted under the same id.")
     if remembered.given_up:
         return Decision(Action.SUBMIT, f"{name} was given up by an earlier try and is gone. A new job is submitted.")
+    if not remembered.accepted:
+        return Decision(Action.RESUBMIT, f"{name} was never seen to arrive; it is submitted under the same id.")
     return Decision(Action.SUBMIT, f"{name} of an earlier try was deleted by somebody. A new job is submitted.")
 
 

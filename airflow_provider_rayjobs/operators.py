@@ -167,23 +167,24 @@ class RayJobSubmitOperator(BaseOperator):
 
     def execute(self, context: Context) -> str:
         """Find this try's job or submit one, follow it if asked to, and return its submission id."""
-        settings = self._settings()
-        self._kill.is_on = settings.stop_on_kill
-        store = context.get("task_state_store") if self.durable else None
-        if store is None and context["ti"].max_tries:
+        execution = self._execution(context)
+        if not execution.memory.is_durable and context["ti"].max_tries:
             self.log.info("Nothing is remembered from one try to the next: each try submits a new job.")
-        return Execution(self, context, settings, Memory(store), self._kill).submit_and_wait()
+        return execution.submit_and_wait()
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> str:
         """Resume after the trigger: write the job's log, and end as the job ended."""
-        settings = self._settings()
-        self._kill.is_on = settings.stop_on_kill
-        store = context.get("task_state_store") if self.durable else None
-        return Execution(self, context, settings, Memory(store), self._kill).resume(event)
+        return self._execution(context).resume(event)
 
     def on_kill(self) -> None:
         """Stop the job, in the few seconds that Airflow gives; called by a signal handler in the midst of the above."""
         self._kill.kill()
+
+    def _execution(self, context: Context) -> Execution:
+        settings = self._settings()
+        self._kill.is_on = settings.stop_on_kill
+        store = context.get("task_state_store") if self.durable else None
+        return Execution(self, context, settings, Memory(store), self._kill)
 
     def _settings(self) -> Settings:
         return Settings(
