@@ -40,14 +40,15 @@ from airflow_provider_rayjobs.exceptions import (
 from airflow_provider_rayjobs.hooks import RayJobsHook
 from airflow_provider_rayjobs.jobs import endpoints, follow
 from airflow_provider_rayjobs.jobs.limits import Limits, describe_shortage
-from airflow_provider_rayjobs.jobs.logs import LogText
+from airflow_provider_rayjobs.jobs.logs.reader import LogReader
+from airflow_provider_rayjobs.jobs.logs.text import NO_LOG
 from airflow_provider_rayjobs.jobs.models import ClusterResources, JobDetails, JobStatus
 from airflow_provider_rayjobs.jobs.steps import Engine, Interrupted, interruptible
 from airflow_provider_rayjobs.jobs.stop import Stopped, stop_until_over
 from airflow_provider_rayjobs.jobs.submission import get_session, new_nonce, submit_job
 from airflow_provider_rayjobs.kills import KillSwitch
 from airflow_provider_rayjobs.outcomes import as_raised, error_of_end, has_retry_policy, is_last_try, is_unschedulable
-from airflow_provider_rayjobs.triggers import RayJobTrigger, details_of_event
+from airflow_provider_rayjobs.triggers import JOB_LOG, RayJobTrigger, details_of_event
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -67,6 +68,7 @@ class Settings:
     submission_id: str | None
     wait_for_completion: bool
     fetch_logs: str
+    log_lines_limit: int | None
     poll_interval: float
     unreachable_timeout: float
     stop_on_kill: bool
@@ -98,7 +100,13 @@ class Execution:
         self.client = self.hook.client_of(self.cluster)
         self.log = task.log
         self.limits = settings.limits
-        self.reader = None if settings.fetch_logs == "never" else follow.LogReader(LogText())
+        self.reader: LogReader | None = None
+        if settings.fetch_logs != "never":
+            self.reader = LogReader(
+                live=settings.fetch_logs == "live",
+                lines_limit=settings.log_lines_limit,
+                use_agent=self.cluster.may_ask_agents,
+            )
         # whether there may be a job of this task that has not ended
         self.is_alive = False
 
@@ -123,7 +131,6 @@ class Execution:
                     poll_interval=self.settings.poll_interval,
                     unreachable_timeout=self.settings.unreachable_timeout,
                     reader=self.reader,
-                    live=self.settings.fetch_logs == "live",
                     limits=self.limits,
                     session=self._note.session,
                 )
@@ -260,7 +267,7 @@ class Execution:
         error = error_of_end(
             details,
             self.cluster.address,
-            self.reader.log.last_lines if self.reader else (),
+            self.reader.log.ending if self.reader else NO_LOG,
             self._shortage() if is_unschedulable(details) else "",
         )
         if error is not None:
@@ -399,4 +406,4 @@ class Execution:
         return self.client.run(interruptible(engine, lambda: self.kill.is_asked), self._show)
 
     def _show(self, record: str) -> None:
-        self.log.info("%s", record)
+        JOB_LOG.info("%s", record)

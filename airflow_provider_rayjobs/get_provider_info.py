@@ -47,6 +47,14 @@ def get_provider_info() -> dict[str, Any]:
                         ),
                         "schema": {"type": ["string", "null"]},
                     },
+                    "agent_log_access": {
+                        "label": "Access to agents",
+                        "description": (
+                            "Whether the agent of a driver's node is asked for what is new in a large log: no, yes "
+                            "(without credentials) or with_credentials."
+                        ),
+                        "schema": {"type": ["string", "null"]},
+                    },
                 },
             }
         ],

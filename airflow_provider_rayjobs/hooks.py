@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 from urllib.parse import urlsplit
 
@@ -27,7 +28,10 @@ DEFAULT_PORT = 8265
 # Ray's own variable for the address of the Jobs API. It counts where the default connection is not defined,
 # and never against an address that somebody gave.
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
-_KNOWN_EXTRAS = {"base_path", "dashboard_url"}
+_KNOWN_EXTRAS = {"agent_log_access", "base_path", "dashboard_url"}
+# Whether the agent of a driver's node may be asked for the log: not at all, without the connection's credentials, or
+# with them. Its address comes from the cluster's answers, and it is often out of reach.
+_AGENT_LOG_ACCESS = ("no", "yes", "with_credentials")
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,19 @@ class Cluster:
     :param dashboard_url: under which browsers reach its dashboard; the address itself unless the connection
         says more.
     :param token: Ray's authentication token; in no repr.
+    :param agent_log_access: ``no``; ``yes`` to ask the agent of a driver's node for the end of a large log, without
+        credentials; ``with_credentials`` to send it the token.
     """
 
     address: str
     dashboard_url: str
     token: str | None = field(default=None, repr=False)
+    agent_log_access: str = "no"
+
+    @property
+    def may_ask_agents(self) -> bool:
+        """Tell whether the agent of a driver's node may be asked for the log."""
+        return self.agent_log_access != "no"
 
     def job_url(self, submission_id: str) -> str:
         """Return the address of a job's page in the Ray dashboard."""
@@ -109,11 +121,11 @@ class RayJobsHook(BaseHook):
 
     def client_of(self, cluster: Cluster) -> RayJobsClient:
         """Return a blocking client without another look at the connection."""
-        return RayJobsClient(cluster.address, token=cluster.token, logger=self.log)
+        return RayJobsClient(cluster.address, logger=self.log, **_access_of(cluster))
 
     def async_client_of(self, cluster: Cluster) -> AsyncRayJobsClient:
         """Return a client for the running event loop without another look at the connection."""
-        return AsyncRayJobsClient(cluster.address, token=cluster.token, logger=self.log)
+        return AsyncRayJobsClient(cluster.address, logger=self.log, **_access_of(cluster))
 
     def test_connection(self) -> tuple[bool, str]:
         """Say what the connection leads to, or why to nothing; behind the button "Test" in Airflow's UI."""
@@ -162,6 +174,11 @@ class RayJobsHook(BaseHook):
         with self.get_conn() as client:
             return client.get_job_logs(submission_id)
 
+    def save_job_logs(self, submission_id: str, path: str | PathLike[str]) -> int:
+        """Write a driver's log so far to a file, for long ones; see :meth:`.RayJobsClient.save_job_logs`."""
+        with self.get_conn() as client:
+            return client.save_job_logs(submission_id, path)
+
     def follow_job(
         self, submission_id: str, *, on_log: OnLog | None = None, **options: Unpack[follow.FollowOptions]
     ) -> JobDetails:
@@ -204,6 +221,11 @@ class RayJobsHook(BaseHook):
         async with await self.aget_conn() as client:
             return await client.get_job_logs(submission_id)
 
+    async def asave_job_logs(self, submission_id: str, path: str | PathLike[str]) -> int:
+        """See :meth:`save_job_logs`."""
+        async with await self.aget_conn() as client:
+            return await client.save_job_logs(submission_id, path)
+
     async def afollow_job(
         self, submission_id: str, *, on_log: OnLog | None = None, **options: Unpack[follow.FollowOptions]
     ) -> JobDetails:
@@ -241,7 +263,14 @@ def _cluster_of(connection: Connection, extra: Mapping[str, str]) -> Cluster:
     name = f"[{given.hostname}]" if ":" in given.hostname else given.hostname
     address = check_address(f"{schema}://{name}{f':{port}' if port else ''}{f'/{path}' if path else ''}")
     dashboard_url = check_address(extra.get("dashboard_url") or address)
-    return Cluster(address, dashboard_url, token=connection.password or None)
+    agent_log_access = extra.get("agent_log_access", "no")
+    if agent_log_access not in _AGENT_LOG_ACCESS:
+        raise ValueError(f"extra agent_log_access is one of {', '.join(_AGENT_LOG_ACCESS)}, not {agent_log_access!r}")
+    return Cluster(address, dashboard_url, token=connection.password or None, agent_log_access=agent_log_access)
+
+
+def _access_of(cluster: Cluster) -> dict[str, Any]:
+    return {"token": cluster.token, "agent_credentials": cluster.agent_log_access == "with_credentials"}
 
 
 def _only_one(what: str, in_host: T, in_field: T) -> T:

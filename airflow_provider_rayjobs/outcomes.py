@@ -34,6 +34,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobTimeoutError,
     RayJobUnschedulableError,
 )
+from airflow_provider_rayjobs.jobs.logs.text import NO_LOG, Ending, find_exception
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobErrorType, JobStatus
 
 if TYPE_CHECKING:
@@ -84,22 +85,22 @@ FINAL_ERRORS: tuple[type[Exception], ...] = (
 
 
 def error_of_end(
-    details: JobDetails, address: str, last_lines: tuple[str, ...] = (), shortage: str = ""
+    details: JobDetails, address: str, ending: Ending = NO_LOG, shortage: str = ""
 ) -> RayJobEndedError | None:
     """
     Return the error that a job's end means, ``None`` for success alone.
 
     :param details: the job, in a terminal status.
     :param address: of its cluster, for the message.
-    :param last_lines: the end of its log, if it was read to its end; without it Ray's own copy of some is shown.
+    :param ending: of its log, if it was read to its end; without it Ray's own copy of some lines is shown.
     :param shortage: for a job that found no place, what it asks for against what the cluster has.
     """
     if details.status == JobStatus.SUCCEEDED:
         return None
-    message = describe_end(details, address, last_lines, shortage)
+    message = describe_end(details, address, ending, shortage)
     if details.status == JobStatus.STOPPED:
-        return RayJobStoppedError(message, details=details, last_lines=last_lines)
-    return _failure_of(details)[0](message, details=details, last_lines=last_lines)
+        return RayJobStoppedError(message, details=details, last_lines=ending.last_lines)
+    return _failure_of(details)[0](message, details=details, last_lines=ending.last_lines)
 
 
 def is_unschedulable(details: JobDetails) -> bool:
@@ -107,7 +108,7 @@ def is_unschedulable(details: JobDetails) -> bool:
     return _failure_of(details)[0] is RayJobUnschedulableError
 
 
-def describe_end(details: JobDetails, address: str, last_lines: tuple[str, ...] = (), shortage: str = "") -> str:
+def describe_end(details: JobDetails, address: str, ending: Ending = NO_LOG, shortage: str = "") -> str:
     """Return what happened, to which job, where, and what is known of why: the last thing in a red task's log."""
     facts = [f"Ray job {details.name} {details.status}"]
     if details.driver_exit_code is not None:
@@ -119,12 +120,14 @@ def describe_end(details: JobDetails, address: str, last_lines: tuple[str, ...] 
         sentences.append(f"Error type {details.error_type}.")
     sentences.extend(text for text in (_failure_of(details)[1], shortage) if text)
     said = (details.message or "").strip()
-    if last_lines:
+    if exception := ending.exception or find_exception(said.splitlines()):
+        sentences.insert(1, f"The last exception in its log: {exception}")
+    if ending.last_lines:
         said = said.partition(_RAYS_COPY_OF_THE_LOG)[0]
     if said:
         sentences.append(f"Ray says: {said}")
-    if last_lines:
-        sentences.append("\n".join(["The log ends in:", *last_lines]))
+    if ending.last_lines:
+        sentences.append("\n".join(["The log ends in:", *ending.last_lines]))
     return "\n".join(sentences)
 
 

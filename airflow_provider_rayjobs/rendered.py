@@ -76,6 +76,16 @@ def as_optional_seconds(field: str, value: Any) -> float | None:
     return None if _is_nothing(value) else as_seconds(field, value)
 
 
+def as_count(field: str, value: Any) -> int | None:
+    """Return a whole number above 0; ``None`` and what renders to nothing mean "no limit"."""
+    if _is_nothing(value):
+        return None
+    number = as_number(field, value)
+    if number is None or not float(number).is_integer() or number < 1:
+        raise ValueError(f"{field} must be a whole number, 1 or more, not {value!r}")
+    return int(number)
+
+
 def as_exit_codes(field: str, value: Any) -> frozenset[int]:
     """Return exit codes; ``None`` means none, a number means one, a list means each of them."""
     if _is_nothing(value):

@@ -14,10 +14,11 @@ from airflow_provider_rayjobs.exceptions import RayJobNotFoundError, RayJobsErro
 from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, Cluster, RayJobsHook
 from airflow_provider_rayjobs.jobs import follow
 from airflow_provider_rayjobs.jobs.client import OnLog, RayJobsClient
-from airflow_provider_rayjobs.jobs.logs import LogText
+from airflow_provider_rayjobs.jobs.logs.reader import LogReader
+from airflow_provider_rayjobs.jobs.logs.text import NO_LOG, Ending
 from airflow_provider_rayjobs.jobs.models import JobDetails
 from airflow_provider_rayjobs.outcomes import as_sensed, error_of_end
-from airflow_provider_rayjobs.triggers import RayJobTrigger, details_of_event
+from airflow_provider_rayjobs.triggers import JOB_LOG, RayJobTrigger, details_of_event
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg
@@ -40,6 +41,8 @@ class RayJobSensor(BaseSensorOperator):
         (templated)
     :param ray_conn_id: an Airflow connection of type ``ray_jobs``. (templated)
     :param fetch_logs: ``live``, ``on_completion`` or ``never``. (templated)
+    :param log_lines_limit: lines of the log that are shown at most, see
+        :class:`~airflow_provider_rayjobs.operators.RayJobSubmitOperator`. (templated)
     :param poke_interval: seconds between two looks.
     :param deferrable: wait in the triggerer; Airflow's setting ``[operators] default_deferrable`` is the
         default.
@@ -50,7 +53,7 @@ class RayJobSensor(BaseSensorOperator):
     """
 
     template_fields: Sequence[str] = (
-        "submission_id", "ray_conn_id", "fetch_logs", "missing_timeout", "unreachable_timeout",
+        "submission_id", "ray_conn_id", "fetch_logs", "log_lines_limit", "missing_timeout", "unreachable_timeout",
     )  # fmt: skip
     operator_extra_links = (links.RayJobLink(),)
     ui_color = "#d8ecfb"
@@ -61,6 +64,7 @@ class RayJobSensor(BaseSensorOperator):
         submission_id: str | XComArg,
         ray_conn_id: str = DEFAULT_CONN_ID,
         fetch_logs: str = "live",
+        log_lines_limit: int | str | None = None,
         poke_interval: float = follow.POLL_INTERVAL,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         missing_timeout: float | str | timedelta = MISSING_TIMEOUT,
@@ -71,6 +75,7 @@ class RayJobSensor(BaseSensorOperator):
         self.submission_id = submission_id
         self.ray_conn_id = ray_conn_id
         self.fetch_logs = fetch_logs
+        self.log_lines_limit = log_lines_limit
         self.deferrable = deferrable
         self.missing_timeout = missing_timeout
         self.unreachable_timeout = unreachable_timeout
@@ -130,8 +135,7 @@ class RayJobSensor(BaseSensorOperator):
         watch = _Watch(
             job,
             cluster,
-            reader=None if fetch_logs == "never" else follow.LogReader(LogText()),
-            live=fetch_logs == "live",
+            reader=None if fetch_logs == "never" else self._reader(cluster, live=fetch_logs == "live"),
             missing_timeout=rendered.as_seconds("missing_timeout", self.missing_timeout),
             unreachable_timeout=rendered.as_seconds("unreachable_timeout", self.unreachable_timeout),
         )
@@ -139,16 +143,23 @@ class RayJobSensor(BaseSensorOperator):
             watch.recall(context)
         return watch
 
+    def _reader(self, cluster: Cluster, *, live: bool) -> LogReader:
+        return LogReader(
+            live=live,
+            lines_limit=rendered.as_count("log_lines_limit", self.log_lines_limit),
+            use_agent=cluster.may_ask_agents,
+        )
+
     def _has_succeeded(self, details: JobDetails, watch: _Watch) -> bool:
         if not details.status.is_terminal():
             return False
-        error = error_of_end(details, watch.cluster.address, watch.last_lines)
+        error = error_of_end(details, watch.cluster.address, watch.ending)
         if error is not None:
             raise as_sensed(error)
         return True
 
     def _show(self, record: str) -> None:
-        self.log.info("%s", record)
+        JOB_LOG.info("%s", record)
 
 
 class _Watch:
@@ -159,15 +170,13 @@ class _Watch:
         job: str,
         cluster: Cluster,
         *,
-        reader: follow.LogReader | None,
-        live: bool,
+        reader: LogReader | None,
         missing_timeout: float,
         unreachable_timeout: float,
     ) -> None:
         self.job = job
         self.cluster = cluster
         self.reader = reader
-        self.live = live
         self.missing_timeout = missing_timeout
         self.unreachable_timeout = unreachable_timeout
         # wall clock, as it may have to last from one worker process to another
@@ -182,7 +191,7 @@ class _Watch:
         """
         try:
             try:
-                details = client.run(follow.look(self.job, self.reader, live=self.live), show)
+                details = client.run(follow.look(self.job, self.reader), show)
             except RayJobNotFoundError:
                 if time.time() - self.began >= self.missing_timeout:
                     raise
@@ -196,8 +205,8 @@ class _Watch:
         return None
 
     @property
-    def last_lines(self) -> tuple[str, ...]:
-        return self.reader.log.last_lines if self.reader else ()
+    def ending(self) -> Ending:
+        return self.reader.log.ending if self.reader else NO_LOG
 
     def recall(self, context: Context) -> None:
         """Take up what an earlier process of this try left; without a store the log has to wait for the job's end."""
@@ -207,17 +216,16 @@ class _Watch:
             self.began = first.timestamp()
         store = context.get("task_state_store")
         if store is None:
-            self.live = False
             if self.reader is not None:
+                self.reader.live = False
                 self.reader.said_no_log = first is not None
             return
         memory: Any = store.get(_MEMORY_KEY)
         # the store outlives retries and Clear; another try shows the log from its start
         if memory and (memory["try_number"], memory["job"]) == (task_instance.try_number, self.job):
             self.outage.since = memory["outage_since"] or None
-            if self.reader is not None:
-                self.reader = follow.LogReader(LogText(memory["log_position"]), memory["log_source"] or None)
-                self.reader.said_no_log = memory["said_no_log"]
+            if self.reader is not None and memory["log"]:
+                self.reader = self.reader.resumed(memory["log"])
 
     def remember(self, context: Context) -> None:
         """Leave what the next process needs."""
@@ -228,9 +236,7 @@ class _Watch:
                 {
                     "try_number": context["ti"].try_number,
                     "job": self.job,
-                    "log_position": self.reader.log.position if self.reader else 0,
-                    "log_source": self.reader.source or "" if self.reader else "",
-                    "said_no_log": self.reader.said_no_log if self.reader else False,
+                    "log": self.reader.state if self.reader else {},
                     "outage_since": self.outage.since or 0,
                 },
             )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import structlog
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_rayjobs import exceptions
@@ -21,6 +22,8 @@ from airflow_provider_rayjobs.jobs.limits import Limits
 from airflow_provider_rayjobs.jobs.models import JobDetails
 from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, stop_until_over
 
+# Under this name a job's own lines stand in the task's log: what tells them from ours.
+JOB_LOG = structlog.get_logger("airflow.task.ray_job")
 # Seconds before which no event is fired. Airflow notices only after up to 5 s (``[workers] min_heartbeat_interval``)
 # and a scheduler loop that the process of a deferred task has gone; a task that has resumed by then it takes for
 # killed, and fails it (apache/airflow issues 66374, 67287, 72716). Seen for 2 of 10 tasks that deferred for 4 s on

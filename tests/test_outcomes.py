@@ -35,6 +35,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobUnschedulableError,
 )
 from airflow_provider_rayjobs.jobs import JobDetails, JobErrorType, JobStatus, JobType
+from airflow_provider_rayjobs.jobs.logs.text import Ending
 from airflow_provider_rayjobs.outcomes import (
     FINAL_ERRORS,
     as_raised,
@@ -75,7 +76,7 @@ def test_every_other_end_is_an_error_that_airflow_can_carry(status: JobStatus):
     """The error has the job's details and log, and survives pickling."""
     details = job(status, driver_exit_code=3)
 
-    error = error_of_end(details, ADDRESS, ("last",))
+    error = error_of_end(details, ADDRESS, Ending(("last",)))
 
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is type(error)
@@ -138,7 +139,7 @@ def test_the_description_has_all_that_is_known():
         message="Job entrypoint command failed with exit code 3, last available logs (truncated):\nboom\n",
     )
 
-    assert describe_end(details, ADDRESS, ("boom",)).splitlines() == [
+    assert describe_end(details, ADDRESS, Ending(("boom",))).splitlines() == [
         "Ray job job-1 FAILED with exit code 3 after 2.5 s, at http://head:8265.",
         "Error type JOB_ENTRYPOINT_COMMAND_ERROR.",
         "Ray says: Job entrypoint command failed with exit code 3",

@@ -13,6 +13,9 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar, Unpack, assert_never
 from urllib.parse import urlsplit
@@ -20,12 +23,14 @@ from urllib.parse import urlsplit
 import httpx
 
 from airflow_provider_rayjobs import __version__
-from airflow_provider_rayjobs.exceptions import RayJobsConnectionError, RayJobsError
+from airflow_provider_rayjobs.exceptions import RayJobsAddressError, RayJobsConnectionError, RayJobsError
 from airflow_provider_rayjobs.jobs import endpoints, follow
 from airflow_provider_rayjobs.jobs.endpoints import Answer, LogRequest, Request
-from airflow_provider_rayjobs.jobs.logs import LogText, WholeLog
+from airflow_provider_rayjobs.jobs.logs.download import LogFile, get_job_logs, save_job_logs
+from airflow_provider_rayjobs.jobs.logs.json_text import JsonText
+from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.models import JobDetails, RayVersion
-from airflow_provider_rayjobs.jobs.steps import Engine, Note, ReadLog, Send, Show, Sleep, Step, send
+from airflow_provider_rayjobs.jobs.steps import Engine, Note, ReadLog, Send, Show, Sleep, Step, TakesLog, send
 from airflow_provider_rayjobs.jobs.submission import SubmissionOptions, plan_submission, submit_job
 
 T = TypeVar("T")
@@ -62,8 +67,10 @@ class _Methods:
         token: str | None = None,
         patience: float = PATIENCE,
         logger: TakesNotes | None = None,
+        agent_credentials: bool = False,
     ) -> None:
         self.address = check_address(address)
+        self._agent_credentials = agent_credentials
         self.patience = patience
         if token is not None and not (token.isascii() and token.isprintable()):
             raise ValueError("the token holds a character that no HTTP header can hold, such as a newline at its end")
@@ -73,36 +80,44 @@ class _Methods:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r})"
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self, *, credentials: bool = True) -> dict[str, Any]:
         """Return what both kinds of httpx client are made with. Redirects are not followed: they lead elsewhere."""
         # A browser's User-Agent is refused by Ray on every write.
         headers = {"User-Agent": f"airflow-provider-rayjobs/{__version__}", "Accept": "*/*"}
-        if self._token:
+        if self._token and credentials:
             headers["Authorization"] = f"Bearer {self._token}"
         return {"base_url": self.address, "headers": headers, "timeout": _CONNECT_TIMEOUT}
 
     def _arguments(self, request: Request[Any] | LogRequest) -> dict[str, Any]:
-        return {
+        arguments = {
             "method": request.method,
             "url": request.path,
             "params": request.params,
             "json": request.body,
             "timeout": httpx.Timeout(request.timeout, connect=min(_CONNECT_TIMEOUT, request.timeout)),
         }
+        if isinstance(request, LogRequest) and request.agent:
+            arguments["url"] = f"{request.agent.rstrip('/')}{request.path}"
+        if isinstance(request, LogRequest) and request.offset:
+            arguments["headers"] = {"Range": f"bytes={request.offset}-"}
+        return arguments
 
-    def _answer(self, response: httpx.Response) -> Answer:
+    def _answer(self, response: httpx.Response, address: str | None = None) -> Answer:
         return Answer(
             response.status_code,
             response.content,
-            self.address,
+            address or self.address,
             response.headers.get("content-type", ""),
             _time_of(response.headers.get("date")),
         )
 
-    def _connection_error(self, request: Request[Any] | LogRequest, error: httpx.HTTPError) -> RayJobsConnectionError:
+    def _connection_error(
+        self, request: Request[Any] | LogRequest, error: httpx.HTTPError | httpx.InvalidURL
+    ) -> RayJobsConnectionError:
         """Translate httpx's errors, here and nowhere else."""
+        address = (isinstance(request, LogRequest) and request.agent) or self.address
         return RayJobsConnectionError(
-            f"Could not {request.about}: no answer from {self.address} ({type(error).__name__}: {error}). Check that "
+            f"Could not {request.about}: no answer from {address} ({type(error).__name__}: {error}). Check that "
             "the Ray head runs, that this machine may reach it, and the address in the Airflow connection.",
             sent=not isinstance(error, _NEVER_SENT),
         )
@@ -119,6 +134,8 @@ class RayJobsClient(_Methods):
     :param token: Ray's authentication token, sent as ``Authorization: Bearer``.
     :param patience: seconds for which a method goes on trying when the cluster does not answer.
     :param logger: where notes on outages and incomplete logs go.
+    :param agent_credentials: whether an agent that is asked for a log is sent the token, too. Its address comes from
+        the cluster's answers.
     :param transport: httpx's, for tests.
     """
 
@@ -129,10 +146,16 @@ class RayJobsClient(_Methods):
         token: str | None = None,
         patience: float = PATIENCE,
         logger: TakesNotes | None = None,
+        agent_credentials: bool = False,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        super().__init__(address, token=token, patience=patience, logger=logger)
+        super().__init__(address, token=token, patience=patience, logger=logger, agent_credentials=agent_credentials)
+        self._transport = transport
         self._http = httpx.Client(transport=transport, **self._settings())
+
+    @cached_property
+    def _agents(self) -> httpx.Client:
+        return httpx.Client(transport=self._transport, **self._settings(credentials=self._agent_credentials))
 
     def get_version(self) -> RayVersion:
         """Return what answers: its Ray version and session."""
@@ -166,7 +189,18 @@ class RayJobsClient(_Methods):
 
     def get_job_logs(self, submission_id: str) -> str:
         """Return a driver's log so far as one text, held in memory."""
-        return self.run(follow.get_job_logs(submission_id, self.patience))
+        return self.run(get_job_logs(submission_id, self.patience))
+
+    def save_job_logs(self, submission_id: str, path: str | PathLike[str]) -> int:
+        """
+        Write a driver's log so far to a file, byte for byte, and return how many bytes it has.
+
+        It is held in memory nowhere. A head before Ray 2.47 gives the log as text, with its line ends changed.
+
+        :param path: of the file; an existing one is replaced when all of the log is there.
+        """
+        with LogFile(Path(path)) as file:
+            return self.run(save_job_logs(submission_id, file, self.patience))
 
     def follow_job(
         self, submission_id: str, *, on_log: OnLog | None = None, **options: Unpack[follow.FollowOptions]
@@ -222,17 +256,22 @@ class RayJobsClient(_Methods):
             raise self._connection_error(request, error) from error
         return endpoints.read_answer(request, self._answer(response))
 
-    def _read_log(self, request: LogRequest, log: LogText | WholeLog, show: OnLog) -> None:
-        log.begin()
+    def _read_log(self, request: LogRequest, log: TakesLog, show: OnLog) -> None:
         try:
-            with self._http.stream(**self._arguments(request)) as response:
-                if not endpoints.is_log(response.status_code, response.headers.get("content-type", "")):
+            with (self._agents if request.agent else self._http).stream(**self._arguments(request)) as response:
+                start = _start_of(request, response)
+                if start is None:
                     response.read()
-                    raise endpoints.error_of(request, self._answer(response))
-                for chunk in response.iter_bytes(_LOG_CHUNK):
-                    for record in log.feed(chunk):
+                    raise endpoints.error_of(request, self._answer(response, request.agent))
+                body = _Body(request, self.address)
+                log.begin(start)
+                for chunk in response.iter_bytes(_LOG_CHUNK) if response.is_success else ():
+                    for record in log.feed(body.decode(chunk)):
                         show(record)
-        except httpx.HTTPError as error:
+                    if not log.wants_more:
+                        return
+                body.check()
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self._connection_error(request, error) from error
         for record in log.flush():
             show(record)
@@ -240,6 +279,8 @@ class RayJobsClient(_Methods):
     def close(self) -> None:
         """Close the connections that are kept for the next request."""
         self._http.close()
+        if "_agents" in self.__dict__:
+            self._agents.close()
 
     def __enter__(self) -> Self:
         return self
@@ -260,10 +301,16 @@ class AsyncRayJobsClient(_Methods):
         token: str | None = None,
         patience: float = PATIENCE,
         logger: TakesNotes | None = None,
+        agent_credentials: bool = False,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        super().__init__(address, token=token, patience=patience, logger=logger)
+        super().__init__(address, token=token, patience=patience, logger=logger, agent_credentials=agent_credentials)
+        self._transport = transport
         self._http = httpx.AsyncClient(transport=transport, **self._settings())
+
+    @cached_property
+    def _agents(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(transport=self._transport, **self._settings(credentials=self._agent_credentials))
 
     async def get_version(self) -> RayVersion:
         """See :meth:`RayJobsClient.get_version`."""
@@ -291,7 +338,12 @@ class AsyncRayJobsClient(_Methods):
 
     async def get_job_logs(self, submission_id: str) -> str:
         """See :meth:`RayJobsClient.get_job_logs`."""
-        return await self.run(follow.get_job_logs(submission_id, self.patience))
+        return await self.run(get_job_logs(submission_id, self.patience))
+
+    async def save_job_logs(self, submission_id: str, path: str | PathLike[str]) -> int:
+        """See :meth:`RayJobsClient.save_job_logs`; the file is written on the event loop, in pieces of 64 KiB."""
+        with LogFile(Path(path)) as file:
+            return await self.run(save_job_logs(submission_id, file, self.patience))
 
     async def follow_job(
         self, submission_id: str, *, on_log: OnLog | None = None, **options: Unpack[follow.FollowOptions]
@@ -342,17 +394,23 @@ class AsyncRayJobsClient(_Methods):
             raise self._connection_error(request, error) from error
         return endpoints.read_answer(request, self._answer(response))
 
-    async def _read_log(self, request: LogRequest, log: LogText | WholeLog, show: OnLog) -> None:
-        log.begin()
+    async def _read_log(self, request: LogRequest, log: TakesLog, show: OnLog) -> None:
         try:
-            async with self._http.stream(**self._arguments(request)) as response:
-                if not endpoints.is_log(response.status_code, response.headers.get("content-type", "")):
+            async with (self._agents if request.agent else self._http).stream(**self._arguments(request)) as response:
+                start = _start_of(request, response)
+                if start is None:
                     await response.aread()
-                    raise endpoints.error_of(request, self._answer(response))
-                async for chunk in response.aiter_bytes(_LOG_CHUNK):
-                    for record in log.feed(chunk):
-                        show(record)
-        except httpx.HTTPError as error:
+                    raise endpoints.error_of(request, self._answer(response, request.agent))
+                body = _Body(request, self.address)
+                log.begin(start)
+                if response.is_success:
+                    async for chunk in response.aiter_bytes(_LOG_CHUNK):
+                        for record in log.feed(body.decode(chunk)):
+                            show(record)
+                        if not log.wants_more:
+                            return
+                body.check()
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self._connection_error(request, error) from error
         for record in log.flush():
             show(record)
@@ -360,6 +418,8 @@ class AsyncRayJobsClient(_Methods):
     async def aclose(self) -> None:
         """Close the connections that are kept for the next request."""
         await self._http.aclose()
+        if "_agents" in self.__dict__:
+            await self._agents.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -397,8 +457,34 @@ def check_address(address: str) -> str:
     return address.rstrip("/")
 
 
-def _reader(on_log: OnLog | None) -> follow.LogReader | None:
-    return follow.LogReader(LogText()) if on_log else None
+class _Body:
+    """What an answer holds of a log: its bytes as they are, or as the text in JSON."""
+
+    def __init__(self, request: LogRequest, address: str) -> None:
+        self._json = JsonText() if request.is_json else None
+        self._about = f"Could not {request.about} at {address}"
+
+    def decode(self, chunk: bytes) -> bytes:
+        """Return the log's next bytes."""
+        if self._json is None:
+            return chunk
+        try:
+            return self._json.decode(chunk)
+        except ValueError as error:
+            raise RayJobsAddressError(f"{self._about}: {error}", status_code=200) from error
+
+    def check(self) -> None:
+        """Make sure that the answer has come to its end."""
+        if self._json is not None and not self._json.is_whole:
+            raise RayJobsAddressError(f"{self._about}: the answer is not what the Ray Jobs API says.", status_code=200)
+
+
+def _start_of(request: LogRequest, response: httpx.Response) -> int | None:
+    return endpoints.start_of_log(request, response.status_code, response.headers.get("content-type", ""))
+
+
+def _reader(on_log: OnLog | None) -> LogReader | None:
+    return LogReader() if on_log else None
 
 
 def _time_of(date: str | None) -> int:

@@ -34,6 +34,8 @@ T = TypeVar("T")
 READ_TIMEOUT = 30.0
 # A client that leaves in the middle of a submission can leave a job PENDING for ever (ray-project/ray 62766).
 SUBMIT_TIMEOUT = 120.0
+# Seconds in which the head's agent has to send a log: a gigabyte through a slow network.
+_LOG_TIMEOUT = 3600
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,20 @@ class Request(Generic[T]):
 
 @dataclass(frozen=True)
 class LogRequest:
-    """A request whose answer is a log's bytes, to be read piece by piece and never held whole."""
+    """
+    A request whose answer is a log's bytes, to be read piece by piece and never held whole.
+
+    :param offset: where in the log the answer is to begin; one that does not heed it begins at 0.
+    :param agent: the address of the node's agent, where it is asked for instead of the head.
+    :param is_json: whether the answer is JSON that holds the log's text.
+    """
 
     about: str
     path: str
-    params: Mapping[str, str]
+    params: Mapping[str, str] | None = None
+    offset: int = 0
+    agent: str | None = None
+    is_json: bool = False
     timeout: float = READ_TIMEOUT
     method: ClassVar[str] = "GET"
     body: ClassVar[None] = None
@@ -185,36 +196,50 @@ def get_cluster_status() -> Request[ClusterResources]:
     return Request("get the cluster's resources", "GET", "/api/cluster_status", ClusterResources.from_json)
 
 
-def get_job_logs(submission_id: str) -> Request[str]:
+def get_log_text(submission_id: str) -> LogRequest:
     r"""
-    Describe the request for a driver's whole log as text, in one piece.
+    Describe the request for a driver's whole log as text.
 
-    Every Ray version has it, but it holds the log in memory, turns ``\r\n`` and ``\r`` into ``\n``, and fails
-    for bytes that are not UTF-8. So positions in it mean nothing in :func:`get_log_file`.
+    Every Ray version has it, but the head holds the log in memory for it, turns ``\r\n`` and ``\r`` into
+    ``\n``, and fails for bytes that are not UTF-8. So positions in it mean nothing in :func:`get_log_file`.
 
     :raises RayJobsRefusedError: on sending, for a job of type DRIVER.
     """
-    return Request(
-        f"read the log of job {submission_id}",
-        "GET",
-        f"{_job_path(submission_id)}/logs",
-        lambda answer: str(answer["logs"]),
-    )
+    return LogRequest(f"read the log of job {submission_id}", f"{_job_path(submission_id)}/logs", is_json=True)
 
 
-def get_log_file(submission_id: str, node_id: str) -> LogRequest:
+def get_log_file(submission_id: str, node_id: str, lines: int = -1) -> LogRequest:
     """
     Describe the request for a driver's log file, byte for byte (Ray 2.47 and later).
 
-    By the file's name: asked by ``submission_id`` the head looks through every job it ever ran.
+    By the file's name: asked by ``submission_id`` the head looks through every job it ever ran. What is read is the
+    file as it is at the time of the request.
 
     :param node_id: where the driver runs, ``JobDetails.driver_node_id``.
+    :param lines: so many of the last; -1 for all.
     """
     return LogRequest(
         f"read the log of job {submission_id}",
         "/api/v0/logs/file",
-        {"node_id": node_id, "filename": f"job-driver-{submission_id}.log", "lines": "-1"},
+        # without a time-out of ours the head cuts a read off after 30 s
+        {"node_id": node_id, "filename": log_name(submission_id), "lines": str(lines), "timeout": str(_LOG_TIMEOUT)},
     )
+
+
+def get_agent_log(submission_id: str, agent: str, offset: int) -> LogRequest:
+    """
+    Describe the request for a driver's log file from a byte on, to the agent of its node.
+
+    :param agent: ``JobDetails.driver_agent_http_address``.
+    :param offset: in bytes.
+    """
+    path = f"/logs/{quote(log_name(submission_id))}"
+    return LogRequest(f"read the log of job {submission_id}", path, offset=offset, agent=agent)
+
+
+def log_name(submission_id: str) -> str:
+    """Return the name of a driver's log file."""
+    return f"job-driver-{submission_id}.log"
 
 
 def read_answer(request: Request[T], answer: Answer) -> T:
@@ -236,9 +261,17 @@ def read_answer(request: Request[T], answer: Answer) -> T:
         ) from error
 
 
-def is_log(status_code: int, content_type: str) -> bool:
-    """Tell whether an answer is the log that was asked for, not an error or some proxy's page."""
-    return status_code == 200 and not content_type.startswith("text/html")
+def start_of_log(request: LogRequest, status_code: int, content_type: str) -> int | None:
+    """
+    Return where in the log an answer's bytes begin; ``None`` if it is an error, or some proxy's page.
+
+    416 says that the log has nothing beyond the offset: an answer without bytes.
+    """
+    if content_type.startswith("text/html"):
+        return None
+    if request.offset and status_code in (206, 416):
+        return request.offset
+    return 0 if status_code == 200 else None
 
 
 def error_of(request: Request[Any] | LogRequest, answer: Answer) -> RayJobsResponseError:

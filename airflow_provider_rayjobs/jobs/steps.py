@@ -9,7 +9,7 @@ that met them.
 it yields      and is sent
 =============  ==================================================================================================
 ``Send``       the request's answer; the driver sends once, repeating is the engine's decision
-``ReadLog``    nothing; the driver feeds the log's bytes to the ``LogText`` and shows the records that come out
+``ReadLog``    nothing; the driver feeds the log's bytes to what takes them, and shows the records that come out
 ``Show``       nothing; one record of the job's log for whoever reads along
 ``Note``       nothing; a sentence of ours for the log
 ``Sleep``      the time afterwards, in seconds of a clock that never goes back; ``Sleep(0)`` asks for the time
@@ -23,10 +23,10 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from airflow_provider_rayjobs.exceptions import (
     RayJobsConnectionError,
@@ -34,7 +34,6 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobsUnavailableError,
 )
 from airflow_provider_rayjobs.jobs.endpoints import LogRequest, Request
-from airflow_provider_rayjobs.jobs.logs import LogText, WholeLog
 
 T = TypeVar("T")
 
@@ -44,10 +43,27 @@ class Send:
     request: Request[Any]
 
 
+class TakesLog(Protocol):
+    """Whatever takes the bytes of a read of a log: a :class:`~.logs.text.LogText`, a file, a text."""
+
+    @property
+    def wants_more(self) -> bool:
+        """Tell whether the rest of the read is of any use."""
+
+    def begin(self, offset: int = 0) -> None:
+        """Say where in the log the next bytes stand: a new read begins."""
+
+    def feed(self, data: bytes) -> Iterator[str]:
+        """Take the next bytes and yield records to be shown."""
+
+    def flush(self) -> Iterator[str]:
+        """Take note that the read came to the log's present end, and yield records to be shown."""
+
+
 @dataclass(frozen=True)
 class ReadLog:
     request: LogRequest
-    log: LogText | WholeLog
+    log: TakesLog
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from airflow_provider_rayjobs.exceptions import (
 )
 from airflow_provider_rayjobs.jobs import AsyncRayJobsClient, JobStatus, JobSubmission, RayJobsClient, endpoints
 from airflow_provider_rayjobs.jobs.client import check_address
-from airflow_provider_rayjobs.jobs.logs import LogText
+from airflow_provider_rayjobs.jobs.logs.text import LogText
 from airflow_provider_rayjobs.jobs.steps import ReadLog, Show, Sleep
 
 SAMPLES = Path(__file__).parents[1] / "samples" / "2.60.0"

@@ -21,6 +21,7 @@ from airflow_provider_rayjobs.exceptions import (
 )
 from airflow_provider_rayjobs.jobs import JobSubmission, RayVersion, endpoints
 from airflow_provider_rayjobs.jobs.endpoints import Answer, Request, error_of, read_answer
+from airflow_provider_rayjobs.jobs.logs.json_text import JsonText
 
 SAMPLES = Path(__file__).parents[1] / "samples" / "2.60.0"
 ADDRESS = "http://ray-head:8265"
@@ -52,7 +53,6 @@ def sample(name: str) -> Answer:
         pytest.param(endpoints.list_jobs(), "GET", "/api/jobs/", None, True, id="list"),
         pytest.param(endpoints.stop_job("a/b"), "POST", "/api/jobs/a%2Fb/stop", None, True, id="stop"),
         pytest.param(endpoints.delete_job("a/b"), "DELETE", "/api/jobs/a%2Fb", None, False, id="delete"),
-        pytest.param(endpoints.get_job_logs("a/b"), "GET", "/api/jobs/a%2Fb/logs", None, True, id="logs"),
         pytest.param(endpoints.get_cluster_status(), "GET", "/api/cluster_status", None, True, id="cluster"),
     ],
 )
@@ -68,7 +68,30 @@ def test_log_file_request() -> None:
     request = endpoints.get_log_file("a", "node")
 
     assert (request.method, request.path, request.body, request.repeatable) == ("GET", "/api/v0/logs/file", None, True)
-    assert request.params == {"node_id": "node", "filename": "job-driver-a.log", "lines": "-1"}
+    assert request.params == {"node_id": "node", "filename": "job-driver-a.log", "lines": "-1", "timeout": "3600"}
+    assert endpoints.get_log_file("a", "node", 10).params["lines"] == "10"
+
+
+def test_log_text_request() -> None:
+    """The text of a log comes inside JSON, with the id quoted."""
+    request = endpoints.get_log_text("a/b")
+
+    assert (request.path, request.is_json, request.params) == ("/api/jobs/a%2Fb/logs", True, None)
+
+
+@pytest.mark.parametrize(
+    ("offset", "status_code", "content_type", "start"),
+    [
+        (0, 200, "text/plain", 0), (7, 206, "text/plain", 7), (7, 416, "text/plain", 7), (7, 200, "text/plain", 0),
+        (0, 206, "text/plain", None), (0, 416, "text/plain", None), (7, 404, "text/plain", None),
+        (0, 200, "text/html; charset=utf-8", None), (7, 206, "text/html", None),
+    ],
+)  # fmt: skip
+def test_start_of_a_log(offset: int, status_code: int, content_type: str, start: int | None) -> None:
+    """An answer begins where it was asked to, or at 0 where that was not heeded; a page is no log."""
+    request = endpoints.get_agent_log("a", "http://node:1", offset)
+
+    assert endpoints.start_of_log(request, status_code, content_type) == start
 
 
 def test_submission_may_take_long() -> None:
@@ -104,7 +127,8 @@ def test_jobs_as_answers() -> None:
     jobs = read_answer(endpoints.list_jobs(), sample("jobs_list.json"))
     assert [job.type for job in jobs] == ["SUBMISSION"] * 4 + ["DRIVER"]
     assert {job.name for job in jobs} >= {"sample-failed", "sample-stopped", "03000000"}
-    assert "\none\nzwei ü\nthree" in read_answer(endpoints.get_job_logs("a"), sample("job_logs.json"))
+    log = JsonText().decode(sample("job_logs.json").content).decode()
+    assert "\none\nzwei ü\nthree" in log
 
 
 def test_answers_of_older_heads() -> None:
@@ -219,7 +243,6 @@ def test_long_answers_are_cut() -> None:
         pytest.param(endpoints.delete_job("a"), b"null", id="null for a deletion"),
         pytest.param(endpoints.get_cluster_status(), b"[]", id="a list for the cluster"),
         pytest.param(endpoints.get_cluster_status(), b'{"data": "ok"}', id="a word for the cluster"),
-        pytest.param(endpoints.get_job_logs("a"), b'"text"', id="a log without its name"),
         pytest.param(endpoints.submit_job(JobSubmission("a", "b")), b"{}", id="a submission without an id"),
     ],
 )

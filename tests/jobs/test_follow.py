@@ -25,9 +25,11 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobTimeoutError,
 )
 from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType, RayVersion
-from airflow_provider_rayjobs.jobs.follow import LogReader, follow_job, get_job_logs, look
+from airflow_provider_rayjobs.jobs.follow import follow_job, look
 from airflow_provider_rayjobs.jobs.limits import Limits
-from airflow_provider_rayjobs.jobs.logs import LogText
+from airflow_provider_rayjobs.jobs.logs.download import get_job_logs
+from airflow_provider_rayjobs.jobs.logs.reader import LogReader
+from airflow_provider_rayjobs.jobs.logs.text import NO_LOG
 from airflow_provider_rayjobs.jobs.steps import Engine, Note, ReadLog, Send, Show, Sleep
 
 LOST = RayJobsConnectionError("cut off")
@@ -91,17 +93,15 @@ class Cluster:
                 if request.path == "/api/version":
                     answer = next(scripts["version"])
                     return RayVersion("4", answer) if isinstance(answer, str) else answer
-                if not request.path.endswith("/logs"):
-                    return next(scripts["jobs"])
-                self._read()
-                return next(scripts["texts"])
+                return next(scripts["jobs"])
             case ReadLog(request, log):
                 self.asked.append(request.path)
                 self._read()
-                answer = next(scripts["files"])
+                answer = next(scripts["texts" if request.is_json else "files"])
                 if isinstance(answer, RayJobsError):
                     return answer
                 data, error = answer if isinstance(answer, tuple) else (answer, None)
+                data = data.encode() if isinstance(data, str) else data
                 log.begin()
                 self.shown += log.feed(data)
                 if error is None:
@@ -261,7 +261,7 @@ def test_interactive_job() -> None:
     ended = replace(INTERACTIVE, status=JobStatus.SUCCEEDED)
     cluster = Cluster(jobs=[INTERACTIVE, INTERACTIVE, ended])
 
-    assert cluster.drive(follow_job("02000000", reader=LogReader(LogText()))) is ended
+    assert cluster.drive(follow_job("02000000", reader=LogReader())) is ended
     assert cluster.asked == ["/api/jobs/02000000"] * 3
     assert [note.message.split(":")[0] for note in cluster.notes] == [
         "Job 02000000 was started interactively (type DRIVER)"
@@ -290,7 +290,7 @@ def test_log_source(version: str | RayJobsError, source: str) -> None:
         texts=["one\ntw", "one\ntwo\nthree"],
     )
 
-    assert cluster.drive(follow_job("a", reader=LogReader(LogText()))) is SUCCEEDED
+    assert cluster.drive(follow_job("a", reader=LogReader())) is SUCCEEDED
     assert cluster.shown == ["one", "two", "three"]
     assert cluster.asked.count(VERSION) == 1
     assert cluster.asked.count(source) == 3
@@ -302,7 +302,7 @@ def test_long_text() -> None:
     lines = [f"line {number}" for number in range(2500)]
     cluster = Cluster(jobs=[RUNNING, SUCCEEDED], version=["2.40.0"], texts=["\n".join(lines)])
 
-    cluster.drive(follow_job("a", reader=LogReader(LogText())))
+    cluster.drive(follow_job("a", reader=LogReader()))
 
     assert "\n".join(cluster.shown) == "\n".join(lines)
     assert len(cluster.shown) < 10
@@ -312,7 +312,7 @@ def test_log_only_at_the_end() -> None:
     """With live=False the log is read once, when the job has ended."""
     cluster = Cluster(jobs=[RUNNING] * 5 + [SUCCEEDED], files=[b"one\ntwo\n"])
 
-    cluster.drive(follow_job("a", reader=LogReader(LogText()), live=False))
+    cluster.drive(follow_job("a", reader=LogReader(live=False)))
 
     assert cluster.asked == [JOB] * 6 + [VERSION, FILE]
     assert cluster.shown == ["one\ntwo"]
@@ -322,21 +322,21 @@ def test_no_log() -> None:
     """Where a job never started there is no log to ask for."""
     cluster = Cluster(jobs=[PENDING, NEVER_RAN])
 
-    assert cluster.drive(follow_job("a", reader=LogReader(LogText()))) is NEVER_RAN
+    assert cluster.drive(follow_job("a", reader=LogReader())) is NEVER_RAN
     assert cluster.asked == [JOB, JOB]
     assert cluster.notes == []
 
 
 def test_log_budget() -> None:
-    """A log that takes a second to read is read again after nineteen more, so that reading costs 5 % of the time."""
+    """A log that takes a second to read is read again after twenty-four more, so that reading costs 4 % of the time."""
     cluster = Cluster(jobs=[RUNNING] * 100 + [SUCCEEDED], files=[b"x\n"], read_takes=1.0)
 
-    cluster.drive(follow_job("a", reader=LogReader(LogText()), poll_interval=1))
+    cluster.drive(follow_job("a", reader=LogReader(), poll_interval=1))
 
     between = [later - earlier for earlier, later in zip(cluster.reads, cluster.reads[1:], strict=False)]
-    assert all(20 <= pause <= 21 for pause in between[:-1])
-    assert len(between) >= 4
-    assert between[-1] <= 21
+    assert all(25 <= pause <= 26 for pause in between[:-1])
+    assert len(between) >= 3
+    assert between[-1] <= 26
 
 
 def test_failed_reads_of_a_running_job() -> None:
@@ -347,10 +347,12 @@ def test_failed_reads_of_a_running_job() -> None:
         files=[LOST, (b"one\ntwo\nth", LOST), NO_FILE, b"one\ntwo\nthree\n"],
     )
 
-    cluster.drive(follow_job("a", reader=LogReader(LogText())))
+    cluster.drive(follow_job("a", reader=LogReader()))
 
     assert cluster.shown == ["one\ntwo\nthree"]
-    assert cluster.notes == []
+    assert [note.message for note in cluster.notes] == [
+        "The log of job a cannot be read for the moment; nothing of it is lost. busy"
+    ]
 
 
 @pytest.mark.parametrize("error", [LOST, BUSY], ids=["cut off", "busy"])
@@ -358,7 +360,7 @@ def test_log_of_an_ended_job_is_worth_waiting_for(error: RayJobsError) -> None:
     """A log whose answer does not come is asked for again for a minute, and then shown whole."""
     cluster = Cluster(files=[error, (b"one\ntw", LOST), error, b"one\ntwo\n"])
 
-    cluster.drive(follow_job("a", reader=LogReader(LogText())))
+    cluster.drive(follow_job("a", reader=LogReader()))
 
     assert cluster.shown == ["one\ntwo"]
     assert cluster.notes == []
@@ -379,8 +381,8 @@ def test_log_that_cannot_be_read(version: Any, files: Any, texts: Any) -> None:
     """A log that cannot be had is noted, with the place where it lies, and does not change how the job ended."""
     cluster = Cluster(jobs=[RUNNING, SUCCEEDED], version=version, files=files, texts=texts)
 
-    assert cluster.drive(follow_job("a", reader=LogReader(LogText()))) is SUCCEEDED
-    assert len(cluster.warnings) == len(cluster.notes) == 1
+    assert cluster.drive(follow_job("a", reader=LogReader())) is SUCCEEDED
+    assert len(cluster.warnings) == 1
     assert "The log of job a is not complete here: 0 bytes were shown" in cluster.warnings[0]
     assert "job-driver-a.log in Ray's log directory on node node" in cluster.warnings[0]
     assert cluster.clock - 1000 < 130
@@ -390,7 +392,7 @@ def test_file_that_is_not_there() -> None:
     """Where the file cannot be had from its first byte, the log is read as text."""
     cluster = Cluster(files=[NO_FILE], texts=["one\ntwo"])
 
-    cluster.drive(follow_job("a", reader=LogReader(LogText())))
+    cluster.drive(follow_job("a", reader=LogReader()))
 
     assert cluster.asked == [JOB, VERSION, FILE, TEXT]
     assert cluster.shown == ["one", "two"]
@@ -401,7 +403,7 @@ def test_text_after_a_part_of_the_file() -> None:
     """Where nothing of a file was shown yet, the text in its place is shown whole, line ends changed or not."""
     cluster = Cluster(files=[(b"10%\r\n20%\r\n", LOST), NO_FILE], texts=["10%\n20%\n30%\ndone\n"])
 
-    cluster.drive(follow_job("a", reader=LogReader(LogText())))
+    cluster.drive(follow_job("a", reader=LogReader()))
 
     assert "\n".join(cluster.shown) == "10%\n20%\n30%\ndone"
 
@@ -411,7 +413,7 @@ def test_head_without_the_state_api() -> None:
     no_endpoint = RayJobsAddressError("no such path", status_code=404)
     cluster = Cluster(jobs=[RUNNING, RUNNING, SUCCEEDED], files=[no_endpoint], texts=["one\n", "one\ntwo\n"])
 
-    assert cluster.drive(follow_job("a", reader=LogReader(LogText()))) is SUCCEEDED
+    assert cluster.drive(follow_job("a", reader=LogReader())) is SUCCEEDED
     assert cluster.shown == ["one", "two"]
     assert cluster.warnings == []
 
@@ -421,58 +423,61 @@ def test_page_in_mid_log() -> None:
     page = RayJobsAddressError("a page", status_code=404)
     cluster = Cluster(jobs=[RUNNING, RUNNING, SUCCEEDED], files=[b"one\n", page, b"one\ntwo\n"])
 
-    cluster.drive(follow_job("a", reader=LogReader(LogText())))
+    cluster.drive(follow_job("a", reader=LogReader()))
     assert cluster.shown == ["one", "two"]
     assert TEXT not in cluster.asked
 
 
 def test_file_that_is_lost() -> None:
     """Where the file is lost after a part was shown, that is noted, and no line of it passes for the last."""
-    log = LogText()
+    reader = LogReader()
     cluster = Cluster(jobs=[RUNNING, FAILED], files=[b"one\ntwo\n", NO_FILE], texts=["other\n"])
 
-    assert cluster.drive(follow_job("a", reader=LogReader(log))) is FAILED
+    assert cluster.drive(follow_job("a", reader=reader)) is FAILED
     assert cluster.shown == ["one\ntwo"]
     assert "8 bytes were shown, the rest cannot be read" in cluster.warnings[0]
     assert TEXT not in cluster.asked
-    assert log.last_lines == ()
+    assert reader.log.ending == NO_LOG
 
 
 def test_file_that_is_lost_for_a_moment() -> None:
     """An error of a head that is being restarted is asked about again, and the log is whole."""
-    log = LogText()
+    reader = LogReader()
     cluster = Cluster(jobs=[RUNNING, FAILED], files=[b"one\ntwo\n", NO_FILE, b"one\ntwo\nthree\n"])
 
-    assert cluster.drive(follow_job("a", reader=LogReader(log))) is FAILED
+    assert cluster.drive(follow_job("a", reader=reader)) is FAILED
     assert cluster.shown == ["one\ntwo", "three"]
     assert cluster.warnings == []
-    assert log.last_lines == ("one", "two", "three")
+    assert reader.log.ending.last_lines == ("one", "two", "three")
 
 
 def test_log_goes_on_from_a_position() -> None:
     """A follower that is given a position goes on after it."""
     cluster = Cluster(files=[b"one\ntwo\nthree"])
-    log = LogText(position=4)
+    first = LogReader()
+    list(first.log.feed(b"one\ntw")), list(first.log.flush())
+    reader = LogReader(first.state)
 
-    cluster.drive(LogReader(log).read(SUCCEEDED))
+    cluster.drive(reader.read(SUCCEEDED))
 
     assert cluster.shown == ["two", "three"]
-    assert log.position == 13
+    assert reader.log.position == 13
 
 
 def test_look() -> None:
     """One look is one request for the job, and shows what is new in its log."""
     cluster = Cluster(jobs=[RUNNING, RUNNING, SUCCEEDED], files=[b"one\n", b"one\ntwo\n"])
-    reader = LogReader(LogText())
+    reader = LogReader()
 
-    assert cluster.drive(look("a", None, live=True)) is RUNNING
+    assert cluster.drive(look("a", None)) is RUNNING
     assert cluster.asked == [JOB]
-    cluster.drive(look("a", reader, live=True))
+    cluster.drive(look("a", reader))
     assert cluster.shown == ["one"]
-    cluster.drive(look("a", reader, live=False))
+    reader.live = False
+    cluster.drive(look("a", reader))
     assert cluster.shown == ["one"]
     with pytest.raises(RayJobNotFoundError):
-        Cluster(jobs=[GONE]).drive(look("a", reader, live=True))
+        Cluster(jobs=[GONE]).drive(look("a", reader))
 
 
 answers = st.sampled_from([PENDING, RUNNING, LOST, BUSY, replace(RUNNING, status=JobStatus("NEW"))])
@@ -496,9 +501,9 @@ def test_every_history_has_one_end(
 
     if end is GONE:
         with pytest.raises(RayJobNotFoundError):
-            cluster.drive(follow_job("a", reader=LogReader(LogText())))
+            cluster.drive(follow_job("a", reader=LogReader()))
     else:
-        assert cluster.drive(follow_job("a", reader=LogReader(LogText()))) is end
+        assert cluster.drive(follow_job("a", reader=LogReader())) is end
     shown = "".join(f"{record}\n" for record in cluster.shown).encode()
     assert text.startswith(shown)
     assert shown == text or end in (GONE, NEVER_RAN)
@@ -592,7 +597,7 @@ def test_an_ended_job_is_not_given_up() -> None:
     """A job that has ended is returned, with its log, though a limit was over before it was seen to have ended."""
     cluster = Ageing(jobs=[SUCCEEDED], files=[b"one\n"], clock=9000.0)
 
-    ended = cluster.drive(follow_job("a", limits=Limits(job_timeout=5), reader=LogReader(LogText())))
+    ended = cluster.drive(follow_job("a", limits=Limits(job_timeout=5), reader=LogReader()))
     assert ended.status == JobStatus.SUCCEEDED
     assert cluster.shown == ["one"]
 
@@ -602,7 +607,7 @@ def test_the_log_of_a_job_that_is_given_up() -> None:
     cluster = Ageing(jobs=[RUNNING], files=[b"one\n", b"one\ntwo\n"])
 
     with pytest.raises(RayJobTimeoutError):
-        cluster.drive(follow_job("a", limits=Limits(job_timeout=0.7), reader=LogReader(LogText())))
+        cluster.drive(follow_job("a", limits=Limits(job_timeout=0.7), reader=LogReader()))
     assert cluster.shown == ["one", "two"]
 
 

@@ -16,7 +16,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobsUnavailableError,
 )
 from airflow_provider_rayjobs.jobs import endpoints
-from airflow_provider_rayjobs.jobs.logs import WholeLog
+from airflow_provider_rayjobs.jobs.logs.download import WholeLog
 from airflow_provider_rayjobs.jobs.steps import (
     Engine,
     Interrupted,

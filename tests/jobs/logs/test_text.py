@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_rayjobs.jobs.logs import LAST_LINES, RECORD_BYTES, RECORD_LINES, LogText, WholeLog
+from airflow_provider_rayjobs.jobs.logs.download import WholeLog
+from airflow_provider_rayjobs.jobs.logs.text import (
+    LAST_LINES,
+    NO_LOG,
+    RECORD_BYTES,
+    RECORD_LINES,
+    LogText,
+    find_exception,
+)
 
 anything = st.lists(
     st.one_of(
@@ -19,7 +28,9 @@ anything = st.lists(
         ),
     ),
     max_size=30,
-).map(b"".join)
+).map(lambda pieces: re.sub(rb"\r(?!\n)", b"", b"".join(pieces)))  # bars have tests of their own
+# Lines with progress bars: the states of each.
+bars = st.lists(st.lists(st.text("ab €\N{ROCKET}", min_size=1, max_size=8), min_size=1, max_size=6), max_size=12)
 
 
 def read(log: LogText, data: bytes, sizes: list[int], *, whole: bool = True) -> list[str]:
@@ -71,7 +82,7 @@ def test_resumption(data: bytes, sizes: list[int], cut: int) -> None:
     first = LogText()
     shown = read(first, data[:cut], sizes)
 
-    second = LogText(first.position)
+    second = LogText.from_state(first.state)
     shown += read(second, data, sizes)
     shown += second.finish()
 
@@ -127,7 +138,7 @@ def test_long_lines_resumed(back: int) -> None:
     data = "€".encode() * 70_000 + b"\n"
     first = LogText()
     shown = read(first, data[:-back], [RECORD_BYTES])
-    second = LogText(first.position)
+    second = LogText.from_state(first.state)
 
     shown += [*read(second, data, [4096]), *second.finish()]
 
@@ -166,13 +177,140 @@ def test_last_lines() -> None:
     """The last twenty lines are kept for error messages, of a long line its end; none before the log has ended."""
     log = LogText()
     read(log, b"".join(b"%d\n" % number for number in range(50)) + b"x" * 3000 + b"END\nunfinished", [7])
-    before = log.last_lines
+    before = log.ending
+    list(log.finish())
+    resumed = LogText.from_state(log.state)
+    read(resumed, b"".join(b"%d\n" % number for number in range(50)) + b"x" * 3000 + b"END\nunfinished", [7])
+    list(resumed.finish())
+
+    assert before == NO_LOG
+    assert log.ending.last_lines[:-2] == tuple(map(str, range(32, 50)))
+    assert log.ending.last_lines[-2:] == ("x" * 1997 + "END", "unfinished")
+    assert len(log.ending.last_lines) == LAST_LINES
+    assert resumed.ending == log.ending, "another process, which read them to pass them over, knows them as well"
+
+
+@settings(deadline=None)
+@given(
+    lines=bars,
+    ends=st.sampled_from(["\n", "\r\n", "\r\r\n"]),
+    sizes=st.lists(st.integers(1, 50), min_size=1, max_size=5),
+    reads=st.lists(st.integers(0, 400), max_size=8),
+    resumed=st.booleans(),
+)
+@example(lines=[["1%", "2%"]], ends="\n", sizes=[1], reads=[4, 5, 6, 7], resumed=False)
+@example(lines=[["1%", "2%"], ["a"]], ends="\n", sizes=[9], reads=[5, 8], resumed=True)
+def test_progress_bars(lines: list[list[str]], ends: str, sizes: list[int], reads: list[int], resumed: bool) -> None:
+    """Of a progress bar each read shows one state, the latest, and its line's last state is shown, once."""
+    data = "".join("\r".join(states) + ends for states in lines).encode()
+    log = LogText()
+    shown: list[str] = []
+    for size in sorted(reads):
+        log = LogText.from_state(log.state) if resumed else log
+        before = len(shown)
+        shown += read(log, data[:size], sizes)
+        assert len(shown) <= before + 2, "whole lines are one record, and the present state another"
+    shown += [*read(log, data, sizes), *log.finish()]
+
+    assert log.position == len(data)
+    assert not log.is_torn
+    told = "\n".join(record.replace("\r", "") for record in shown) + "\n"
+    # a state that was written in two pieces may be shown in two
+    pieces = ["\n?".join(map(re.escape, states[-1])) + "\n" for states in lines]
+    assert re.fullmatch("".join(f"(?:[ab €\N{ROCKET}]+\n)*?{piece}" for piece in pieces) or "\n", told)
+
+
+def test_many_states() -> None:
+    """Thousands of states of a bar between two reads are one line, however long they are together."""
+    states = [f"{number:5} of 50000 |{'#' * 50}|" for number in range(50_000)]
+    log = LogText()
+
+    shown = read(log, ("\r" + "\r".join(states)).encode(), [RECORD_BYTES])
+    end = ("\r" + "\r".join(states) + "\ndone\n").encode()
+    shown += [*read(log, end, [1000]), *log.finish()]
+
+    assert shown == [states[-1], "done"]
+
+
+@settings(deadline=None)
+@given(data=anything, shown=st.integers(0, 20_000), change=st.integers(0, 20_000))
+def test_replaced_log(data: bytes, shown: int, change: int) -> None:
+    """A log that does not begin with what was shown is noticed, and nothing more of it is shown."""
+    log = LogText()
+    read(log, data[:shown], [4096])
+    if not log.position:
+        return
+    change %= log.position
+    other = data[:change] + bytes([data[change] ^ 1]) + data[change + 1 :] + b"more\n"
+
+    assert read(log, other, [1000]) == []
+    assert log.is_torn
+    assert not log.wants_more
+
+
+@settings(deadline=None)
+@given(data=anything, shown=st.integers(0, 20_000), overlap=st.integers(1, 5000), resumed=st.booleans())
+def test_reads_from_the_middle(data: bytes, shown: int, overlap: int, resumed: bool) -> None:
+    """A read that begins a little before the position goes on there, if the bytes before it are the same."""
+    log = LogText()
+    told = read(log, data[:shown], [4096])
+    log = LogText.from_state(log.state) if resumed else log
+    offset = max(log.position - overlap, 0)
+    log.begin(offset)
+    for start in range(offset, len(data), 1000):
+        told += log.feed(data[start : start + 1000])
+    told += [*log.flush(), *log.finish()]
+
+    assert "\n".join(told) == text_of(data)
+    assert not log.is_torn
+
+
+def test_a_read_from_the_middle_of_another_log() -> None:
+    """A read that begins before the position with other bytes is noticed."""
+    log = LogText()
+    read(log, b"one\ntwo\n", [100])
+
+    log.begin(4)
+    assert list(log.feed(b"TWO\nthree\n")) == []
+    assert log.is_torn
+
+
+TRACEBACK = """\
+working
+Traceback (most recent call last):
+  File "train.py", line 8, in <module>
+    main()
+    ^^^^^^
+%s
+bye
+"""
+OF_A_TASK = """\
+ray.exceptions.RayTaskError(KeyError): ray::f() (pid=1)
+  File "t.py", line 5, in f
+KeyError: 1"""
+
+
+@pytest.mark.parametrize(
+    ("text", "exception"),
+    [
+        (TRACEBACK % "ValueError: bad: very", "ValueError: bad: very"),
+        (TRACEBACK % "KeyboardInterrupt", "KeyboardInterrupt"),
+        (TRACEBACK % "my.module.Problem: no", "my.module.Problem: no"),
+        (TRACEBACK % OF_A_TASK, "KeyError: 1"),
+        (TRACEBACK % "ValueError: a" + TRACEBACK % "TypeError: b", "TypeError: b"),
+        ('  File "<string>", line 1\n    1 +\n       ^\nSyntaxError: invalid syntax\n', "SyntaxError: invalid syntax"),
+        ("all is well\nError: not Python's\n", ""),
+        ("  indented\nNothing: of interest\n", ""),
+        ("", ""),
+    ],
+)
+def test_exceptions(text: str, exception: str) -> None:
+    """The last exception that Python names at the end of a traceback is found, of a Ray task its own."""
+    log = LogText()
+    read(log, text.encode(), [1000])
     list(log.finish())
 
-    assert before == ()
-    assert log.last_lines[:-2] == tuple(map(str, range(32, 50)))
-    assert log.last_lines[-2:] == ("x" * 1997 + "END", "unfinished")
-    assert len(log.last_lines) == LAST_LINES
+    assert log.ending.exception == find_exception(text.splitlines()) == exception
 
 
 @given(pieces=st.lists(st.binary(max_size=50)), interrupted=st.lists(st.binary(max_size=50)))

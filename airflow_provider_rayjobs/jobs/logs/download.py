@@ -1,0 +1,118 @@
+"""The log of a job as it is now, had at once: as a text, or in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from airflow_provider_rayjobs.exceptions import RayJobsResponseError
+from airflow_provider_rayjobs.jobs import endpoints
+from airflow_provider_rayjobs.jobs.logs.reader import FILE, best_source
+from airflow_provider_rayjobs.jobs.models import JobDetails, JobType
+from airflow_provider_rayjobs.jobs.steps import Engine, ReadLog, TakesLog, repeated, send
+
+
+class WholeLog:
+    """A log that is kept as one text, for short ones."""
+
+    wants_more = True
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+
+    def begin(self, offset: int = 0) -> None:  # noqa: ARG002  (every read is one from the start)
+        """Say that the next bytes are the log's first; what came before is forgotten."""
+        self._pieces.clear()
+
+    def feed(self, data: bytes) -> Iterator[str]:
+        """Keep the next bytes of a read; there is nothing to show."""
+        self._pieces.append(data)
+        return iter(())
+
+    def flush(self) -> Iterator[str]:
+        """Do nothing: nothing waits to be shown."""
+        return iter(())
+
+    @property
+    def data(self) -> bytes:
+        """All that the last read brought."""
+        return b"".join(self._pieces)
+
+    @property
+    def text(self) -> str:
+        """All that was read; bytes that are not UTF-8 are replacement characters."""
+        return self.data.decode("utf-8", errors="replace")
+
+
+class LogFile:
+    """
+    A log that goes to a file, byte for byte; a context manager.
+
+    It is written beside its place and moved there when it is whole: a download that fails leaves what was there.
+
+    :param path: of the file; its directory has to be there.
+    """
+
+    wants_more = True
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0
+        self._part = path.with_name(f"{path.name}.part")
+        self._file: BinaryIO = self._part.open("wb")
+
+    def begin(self, offset: int = 0) -> None:  # noqa: ARG002  (every read is one from the start)
+        """Say that the next bytes are the log's first; what came before is forgotten."""
+        self._file.seek(0)
+        self._file.truncate()
+        self.size = 0
+
+    def feed(self, data: bytes) -> Iterator[str]:
+        """Write the next bytes of a read; there is nothing to show."""
+        self._file.write(data)
+        self.size += len(data)
+        return iter(())
+
+    def flush(self) -> Iterator[str]:
+        """Do nothing: nothing waits to be shown."""
+        return iter(())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        if error is None:
+            self._part.replace(self.path)
+        else:
+            self._part.unlink()
+
+
+def get_job_logs(submission_id: str, patience: float) -> Engine[str]:
+    """Return a driver's log so far as one text; it is held in memory."""
+    log = WholeLog()
+    yield from _download(submission_id, log, patience)
+    return log.text
+
+
+def save_job_logs(submission_id: str, file: LogFile, patience: float) -> Engine[int]:
+    """Write a driver's log so far to a file, and return how many bytes it has."""
+    yield from _download(submission_id, file, patience)
+    return file.size
+
+
+def _download(submission_id: str, log: TakesLog, patience: float) -> Engine[None]:
+    details: JobDetails = yield from send(endpoints.get_job(submission_id), patience)
+    if details.type == JobType.SUBMISSION and (yield from best_source(details, patience)) == FILE:
+        try:
+            yield from repeated(
+                ReadLog(endpoints.get_log_file(details.name, str(details.driver_node_id)), log), patience
+            )
+            return
+        except RayJobsResponseError:
+            pass  # no such file yet, or no state API: the text endpoint tells which
+    yield from repeated(ReadLog(endpoints.get_log_text(submission_id), log), patience)

@@ -1,0 +1,79 @@
+"""The part of a long log that is shown where somebody limits its lines; no I/O."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from airflow_provider_rayjobs.jobs.logs.text import RECORD_LINES, LogText
+
+# Memory for the last lines, whatever the limit: they wait for the log's end.
+_KEPT_BYTES = 4 * 1024 * 1024
+
+
+class Excerpt:
+    """
+    A log of which at most so many lines are shown: some as they come, and the last ones when it has ended.
+
+    :param log: the whole log.
+    :param limit: lines that are shown.
+    :param live: whether half of them are shown as they come; otherwise all wait for the end, and are its last ones.
+    :param shown: lines that another process has shown.
+    """
+
+    def __init__(self, log: LogText, limit: int, *, live: bool, shown: int = 0) -> None:
+        self.log = log
+        self.limit = limit
+        self.shown = shown
+        self.left_out = 0
+        self._head = limit // 2 if live else 0
+        self._kept: deque[str] = deque()
+        self._kept_bytes = 0
+
+    @property
+    def is_waiting(self) -> bool:
+        """Tell whether nothing more is shown before the log's end."""
+        return self.shown >= self._head
+
+    @property
+    def wants_more(self) -> bool:
+        """Tell whether the rest of a read is of any use."""
+        return self.log.wants_more
+
+    def begin(self, offset: int = 0) -> None:
+        """See :meth:`.LogText.begin`."""
+        self.log.begin(offset)
+
+    def feed(self, data: bytes) -> Iterator[str]:
+        """See :meth:`.LogText.feed`."""
+        return self._choose(self.log.feed(data))
+
+    def flush(self) -> Iterator[str]:
+        """See :meth:`.LogText.flush`."""
+        return self._choose(self.log.flush())
+
+    def finish(self) -> Iterator[str]:
+        """Yield what is left of the lines that are shown, :attr:`left_out` being known before the first of them."""
+        shown = list(self._choose(self.log.finish()))
+        while len(self._kept) > self.limit - self.shown:
+            self._forget()
+        yield from shown
+        while self._kept:
+            yield "\n".join(self._kept.popleft() for _ in range(min(RECORD_LINES, len(self._kept))))
+
+    def _choose(self, records: Iterator[str]) -> Iterator[str]:
+        for record in records:
+            lines = record.split("\n")
+            room = max(self._head - self.shown, 0)
+            if now := lines[:room]:
+                self.shown += len(now)
+                yield "\n".join(now)
+            for line in lines[room:]:
+                self._kept.append(line)
+                self._kept_bytes += len(line)
+                while len(self._kept) > self.limit - self.shown or self._kept_bytes > _KEPT_BYTES:
+                    self._forget()
+
+    def _forget(self) -> None:
+        self._kept_bytes -= len(self._kept.popleft())
+        self.left_out += 1

@@ -1,0 +1,395 @@
+"""
+Read the log of a job that is followed: an engine (:mod:`..steps`) that chooses what to ask for, and how often.
+
+=========================  =========================================  ==================================================
+what is read               when                                       how it is known where it belongs
+=========================  =========================================  ==================================================
+the log from its start     while it is small; at the job's end        the bytes that were shown are passed over, and
+                                                                      have to be the same
+its last lines             a large log whose lines tell the time      :mod:`.splice`
+the agent's file from      a large log, where the connection          by its number; the bytes before it have to be the
+a byte on                  allows it                                  same
+the log from its start,    every other large log, no more often       as above
+now and then               than a share of 5 % of the time allows
+=========================  =========================================  ==================================================
+
+The first three are bytes of one file, and a position means the same in all of them. Heads before Ray 2.47 have
+the text endpoint alone, where it means something else: that is chosen before the first byte, and kept.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from airflow_provider_rayjobs.exceptions import (
+    RayJobsAddressError,
+    RayJobsConnectionError,
+    RayJobsError,
+    RayJobsResponseError,
+    RayJobsUnavailableError,
+)
+from airflow_provider_rayjobs.jobs import endpoints
+from airflow_provider_rayjobs.jobs.logs.excerpt import Excerpt
+from airflow_provider_rayjobs.jobs.logs.splice import anchor_of, known_part, seems_unchanged
+from airflow_provider_rayjobs.jobs.logs.text import LogText
+from airflow_provider_rayjobs.jobs.models import JobDetails, JobType
+from airflow_provider_rayjobs.jobs.steps import Engine, Note, ReadLog, Show, Sleep, send
+
+# The places that a log is read from, as a position of one is remembered.
+FILE = "file"
+TEXT = "text"
+# The state API's file endpoint changed its form between 2.44 and 2.47: older heads prefix each chunk of the
+# body.
+FILE_ENDPOINT_SINCE = (2, 47)
+
+# A read of the log takes the head's and the worker's time in proportion to the log. Waiting 24 times as long
+# as the last read took keeps that share at 4 %, whatever the log's size.
+REST = 24
+# A log that does not grow is left alone for longer and longer: up to so many rests.
+_LONGEST_SKIP = 15
+# From so many bytes on, asking for the end alone is cheaper than asking for all.
+LARGE = 8 * 1024 * 1024
+# Bytes of a log's end that are asked for, as a number of lines. So much that it reaches back to what was shown even
+# where a program has quoted thousands of its own lines since: a shorter end might hold the quotation alone.
+_END_BYTES = 4 * 1024 * 1024
+# An agent that does not answer so many times in a row is not asked again.
+_AGENT_TRIES = 3
+# Seconds that a read that failed counts for at most.
+_FAILED_READ = 1.0
+# Bytes before the position that an agent is asked for as well, to be compared.
+_AGENT_OVERLAP = 4 * 1024
+# Seconds to go on asking for the log of a job that has ended: when no answer comes, and when it is an error. That is
+# mostly final (the node is gone), but a head that is being restarted also says so for a moment.
+PATIENCE = 60.0
+ERROR_PATIENCE = 5.0
+_FIRST_PAUSE = 0.5
+_LONGEST_PAUSE = 10.0
+
+
+class LogReader:
+    """
+    Reads one job's log, again and again, so that every line is shown once.
+
+    :param state: of another reader, to go on where it has stopped.
+    :param lines_limit: see :class:`.Excerpt`; no limit when not given.
+    :param live: whether the log is shown while the job runs, too.
+    :param use_agent: whether the agent of the driver's node may be asked.
+    """
+
+    def __init__(
+        self,
+        state: Mapping[str, Any] | None = None,
+        *,
+        lines_limit: int | None = None,
+        live: bool = True,
+        use_agent: bool = False,
+    ) -> None:
+        self.log = LogText.from_state(state)
+        self.live = live
+        self._lines_limit = lines_limit
+        # where the log is read from, once that is decided; a position means nothing in another source
+        self.source: str | None = state["source"] if state else None
+        self.said_no_log = bool(state and state["said_no_log"])
+        self.excerpt: Excerpt | None = None
+        if lines_limit is not None:
+            self.excerpt = Excerpt(self.log, lines_limit, live=live, shown=state["shown"] if state else 0)
+        self._use_agent = use_agent
+        self._agent_failures = 0
+        # what was shown when the log was last known to be what it seemed
+        self._proved = self.log.state
+        # seconds of the driver's clock: when anything is read again, and when all of it is
+        self._next_read = 0.0
+        self._next_whole = 0.0
+        self._whole_rest = 0.0
+        self._skips = self._skips_left = 0
+        self._said: set[str] = set()
+
+    def resumed(self, state: Mapping[str, Any]) -> LogReader:
+        """Return a reader with the same settings that goes on where another one has stopped."""
+        return LogReader(state, lines_limit=self._lines_limit, live=self.live, use_agent=self._use_agent)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What a reader in another process needs to go on; plain JSON."""
+        shown = self.excerpt.shown if self.excerpt else 0
+        return self.log.state | {"source": self.source, "shown": shown, "said_no_log": self.said_no_log}
+
+    def read(self, details: JobDetails, poll_interval: float = 0.0) -> Engine[None]:
+        """
+        Show what is new in the log of a job that was just looked at.
+
+        :param poll_interval: seconds within which lines are expected to be shown; if they cannot be, that is said.
+        """
+        if details.type == JobType.DRIVER:
+            if not self.said_no_log:
+                self.said_no_log = True
+                yield Note(
+                    f"Job {details.name} was started interactively (type DRIVER): Ray's Jobs API has no log of it. "
+                    "Its output goes to the terminal, or wherever its driver runs."
+                )
+        elif details.driver_node_id is None:
+            pass  # not started, or never: there is no file yet, and Ray's message says why
+        elif details.status.is_terminal():
+            yield from self._read_to_end(details)
+        elif self.live:
+            yield from self._read_more(details, poll_interval)
+
+    # -- while the job runs ---------------------------------------------------------------------------------------
+
+    def _read_more(self, details: JobDetails, poll_interval: float) -> Engine[None]:
+        """
+        Show what a running job has printed since the last read, unless it is too early for the next one.
+
+        A failure is passed over: the next read, or the one after the job's end, makes up for it.
+        """
+        if self.excerpt is not None and self.excerpt.is_waiting:
+            yield from self._say_once(
+                "limit",
+                f"The log of job {details.name} has more lines than log_lines_limit ({self.excerpt.limit}) allows: its "
+                "last ones follow when the job has ended.",
+            )
+            return
+        before = yield Sleep(0)
+        if before < self._next_read:
+            return
+        longest = _FAILED_READ
+        try:
+            yield from self._choose_source(details)
+            if self.source == FILE and self.log.position >= LARGE:
+                yield from self._read_large(details, before, poll_interval)
+            else:
+                yield from self._read_whole(details)
+            longest = float("inf")
+        except RayJobsAddressError as error:
+            yield from self._fall_back(details, error)
+        except RayJobsUnavailableError as error:
+            yield from self._say_once(
+                "busy", f"The log of job {details.name} cannot be read for the moment; nothing of it is lost. {error}"
+            )
+        except RayJobsError:
+            pass
+        after = yield Sleep(0)
+        self._next_read = after + REST * min(after - before, longest)
+
+    def _read_large(self, details: JobDetails, now: float, poll_interval: float) -> Engine[None]:
+        """Show what is new in a large log, with as little reading as can be."""
+        if self._use_agent and (yield from self._read_from_agent(details)):
+            return
+        now_there = details.seen_at or 0
+        has_anchor = bool(anchor_of(self.log.recent, now_there))
+        if now < self._next_whole and not has_anchor:
+            return
+        end = _End(_END_BYTES)
+        average = len(self.log.recent) / max(self.log.recent.count(b"\n"), 1)
+        lines = max(int(_END_BYTES / max(average, 1)), 1)
+        yield ReadLog(endpoints.get_log_file(details.name, str(details.driver_node_id), lines), end)
+        data = end.data
+        known = known_part(self.log.recent, data, now_there) if end.wants_more else None
+        if known is not None:
+            yield from self._take(data[known:])
+            return
+        if now < self._next_whole:
+            return
+        is_idle = end.wants_more and seems_unchanged(self.log.recent, data)
+        if is_idle and self._skips_left:
+            # New lines that look like the old ones are rare: the proof that there are none may wait, not for ever.
+            self._skips_left -= 1
+            self._next_whole = now + self._whole_rest
+            return
+        position = self.log.position
+        yield from self._read_whole(details)
+        is_idle = is_idle and self.log.position == position
+        self._skips = self._skips_left = min(2 * self._skips + 1, _LONGEST_SKIP) if is_idle else 0
+        if not has_anchor and self._whole_rest > poll_interval:
+            yield from self._say_once(
+                "late",
+                f"The log of job {details.name} is large ({self.log.position / 1e6:.0f} MB) and has to be read "
+                f"from its start each time, so new lines are shown about every {self._whole_rest:.0f} s "
+                "while the job runs, and all of them at its end.",
+            )
+
+    def _take(self, data: bytes) -> Engine[None]:
+        """Show bytes that were proved to follow on those that were shown."""
+        sink = self._sink
+        sink.begin(self.log.position)
+        for record in sink.feed(data):
+            yield Show(record)
+        for record in sink.flush():
+            yield Show(record)
+
+    def _read_from_agent(self, details: JobDetails) -> Engine[bool]:
+        """Read on from the position; ``False`` where the agent cannot be asked, which is said once."""
+        address = details.driver_agent_http_address
+        if self.source != FILE or not address:
+            return False
+        offset = max(self.log.position - _AGENT_OVERLAP, 0)
+        try:
+            yield from self._take_all(details, endpoints.get_agent_log(details.name, address, offset))
+        except RayJobsError as error:
+            self._agent_failures += 1
+            if self._agent_failures < _AGENT_TRIES and not isinstance(error, RayJobsResponseError):
+                return False
+            self._use_agent = False
+            yield from self._say_once(
+                "agent", f"The log is read through the head, as its agent does not give it. {error}"
+            )
+            return False
+        self._agent_failures = 0
+        return True
+
+    # -- when it has ended ----------------------------------------------------------------------------------------
+
+    def _read_to_end(self, details: JobDetails) -> Engine[None]:
+        """Show all that is left of the log of a job that has ended; what cannot be had is said, never fatal."""
+        since = yield Sleep(0)
+        pause = _FIRST_PAUSE
+        while True:
+            position = self.log.position
+            try:
+                yield from self._choose_source(details)
+                if not (self._use_agent and (yield from self._read_from_agent(details))):
+                    yield from self._read_whole(details)
+                yield from self._finish(details)
+                return
+            except RayJobsError as error:
+                is_refused = isinstance(error, RayJobsResponseError) and not isinstance(error, RayJobsUnavailableError)
+                if is_refused and (yield from self._fall_back(details, error)):
+                    continue
+                now = yield Sleep(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE)
+                if self.log.position > position:  # a read that was cut off, but brought something
+                    since, pause = now, _FIRST_PAUSE
+                is_lost = isinstance(error, RayJobsConnectionError | RayJobsUnavailableError)
+                if now < since + (PATIENCE if is_lost else ERROR_PATIENCE):
+                    continue
+                # such as a state API that answers too many others
+                if isinstance(error, RayJobsUnavailableError) and (yield from self._fall_back(details, error)):
+                    continue
+                yield Note(
+                    f"The log of job {details.name} is not complete here: {self.log.position} bytes were shown, the "
+                    f"rest cannot be read. The file is {_place_of(details)}. {error}",
+                    logging.WARNING,
+                )
+                return
+
+    def _finish(self, details: JobDetails) -> Engine[None]:
+        if self.log.read_to < self.log.position:
+            yield Note(
+                f"The log of job {details.name} has {self.log.read_to} bytes now, fewer than were shown: somebody "
+                "cut or replaced it.",
+                logging.WARNING,
+            )
+        records = self.log.finish() if self.excerpt is None else self.excerpt.finish()
+        for number, record in enumerate(records):
+            if number == 0 and self.excerpt is not None and self.excerpt.left_out:
+                yield Note(
+                    f"{self.excerpt.left_out} lines of the log were left out here, as log_lines_limit is "
+                    f"{self.excerpt.limit}; its last ones follow. The whole log is {_place_of(details)}, and "
+                    "RayJobsHook.save_job_logs writes it to a file."
+                )
+            yield Show(record)
+
+    # -- what both are made of ------------------------------------------------------------------------------------
+
+    @property
+    def _sink(self) -> LogText | Excerpt:
+        return self.log if self.excerpt is None else self.excerpt
+
+    def _read_whole(self, details: JobDetails) -> Engine[None]:
+        """Read the log from its start, passing over what was shown."""
+        before = yield Sleep(0)
+        if self.source == FILE:
+            yield from self._take_all(details, endpoints.get_log_file(details.name, str(details.driver_node_id)))
+        else:
+            yield from self._take_all(details, endpoints.get_log_text(details.name))
+        after = yield Sleep(0)
+        self._whole_rest = REST * (after - before)
+        self._next_whole = after + self._whole_rest
+
+    def _take_all(self, details: JobDetails, request: endpoints.LogRequest) -> Engine[None]:
+        """Take all bytes of a read; if they are not those that were shown, show the log anew from where they were."""
+        yield ReadLog(request, self._sink)
+        if not self.log.is_torn:
+            self._proved = self.log.state
+        else:
+            since = self._proved if self._proved["position"] < self.log.position else None
+            yield Note(
+                f"The log of job {details.name} does not begin with the {self.log.position} bytes that were shown of "
+                "it: somebody cut or replaced it, or its end was mistaken. It is shown again from byte "
+                f"{since['position'] if since else 0} on.",
+                logging.WARNING,
+            )
+            self.log = LogText.from_state(since)
+            self._proved = LogText().state
+            if self.excerpt is not None:
+                self.excerpt.log = self.log
+            yield from self._read_whole(details)
+
+    def _choose_source(self, details: JobDetails) -> Engine[None]:
+        if self.source is None:
+            self.source = yield from best_source(details)
+            if self.source == TEXT:
+                yield from self._say_once(
+                    "text",
+                    f"The log of job {details.name} is read as text, as this head's Ray is too old to give the file.",
+                )
+
+    def _fall_back(self, details: JobDetails, error: RayJobsError) -> Engine[bool]:
+        """Read the text instead of the file; only before the first byte, as a position means something else in it."""
+        if self.source != FILE or self.log.position:
+            return False
+        self.source = TEXT
+        if isinstance(error, RayJobsAddressError | RayJobsUnavailableError):
+            yield from self._say_once(
+                "text", f"The log of job {details.name} is read as text, as the head does not give the file. {error}"
+            )
+        return True
+
+    def _say_once(self, what: str, message: str) -> Engine[None]:
+        if what not in self._said:
+            self._said.add(what)
+            yield Note(message)
+
+
+class _End:
+    """The end of a log, as long as it is not too long."""
+
+    def __init__(self, limit: int) -> None:
+        # a line of any length may be among the last ones
+        self._limit = 2 * limit
+        self._data = bytearray()
+
+    @property
+    def data(self) -> bytes:
+        return bytes(self._data)
+
+    @property
+    def wants_more(self) -> bool:
+        return len(self._data) <= self._limit
+
+    def begin(self, offset: int = 0) -> None:  # noqa: ARG002  (nobody knows where it stands)
+        self._data.clear()
+
+    def feed(self, data: bytes) -> Iterator[str]:
+        self._data += data
+        return iter(())
+
+    def flush(self) -> Iterator[str]:
+        return iter(())
+
+
+def best_source(details: JobDetails, patience: float = 0.0) -> Engine[str]:
+    """Choose where a log is read from: the file as it is, or its text where the head is too old for that."""
+    if details.driver_node_id is None:
+        return TEXT
+    try:
+        version = yield from send(endpoints.get_version(), patience)
+    except RayJobsAddressError:
+        return TEXT
+    return FILE if version.release() >= FILE_ENDPOINT_SINCE else TEXT
+
+
+def _place_of(details: JobDetails) -> str:
+    return f"{endpoints.log_name(details.name)} in Ray's log directory on node {details.driver_node_id}"
