@@ -6,14 +6,15 @@ BIN := $(VENV)/bin
 # The build tool that pip fetches for our own package is pinned as well.
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet
 
-.PHONY: help demo standalone test lint bench compat package clean
+.PHONY: help demo standalone test lint bench soak compat package clean
 
 help:
 	@echo "make demo        run the nightly example DAG through a real Airflow on a real Ray head"
 	@echo "make test        run every test, against a real Ray head and a real Airflow"
 	@echo "make standalone  Airflow with its web UI beside a Ray head, to click through"
 	@echo "make lint        ruff and mypy --strict"
-	@echo "make bench       what importing the provider costs"
+	@echo "make bench       speed, memory and the share of the head, as a table and benchmarks/results.json"
+	@echo "make soak        300 jobs of every kind of output through a proxy that cuts connections"
 	@echo "make compat      every test on another Airflow: make compat AIRFLOW=3.1.8"
 	@echo "make package     build the wheel into dist/"
 
@@ -32,7 +33,10 @@ lint: $(VENV)/test.stamp
 	$(BIN)/mypy
 
 bench: $(VENV)/test.stamp
-	$(BIN)/python -m benchmarks.import_cost
+	$(BIN)/python -m benchmarks
+
+soak: $(VENV)/test.stamp
+	SOAK_JOBS=300 $(BIN)/python -m pytest tests/soak -s
 
 # The same tests on another Airflow that we claim: make compat AIRFLOW=3.1.8 AIRFLOW_CONSTRAINTS=its-constraints.txt
 AIRFLOW ?= 3.1.8
