@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,6 +69,9 @@ def test_a_connections_fields_make_an_address(fields: dict[str, Any], address: s
         pytest.param({"host": "head", "extra": {"base_path": 1}}, "extra base_path must be text, not int", id="text"),
         pytest.param({"host": "head:nine"}, "Port could not be cast", id="port is no number"),
         pytest.param({"host": "head", "extra": {"dashboard_url": "x"}}, "'x' is not the address", id="dashboard_url"),
+        pytest.param(
+            {"host": "head", "extra": {"agent_log_access": "si"}}, "agent_log_access is one of no", id="agent"
+        ),
     ],
 )
 def test_a_connection_that_cannot_be_used_is_named(fields: dict[str, Any], message: str):
@@ -152,6 +156,7 @@ def test_the_hook_offers_the_clients_methods_sync_and_async():
         "stop_job",
         "delete_job",
         "get_job_logs",
+        "save_job_logs",
         "follow_job",
     ]
 
@@ -163,7 +168,7 @@ def test_the_hook_offers_the_clients_methods_sync_and_async():
 
 
 @pytest.mark.ray
-def test_the_hooks_methods_reach_a_real_cluster(ray_head: RayHead, monkeypatch: pytest.MonkeyPatch):
+def test_the_hooks_methods_reach_a_real_cluster(ray_head: RayHead, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Submit, follow, read, list, stop and delete through an Airflow connection."""
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", ray_head.address)
     hook = RayJobsHook()
@@ -175,6 +180,7 @@ def test_the_hooks_methods_reach_a_real_cluster(ray_head: RayHead, monkeypatch: 
     assert details.status == JobStatus.SUCCEEDED
     assert "through the hook" in "\n".join(lines).splitlines()
     assert "through the hook" in hook.get_job_logs(job).splitlines()
+    assert hook.save_job_logs(job, tmp_path / "job.log") == len((tmp_path / "job.log").read_bytes()) > 0
     assert hook.get_job(job).metadata["team"] == "a"
     assert job in [known.submission_id for known in hook.list_jobs()]
     assert hook.stop_job(job) is False
@@ -185,7 +191,7 @@ def test_the_hooks_methods_reach_a_real_cluster(ray_head: RayHead, monkeypatch: 
 
 
 @pytest.mark.ray
-def test_the_hooks_methods_work_on_an_event_loop(ray_head: RayHead, monkeypatch: pytest.MonkeyPatch):
+def test_the_hooks_methods_work_on_an_event_loop(ray_head: RayHead, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """The same, awaited."""
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", ray_head.address)
 
@@ -194,6 +200,7 @@ def test_the_hooks_methods_work_on_an_event_loop(ray_head: RayHead, monkeypatch:
         job = await hook.asubmit_job("echo awaited")
         assert (await hook.afollow_job(job, poll_interval=1)).status == JobStatus.SUCCEEDED
         assert "awaited" in await hook.aget_job_logs(job)
+        assert await hook.asave_job_logs(job, tmp_path / "job.log") > 0
         assert (await hook.aget_version()).session_name
         assert (await hook.aget_job(job)).submission_id == job
         assert job in [known.submission_id for known in await hook.alist_jobs()]
@@ -212,3 +219,13 @@ def test_test_connection_says_why_not(monkeypatch: pytest.MonkeyPatch):
     assert "host is empty" in RayJobsHook("ray_empty").test_connection()[1]
     assert RayJobsHook("ray_nobody").test_connection()[0] is False
     assert "no answer from http://127.0.0.1:9" in RayJobsHook("ray_nobody").test_connection()[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "may_ask"), [(None, False), ("no", False), ("yes", True), ("with_credentials", True)]
+)
+def test_agents_are_asked_only_where_the_connection_says_so(given: str | None, may_ask: bool):
+    """Off by default; their addresses come from the cluster."""
+    extra = {"agent_log_access": given} if given else None
+
+    assert read_connection(connection(host="head", extra=extra)).may_ask_agents is may_ask

@@ -11,6 +11,7 @@ from uuid import UUID
 import pytest
 
 from airflow_provider_rayjobs.rendered import (
+    as_count,
     as_entrypoint,
     as_exit_codes,
     as_fetch_logs,
@@ -311,3 +312,16 @@ def test_wrong_exit_codes(value: Any) -> None:
     """What is no exit code is refused, by the field's name."""
     with pytest.raises(ValueError, match="^fail_on_exit_code must be"):
         as_exit_codes("fail_on_exit_code", value)
+
+
+@pytest.mark.parametrize(("value", "count"), [(None, None), ("", None), ("None", None), (7, 7), ("7", 7), (7.0, 7)])
+def test_counts(value: Any, count: int | None):
+    """A count is a whole number above 0, as text as well; nothing means that there is no limit."""
+    assert as_count("log_lines_limit", value) == count
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "many", True, [1]])
+def test_wrong_counts(value: Any):
+    """What is no count is an error that names the field."""
+    with pytest.raises(ValueError, match="log_lines_limit"):
+        as_count("log_lines_limit", value)

@@ -97,7 +97,14 @@ class _Methods:
             "timeout": httpx.Timeout(request.timeout, connect=min(_CONNECT_TIMEOUT, request.timeout)),
         }
         if isinstance(request, LogRequest) and request.agent:
-            arguments["url"] = f"{request.agent.rstrip('/')}{request.path}"
+            try:
+                arguments["url"] = f"{check_address(request.agent)}{request.path}"
+            except ValueError as error:
+                raise RayJobsConnectionError(
+                    f"Could not {request.about}: {self.address} says that the agent of its node is at "
+                    f"{request.agent!r}. {error}",
+                    sent=False,
+                ) from error
         if isinstance(request, LogRequest) and request.offset:
             arguments["headers"] = {"Range": f"bytes={request.offset}-"}
         return arguments
