@@ -294,7 +294,7 @@ def test_the_connection_form_has_our_fields_and_its_test_button_works(airflow: L
     bad = airflow.api("POST", "/connections/test", json=fields | {"port": 9})
 
     if Version(airflow_version) >= Version("3.2"):  # 3.1 passes over the named fields and shows its plain form
-        assert set(form["extra_fields"]) == {"base_path", "dashboard_url"}
+        assert set(form["extra_fields"]) == {"agent_log_access", "base_path", "dashboard_url"}
         assert form["standard_fields"]["password"]["title"] == "Token"
     assert good["status"]
     assert good["message"].startswith(f"Ray 2.60.0 at {ray_head.address}, session session_")
