@@ -118,9 +118,7 @@ class _Methods:
             _time_of(response.headers.get("date")),
         )
 
-    def _connection_error(
-        self, request: Request[Any] | LogRequest, error: httpx.HTTPError | httpx.InvalidURL
-    ) -> RayJobsConnectionError:
+    def _connection_error(self, request: Request[Any] | LogRequest, error: httpx.HTTPError) -> RayJobsConnectionError:
         """Translate httpx's errors, here and nowhere else."""
         address = (isinstance(request, LogRequest) and request.agent) or self.address
         return RayJobsConnectionError(
@@ -278,7 +276,7 @@ class RayJobsClient(_Methods):
                     if not log.wants_more:
                         return
                 body.check()
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except httpx.HTTPError as error:
             raise self._connection_error(request, error) from error
         for record in log.flush():
             show(record)
@@ -417,7 +415,7 @@ class AsyncRayJobsClient(_Methods):
                         if not log.wants_more:
                             return
                 body.check()
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except httpx.HTTPError as error:
             raise self._connection_error(request, error) from error
         for record in log.flush():
             show(record)
