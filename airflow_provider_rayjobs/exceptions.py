@@ -13,7 +13,9 @@ Every error that this package raises, by what the caller can do about it.
     │   ├── RayJobsAddressError        nothing here looks like the Ray Jobs API: change the address
     │   ├── RayJobNotFoundError        this cluster does not know the job: a wrong id, or somebody deleted it
     │   ├── RayJobExistsError          the submission id is taken, by a job that is not ours
-    │   └── RayJobNotEndedError        what was asked needs a job that has ended
+    │   ├── RayJobNotEndedError        what was asked needs a job that has ended
+    │   └── RayPackageNotFoundError    this cluster does not hold the package
+    ├── RayPackageError                local code could not be read, packed or stored; nothing was submitted
     ├── RayJobEndedError               the job ended, and not well (``details``, ``last_lines``)
     │   ├── RayJobFailedError          FAILED, for a reason that Ray does not name; or one of these:
     │   │   ├── RayJobEntrypointError      the user's code ran and ended non-zero (``exit_code``)
@@ -101,6 +103,19 @@ class RayJobExistsError(RayJobsResponseError):
 
 class RayJobNotEndedError(RayJobsResponseError):
     """Ray deletes no job that has not ended: stop it first, or wait for its end."""
+
+
+class RayPackageNotFoundError(RayJobsResponseError):
+    """The cluster answered, and does not hold the package."""
+
+
+class RayPackageError(RayJobsError):
+    """
+    Local code could not be read, packed or stored: a file changed meanwhile, a disk is full, the storage does not
+    answer.
+
+    Nothing was submitted.
+    """
 
 
 class RayJobEndedError(RayJobsError):

@@ -58,7 +58,7 @@ def test_tree_of_errors() -> None:
     documented = {}
     above: list[str] = []
     for line in str(exceptions.__doc__).splitlines():
-        if found := re.match(r"    ([│├└─ ]*)(RayJob\w+)", line):
+        if found := re.match(r"    ([│├└─ ]*)(Ray\w+)", line):
             above[len(found[1]) // 4 :] = [found[2]]
             documented[found[2]] = above[-2] if len(above) > 1 else "Exception"
 

@@ -51,7 +51,7 @@ def test_the_wheel_holds_our_package_alone(wheel: Path):
 
 
 def test_the_wheel_requires_nothing_that_a_worker_does_not_have(wheel: Path):
-    """The requirements are Airflow with its compatibility layer, httpx and pendulum; Ray is an extra."""
+    """The requirements are Airflow with its compatibility layer, httpx, pendulum and pyyaml; Ray is an extra."""
     with zipfile.ZipFile(wheel) as archive:
         metadata = archive.read(f"airflow_provider_rayjobs-{__version__}.dist-info/METADATA").decode()
     requirements = re.findall(r"^Requires-Dist: (.+)$", metadata, re.MULTILINE)
@@ -61,6 +61,7 @@ def test_the_wheel_requires_nothing_that_a_worker_does_not_have(wheel: Path):
         "apache-airflow>=3.1",
         "httpx",
         "pendulum",
+        "pyyaml",
     ]
     assert [line for line in requirements if "extra ==" in line] == ["ray[default]>=2.40; extra == 'ray'"]
 

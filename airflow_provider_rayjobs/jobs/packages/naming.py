@@ -1,0 +1,127 @@
+"""
+A package's name: a digest of what is in it, and of nothing else.
+
+Names, contents and whether a file may be executed go into it, in the names' order. Times, owners, umask, the order in
+which a disk lists files, the compression and the place of the directory do not: so the same tree has the same name on
+any machine, and a cluster that holds it is not sent it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+from airflow_provider_rayjobs.jobs.packages.tree import Entry, Stamp, Tree, changed, unreadable, unwritable
+
+# Another meaning of the digest needs another word here.
+_VERSION = b"rayjobs package 1\n"
+# Ray's own name for what it holds of local code.
+_PREFIX = "_ray_pkg_"
+# 160 bits, as many as Ray's own names have.
+_DIGITS = 40
+CHUNK = 1024 * 1024
+
+
+def name_tree(tree: Tree, top: str, digests: dict[str, bytes] | None = None) -> str:
+    """
+    Return the name of a tree's package.
+
+    :param top: the name of its top directory, "" where its files are at the root.
+    :param digests: filled with those of the contents, by the entries' names.
+    :raises RayPackageError: for a file that cannot be read, or that changes meanwhile.
+    """
+    whole = hashlib.sha256(_VERSION)
+    for entry in tree.entries:
+        name = f"{top}/{entry.name}".encode() if top else entry.name.encode()
+        content = b"" if entry.is_directory else _digest(entry)
+        if digests is not None:
+            digests[entry.name] = content
+        whole.update(b"%o %d %s%s" % (entry.mode, len(name), name, content))
+    return f"{_PREFIX}{whole.hexdigest()[:_DIGITS]}.zip"
+
+
+def name_archive(path: Path, suffix: str, copy: IO[bytes] | None = None) -> str:
+    """
+    Return the name of an archive that goes to the cluster as it is.
+
+    Ray installs a wheel by its file's name, and keeps what it has installed by that name. So a wheel keeps its own,
+    with the digest in the one part that may be added: the build tag.
+
+    :param suffix: by which Ray knows how to unpack it.
+    :param copy: where its bytes are written to as well.
+    """
+    digest = hashlib.sha256(_VERSION + suffix.encode())
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+                if copy is not None:
+                    write(copy, chunk)
+    except OSError as error:
+        raise unreadable(str(path), error) from error
+    digits = digest.hexdigest()[:_DIGITS]
+    return _name_wheel(path.name, digits) if suffix == ".whl" else f"{_PREFIX}{digits}{suffix}"
+
+
+def write(file: IO[bytes], data: bytes) -> None:
+    """
+    Write into a temporary file.
+
+    :raises RayPackageError: if the disk does not take it.
+    """
+    try:
+        file.write(data)
+    except OSError as error:
+        raise unwritable(error) from error
+
+
+def _name_wheel(name: str, digits: str) -> str:
+    parts = name.removesuffix(".whl").split("-")
+    if len(parts) not in (5, 6) or not all(parts) or (len(parts) == 6 and not parts[2][0].isdigit()):
+        raise ValueError(
+            f"{name!r} is not the name of a wheel (name-version-python-abi-platform.whl), by which pip would install it"
+        )
+    build = parts[2] if len(parts) == 6 else "0"
+    return "-".join([*parts[:2], f"{build}_{digits}", *parts[-3:]]) + ".whl"
+
+
+def read(entry: Entry) -> Iterator[bytes]:
+    """
+    Read a file in pieces, and see to it that it is, and stays, the one that was selected.
+
+    :raises RayPackageError: for a file that cannot be read, or that changed since.
+    """
+    if entry.data is not None:
+        yield entry.data
+        return
+    try:
+        with open(entry.path, "rb", buffering=0) as file:  # noqa: PTH123  (a path as text: many of them)
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode) or Stamp.of(status) != entry.stamp:
+                raise changed(entry.path, "it is not the file that it was")
+            left = entry.size
+            while left and (chunk := file.read(min(CHUNK, left))):
+                left -= len(chunk)
+                yield chunk
+            if left or Stamp.of(os.fstat(file.fileno())) != entry.stamp:
+                raise changed(entry.path, "it was written to")
+    except (FileNotFoundError, IsADirectoryError):
+        raise changed(entry.path, "it is gone") from None
+    except OSError as error:
+        raise unreadable(entry.path, error) from error
+
+
+def _digest(entry: Entry) -> bytes:
+    return digest_of(read(entry))
+
+
+def digest_of(chunks: Iterable[bytes]) -> bytes:
+    """Return the digest of a file's contents."""
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.digest()

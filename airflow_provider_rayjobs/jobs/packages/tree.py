@@ -1,0 +1,290 @@
+"""
+What of a directory goes into its package.
+
+The walk is Ray's: an ignore file counts for its own directory and all below it, any match leaves out, and what is left
+out is not looked into. Ray asks a directory's own ignore file about the directory itself as well, under the name ``.``:
+a line ``*`` or ``.*`` there leaves all of it out, whatever later lines take back in. What differs from Ray, on purpose:
+
+- a link that leads out of the directory is an error, as is one that leads back to a directory that holds it;
+- files that look like secrets are left out unless the user wants them;
+- sockets, pipes, devices, links to nothing, and names that Ray drops when it unpacks are left out with a warning.
+
+Source: Ray 2.60 ``_private/runtime_env/packaging.py``, ``_dir_travel`` and ``_zip_files``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from airflow_provider_rayjobs.exceptions import RayPackageError
+from airflow_provider_rayjobs.jobs.packages.ignores import GITIGNORE, RAYIGNORE, IgnoreRules, read_ignore_file
+from airflow_provider_rayjobs.jobs.packages.secret_names import looks_secret
+
+# What Ray drops when it unpacks: a backslash, or what Windows would take for a drive.
+_DROPPED = re.compile(r".*\\|.:", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """By what a change of a file shows without reading it."""
+
+    size: int
+    changed_at: int
+    number: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Stamp:
+        """Return a file's stamp."""
+        return cls(status.st_size, max(status.st_mtime_ns, status.st_ctime_ns), status.st_ino)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """
+    A file of a package, or a directory that is empty.
+
+    :param name: in the package, with ``/``; a directory's ends in one.
+    :param path: on this machine; "" for one whose contents we make.
+    :param mode: 0o755 for what may be executed, 0o644 for other files, 0o600 for secrets. Who owns a file, and what
+        his umask is, differs from machine to machine and says nothing about the code, as git sees it.
+    :param data: the contents of a file of our own.
+    """
+
+    name: str
+    path: str
+    mode: int
+    stamp: Stamp
+    data: bytes | None = None
+
+    @property
+    def is_directory(self) -> bool:
+        return self.name.endswith("/")
+
+    @property
+    def size(self) -> int:
+        return self.stamp.size
+
+
+@dataclass(frozen=True)
+class Tree:
+    """
+    What a package is to hold.
+
+    :param root: the directory; "" where there is none to look at again.
+    :param entries: by name.
+    :param secrets: names of files that look like secrets, and were left out.
+    :param warnings: what else was left out that somebody may miss.
+    """
+
+    root: str
+    entries: tuple[Entry, ...]
+    secrets: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(entry.size for entry in self.entries)
+
+    @property
+    def files(self) -> int:
+        """How many files there are."""
+        return sum(not entry.is_directory for entry in self.entries)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """
+    How to choose.
+
+    :param excludes: patterns, relative to the directory.
+    :param gitignore: whether ``.gitignore`` files count.
+    :param secrets: whether files that look like secrets are packed; or patterns for those that are.
+    """
+
+    excludes: Sequence[str] = ()
+    gitignore: bool = True
+    secrets: bool | Sequence[str] = False
+
+
+def select(root: Path, selection: Selection) -> Tree:
+    """
+    Choose what of a directory is packed.
+
+    :raises ValueError: for a link that may not be followed, a name that no package can hold, and a pattern that is
+        none.
+    :raises RayPackageError: for what cannot be read.
+    """
+    walk = _Walk(os.path.abspath(root), selection)  # noqa: PTH100  (without resolving links, which Path does)
+    walk.enter(walk.root, "", [(0, IgnoreRules(selection.excludes, "excludes"))], ())
+    walk.entries.sort(key=lambda entry: entry.name)
+    return Tree(walk.root, tuple(walk.entries), tuple(sorted(walk.secrets)), tuple(walk.warnings))
+
+
+Rules = list[tuple[int, IgnoreRules]]
+
+
+@dataclass
+class _Walk:
+    root: str
+    selection: Selection
+    entries: list[Entry] = field(default_factory=list)
+    secrets: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._real_root = os.path.realpath(self.root)
+        wanted = self.selection.secrets
+        self._wanted = IgnoreRules(() if isinstance(wanted, bool) else wanted, "package_secrets")
+
+    def enter(self, directory: str, below: str, rules: Rules, within: tuple[tuple[int, int], ...]) -> None:
+        """
+        Take what is in a directory.
+
+        :param below: the directory's name in the tree with a last slash, "" for the root.
+        :param rules: and how many characters of a name stand before what each is relative to.
+        :param within: device and number of the directories around it, by which a circle of links shows.
+        """
+        try:
+            status = os.stat(directory)  # noqa: PTH116  (a path as text: many of them)
+            with os.scandir(directory) as scan:
+                found = list(scan)
+        except OSError as error:
+            raise unreadable(directory, error) from error
+        within = (*within, (status.st_dev, status.st_ino))
+        rules = [*rules, *((len(below), own) for own in self._own_rules(found))]
+        # the parents' rules have let it in; its own, and excludes, are asked about "." here
+        if pattern := _left_out_by(rules, below, len(below)):
+            if not below:
+                self.warnings.append(
+                    f"All of {self.root} is left out: Ray asks its ignore files about the directory itself, and "
+                    f"{pattern} "
+                    "matches that."
+                )
+            return
+        if not found:
+            self.entries.append(Entry(below or "./", directory, 0o755, Stamp(0, 0, 0)))
+        for each in found:
+            self._take(each, below, rules, within)
+
+    def _own_rules(self, found: Collection[os.DirEntry[str]]) -> Iterator[IgnoreRules]:
+        for name in (GITIGNORE, RAYIGNORE) if self.selection.gitignore else (RAYIGNORE,):
+            for each in found:
+                if each.name == name and each.is_file():
+                    try:
+                        rules = read_ignore_file(each.path)
+                    except OSError as error:
+                        raise unreadable(each.path, error) from error
+                    if rules:
+                        yield rules
+
+    def _take(self, found: os.DirEntry[str], below: str, rules: Rules, within: tuple[tuple[int, int], ...]) -> None:
+        name = below + found.name
+        if _left_out_by(rules, name):
+            return
+        try:
+            status = found.stat(follow_symlinks=False)
+            target = ""
+            if stat.S_ISLNK(status.st_mode):
+                target = self._target_of(found.path)
+                status = found.stat()
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ELOOP):
+                raise unreadable(found.path, error) from error
+            if not found.is_symlink():
+                raise changed(found.path, "it is gone") from None
+            self.warnings.append(f"{name} is left out: it is a link to nothing.")
+            return
+        kind = stat.S_IFMT(status.st_mode)
+        if kind not in (stat.S_IFREG, stat.S_IFDIR):
+            self.warnings.append(f"{name} is left out: it is no file, but {_KINDS.get(kind, 'something else')}.")
+        elif _DROPPED.match(name):
+            self.warnings.append(f"{name!r} is left out: Ray unpacks no such name.")
+        elif kind == stat.S_IFDIR:
+            if target and (status.st_dev, status.st_ino) in within:
+                raise ValueError(
+                    f"{found.path} is a link that leads back to a directory that holds it ({target}): it has no end. "
+                    "Remove it, or exclude it."
+                )
+            self.enter(found.path, f"{name}/", rules, within)
+        else:
+            self._take_file(found.path, name, target, status)
+
+    def _take_file(self, path: str, name: str, target: str, status: os.stat_result) -> None:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"{os.fsencode(path)!r} has a name that is not UTF-8, which no package can hold. Rename it, or "
+                "exclude it."
+            ) from None
+        # a link under another name does not make a secret less of one
+        is_secret = looks_secret(name) or (bool(target) and looks_secret(target))
+        if is_secret and self.selection.secrets is not True and not self._wanted.match(name):
+            self.secrets.append(name)
+            return
+        mode = 0o600 if is_secret else 0o755 if status.st_mode & 0o111 else 0o644
+        self.entries.append(Entry(name, path, mode, Stamp.of(status)))
+
+    def _target_of(self, link: str) -> str:
+        """
+        Return where a link leads.
+
+        :raises ValueError: if that is outside.
+        """
+        target = os.path.realpath(link)
+        if target != self._real_root and not target.startswith(self._real_root.rstrip("/") + "/"):
+            raise ValueError(
+                f"{link} is a link that leads out of {self.root}, to {target}: the cluster would not have that. Copy "
+                "it in "
+                "its place, or exclude the link."
+            )
+        return target
+
+
+_KINDS = {
+    stat.S_IFSOCK: "a socket", stat.S_IFIFO: "a pipe", stat.S_IFBLK: "a device", stat.S_IFCHR: "a device",
+}  # fmt: skip
+
+
+def _left_out_by(rules: Rules, name: str, length: int | None = None) -> str | None:
+    """Return the pattern, and where it stands, that leaves a name out; ``length`` is that of a directory asked anew."""
+    for start, each in rules:
+        # rules that stand in the directory itself see it as "."; those above it have let it in already
+        if length is not None and start != length:
+            continue
+        if pattern := each.match(name[start:] or "."):
+            return f"{pattern!r} of {each.source}"
+    return None
+
+
+def unreadable(path: str, error: OSError) -> RayPackageError:
+    """Return the error of a file or directory that cannot be read."""
+    return RayPackageError(
+        f"Could not read {path!r} for its package: {error.strerror or error}. Nothing was submitted. Make it "
+        "readable for "
+        "the user that Airflow's worker runs as, or exclude it."
+    )
+
+
+def changed(path: str, how: str) -> RayPackageError:
+    """Return the error of a file that is no longer what it was when the package got its name."""
+    return RayPackageError(
+        f"{path} changed while its directory was packed: {how}. Nothing was submitted. Try again when nobody writes "
+        "there; exclude what programs write."
+    )
+
+
+def unwritable(error: OSError) -> RayPackageError:
+    """Return the error of a temporary file that the disk does not take."""
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    advice = "Make room there, or set TMPDIR to another place." if is_full else "Does TMPDIR lead to a good place?"
+    return RayPackageError(
+        f"Could not write a package into a temporary file: {error.strerror or error}. Nothing was submitted. {advice}"
+    )

@@ -1,0 +1,226 @@
+"""Local code in a runtime environment: where it is found, what is refused, what is sent instead."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from airflow_provider_rayjobs.jobs.packages.local_code import LIMIT, name_packages, too_large
+from airflow_provider_rayjobs.jobs.packages.places import has_local_code
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a package, a module and what goes with them."""
+    (tmp_path / "code" / "sub").mkdir(parents=True)
+    (tmp_path / "code" / "__init__.py").touch()
+    (tmp_path / "code" / "sub" / "a.py").write_text("a")
+    (tmp_path / "module.py").write_text("m")
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "broken.zip").write_text("no zip")
+    return tmp_path
+
+
+def test_local_code_becomes_uris(folder: Path):
+    """Directories, modules and Path objects get URIs; what is a URI, and everything else, stays."""
+    given = {
+        "working_dir": "code",
+        "py_modules": ["s3://b/m.zip", folder / "code", "./module.py"],
+        "env_vars": {"A": "b"},
+        "pip": ["torch"],
+    }
+
+    code = name_packages(given, folders=[folder])
+
+    assert set(code.runtime_env) == set(given)
+    assert [package.owner for package in code.packages] == ["working_dir", "py_modules[1]", "py_modules[2]"]
+    uris = [f"gcs://{package.name}" for package in code.packages]
+    assert len(set(uris)) == 3
+    assert code.runtime_env["working_dir"] == uris[0]
+    assert code.runtime_env["py_modules"] == ["s3://b/m.zip", *uris[1:]]
+    assert (code.runtime_env["pip"], code.runtime_env["env_vars"]) == (["torch"], {"A": "b"})
+    assert [package.top for package in code.packages] == ["", "code", ""]
+    assert given["working_dir"] == "code"
+
+
+def test_paths_are_looked_for_in_order(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: Any):
+    """The first folder that has a relative path counts; ``~`` and variables are filled in."""
+    other = tmp_path_factory.mktemp("other")
+    (other / "module.py").write_text("another")
+    monkeypatch.setenv("HERE", str(folder))
+    monkeypatch.setenv("HOME", str(folder))
+
+    def source(path: str, *folders: Path) -> str:
+        return str(name_packages({"py_modules": [path]}, folders=folders).packages[0].source)
+
+    assert source("module.py", other, folder) == f"{other}/module.py"
+    assert source("code", other, folder) == f"{folder}/code"
+    for path in ("$HERE/code", "${HERE}/code", "~/code", "code/../code/", str(folder / "code")):
+        assert source(path, folder) == f"{folder}/code"
+
+
+def test_a_module_that_is_the_folder_itself_keeps_its_name(folder: Path):
+    """``.`` and ``..`` are called by the directory that they mean."""
+    [package] = name_packages({"py_modules": ["."]}, folders=[folder / "code"]).packages
+    assert package.top == "code"
+    [package] = name_packages({"py_modules": [".."]}, folders=[folder / "code" / "sub"]).packages
+    assert package.top == "code"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"working_dir": "nowhere"},
+            r"runtime_env\['working_dir'\] is 'nowhere', and there is no such file.*looked for /.*",
+        ),
+        ({"working_dir": "$NOT_SET/x"}, r"No environment variable is called NOT_SET here"),
+        ({"py_modules": ["nowhere"]}, r"runtime_env\['py_modules\[0\]'\] is 'nowhere'"),
+        ({"working_dir": "x" * 5000}, "there is no such file"),
+        ({"working_dir": "a\0b"}, "there is no such file"),
+        ({"working_dir": "module.py"}, r"which is a file \(.*module\.py\); it must be a directory, or an archive"),
+        ({"py_modules": ["notes.txt"]}, r"must be a directory, a \.py file, a wheel, or an archive"),
+        ({"working_dir": "broken.zip"}, r"broken\.zip is not a zip archive"),
+        ({"working_dir": "code", "excludes": "*.log"}, r"runtime_env\['excludes'\] must be a list of patterns"),
+        ({"pip": "nowhere.txt"}, r"runtime_env\['pip'\] is 'nowhere\.txt'"),
+        ({"conda": "env.yaml"}, r"runtime_env\['conda'\] is 'env\.yaml'"),
+        ({"pip": ["-e ./code"]}, r"means a place on this machine.*\$\{RAY_RUNTIME_ENV_CREATE_WORKING_DIR\}/code"),
+        ({"uv": {"packages": "code"}}, "code is a directory, not a file"),
+    ],
+)
+def test_what_can_never_work_is_said(folder: Path, given: dict[str, Any], message: str):
+    """What is missing or of the wrong kind is an error that names the field, and where it was looked for."""
+    with pytest.raises(ValueError, match=message):
+        name_packages(given, folders=[folder, folder / "code"])
+
+
+def test_a_missing_path_shows_all_places(folder: Path):
+    """Every folder in which a path was looked for is named."""
+    with pytest.raises(ValueError, match="looked for") as error:
+        name_packages({"working_dir": "nowhere"}, folders=[folder, folder / "code"])
+    assert f"{folder}/nowhere, {folder}/code/nowhere." in str(error.value)
+
+
+def test_the_largest_entries_are_shown(folder: Path):
+    """What is over the limit is told with its ten largest entries, and how to exclude them."""
+    for number in range(12):
+        with (folder / "code" / f"data{number:02}.bin").open("wb") as file:
+            file.truncate(10_000_000 * (number + 1))
+    [package] = name_packages({"working_dir": "code"}, folders=[folder]).packages
+
+    lines = too_large(package).splitlines()
+
+    assert "takes no package of 100 MiB or more" in lines[0]
+    assert [line.split()[-1] for line in lines[1:11]] == [f"data{number:02}.bin" for number in range(11, 1, -1)]
+    assert "runtime_env={'excludes': ['/data11.bin', ...]}" in lines[-1]
+    assert "package_storage" in lines[-1]
+
+
+def test_many_small_files_are_shown_by_their_directories(folder: Path):
+    """Where no single file takes the room, the directories that do are named first."""
+    (folder / "code" / "cache").mkdir()
+    for number in range(100):
+        (folder / "code" / "cache" / f"{number}").write_bytes(b"x" * 10_000)
+    [package] = name_packages({"working_dir": "code"}, folders=[folder]).packages
+
+    lines = too_large(package).splitlines()
+
+    assert lines[1].split()[-1] == "cache/"
+    assert "'excludes': ['/cache/', ...]" in lines[-1]
+
+
+def test_a_large_archive_is_refused_before_it_is_read(folder: Path):
+    """An archive of 100 MiB is refused by its size."""
+    with zipfile.ZipFile(folder / "large.zip", "w") as archive, archive.open("noise", "w") as member:
+        for _ in range(101):
+            member.write(os.urandom(2**20))
+    assert (folder / "large.zip").stat().st_size > LIMIT
+
+    with pytest.raises(ValueError, match="is too large: Ray's HTTP server takes no package of 100 MiB"):
+        name_packages({"working_dir": "large.zip"}, folders=[folder])
+
+
+def test_requirements_files_are_read(folder: Path):
+    """Lines are joined, comments go, what is included stands in its place, and URLs and the node's own files stay."""
+    (folder / "sub").mkdir()
+    (folder / "requirements.txt").write_text(
+        "# what we need\n\n-r sub/more.txt\n--requirement=sub/again.txt\ntorch==2.0 \\\n  --hash=sha256:00  # pinned\n"
+        "name @ https://example.com/a.zip#egg=name\n-c https://example.com/c.txt\n"
+        "-r ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/r.txt\n"
+    )
+    (folder / "sub" / "more.txt").write_text("one\n-r again.txt\n")
+    (folder / "sub" / "again.txt").write_text("two\r\n")
+    lines = [
+        "one", "two", "two", "torch==2.0  --hash=sha256:00", "name @ https://example.com/a.zip#egg=name",
+        "-c https://example.com/c.txt", "-r ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/r.txt",
+    ]  # fmt: skip
+
+    for given in ("requirements.txt", folder / "requirements.txt", ["-r requirements.txt"]):
+        assert name_packages({"pip": given}, folders=[folder]).runtime_env["pip"] == lines
+    found = name_packages({"uv": {"packages": "requirements.txt", "uv_check": True}}, folders=[folder]).runtime_env
+    assert found == {"uv": {"packages": lines, "uv_check": True}}
+
+
+def test_constraints_travel_in_the_working_directory(folder: Path):
+    """A constraints file is read with what it includes, goes into the package, and its line leads there."""
+    (folder / "requirements.txt").write_text("-c constraints.txt\ntorch\n")
+    (folder / "constraints.txt").write_text("torch<3\n-c more.txt\n")
+    (folder / "more.txt").write_text("numpy<2\n")
+
+    for given in ({}, {"working_dir": "code"}):
+        code = name_packages({"pip": "requirements.txt", **given}, folders=[folder])
+        [package] = code.packages
+        [held] = [entry for entry in package.tree.entries if entry.data is not None and b"torch" in entry.data]
+        assert code.runtime_env["pip"] == [f"-c ${{RAY_RUNTIME_ENV_CREATE_WORKING_DIR}}/{held.name}", "torch"]
+        assert held.data.startswith(b"torch<3\n-c ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/.ray-jobs-constraints-")
+        assert code.runtime_env["working_dir"] == package.uri
+
+    with pytest.raises(ValueError, match=r"constraints \(-c\) travel in the package of a local working_dir"):
+        name_packages({"pip": "requirements.txt", "working_dir": "s3://b/c.zip"}, folders=[folder])
+
+
+def test_files_that_include_each_other_are_refused(folder: Path):
+    """A circle of -r lines is an error instead of an endless list."""
+    (folder / "a.txt").write_text("-r b.txt\n")
+    (folder / "b.txt").write_text("-r a.txt\n")
+    with pytest.raises(ValueError, match="includes itself"):
+        name_packages({"pip": "a.txt"}, folders=[folder])
+
+
+def test_conda_files_are_read(folder: Path):
+    """A conda file is sent as what it says, its pip requirements included; a name of an environment stays one."""
+    (folder / "env.yaml").write_text(
+        yaml.safe_dump({"name": "x", "dependencies": ["python=3.11", {"pip": ["-r requirements.txt", "b"]}]})
+    )
+    (folder / "requirements.txt").write_text("a\n")
+
+    code = name_packages({"conda": "env.yaml"}, folders=[folder])
+
+    assert code.runtime_env["conda"] == {"name": "x", "dependencies": ["python=3.11", {"pip": ["a", "b"]}]}
+    assert name_packages({"conda": "an-environment"}, folders=[folder]).runtime_env == {"conda": "an-environment"}
+    (folder / "env.yaml").write_text("- a list\n")
+    with pytest.raises(ValueError, match="holds no conda environment"):
+        name_packages({"conda": "env.yaml"}, folders=[folder])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, False),
+        ({}, False),
+        ({"working_dir": "s3://b/c.zip", "py_modules": ["gcs://x.zip"], "env_vars": {}}, False),
+        ({"working_dir": "."}, True),
+        ({"working_dir": Path()}, True),
+        ({"py_modules": ["gcs://x.zip", "m"]}, True),
+        ({"pip": "requirements.txt"}, True),
+        ({"conda": "env.yml"}, True),
+    ],
+)
+def test_what_is_worth_a_look(given: Any, expected: bool):
+    """A runtime environment without paths costs nothing."""
+    assert has_local_code(given) is expected

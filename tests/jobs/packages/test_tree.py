@@ -1,0 +1,321 @@
+"""What of a directory is packed, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_rayjobs.exceptions import RayPackageError
+from airflow_provider_rayjobs.jobs.packages.naming import name_archive, name_tree
+from airflow_provider_rayjobs.jobs.packages.secret_names import looks_secret
+from airflow_provider_rayjobs.jobs.packages.tree import Selection, Tree, select
+from airflow_provider_rayjobs.jobs.packages.zip_file import Packing, TooLarge, check_unchanged
+
+
+def names(tree: Tree) -> list[str]:
+    return [entry.name for entry in tree.entries]
+
+
+def make(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def pack(tree: Tree, file: Any, *, top: str = "", limit: int | None = None, seconds: float = 10) -> str:
+    digests: dict[str, bytes] = {}
+    name = name_tree(tree, top, digests)
+    packing = Packing(tree, top, digests, file, limit)
+    while packing.advance(seconds):
+        pass
+    return name
+
+
+def pack_as_named(tree: Tree, digests: dict[str, bytes], file: Any) -> None:
+    packing = Packing(tree, "", digests, file, None)
+    while packing.advance(1):
+        pass
+    check_unchanged(tree, Selection())
+
+
+@pytest.fixture
+def nobody() -> Iterator[None]:
+    """Be a user for whom permissions count."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_links_inside_are_followed(tmp_path: Path):
+    """A link to a file or a directory inside is packed as what it leads to, by relative and absolute target."""
+    make(tmp_path, {"a/b.py": "b"})
+    (tmp_path / "file.py").symlink_to("a/b.py")
+    (tmp_path / "directory").symlink_to(tmp_path / "a")
+
+    assert names(select(tmp_path, Selection())) == ["a/b.py", "directory/b.py", "file.py"]
+
+
+@pytest.mark.parametrize("target", ["/etc/hostname", "../outside", "../root-beside"])
+def test_links_outside_are_refused(tmp_path: Path, target: str):
+    """A link that leads out of the directory, to a file, a directory or a name that begins alike, is an error "
+    "naming it."""
+    root = make(tmp_path / "root", {"a.py": ""})
+    make(tmp_path, {"outside/x": "", "root-beside": ""})
+    (root / "link").symlink_to(target)
+
+    with pytest.raises(ValueError, match=r"root/link is a link that leads out of .*, to /") as error:
+        select(root, Selection())
+    assert "exclude the link" in str(error.value)
+
+    assert names(select(root, Selection(excludes=["link"]))) == ["a.py"]
+
+
+def test_a_circle_of_links_is_refused(tmp_path: Path):
+    """A link to a directory that holds it has no end: an error that names the link."""
+    make(tmp_path, {"a/b/c.py": ""})
+    (tmp_path / "a" / "b" / "up").symlink_to("../..")
+
+    with pytest.raises(ValueError, match=r"a/b/up is a link that leads back to a directory that holds it"):
+        select(tmp_path, Selection())
+
+
+def test_what_is_no_file_is_left_out_with_a_warning(tmp_path: Path):
+    """Sockets, pipes, links to nothing and to themselves, and names that Ray drops are left out, each with a "
+    "warning."""
+    make(tmp_path, {"a.py": "", "b\\c": "", "d:rive": "", "deep/d:rive": ""})
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "nothing").symlink_to("nowhere")
+    (tmp_path / "itself").symlink_to("itself")
+    with socket.socket(socket.AF_UNIX) as server:
+        here = os.open(tmp_path, os.O_RDONLY)
+        try:
+            server.bind(f"/proc/self/fd/{here}/socket")  # a socket's path has 107 characters at most
+        finally:
+            os.close(here)
+        tree = select(tmp_path, Selection())
+
+    assert names(tree) == ["a.py", "deep/d:rive"]
+    assert len(tree.warnings) == 6
+    assert {warning.split(" is left out")[0].strip("'") for warning in tree.warnings} == {
+        "pipe", "nothing", "itself", "socket", "b\\\\c", "d:rive",
+    }  # fmt: skip
+
+
+def test_secrets_are_packed_only_if_asked_for(tmp_path: Path):
+    """Files that look like secrets, under a link's name too, are left out and told; all, or some, are packed if "
+    "wanted."""
+    make(tmp_path, {"main.py": "", ".env": "A=b", "keys/ca.pem": "", ".aws/credentials": "", "aws/credentials": "x"})
+    (tmp_path / "settings").symlink_to(".env")
+
+    tree = select(tmp_path, Selection())
+    assert names(tree) == ["aws/credentials", "main.py"]
+    assert tree.secrets == (".aws/credentials", ".env", "keys/ca.pem", "settings")
+
+    assert len(select(tmp_path, Selection(secrets=True)).entries) == 6
+    some = select(tmp_path, Selection(secrets=["keys/"]))
+    assert names(some) == ["aws/credentials", "keys/ca.pem", "main.py"]
+    assert {entry.name: oct(entry.mode) for entry in some.entries}["keys/ca.pem"] == "0o600"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [".env", "a/.env.production", "prod.env", "server.PEM", "id_rsa", "x/id_ed25519", ".netrc", ".ssh/known_hosts",
+     "tls.key", "home/.aws/credentials", ".docker/config.json", ".kube/config", "store.p12", ".pypirc"],
+)  # fmt: skip
+def test_what_looks_like_a_secret(name: str):
+    """The names that secrets go by."""
+    assert looks_secret(name)
+
+
+@pytest.mark.parametrize(
+    "name", [".env.example", "environment.py", "id_rsa.pub", "config.json", "keys.py", "env/a.py", "pem"]
+)
+def test_what_does_not(name: str):
+    """Names that only remind of them."""
+    assert not looks_secret(name)
+
+
+def test_an_unreadable_file_is_an_error(nobody: None):
+    """A file or directory that the worker's user may not read is named, whether it is found while naming or "
+    "selecting."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = make(Path(folder), {"a.py": "", "b/c.py": ""})
+        (root / "a.py").chmod(0)
+        with pytest.raises(RayPackageError, match=r"Could not read .*a\.py.*Permission denied.*readable for the user"):
+            name_tree(select(root, Selection()), "")
+        (root / "a.py").chmod(0o600)
+        (root / "b").chmod(0)
+        with pytest.raises(RayPackageError, match=r"Could not read '.*/b'"):
+            select(root, Selection())
+        assert names(select(root, Selection(excludes=["b"]))) == ["a.py"]
+        (root / "b").chmod(0o700)
+
+
+def test_names_that_are_not_utf_8_are_refused(tmp_path: Path):
+    """A name that no package can hold is an error that shows its bytes; it can be excluded."""
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.py")).touch()
+
+    with pytest.raises(ValueError, match=r"bad\\xff\.py' has a name that is not UTF-8"):
+        select(tmp_path, Selection())
+
+    assert names(select(tmp_path, Selection(excludes=["bad*"]))) == []
+
+
+def test_a_pattern_that_is_none_is_named(tmp_path: Path):
+    """Where Ray breaks with a regular expression's error, the file and the line are named."""
+    make(tmp_path, {".gitignore": "a\n[z-a]\n"})
+
+    with pytest.raises(ValueError, match=r"\.gitignore: '\[z-a\]' is no pattern"):
+        select(tmp_path, Selection())
+
+
+def test_a_directory_that_leaves_itself_out_is_told(tmp_path: Path):
+    """With a pattern that matches the directory itself nothing is left, as for Ray, and a warning names the pattern."""
+    make(tmp_path, {".gitignore": ".*\n", "a.py": ""})
+
+    tree = select(tmp_path, Selection())
+
+    assert tree.entries == ()
+    assert f"All of {tmp_path} is left out" in tree.warnings[0]
+    assert f"'.*' of {tmp_path}/.gitignore" in tree.warnings[0]
+
+
+def test_the_name_depends_on_what_is_packed_alone(tmp_path: Path):
+    """Another place, order, time, owner and umask give the same name; another name, content, mode or top another "
+    "one."""
+    files = {"a.py": "a", "b/c.py": "c", "b/d.py": ""}
+    one = make(tmp_path / "one", files)
+    two = make(tmp_path / "two", dict(reversed(files.items())))
+    os.utime(two / "a.py", (0, 0))
+    (two / "a.py").chmod(0o600)
+    (two / "b").chmod(0o700)
+
+    name = name_tree(select(one, Selection()), "")
+    assert name_tree(select(two, Selection()), "") == name == "_ray_pkg_" + name[9:49] + ".zip"
+
+    others = [name_tree(select(one, Selection()), "one")]
+    (two / "a.py").chmod(0o700)
+    others.append(name_tree(select(two, Selection()), ""))
+    (two / "a.py").write_text("A")
+    others.append(name_tree(select(two, Selection()), ""))
+    (two / "a.py").rename(two / "e.py")
+    others.append(name_tree(select(two, Selection()), ""))
+    (two / "empty").mkdir()
+    others.append(name_tree(select(two, Selection()), ""))
+    assert len({name, *others}) == 6
+
+
+def test_the_same_tree_gives_the_same_bytes(tmp_path: Path):
+    """A package's bytes are the same at any time; text is deflated, what does not shrink is stored."""
+    make(tmp_path, {"text.py": "print(1)\n" * 50_000})
+    (tmp_path / "noise").write_bytes(os.urandom(3_000_000))
+    packed = []
+    for at in (0, 10**9):
+        os.utime(tmp_path / "noise", (at, at))
+        with tempfile.TemporaryFile() as file:
+            pack(select(tmp_path, Selection()), file, top="top", seconds=0)
+            file.seek(0)
+            packed.append(file.read())
+            with zipfile.ZipFile(file) as archive:
+                kinds = {info.filename: info.compress_type for info in archive.infolist()}
+
+    assert packed[0] == packed[1]
+    assert kinds == {"top/noise": zipfile.ZIP_STORED, "top/text.py": zipfile.ZIP_DEFLATED}
+    assert len(packed[0]) < 3_050_000
+
+
+def test_a_zip_over_its_limit_is_given_up(tmp_path: Path):
+    """A package that grows over the limit is not written to its end."""
+    (tmp_path / "noise").write_bytes(os.urandom(5_000_000))
+    with tempfile.TemporaryFile() as file:
+        with pytest.raises(TooLarge):
+            pack(select(tmp_path, Selection()), file, limit=2_000_000)
+        assert file.tell() < 4_000_000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda root: (root / "b.py").write_text("new"), id="written to"),
+        pytest.param(lambda root: (root / "b.py").unlink(), id="gone"),
+        pytest.param(lambda root: (root / "c.py").write_text(""), id="came"),
+        pytest.param(lambda root: (root / "b.py").chmod(0o755), id="mode"),
+        pytest.param(lambda root: (root / "b.py").replace(root / "c.py"), id="renamed"),
+        pytest.param(lambda root: ((root / "b.py").unlink(), (root / "b.py").mkdir()), id="directory"),
+    ],
+)
+def test_a_tree_that_changes_is_noticed(tmp_path: Path, change: Any):
+    """Whatever changes between the naming and the end of the packing is an error that names it."""
+    make(tmp_path, {"a.py": "a" * 100, "b.py": "b" * 100})
+    tree = select(tmp_path, Selection())
+    digests: dict[str, bytes] = {}
+    name_tree(tree, "", digests)
+
+    change(tmp_path)
+
+    with tempfile.TemporaryFile() as file, pytest.raises(RayPackageError, match=r"[bc]\.py changed while .*Try again"):
+        pack_as_named(tree, digests, file)
+
+
+def test_a_file_that_changes_while_it_is_named_is_noticed(tmp_path: Path):
+    """A file that was written to after the walk is not read as if nothing had happened."""
+    make(tmp_path, {"a.py": "a"})
+    tree = select(tmp_path, Selection())
+    (tmp_path / "a.py").write_text("other")
+
+    with pytest.raises(RayPackageError, match=r"a\.py changed while"):
+        name_tree(tree, "")
+
+
+def test_a_full_disk_is_said(tmp_path: Path):
+    """A temporary file that finds no room is an error that says where to make some."""
+    (tmp_path / "noise").write_bytes(os.urandom(3_000_000))
+    with (
+        Path("/dev/full").open("wb", buffering=0) as full,
+        pytest.raises(RayPackageError, match="No space left on device.*TMPDIR"),
+    ):
+        pack(select(tmp_path, Selection()), full)
+
+
+@pytest.mark.parametrize(
+    ("name", "begins"),
+    [
+        ("pkg-1.0-py3-none-any.whl", "pkg-1.0-0_"),
+        ("pkg-1.0-7b-cp311-cp311-linux_x86_64.whl", "pkg-1.0-7b_"),
+        ("pkg-1!2.0+local-py3-none-any.whl", "pkg-1!2.0+local-0_"),
+    ],
+)
+def test_wheels_are_told_apart_by_their_build_tag(tmp_path: Path, name: str, begins: str):
+    """A wheel's name stays that of its project, version and tags, and is another one for other contents."""
+    from packaging.utils import parse_wheel_filename
+
+    (tmp_path / name).write_bytes(b"one")
+    one = name_archive(tmp_path / name, ".whl")
+    (tmp_path / name).write_bytes(b"two")
+    two = name_archive(tmp_path / name, ".whl")
+
+    assert one != two
+    assert one.startswith(begins)
+    before, after = parse_wheel_filename(name), parse_wheel_filename(one)
+    assert (before[0], before[1], before[3]) == (after[0], after[1], after[3])
+
+
+def test_a_wheel_of_another_name_is_refused(tmp_path: Path):
+    """pip installs by the file's name: one that it would not understand is an error before anything is sent."""
+    (tmp_path / "renamed.whl").touch()
+    with pytest.raises(ValueError, match=r"'renamed\.whl' is not the name of a wheel"):
+        name_archive(tmp_path / "renamed.whl", ".whl")
