@@ -15,7 +15,7 @@ from airflow_provider_rayjobs.exceptions import RayJobsError
 from airflow_provider_rayjobs.jobs import follow
 from airflow_provider_rayjobs.jobs.client import AsyncRayJobsClient, OnLog, RayJobsClient, check_address
 from airflow_provider_rayjobs.jobs.models import JobDetails, RayVersion
-from airflow_provider_rayjobs.jobs.submission import SubmissionOptions
+from airflow_provider_rayjobs.jobs.packages.submit import CodeOptions
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
@@ -144,7 +144,7 @@ class RayJobsHook(BaseHook):
         with self.get_conn() as client:
             return client.get_version()
 
-    def submit_job(self, entrypoint: str | Sequence[str], **options: Unpack[SubmissionOptions]) -> str:
+    def submit_job(self, entrypoint: str | Sequence[str], **options: Unpack[CodeOptions]) -> str:
         """Submit a job and return its submission id; see :meth:`.RayJobsClient.submit_job`."""
         with self.get_conn() as client:
             return client.submit_job(entrypoint, **options)
@@ -191,7 +191,7 @@ class RayJobsHook(BaseHook):
         async with await self.aget_conn() as client:
             return await client.get_version()
 
-    async def asubmit_job(self, entrypoint: str | Sequence[str], **options: Unpack[SubmissionOptions]) -> str:
+    async def asubmit_job(self, entrypoint: str | Sequence[str], **options: Unpack[CodeOptions]) -> str:
         """See :meth:`submit_job`."""
         async with await self.aget_conn() as client:
             return await client.submit_job(entrypoint, **options)

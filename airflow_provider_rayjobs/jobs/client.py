@@ -11,7 +11,7 @@ import asyncio
 import email.utils
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import closing
 from functools import cached_property
 from os import PathLike
@@ -25,13 +25,25 @@ import httpx
 from airflow_provider_rayjobs import __version__
 from airflow_provider_rayjobs.exceptions import RayJobsAddressError, RayJobsConnectionError, RayJobsError
 from airflow_provider_rayjobs.jobs import endpoints, follow
-from airflow_provider_rayjobs.jobs.endpoints import Answer, LogRequest, Request
+from airflow_provider_rayjobs.jobs.endpoints import Answer, AnyRequest, LogRequest, Request, UploadRequest
 from airflow_provider_rayjobs.jobs.logs.download import LogFile, get_job_logs, save_job_logs
 from airflow_provider_rayjobs.jobs.logs.json_text import JsonText
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.models import JobDetails, RayVersion
-from airflow_provider_rayjobs.jobs.steps import Engine, Note, ReadLog, Send, Show, Sleep, Step, TakesLog, send
-from airflow_provider_rayjobs.jobs.submission import SubmissionOptions, plan_submission, submit_job
+from airflow_provider_rayjobs.jobs.packages.submit import CodeOptions, submit_with_code
+from airflow_provider_rayjobs.jobs.steps import (
+    Engine,
+    Note,
+    ReadLog,
+    Send,
+    Show,
+    Sleep,
+    Step,
+    TakesLog,
+    Upload,
+    Work,
+    send,
+)
 
 T = TypeVar("T")
 OnLog = Callable[[str], object]
@@ -88,7 +100,7 @@ class _Methods:
             headers["Authorization"] = f"Bearer {self._token}"
         return {"base_url": self.address, "headers": headers, "timeout": _CONNECT_TIMEOUT}
 
-    def _arguments(self, request: Request[Any] | LogRequest) -> dict[str, Any]:
+    def _arguments(self, request: AnyRequest) -> dict[str, Any]:
         arguments = {
             "method": request.method,
             "url": request.path,
@@ -105,6 +117,8 @@ class _Methods:
                     f"{request.agent!r}. {error}",
                     sent=False,
                 ) from error
+        if isinstance(request, UploadRequest):
+            arguments["headers"] = {"Content-Length": str(request.size), "Content-Type": "application/octet-stream"}
         if isinstance(request, LogRequest) and request.offset:
             arguments["headers"] = {"Range": f"bytes={request.offset}-"}
         return arguments
@@ -118,7 +132,7 @@ class _Methods:
             _time_of(response.headers.get("date")),
         )
 
-    def _connection_error(self, request: Request[Any] | LogRequest, error: httpx.HTTPError) -> RayJobsConnectionError:
+    def _connection_error(self, request: AnyRequest, error: httpx.HTTPError) -> RayJobsConnectionError:
         """Translate httpx's errors, here and nowhere else."""
         address = (isinstance(request, LogRequest) and request.agent) or self.address
         return RayJobsConnectionError(
@@ -166,15 +180,20 @@ class RayJobsClient(_Methods):
         """Return what answers: its Ray version and session."""
         return self.run(send(endpoints.get_version(), self.patience))
 
-    def submit_job(self, entrypoint: str | Sequence[str], **options: Unpack[SubmissionOptions]) -> str:
+    def submit_job(self, entrypoint: str | Sequence[str], **options: Unpack[CodeOptions]) -> str:
         """
         Submit a job, exactly once whatever happens to the answers, and return its submission id.
 
+        Local code that its runtime environment names (``working_dir``, ``py_modules``, files of requirements) is packed
+        and sent first, unless the cluster has it. Relative paths are those of the working directory.
+
         :param entrypoint: a shell command; or a list of its arguments, which is quoted.
-        :param options: :class:`~.submission.SubmissionOptions`.
-        :raises ValueError: for what can never work; nothing was sent.
+        :param options: :class:`~.submission.SubmissionOptions`, and ``package_secrets``: whether files that look like
+            secrets are packed, or patterns for those that are.
+        :raises ValueError: for what can never work; nothing was submitted.
+        :raises RayPackageError: for local code that cannot be packed; nothing was submitted.
         """
-        return self.run(submit_job(plan_submission(entrypoint, **options), self.patience)).submission_id
+        return self.run(submit_with_code(entrypoint, options, self.patience))
 
     def get_job(self, submission_id: str) -> JobDetails:
         """Return a job's current state; the id may be a Ray Core job id as well."""
@@ -242,6 +261,10 @@ class RayJobsClient(_Methods):
                 return self.send(request)
             case ReadLog(request, log):
                 return self._read_log(request, log, show)
+            case Upload(request):
+                return self._upload(request, step.chunks(time.monotonic, self._note))
+            case Work(call):
+                return call()
             case Show(record):
                 return show(record)
             case Note():
@@ -280,6 +303,13 @@ class RayJobsClient(_Methods):
             raise self._connection_error(request, error) from error
         for record in log.flush():
             show(record)
+
+    def _upload(self, request: UploadRequest, chunks: Iterator[bytes]) -> None:
+        try:
+            response = self._http.request(content=chunks, **self._arguments(request))
+        except httpx.HTTPError as error:
+            raise self._connection_error(request, error) from error
+        endpoints.check_upload(request, self._answer(response))
 
     def close(self) -> None:
         """Close the connections that are kept for the next request."""
@@ -321,9 +351,9 @@ class AsyncRayJobsClient(_Methods):
         """See :meth:`RayJobsClient.get_version`."""
         return await self.run(send(endpoints.get_version(), self.patience))
 
-    async def submit_job(self, entrypoint: str | Sequence[str], **options: Unpack[SubmissionOptions]) -> str:
+    async def submit_job(self, entrypoint: str | Sequence[str], **options: Unpack[CodeOptions]) -> str:
         """See :meth:`RayJobsClient.submit_job`."""
-        return (await self.run(submit_job(plan_submission(entrypoint, **options), self.patience))).submission_id
+        return await self.run(submit_with_code(entrypoint, options, self.patience))
 
     async def get_job(self, submission_id: str) -> JobDetails:
         """See :meth:`RayJobsClient.get_job`."""
@@ -380,6 +410,10 @@ class AsyncRayJobsClient(_Methods):
                 return await self.send(request)
             case ReadLog(request, log):
                 return await self._read_log(request, log, show)
+            case Upload(request):
+                return await self._upload(request, step.chunks(time.monotonic, self._note))
+            case Work(call):
+                return await asyncio.to_thread(call)
             case Show(record):
                 return show(record)
             case Note():
@@ -419,6 +453,13 @@ class AsyncRayJobsClient(_Methods):
             raise self._connection_error(request, error) from error
         for record in log.flush():
             show(record)
+
+    async def _upload(self, request: UploadRequest, chunks: Iterator[bytes]) -> None:
+        try:
+            response = await self._http.request(content=_later(chunks), **self._arguments(request))
+        except httpx.HTTPError as error:
+            raise self._connection_error(request, error) from error
+        endpoints.check_upload(request, self._answer(response))
 
     async def aclose(self) -> None:
         """Close the connections that are kept for the next request."""
@@ -482,6 +523,15 @@ class _Body:
         """Make sure that the answer has come to its end."""
         if self._json is not None and not self._json.is_whole:
             raise RayJobsAddressError(f"{self._about}: the answer is not what the Ray Jobs API says.", status_code=200)
+
+
+async def _later(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """
+    Hand over on the event loop what is read from a file, in pieces of which each takes a fraction of a "
+    "millisecond.
+    """
+    for chunk in chunks:
+        yield chunk
 
 
 def _start_of(request: LogRequest, response: httpx.Response) -> int | None:

@@ -24,6 +24,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobsRefusedError,
     RayJobsResponseError,
     RayJobsUnavailableError,
+    RayPackageNotFoundError,
 )
 from airflow_provider_rayjobs.jobs.models import ClusterResources, JobDetails, JobSubmission, RayVersion
 
@@ -34,6 +35,8 @@ T = TypeVar("T")
 READ_TIMEOUT = 30.0
 # A client that leaves in the middle of a submission can leave a job PENDING for ever (ray-project/ray 62766).
 SUBMIT_TIMEOUT = 120.0
+# For each piece of an upload to be taken, and for the answer once all of it was: the head stores it first.
+UPLOAD_TIMEOUT = 120.0
 # Seconds in which the head's agent has to send a log: a gigabyte through a slow network.
 _LOG_TIMEOUT = 3600
 
@@ -49,6 +52,7 @@ class Request(Generic[T]):
     :param repeatable: whether sending it twice does what sending it once does.
     :param timeout: seconds to wait for the answer's next bytes.
     :param stamp: puts the time of the answer, Unix milliseconds by the head's clock, into what was read.
+    :param has_content: whether a 200 holds JSON; without, ``read`` is given ``None``.
     """
 
     about: str
@@ -60,6 +64,7 @@ class Request(Generic[T]):
     repeatable: bool = True
     timeout: float = READ_TIMEOUT
     stamp: Callable[[T, int], T] | None = None
+    has_content: bool = True
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,27 @@ class LogRequest:
     method: ClassVar[str] = "GET"
     body: ClassVar[None] = None
     repeatable: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class UploadRequest:
+    """
+    A request whose body is sent piece by piece and never held whole.
+
+    :param size: of the body, in bytes.
+    """
+
+    about: str
+    path: str
+    size: int
+    timeout: float = UPLOAD_TIMEOUT
+    params: ClassVar[None] = None
+    method: ClassVar[str] = "PUT"
+    body: ClassVar[None] = None
+    repeatable: ClassVar[bool] = True
+
+
+AnyRequest = Request[Any] | LogRequest | UploadRequest
 
 
 @dataclass(frozen=True)
@@ -196,6 +222,24 @@ def get_cluster_status() -> Request[ClusterResources]:
     return Request("get the cluster's resources", "GET", "/api/cluster_status", ClusterResources.from_json)
 
 
+def get_package(name: str) -> Request[None]:
+    """
+    Ask whether the cluster holds a package. It keeps one that was asked for, for 600 s, until a job uses it.
+
+    :raises RayPackageNotFoundError: on sending, when it does not.
+    """
+    return Request(f"look for package {name}", "GET", _package_path(name), lambda _: None, has_content=False)
+
+
+def put_package(name: str, size: int) -> UploadRequest:
+    """
+    Describe the upload of a package. One that is there already is replaced; unlike a question it keeps nothing alive.
+
+    :param size: in bytes; Ray's HTTP server takes less than 100 MiB.
+    """
+    return UploadRequest(f"upload package {name}", _package_path(name), size)
+
+
 def get_log_text(submission_id: str) -> LogRequest:
     r"""
     Describe the request for a driver's whole log as text.
@@ -251,7 +295,7 @@ def read_answer(request: Request[T], answer: Answer) -> T:
     if answer.status_code != 200:
         raise error_of(request, answer)
     try:
-        result = request.read(json.loads(answer.content))
+        result = request.read(json.loads(answer.content) if request.has_content else None)
         return request.stamp(result, answer.time) if request.stamp else result
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RayJobsAddressError(
@@ -274,7 +318,17 @@ def start_of_log(request: LogRequest, status_code: int, content_type: str) -> in
     return 0 if status_code == 200 else None
 
 
-def error_of(request: Request[Any] | LogRequest, answer: Answer) -> RayJobsResponseError:
+def check_upload(request: UploadRequest, answer: Answer) -> None:
+    """
+    Make sure that an upload has arrived.
+
+    :raises RayJobsResponseError: one of its subclasses, when the answer says something else.
+    """
+    if answer.status_code != 200 or answer.content_type.startswith("text/html"):
+        raise error_of(request, answer)
+
+
+def error_of(request: AnyRequest, answer: Answer) -> RayJobsResponseError:
     """Return the error that an answer other than 200 means: by Ray's words first, then by the status code."""
     kind, advice = _meaning(answer)
     said = _gist(answer.text)
@@ -285,7 +339,7 @@ def error_of(request: Request[Any] | LogRequest, answer: Answer) -> RayJobsRespo
 _CHECK_ADDRESS = "Check host, port, schema and base path of the connection: they must lead to a Ray dashboard."
 
 
-def _meaning(answer: Answer) -> tuple[type[RayJobsResponseError], str]:
+def _meaning(answer: Answer) -> tuple[type[RayJobsResponseError], str]:  # noqa: PLR0912  (a table)
     """Return an answer's error class and what the reader can do about it."""
     text = answer.text
     match answer.status_code:
@@ -318,6 +372,14 @@ def _meaning(answer: Answer) -> tuple[type[RayJobsResponseError], str]:
             return RayJobNotFoundError, (
                 "The cluster does not know it: a wrong id, a deleted job, or a cluster that was started anew since."
             )
+        case 404 if text.startswith("Package ") and text.endswith("does not exist"):
+            return RayPackageNotFoundError, "The cluster does not hold it."
+        case 413:
+            return RayJobsRefusedError, (
+                "That is more than the server takes. Ray's own limit is 100 MiB; less than that is a proxy before it "
+                "(nginx: "
+                "client_max_body_size). Raise it, exclude what the job does not need, or give a URI of the package."
+            )
         case 429 | 502 | 503 | 504:
             return RayJobsUnavailableError, "The head, or a proxy before it, is not able to answer now."
         case 404 | 405 | 301 | 302 | 303 | 307 | 308:
@@ -328,6 +390,10 @@ def _meaning(answer: Answer) -> tuple[type[RayJobsResponseError], str]:
 
 def _job_path(submission_id: str) -> str:
     return f"/api/jobs/{quote(submission_id, safe='')}"
+
+
+def _package_path(name: str) -> str:
+    return f"/api/packages/gcs/{quote(name, safe='')}"
 
 
 def _kind_of(answer: Answer) -> str:

@@ -10,6 +10,8 @@ it yields      and is sent
 =============  ==================================================================================================
 ``Send``       the request's answer; the driver sends once, repeating is the engine's decision
 ``ReadLog``    nothing; the driver feeds the log's bytes to what takes them, and shows the records that come out
+``Upload``     nothing; the driver sends the body's bytes as they are read, once, and logs the notes that come with them
+``Work``       what the call returns; it may block for a moment, as for a disk, so the async driver has a thread do it
 ``Show``       nothing; one record of the job's log for whoever reads along
 ``Note``       nothing; a sentence of ours for the log
 ``Sleep``      the time afterwards, in seconds of a clock that never goes back; ``Sleep(0)`` asks for the time
@@ -25,7 +27,7 @@ import logging
 import random
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from airflow_provider_rayjobs.exceptions import (
@@ -33,7 +35,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobsError,
     RayJobsUnavailableError,
 )
-from airflow_provider_rayjobs.jobs.endpoints import LogRequest, Request
+from airflow_provider_rayjobs.jobs.endpoints import AnyRequest, LogRequest, Request, UploadRequest
 
 T = TypeVar("T")
 
@@ -66,6 +68,38 @@ class ReadLog:
     log: TakesLog
 
 
+class SendsBody(Protocol):
+    """The body of an upload, read anew for each try."""
+
+    def chunks(self, clock: Callable[[], float], note: Callable[[Note], object]) -> Iterator[bytes]:
+        """Yield the bytes; the clock is the driver's, and it logs the notes."""
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Upload:
+    """``is_interrupted`` is asked before each piece: an upload is too long to be waited for."""
+
+    request: UploadRequest
+    body: SendsBody
+    is_interrupted: Callable[[], bool] = _never
+
+    def chunks(self, clock: Callable[[], float], note: Callable[[Note], object]) -> Iterator[bytes]:
+        """Yield the body's bytes until somebody asks for the end."""
+        for chunk in self.body.chunks(clock, note):
+            if self.is_interrupted():
+                raise Interrupted
+            yield chunk
+
+
+@dataclass(frozen=True)
+class Work:
+    call: Callable[[], Any]
+
+
 @dataclass(frozen=True)
 class Show:
     record: str
@@ -82,7 +116,7 @@ class Sleep:
     seconds: float
 
 
-Step = Send | ReadLog | Show | Note | Sleep
+Step = Send | ReadLog | Upload | Work | Show | Note | Sleep
 Engine = Generator[Step, Any, T]
 
 # Pieces, in seconds, that the pauses of an interruptible engine are cut into.
@@ -104,7 +138,7 @@ def send(request: Request[T], patience: float) -> Engine[T]:
     return answer
 
 
-def repeated(step: Send | ReadLog, patience: float) -> Engine[Any]:
+def repeated(step: Send | ReadLog | Upload, patience: float) -> Engine[Any]:
     """Take a step as :func:`send` sends a request."""
     pause = _FIRST_PAUSE
     failed_at: float | None = None
@@ -155,6 +189,8 @@ def interruptible(engine: Engine[T], is_interrupted: Callable[[], bool]) -> Engi
                 result: T = end.value
                 return result
             failure = None
+            if isinstance(step, Upload):
+                step = replace(step, is_interrupted=is_interrupted)
             try:
                 answer = yield from _in_pieces(step.seconds, is_interrupted) if isinstance(step, Sleep) else _take(step)
             except RayJobsError as error:
@@ -173,7 +209,7 @@ def _take(step: Step) -> Engine[Any]:
     return (yield step)
 
 
-def may_repeat(request: Request[Any] | LogRequest, error: RayJobsError) -> bool:
+def may_repeat(request: AnyRequest, error: RayJobsError) -> bool:
     """Tell whether sending a request again is safe, and of use."""
     if isinstance(error, RayJobsConnectionError):
         return request.repeatable or not error.sent

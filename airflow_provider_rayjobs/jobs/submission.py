@@ -34,7 +34,8 @@ class SubmissionOptions(TypedDict, total=False):
     ``submission_id``
         at most 200 of ``A-Z a-z 0-9 _ . -``; made up when not given.
     ``runtime_env``
-        Ray's runtime environment; paths in it must be URIs that the cluster can read.
+        Ray's runtime environment. Clients pack and send the local code that it names; in a submission itself, paths are
+        URIs that the cluster can read.
     ``metadata``
         text to text; ``job_name`` is the name in the dashboard.
     ``entrypoint_num_cpus``, ``entrypoint_num_gpus``
@@ -222,13 +223,7 @@ def check_runtime_env(runtime_env: Mapping[str, Any]) -> None:
     :raises ValueError: for a key that Ray does not know (it ignores those in silence), env_vars that are not
         text to text, and local paths, which only mean something on the machine that submits.
     """
-    if not isinstance(runtime_env, Mapping):
-        raise ValueError(f"runtime_env must be a dictionary, not {type(runtime_env).__name__}")
-    for key in runtime_env:
-        if key not in RUNTIME_ENV_KEYS:
-            near = difflib.get_close_matches(str(key), RUNTIME_ENV_KEYS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; Ray knows {', '.join(sorted(RUNTIME_ENV_KEYS))}"
-            raise ValueError(f"runtime_env has a key that Ray does not know and would ignore: {key!r}{hint}")
+    check_runtime_env_keys(runtime_env)
     _texts("runtime_env['env_vars']", runtime_env.get("env_vars"))
     _check_uri("working_dir", runtime_env.get("working_dir"))
     for key in ("py_modules", "java_jars"):
@@ -251,12 +246,31 @@ def check_runtime_env(runtime_env: Mapping[str, Any]) -> None:
         raise ValueError(f"runtime_env cannot be sent as JSON: {error}") from error
 
 
+def check_runtime_env_keys(runtime_env: Mapping[str, Any]) -> None:
+    """
+    Refuse what Ray would ignore in silence.
+
+    :raises ValueError: for a key that Ray does not know, with the nearest one that it does.
+    """
+    if not isinstance(runtime_env, Mapping):
+        raise ValueError(f"runtime_env must be a dictionary, not {type(runtime_env).__name__}")
+    for key in runtime_env:
+        if key not in RUNTIME_ENV_KEYS:
+            near = difflib.get_close_matches(str(key), RUNTIME_ENV_KEYS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; Ray knows {', '.join(sorted(RUNTIME_ENV_KEYS))}"
+            raise ValueError(f"runtime_env has a key that Ray does not know and would ignore: {key!r}{hint}")
+
+
 def _check_packages(key: str, value: Any) -> None:
     packages = value.get("packages") if isinstance(value, Mapping) else value
     lines = [packages] if isinstance(packages, str) else packages or []
     for line in lines:
-        # a text in place of the list is a file's name; "-r" and "-c" name files inside the list
-        if isinstance(packages, str) or re.match(r"\s*(-r|-c|--requirement|--constraint)\b", str(line)):
+        # a text in place of the list is a file's name; "-r" and "-c" name files inside the list, unless a URL, or what
+        # Ray fills in on the node, says where they are
+        if isinstance(packages, str) or re.match(
+            r"\s*(-r|-c|--requirement|--constraint)\b(?!\s*=?\s*(\$\{RAY_RUNTIME_ENV_CREATE_WORKING_DIR\}|\w+://))",
+            str(line),
+        ):
             raise ValueError(
                 f"runtime_env[{key!r}] names a file ({line!r}), which the cluster would look for on its own disk. Give "
                 "the packages themselves, as a list."

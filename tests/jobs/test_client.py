@@ -178,7 +178,7 @@ def test_submission(call: Call) -> None:
     "options",
     [
         pytest.param({"submission_id": "a/b"}, id="id"),
-        pytest.param({"runtime_env": {"working_dir": "."}}, id="local path"),
+        pytest.param({"runtime_env": {"working_dir": "./nowhere"}}, id="local path"),
         pytest.param({"metadata": {"a": "\udc80"}}, id="lone surrogate"),
         pytest.param({"runtime_env": {"config": {"a": float("nan")}}}, id="not a number"),
     ],

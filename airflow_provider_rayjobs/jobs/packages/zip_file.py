@@ -42,15 +42,15 @@ class Packing:
 
     def __init__(self, tree: Tree, top: str, digests: dict[str, bytes], file: IO[bytes], limit: int | None) -> None:
         self.done = 0
+        self.is_too_large = False
         self.size = tree.size
         self._steps = _write(tree, top, digests, file, limit)
 
     def advance(self, seconds: float) -> bool:
         """
-        Go on for a while, and tell whether there is more to do.
+        Go on for a while, and tell whether there is more to do. A zip over its limit is given up.
 
         :raises RayPackageError: if a file changed or cannot be read, or the disk is full.
-        :raises TooLarge: if the zip is over its limit.
         """
         end = time.monotonic() + seconds
         try:
@@ -58,6 +58,8 @@ class Packing:
                 self.done += count
                 if time.monotonic() > end:
                     return True
+        except _TooLarge:
+            self.is_too_large = True
         except OSError as error:
             raise unwritable(error) from error  # what cannot be read is said by who reads
         return False
@@ -67,7 +69,7 @@ class Packing:
         self._steps.close()
 
 
-class TooLarge(Exception):  # noqa: N818  (no error yet: whoever packs knows what to say)
+class _TooLarge(Exception):  # noqa: N818  (no error yet: whoever packs knows what to say)
     """A zip grew over its limit."""
 
 
@@ -85,10 +87,10 @@ def _write(
                 continue
             for count in _write_file(archive, name, entry, digests[entry.name]):
                 if limit is not None and file.tell() >= limit:
-                    raise TooLarge
+                    raise _TooLarge
                 yield count
     if limit is not None and file.tell() >= limit:
-        raise TooLarge
+        raise _TooLarge
 
 
 def _write_file(archive: zipfile.ZipFile, name: str, entry: Entry, expected: bytes) -> Generator[int, None, None]:

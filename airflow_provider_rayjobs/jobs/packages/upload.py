@@ -1,0 +1,205 @@
+"""
+The engine: packages are on the cluster, or in its storage, before the job is.
+
+It asks first: a package that is there is not packed, let alone sent. The question pins what it asks for, for ten
+minutes, and an upload does not; so it is asked again after an upload, and when other packages took long.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import IO, Self
+
+from airflow_provider_rayjobs.exceptions import (
+    RayJobsConnectionError,
+    RayJobsUnavailableError,
+    RayJobsUnreachableError,
+    RayPackageError,
+    RayPackageNotFoundError,
+)
+from airflow_provider_rayjobs.jobs import endpoints
+from airflow_provider_rayjobs.jobs.packages.local_code import LIMIT, MIB, LocalCode, Package, PackageStorage, too_large
+from airflow_provider_rayjobs.jobs.packages.naming import name_archive
+from airflow_provider_rayjobs.jobs.packages.tree import changed, unwritable
+from airflow_provider_rayjobs.jobs.packages.zip_file import Packing, check_unchanged
+from airflow_provider_rayjobs.jobs.steps import Engine, Note, Sleep, Upload, Work, repeated, send
+
+# Seconds of packing at once; between them the engine can be stopped.
+_TURN = 0.25
+# Seconds between two sentences about something that takes long.
+_NEWS = 5.0
+# Ray keeps for 600 s what was asked for (``RAY_RUNTIME_ENV_URI_PIN_EXPIRATION_S``), and a cluster may be told less.
+_ASK_AGAIN = 120.0
+_CHUNK = 256 * 1024
+_SECRETS_SHOWN = 10
+
+
+def provide(code: LocalCode, patience: float) -> Engine[None]:
+    """
+    See to it that all packages are where the job will look for them.
+
+    :param patience: seconds for which failures that may pass are borne.
+    :raises ValueError: for a package over the limit of Ray's HTTP server.
+    :raises RayPackageError: for what cannot be packed or stored.
+    :raises RayJobsUnreachableError: the patience is over.
+    """
+    asked: dict[str, float] = {}
+    for package in code.packages:
+        yield from _tell(package)
+        began = yield Sleep(0)
+        if package.storage is not None:
+            done = yield from _store(package, package.storage)
+        else:
+            done = yield from _reachable(_upload_if_missing(package, patience, asked), patience)
+        now = yield Sleep(0)
+        yield Note(
+            f"{package.owner} {package.source}: package {package.name}, {package.content}; {done} "
+            f"({code.seconds if package is code.packages[0] else 0.0:.1f} s to name, {now - began:.1f} s for the rest)."
+        )
+    for package in code.packages:
+        now = yield Sleep(0)
+        if package.name in asked and now - asked[package.name] > _ASK_AGAIN:
+            yield from _reachable(_upload_if_missing(package, patience, asked), patience)
+
+
+def _tell(package: Package) -> Engine[None]:
+    if package.tree is None:
+        return
+    for warning in package.tree.warnings:
+        yield Note(f"{package.owner}: {warning}", logging.WARNING)
+    if secrets := package.tree.secrets:
+        more = f" and {len(secrets) - _SECRETS_SHOWN} more" if len(secrets) > _SECRETS_SHOWN else ""
+        yield Note(
+            f"{package.owner}: left out, as they look like secrets: {', '.join(secrets[:_SECRETS_SHOWN])}{more}. "
+            "package_secrets says which are packed all the same.",
+            logging.WARNING,
+        )
+
+
+def _reachable(engine: Engine[str], patience: float) -> Engine[str]:
+    try:
+        return (yield from engine)
+    except (RayJobsConnectionError, RayJobsUnavailableError) as error:
+        raise RayJobsUnreachableError(
+            f"{error} It was tried for {patience:.0f} s; no job was submitted.", sent=False
+        ) from error
+
+
+def _upload_if_missing(package: Package, patience: float, asked: dict[str, float]) -> Engine[str]:
+    """Return what was done, in words."""
+    if (yield from _is_held(package, patience, asked)):
+        return "already on the cluster"
+    with _Scratch() as scratch:
+        file = yield Work(scratch.open)
+        size = yield from _fill(package, file, LIMIT)
+        for _ in range(2):
+            body = Body(file, size, package.name)
+            yield from repeated(Upload(endpoints.put_package(package.name, size), body), patience)
+            if (yield from _is_held(package, patience, asked)):
+                return f"uploaded ({size / MIB:.1f} MiB)"
+    raise RayPackageError(
+        f"The cluster took package {package.name} ({size} bytes), and does not hold it when asked: it is short of "
+        "memory, or "
+        "several heads answer at its address. Nothing was submitted."
+    )
+
+
+def _is_held(package: Package, patience: float, asked: dict[str, float]) -> Engine[bool]:
+    asked[package.name] = yield Sleep(0)
+    try:
+        yield from send(endpoints.get_package(package.name), patience)
+    except RayPackageNotFoundError:
+        return False
+    return True
+
+
+def _store(package: Package, storage: PackageStorage) -> Engine[str]:
+    if (yield Work(lambda: storage.has(package.name))):
+        return f"already at {package.uri}"
+    with _Scratch() as scratch:
+        file = yield Work(scratch.open)
+        size = yield from _fill(package, file, None)
+        yield Note(f"Storing {package.name} ({size / MIB:.1f} MiB) at {package.uri} ...")
+        yield Work(lambda: storage.put(package.name, file))
+    return f"stored at {package.uri} ({size / MIB:.1f} MiB)"
+
+
+def _fill(package: Package, file: IO[bytes], limit: int | None) -> Engine[int]:
+    """Write a package's bytes into a file, and return how many they are."""
+    tree = package.tree
+    if tree is None:
+        size: int = yield Work(lambda: _copy(package, file))
+        return size
+    packing = Packing(tree, package.top, package.digests, file, limit)
+    news = (yield Sleep(0)) + _NEWS
+    with closing(packing):
+        while (yield Work(lambda: packing.advance(_TURN))):
+            now = yield Sleep(0)
+            if now >= news:
+                yield Note(f"Packing {package.source}: {packing.done // MIB} of {packing.size // MIB} MiB read.")
+                news = now + _NEWS
+        if packing.is_too_large:
+            raise ValueError(too_large(package))
+    if tree.root:
+        yield Work(lambda: check_unchanged(tree, package.selection))
+    return file.tell()
+
+
+def _copy(package: Package, file: IO[bytes]) -> int:
+    """Take an archive's bytes: a copy of its own, as the original may change before it is sent once more."""
+    if name_archive(package.source, package.suffix, file) != package.name:
+        raise changed(str(package.source), "its contents are others")
+    return file.tell()
+
+
+class _Scratch:
+    """A file without a name: whatever kills this process, it leaves nothing on the disk."""
+
+    def __init__(self) -> None:
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def open(self) -> IO[bytes]:
+        """Make it, and keep it: whoever asked for it may be interrupted before he has it."""
+        try:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115
+        except OSError as error:
+            raise unwritable(error) from error
+        return self._file
+
+
+class Body:
+    """
+    The bytes of an upload, and the news of it.
+
+    :param file: read from its start for each try.
+    :param size: of the file, bytes.
+    """
+
+    def __init__(self, file: IO[bytes], size: int, name: str) -> None:
+        self._file = file
+        self._size = size
+        self._name = name
+
+    def chunks(self, clock: Callable[[], float], note: Callable[[Note], object]) -> Iterator[bytes]:
+        """Read the file, and say every few seconds how much of it was taken."""
+        self._file.seek(0)
+        sent = 0
+        news = clock() + _NEWS
+        while chunk := self._file.read(_CHUNK):
+            yield chunk
+            sent += len(chunk)
+            now = clock()
+            if now >= news and sent < self._size:
+                news = now + _NEWS
+                share = 100 * sent // self._size
+                note(Note(f"Uploading {self._name}: {sent // MIB} of {self._size // MIB} MiB ({share} %)."))

@@ -1,0 +1,327 @@
+"""The engine that has packages on the cluster, driven by hand and by both clients."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from airflow_provider_rayjobs.exceptions import (
+    RayJobsConnectionError,
+    RayJobsRefusedError,
+    RayJobsUnreachableError,
+    RayPackageError,
+    RayPackageNotFoundError,
+)
+from airflow_provider_rayjobs.jobs import AsyncRayJobsClient, RayJobsClient, endpoints
+from airflow_provider_rayjobs.jobs.packages.local_code import LocalCode, name_packages
+from airflow_provider_rayjobs.jobs.packages.upload import Body, provide
+from airflow_provider_rayjobs.jobs.steps import Interrupted, Note, Send, Sleep, Upload, Work, interruptible
+
+ADDRESS = "http://127.0.0.1:8265"
+MISSING = "Package gcs://x does not exist"
+
+
+class Cluster:
+    """What a head does with packages and submissions, as recorded from Ray 2.60."""
+
+    def __init__(self, failures: list[Exception | int] | None = None, *, forgets: bool = False) -> None:
+        self.packages: dict[str, bytes] = {}
+        self.asked: list[str] = []
+        self.submitted: list[bytes] = []
+        self._failures = failures or []
+        self._forgets = forgets
+
+    def answer(self, request: httpx.Request, body: bytes) -> httpx.Response:
+        name = request.url.path.rpartition("/")[2]
+        self.asked.append(request.method)
+        if request.method == "POST":
+            self.submitted.append(body)
+            return httpx.Response(200, json={"submission_id": "job"})
+        if request.method == "GET":
+            return httpx.Response(200 if name in self.packages else 404, text="" if name in self.packages else MISSING)
+        assert int(request.headers["content-length"]) == len(body)
+        if self._failures:
+            failure = self._failures.pop(0)
+            if isinstance(failure, Exception):
+                raise failure
+            return httpx.Response(failure, text="<html>later</html>")
+        if not self._forgets:
+            self.packages[name] = body
+        return httpx.Response(200)
+
+    def blocking(self, request: httpx.Request) -> httpx.Response:
+        return self.answer(request, request.read())
+
+    async def on_a_loop(self, request: httpx.Request) -> httpx.Response:
+        return self.answer(request, await request.aread())
+
+
+def submit_blocking(cluster: Cluster, **options: Any) -> str:
+    with RayJobsClient(ADDRESS, patience=2, transport=httpx.MockTransport(cluster.blocking)) as client:
+        return client.submit_job("true", **options)
+
+
+def submit_on_a_loop(cluster: Cluster, **options: Any) -> str:
+    async def submit() -> str:
+        transport = httpx.MockTransport(cluster.on_a_loop)
+        async with AsyncRayJobsClient(ADDRESS, patience=2, transport=transport) as client:
+            return await client.submit_job("true", **options)
+
+    return asyncio.run(submit())
+
+
+@pytest.fixture(params=[submit_blocking, submit_on_a_loop], ids=["blocking", "on_a_loop"])
+def submit(request: pytest.FixtureRequest) -> Callable[..., str]:
+    return request.param
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    (tmp_path / "main.py").write_text("print(1)\n")
+    return tmp_path
+
+
+def test_a_package_is_sent_once(submit: Callable[..., str], code: Path):
+    """Asked first, sent because it is missing, asked again, submitted; the next time asked and submitted alone."""
+    cluster = Cluster()
+
+    submit(cluster, runtime_env={"working_dir": str(code)})
+    assert cluster.asked == ["GET", "PUT", "GET", "POST"]
+    [(name, body)] = cluster.packages.items()
+    assert zipfile.ZipFile(io.BytesIO(body)).namelist() == ["main.py"]
+    assert f'"working_dir":"gcs://{name}"'.encode() in cluster.submitted[0].replace(b" ", b"")
+
+    submit(cluster, runtime_env={"working_dir": str(code)})
+    assert cluster.asked[4:] == ["GET", "POST"]
+
+
+@pytest.mark.parametrize("failure", [httpx.WriteError("cut"), httpx.ReadTimeout("slow"), 503])
+def test_a_cut_upload_is_repeated(
+    submit: Callable[..., str], code: Path, failure: Any, caplog: pytest.LogCaptureFixture
+):
+    """An upload that breaks off is sent again from its start, which the log says."""
+    cluster = Cluster([failure])
+
+    submit(cluster, runtime_env={"py_modules": [str(code / "main.py")]})
+
+    assert cluster.asked == ["GET", "PUT", "PUT", "GET", "POST"]
+    [body] = cluster.packages.values()
+    assert zipfile.ZipFile(io.BytesIO(body)).read("main.py") == b"print(1)\n"
+    assert "Could not upload package _ray_pkg_" in caplog.text
+
+
+def test_an_upload_that_stays_away_is_an_error(submit: Callable[..., str], code: Path):
+    """A cluster that cannot be reached, or does not keep what it took, is an error; nothing is submitted."""
+    away = Cluster([httpx.ConnectError("no")] * 20)
+    with pytest.raises(RayJobsUnreachableError, match=r"tried for 2 s; no job was submitted") as error:
+        submit(away, runtime_env={"working_dir": str(code)})
+    assert error.value.sent is False
+
+    forgetful = Cluster(forgets=True)
+    with pytest.raises(RayPackageError, match="does not hold it when asked"):
+        submit(forgetful, runtime_env={"working_dir": str(code)})
+
+    assert away.submitted == forgetful.submitted == []
+
+
+def test_a_proxy_that_takes_less_is_said(submit: Callable[..., str], code: Path):
+    """413 for a small package means a proxy, and the error says how to raise its limit."""
+    cluster = Cluster([413])
+    with pytest.raises(RayJobsRefusedError, match="nginx: client_max_body_size"):
+        submit(cluster, runtime_env={"working_dir": str(code)})
+    assert cluster.submitted == []
+
+
+def test_what_is_too_large_is_said_before_it_is_sent(submit: Callable[..., str], code: Path):
+    """A package of 101 MiB is an error with its largest entries; nothing is sent."""
+    with (code / "model.bin").open("wb") as file:
+        for _ in range(101):
+            file.write(os.urandom(2**20))
+    cluster = Cluster()
+
+    with pytest.raises(ValueError, match=r"takes no package of 100 MiB or more[\s\S]* 101\.0 MiB  model\.bin"):
+        submit(cluster, runtime_env={"working_dir": str(code)})
+
+    assert cluster.asked == ["GET"]
+    submit(cluster, runtime_env={"working_dir": str(code), "excludes": ["/model.bin"]})
+
+
+def test_nothing_is_sent_for_a_submission_that_is_wrong(submit: Callable[..., str], code: Path):
+    """Whatever can be known to be wrong is said before a package is sent: other fields, and misspelt keys first."""
+    cluster = Cluster()
+    with pytest.raises(ValueError, match="submission_id"):
+        submit(cluster, runtime_env={"working_dir": str(code)}, submission_id="a/b")
+    with pytest.raises(ValueError, match="did you mean 'working_dir'"):
+        submit(cluster, runtime_env={"workingdir": str(code), "pip": ["a"]})
+    assert cluster.asked == []
+
+
+def test_secrets_are_told_and_packed_if_wanted(
+    submit: Callable[..., str], code: Path, caplog: pytest.LogCaptureFixture
+):
+    """What looks like a secret is named in the log and left out; ``package_secrets`` packs it."""
+    (code / ".env").write_text("A=b")
+    cluster = Cluster()
+
+    submit(cluster, runtime_env={"working_dir": str(code)})
+    assert "left out, as they look like secrets: .env. package_secrets says" in caplog.text
+    submit(cluster, runtime_env={"working_dir": str(code)}, package_secrets=[".env"])
+
+    held = [zipfile.ZipFile(io.BytesIO(body)).namelist() for body in cluster.packages.values()]
+    assert held == [["main.py"], [".env", "main.py"]]
+
+
+def drive(
+    code: LocalCode, take: Callable[[Any], None], *, held: set[str], seconds: float = 0.0
+) -> tuple[list[str], list[str]]:
+    """Run the engine with a clock of its own, which goes on by ``seconds`` with each upload."""
+    now = 1000.0
+    asked, notes = [], []
+    engine = provide(code, 10)
+    answer: Any = None
+    failure: Exception | None = None
+    while True:
+        try:
+            step = engine.throw(failure) if failure else engine.send(answer)
+        except StopIteration:
+            return asked, notes
+        answer = failure = None
+        match step:
+            case Send(request):
+                name = request.path.rpartition("/")[2]
+                asked.append(f"GET {name}")
+                failure = None if name in held else RayPackageNotFoundError("no")
+            case Upload(request):
+                held.add(request.path.rpartition("/")[2])
+                asked.append(f"PUT {request.path.rpartition('/')[2]}")
+                now += seconds
+            case Work(call):
+                answer = call()
+            case Sleep():
+                answer = now
+            case Note(message):
+                notes.append(message)
+        take(step)
+
+
+def test_a_package_is_asked_for_again_when_others_took_long(code: Path):
+    """What was asked for keeps for ten minutes: when the uploads took longer than two, it is asked for again."""
+    (code / "other.py").touch()
+    packages = name_packages({"py_modules": [str(code / "main.py"), str(code / "other.py")]})
+    one, two = (package.name for package in packages.packages)
+
+    quick, _ = drive(packages, lambda _: None, held={one})
+    slow, _ = drive(packages, lambda _: None, held={one}, seconds=130)
+
+    assert quick == [f"GET {one}", f"GET {two}", f"PUT {two}", f"GET {two}"]
+    assert slow == [*quick, f"GET {one}"]
+
+
+def test_one_line_tells_of_each_package(code: Path):
+    """Name, files, size, whether it was sent, and how long it took are in one line of the log."""
+    packages = name_packages({"working_dir": str(code)})
+    [name] = (package.name for package in packages.packages)
+
+    _, sent = drive(packages, lambda _: None, held=set(), seconds=3)
+    _, there = drive(packages, lambda _: None, held={name})
+
+    assert sent == [
+        f"working_dir {code}: package {name}, 1 files, 0.0 MiB; uploaded (0.0 MiB) (0.0 s to name, 3.0 s for the rest)."
+    ]
+    assert "; already on the cluster (" in there[0]
+
+
+def test_a_slow_upload_tells_how_far_it_is():
+    """Every five seconds a line says how much was sent; an upload that takes less says nothing."""
+
+    def lines(speed: float) -> list[str]:
+        clock = iter(range(1000))
+        notes: list[Note] = []
+        body = Body(io.BytesIO(bytes(20 * 2**20)), 20 * 2**20, "_ray_pkg_0.zip")
+        assert sum(map(len, body.chunks(lambda: next(clock) * speed, notes.append))) == 20 * 2**20
+        assert {note.level for note in notes} <= {logging.INFO}
+        return [note.message for note in notes]
+
+    assert lines(0.01) == []
+    slow = lines(0.25)
+    assert len(slow) == 3
+    assert slow[0] == "Uploading _ray_pkg_0.zip: 5 of 20 MiB (25 %)."
+
+
+def test_an_upload_is_interrupted(code: Path):
+    """A task that is killed while it packs or sends ends at once; the job was never submitted."""
+    (code / "data").write_bytes(os.urandom(2_000_000))
+    packages = name_packages({"working_dir": str(code)})
+    cluster = Cluster()
+    for questions in range(1, 40):
+        count = 0
+
+        def asked(limit: int = questions) -> bool:
+            nonlocal count
+            count += 1
+            return count >= limit
+
+        cluster.packages.clear()
+        with RayJobsClient(ADDRESS, transport=httpx.MockTransport(cluster.blocking)) as client:
+            try:
+                client.run(interruptible(provide(packages, 1), asked))
+            except Interrupted:
+                continue
+        break
+    else:
+        pytest.fail("it was never let to its end")
+    assert count > 15  # that is, in the midst of the upload, too
+
+
+def test_an_archive_that_changes_is_noticed(submit: Callable[..., str], code: Path):
+    """An archive is sent as it was when it was named, or not at all."""
+    with zipfile.ZipFile(code / "a.zip", "w") as archive:
+        archive.writestr("a.py", "")
+    packages = name_packages({"working_dir": str(code / "a.zip")})
+    with zipfile.ZipFile(code / "a.zip", "a") as archive:
+        archive.writestr("b.py", "")
+
+    with pytest.raises(RayPackageError, match=r"a\.zip changed while"):
+        drive(packages, lambda _: None, held=set())
+
+
+def test_a_temporary_file_that_cannot_be_made_is_said(code: Path, monkeypatch: pytest.MonkeyPatch):
+    """Without a place for temporary files nothing is sent, and the error says what to set."""
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "tempdir", str(code / "nowhere"))
+    with pytest.raises(RayPackageError, match="temporary file.*TMPDIR"):
+        drive(name_packages({"working_dir": str(code)}), lambda _: None, held=set())
+
+
+def test_no_temporary_file_is_left(code: Path, tmp_path_factory: Any, monkeypatch: pytest.MonkeyPatch):
+    """The package's file has no name, and so outlives nothing."""
+    import tempfile
+
+    place = tmp_path_factory.mktemp("tmp")
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    seen = []
+
+    drive(name_packages({"working_dir": str(code)}), lambda _: seen.extend(place.iterdir()), held=set())
+
+    assert seen == []
+
+
+def test_errors_of_the_connection_are_told_apart():
+    """What never left this machine is known not to have been sent, for an upload as for any request."""
+
+    def engine() -> Any:
+        yield Upload(endpoints.put_package("a.zip", 1), Body(io.BytesIO(b"a"), 1, "a.zip"))
+
+    with RayJobsClient("http://127.0.0.1:9") as client, pytest.raises(RayJobsConnectionError) as error:
+        client.run(engine())
+    assert error.value.sent is False
