@@ -53,6 +53,7 @@ from airflow_provider_rayjobs.triggers import JOB_LOG, RayJobTrigger, details_of
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from airflow_provider_rayjobs.jobs.packages.local_code import LocalCode
     from airflow_provider_rayjobs.operators import RayJobSubmitOperator
 
 T = TypeVar("T")
@@ -144,7 +145,7 @@ class Execution:
         note = self.memory.note
         if note is None or note.submission_id != submission_id:
             # without a store nothing came along but the event
-            demand = self.task.plan(self.context, submission_id).demand()
+            demand = self.task.plan(self.context, submission_id, runtime_env={}).demand()
             self.memory.note = Remembered(
                 submission_id, "", Round.of(self.context), self.cluster.address, accepted=True, demand=demand
             )
@@ -192,7 +193,12 @@ class Execution:
         :param again: one that an earlier try remembered and that never arrived.
         """
         note = again or self._new_note(this)
-        submission = self.task.plan(self.context, note.submission_id, note.nonce)
+        code = self.task.name_packages()
+        submission = self.task.plan(
+            self.context, note.submission_id, note.nonce, runtime_env=code.runtime_env if code else None
+        )
+        if code is not None:
+            self._provide(code)
         session = self._run(get_session(note.submission_id, self.settings.unreachable_timeout))
         self.memory.write(replace(note, round=this, session=session, demand=submission.demand(), delivered=False))
         self._make_known()
@@ -214,6 +220,12 @@ class Execution:
             self.cluster.address,
             self.cluster.job_url(note.submission_id),
         )
+
+    def _provide(self, code: LocalCode) -> None:
+        """Have the packages on the cluster before anything of the job is remembered or sent."""
+        from airflow_provider_rayjobs.jobs.packages.upload import provide  # noqa: PLC0415  (few tasks need it)
+
+        self._run(provide(code, self.settings.unreachable_timeout))
 
     def _new_note(self, this: Round) -> Remembered:
         given = self.settings.submission_id

@@ -18,13 +18,16 @@ from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
 from airflow_provider_rayjobs.jobs import follow
 from airflow_provider_rayjobs.jobs.limits import Limits
 from airflow_provider_rayjobs.jobs.models import JobSubmission
+from airflow_provider_rayjobs.jobs.packages.places import has_local_code
 from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, delete_for_good, stop_until_over
-from airflow_provider_rayjobs.jobs.submission import plan_submission
+from airflow_provider_rayjobs.jobs.submission import check_runtime_env_keys, plan_submission
 from airflow_provider_rayjobs.kills import KillSwitch
 from airflow_provider_rayjobs.outcomes import as_task_errors
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context, XComArg
+    from airflow.sdk import Context, ObjectStoragePath, XComArg
+
+    from airflow_provider_rayjobs.jobs.packages.local_code import LocalCode
 
 
 class RayJobSubmitOperator(BaseOperator):
@@ -52,9 +55,14 @@ class RayJobSubmitOperator(BaseOperator):
     :param submission_id: unique for the life of the cluster; made of dag, task, map index and try when not
         given. It is used for the first submission; later ones append ``-2``, ``-3``. (templated)
     :param job_name: the name in the Ray dashboard, ``dag_id.task_id`` when not given. (templated)
-    :param runtime_env: Ray's runtime environment as a dictionary, or the path of a YAML file, relative to the
-        DAG file or the working directory. Paths in it must be URIs that the cluster can read. (templated; a
-        YAML file's contents are not)
+    :param runtime_env: Ray's runtime environment as a dictionary, or the path of a YAML file. Local code in it
+        (``working_dir``, ``py_modules``, files for ``pip``, ``uv`` and ``conda``) is packed on the worker and sent to
+        the cluster, unless it is there already. Relative paths, that of a YAML file too, are looked for beside the DAG
+        file, then in the working directory; those in a YAML file beside it. (templated; a YAML file's contents are not)
+    :param package_secrets: whether files of local code that look like secrets (``.env``, ``*.pem``, ``id_rsa`` ...) are
+        packed; or patterns, as in a .gitignore, for those that are. (templated)
+    :param package_storage: an object storage path (``s3://conn_id@bucket/prefix``) that the cluster can read, for local
+        code of 100 MiB and more, which Ray's HTTP server does not take. (templated)
     :param metadata: text to text, kept with the job. (templated)
     :param entrypoint_num_cpus: cores reserved for the entrypoint command itself; fractions allowed.
         (templated)
@@ -94,6 +102,7 @@ class RayJobSubmitOperator(BaseOperator):
         "entrypoint_num_gpus", "entrypoint_memory", "entrypoint_resources", "entrypoint_label_selector",
         "wait_for_completion", "poll_interval", "fetch_logs", "log_lines_limit", "unreachable_timeout",
         "stop_on_kill", "stop_timeout", "pending_timeout", "job_timeout", "fail_on_exit_code", "skip_on_exit_code",
+        "package_secrets", "package_storage",
     )  # fmt: skip
     # Empty, or an entrypoint that ends in ".yaml" would be taken for the name of a template file.
     template_ext: Sequence[str] = ()
@@ -134,6 +143,8 @@ class RayJobSubmitOperator(BaseOperator):
         job_timeout: float | str | timedelta | None = None,
         fail_on_exit_code: int | str | Collection[int | str] | None = None,
         skip_on_exit_code: int | str | Collection[int | str] | None = None,
+        package_secrets: bool | str | Sequence[str] = False,
+        package_storage: str | ObjectStoragePath | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -168,6 +179,8 @@ class RayJobSubmitOperator(BaseOperator):
         self.job_timeout = job_timeout
         self.fail_on_exit_code = fail_on_exit_code
         self.skip_on_exit_code = skip_on_exit_code
+        self.package_secrets = package_secrets
+        self.package_storage = package_storage
         self._kill = KillSwitch()
 
     def execute(self, context: Context) -> str:
@@ -210,14 +223,44 @@ class RayJobSubmitOperator(BaseOperator):
             skip_on=rendered.as_exit_codes("skip_on_exit_code", self.skip_on_exit_code),
         )
 
-    def plan(self, context: Context, submission_id: str, nonce: str | None = None) -> JobSubmission:
+    def name_packages(self) -> LocalCode | None:
+        """
+        Find and name the local code of the runtime environment; ``None`` if there is none.
+
+        :raises ValueError: for what can never be packed, naming the field; nothing has been sent.
+        """
+        runtime_env = rendered.as_runtime_env(self.runtime_env, self._folders())
+        if runtime_env is None or not has_local_code(runtime_env):
+            return None
+        # here, as every DAG file that is read would pay for it
+        from airflow_provider_rayjobs.jobs.packages.local_code import name_packages  # noqa: PLC0415
+        from airflow_provider_rayjobs.package_storage import storage_at  # noqa: PLC0415
+
+        check_runtime_env_keys(runtime_env)
+        return name_packages(
+            runtime_env,
+            folders=rendered.as_folders(self.runtime_env, self._folders()),
+            secrets=rendered.as_package_secrets(self.package_secrets),
+            storage=storage_at(self.package_storage) if self.package_storage else None,
+        )
+
+    def plan(
+        self,
+        context: Context,
+        submission_id: str,
+        nonce: str | None = None,
+        *,
+        runtime_env: Mapping[str, Any] | None = None,
+    ) -> JobSubmission:
         """
         Return the submission that the rendered arguments ask for.
 
         :param nonce: of a submission that may have been sent before, to send the same one again.
+        :param runtime_env: with its local code named; the rendered argument when not given.
         :raises ValueError: for what can never work, naming the field; nothing has been sent.
         """
-        runtime_env = rendered.as_runtime_env(self.runtime_env, self._folders()) or {}
+        if runtime_env is None:
+            runtime_env = rendered.as_runtime_env(self.runtime_env, self._folders()) or {}
         metadata = rendered.as_texts("metadata", self.metadata) or {}
         if job_name := rendered.as_optional_text("job_name", self.job_name):
             metadata["job_name"] = job_name
@@ -225,7 +268,7 @@ class RayJobSubmitOperator(BaseOperator):
             rendered.as_entrypoint(self.entrypoint),
             nonce=nonce,
             submission_id=submission_id,
-            runtime_env=runtime_env
+            runtime_env={**runtime_env}
             | {"env_vars": environment_of(context, submission_id) | (runtime_env.get("env_vars") or {})},
             metadata=metadata_of(context, metadata),
             entrypoint_num_cpus=rendered.as_number("entrypoint_num_cpus", self.entrypoint_num_cpus),

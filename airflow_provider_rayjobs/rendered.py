@@ -152,16 +152,38 @@ def as_runtime_env(value: Any, folders: Sequence[Path]) -> dict[str, Any] | None
     return runtime_env
 
 
+def as_folders(value: Any, folders: Sequence[Path]) -> list[Path]:
+    """
+    Return where relative paths in a runtime environment are looked for: those of a YAML file beside it.
+
+    :param value: the runtime environment, as for :func:`as_runtime_env`.
+    :param folders: where other relative paths are looked for.
+    """
+    return [_find_yaml(Path(value), folders).parent] if isinstance(value, str | PurePath) and value else list(folders)
+
+
+def as_package_secrets(value: Any) -> bool | list[str]:
+    """Return which files that look like secrets are packed: all, none, or those that patterns name."""
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [as_text(f"package_secrets[{number}]", pattern) for number, pattern in enumerate(value)]
+    return False if _is_nothing(value) else as_flag("package_secrets", value)
+
+
 def _read_yaml(path: Path, folders: Sequence[Path]) -> Any:
-    path = path.expanduser()
+    place = _find_yaml(path, folders)
+    try:
+        return yaml.safe_load(place.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"runtime_env: {place} is not readable as YAML: {error}") from error
+
+
+def _find_yaml(path: Path, folders: Sequence[Path]) -> Path:
+    path = Path(os.path.expandvars(path)).expanduser()
     places = [path] if path.is_absolute() else [folder / path for folder in folders]
     for place in places:
         # os.path, as Path.is_file() raises for the long name that a rendered dictionary makes
         if os.path.isfile(place):  # noqa: PTH113
-            try:
-                return yaml.safe_load(place.read_text(encoding="utf-8")) or {}
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise ValueError(f"runtime_env: {place} is not readable as YAML: {error}") from error
+            return place
     raise ValueError(
         f"runtime_env: no such file: {path}; looked for {', '.join(str(place) for place in places)}. Give a "
         "dictionary, or the path of a YAML file."

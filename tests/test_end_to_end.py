@@ -251,7 +251,15 @@ def test_the_nightly_example_writes_its_report(nightly: tuple[Run, Any]):
 
 
 @pytest.mark.parametrize(
-    "dag_id", ["ray_jobs_submit_and_wait", "ray_jobs_sweep", "ray_jobs_deferrable", "ray_jobs_retry", "native"]
+    "dag_id",
+    [
+        "ray_jobs_submit_and_wait",
+        "ray_jobs_sweep",
+        "ray_jobs_deferrable",
+        "ray_jobs_retry",
+        "ray_jobs_local_code",
+        "native",
+    ],
 )
 def test_each_example_runs(airflow: LocalAirflow, client: RayJobsClient, dag_id: str):
     """Each example DAG, and one with native rendering, ends in success."""
@@ -271,6 +279,10 @@ def test_each_example_runs(airflow: LocalAirflow, client: RayJobsClient, dag_id:
             assert rates == [1, 1, 1]
             assert [job.metadata["job_name"] for job in jobs] == ["sweep 0", "sweep 1", "sweep 2"]
             assert "-m2-try1-" in jobs[2].submission_id
+        case "ray_jobs_local_code":
+            log = run.log("report")
+            assert re.search(r"working_dir \S+/example_dags: package _ray_pkg_[0-9a-f]{40}\.zip, 2 files, ", log)
+            assert "Job ray_jobs_local_code.report-try1-" in log
         case "ray_jobs_deferrable":
             assert "trained" in run.log("train").splitlines()
         case "ray_jobs_retry":

@@ -66,12 +66,14 @@ def test_nobody_imports_against_the_architecture():
     """Each module imports only from rooms that ARCHITECTURE.md puts before it."""
     before = {
         "exceptions": set(), "jobs": {"exceptions"}, "rendered": set(), "links": set(), "get_provider_info": set(),
+        "package_storage": {"exceptions", "jobs"},
         "hooks": {"jobs", "exceptions"}, "outcomes": {"jobs", "exceptions"}, "attempts": {"jobs", "exceptions"},
         "kills": {"jobs", "exceptions"}, "retries": {"exceptions", "outcomes", "rendered"},
         "triggers": {"jobs", "exceptions", "hooks"},
         "execution": {"jobs", "exceptions", "hooks", "attempts", "outcomes", "kills", "triggers", "links"},
         "operators": {
             "jobs", "exceptions", "hooks", "attempts", "outcomes", "kills", "execution", "links", "rendered",
+            "package_storage",
         },
         "sensors": {"jobs", "exceptions", "hooks", "outcomes", "triggers", "links", "rendered"},
     }  # fmt: skip

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.sdk import DAG
 
 from airflow_provider_rayjobs.attempts import new_submission_id
 from airflow_provider_rayjobs.jobs.submission import SubmissionOptions
@@ -151,3 +153,52 @@ def test_a_constructor_only_assigns():
     operator = RayJobSubmitOperator(task_id="t", entrypoint="", entrypoint_num_cpus="{{ x }}", ray_conn_id="{{ y }}")
 
     assert operator.entrypoint_num_cpus == "{{ x }}"
+
+
+def test_local_code_is_looked_for_beside_the_dag_file_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A relative path is the DAG folder's, then the working directory's; in a YAML file it is that file's."""
+    for folder in ("dags/code", "here/code", "here/other", "dags/envs/code"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "where.txt").write_text(folder)
+    (tmp_path / "dags" / "envs" / "env.yaml").write_text("working_dir: code\nexcludes: ['*.log']\n")
+    monkeypatch.chdir(tmp_path / "here")
+
+    def source(runtime_env: Any) -> str:
+        with DAG("nightly") as dag:
+            operator = RayJobSubmitOperator(task_id="t", entrypoint="true", runtime_env=runtime_env)
+        dag.fileloc = str(tmp_path / "dags" / "nightly.py")
+        [package] = operator.name_packages().packages
+        return str(package.source.relative_to(tmp_path))
+
+    assert source({"working_dir": "code"}) == "dags/code"
+    assert source({"working_dir": "other"}) == "here/other"
+    assert source("envs/env.yaml") == "dags/envs/code"
+    with pytest.raises(ValueError, match=f"looked for {tmp_path}/dags/nowhere, {tmp_path}/here/nowhere"):
+        source({"working_dir": "nowhere"})
+    with pytest.raises(ValueError, match="did you mean 'py_modules'"):
+        source({"py_module": ["code"], "working_dir": "code"})
+
+
+def test_local_code_becomes_part_of_the_plan(tmp_path: Path):
+    """What is submitted holds the packages' URIs beside all else; a storage takes what is 100 MiB or more."""
+    (tmp_path / "code").mkdir()
+    with (tmp_path / "code" / "large").open("wb") as file:
+        file.truncate(100 * 2**20)
+    (tmp_path / "small.py").touch()
+    (tmp_path / ".env").touch()
+    operator = RayJobSubmitOperator(
+        task_id="t",
+        entrypoint="true",
+        runtime_env={"working_dir": str(tmp_path / "code"), "py_modules": [str(tmp_path / "small.py")]},
+        package_storage=f"file://{tmp_path}/storage",
+        package_secrets="True",
+    )
+
+    code = operator.name_packages()
+    planned = operator.plan(context(), "job-1", runtime_env=code.runtime_env).runtime_env
+
+    large, small = (package.name for package in code.packages)
+    assert planned["working_dir"] == f"file://{tmp_path}/storage/{large}"
+    assert planned["py_modules"] == [f"gcs://{small}"]
+    assert planned["env_vars"]["RAY_JOB_SUBMISSION_ID"] == "job-1"
+    assert RayJobSubmitOperator(task_id="t", entrypoint="true").name_packages() is None

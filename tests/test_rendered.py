@@ -20,6 +20,7 @@ from airflow_provider_rayjobs.rendered import (
     as_numbers,
     as_optional_seconds,
     as_optional_text,
+    as_package_secrets,
     as_runtime_env,
     as_seconds,
     as_text,
@@ -325,3 +326,19 @@ def test_wrong_counts(value: Any):
     """What is no count is an error that names the field."""
     with pytest.raises(ValueError, match="log_lines_limit"):
         as_count("log_lines_limit", value)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(True, True), ("True", True), (False, False), (None, False), ("", False), (["*.pem"], ["*.pem"]), ((), [])],
+)
+def test_package_secrets(value: Any, expected: Any):
+    """All, none, or those that patterns name; text from a template does as well."""
+    assert as_package_secrets(value) == expected
+
+
+@pytest.mark.parametrize("value", ["*.pem", 3, [None]])
+def test_package_secrets_that_are_neither(value: Any):
+    """What is neither a yes or no nor a list of patterns is an error that names the field."""
+    with pytest.raises(ValueError, match="package_secrets"):
+        as_package_secrets(value)

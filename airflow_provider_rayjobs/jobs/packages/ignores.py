@@ -45,6 +45,8 @@ class IgnoreRules:
         patterns = [pattern for line in lines if (pattern := _read(line, source)) is not None]
         # the last one counts: looked at first
         self._patterns = patterns[::-1]
+        # most paths match none of them: that is found out at once
+        self._any = re.compile("|".join(f"(?:{pattern.regex.pattern})" for pattern in patterns))
 
     def __bool__(self) -> bool:
         return bool(self._patterns)
@@ -55,6 +57,8 @@ class IgnoreRules:
 
         :param path: relative to the rules' own directory, with ``/``; ``.`` is that directory itself.
         """
+        if self._any.match(path) is None:
+            return None
         for pattern in self._patterns:
             if pattern.regex.match(path):
                 return pattern.text if pattern.is_left_out else None

@@ -55,6 +55,7 @@ class Package:
     :param top: the name of its top directory, "" where its files are at the root.
     :param digests: of the files' contents, by their names.
     :param storage: where it goes; ``None`` for the cluster itself.
+    :param seconds: that finding and naming it took.
     """
 
     owner: str
@@ -67,6 +68,7 @@ class Package:
     top: str = ""
     digests: dict[str, bytes] = field(default_factory=dict, repr=False)
     storage: PackageStorage | None = None
+    seconds: float = 0.0
 
     @property
     def suffix(self) -> str:
@@ -87,12 +89,10 @@ class LocalCode:
 
     :param runtime_env: with URIs for paths, and contents for files of requirements.
     :param packages: what has to be there before the job is submitted.
-    :param seconds: that finding and naming took.
     """
 
     runtime_env: dict[str, Any]
     packages: tuple[Package, ...] = ()
-    seconds: float = 0.0
 
 
 def name_packages(
@@ -111,7 +111,6 @@ def name_packages(
     :raises ValueError: for what can never be packed, naming the field.
     :raises RayPackageError: for what cannot be read.
     """
-    began = time.monotonic()
     naming = _Naming(runtime_env, tuple(folders) or (Path.cwd(),), secrets, storage)
     requirements = read_requirements(runtime_env, naming.folders)
     changed = dict(runtime_env) | requirements.changed
@@ -135,7 +134,7 @@ def name_packages(
                 module = packages[-1].uri  # noqa: PLW2901  (an entry and what stands for it)
             uris.append(module)
         changed["py_modules"] = uris
-    return LocalCode(changed, tuple(packages), time.monotonic() - began)
+    return LocalCode(changed, tuple(packages))
 
 
 @dataclass
@@ -150,6 +149,7 @@ class _Naming:
         if isinstance(excludes, str) or not all(isinstance(pattern, str) for pattern in excludes):
             raise ValueError("runtime_env['excludes'] must be a list of patterns, as in a .gitignore")
         self._excludes = tuple(excludes)
+        self._began = time.monotonic()
 
     def name_working_dir(self, given: str | PathLike[str] | None, files: Mapping[str, bytes]) -> Package:
         """Name what becomes the job's working directory; ``files`` of our own are added to it."""
@@ -229,6 +229,9 @@ class _Naming:
 
     def _placed(self, package: Package) -> Package:
         """Say where a package goes: by its size on this disk, so that it is known before anything is packed."""
+        now = time.monotonic()
+        package = replace(package, seconds=now - self._began)
+        self._began = now
         if self.storage is None or package.size < LIMIT:
             return replace(package, uri=f"gcs://{package.name}")
         # Ray takes a single top directory away from what it downloads: so it is given one more

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -23,7 +23,8 @@ _VERSION = b"rayjobs package 1\n"
 _PREFIX = "_ray_pkg_"
 # 160 bits, as many as Ray's own names have.
 _DIGITS = 40
-CHUNK = 1024 * 1024
+# Small enough to stay in a processor's cache between the reading and the hashing.
+CHUNK = 256 * 1024
 
 
 def name_tree(tree: Tree, top: str, digests: dict[str, bytes] | None = None) -> str:
@@ -99,16 +100,20 @@ def read(entry: Entry) -> Iterator[bytes]:
         yield entry.data
         return
     try:
-        with open(entry.path, "rb", buffering=0) as file:  # noqa: PTH123  (a path as text: many of them)
-            status = os.fstat(file.fileno())
+        # without Python's file objects: most files of a tree are small, and opening them is what takes the time
+        file = os.open(entry.path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe that has taken its place must not hold us
+        try:
+            status = os.fstat(file)
             if not stat.S_ISREG(status.st_mode) or Stamp.of(status) != entry.stamp:
                 raise changed(entry.path, "it is not the file that it was")
             left = entry.size
-            while left and (chunk := file.read(min(CHUNK, left))):
+            while left and (chunk := os.read(file, min(CHUNK, left))):
                 left -= len(chunk)
                 yield chunk
-            if left or Stamp.of(os.fstat(file.fileno())) != entry.stamp:
+            if left or Stamp.of(os.fstat(file)) != entry.stamp:
                 raise changed(entry.path, "it was written to")
+        finally:
+            os.close(file)
     except (FileNotFoundError, IsADirectoryError):
         raise changed(entry.path, "it is gone") from None
     except OSError as error:
@@ -116,12 +121,7 @@ def read(entry: Entry) -> Iterator[bytes]:
 
 
 def _digest(entry: Entry) -> bytes:
-    return digest_of(read(entry))
-
-
-def digest_of(chunks: Iterable[bytes]) -> bytes:
-    """Return the digest of a file's contents."""
     digest = hashlib.sha256()
-    for chunk in chunks:
+    for chunk in read(entry):
         digest.update(chunk)
     return digest.digest()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
+import re
+from fnmatch import translate
 
 # Names of files, wherever they are.
 _NAMES = (
@@ -21,17 +22,19 @@ _PLACES = (
 )  # fmt: skip
 
 
+# One look at each name: a tree may have many.
+_FILE = re.compile("|".join(map(translate, _NAMES)))
+_PLACE = re.compile("|".join(f"(?:.*/)?{re.escape(folder)}/(?:{translate(file)})" for folder, file in _PLACES))
+
+
 def looks_secret(name: str) -> bool:
     """
     Tell whether a file's name is one that secrets go by.
 
     :param name: with ``/`` between its parts; the last two count.
     """
-    parts = name.rsplit("/", 2)
     # as written in any case: Windows and macOS keep what people type
-    file = parts[-1].lower()
-    if file in _EXAMPLES:
-        return False
-    if any(fnmatchcase(file, pattern) for pattern in _NAMES):
-        return True
-    return len(parts) > 1 and any(parts[-2] == folder and fnmatchcase(parts[-1], it) for folder, it in _PLACES)
+    file = name[name.rfind("/") + 1 :].lower()
+    if _FILE.match(file):
+        return file not in _EXAMPLES
+    return _PLACE.match(name) is not None

@@ -21,6 +21,7 @@ import stat
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from airflow_provider_rayjobs.exceptions import RayPackageError
 from airflow_provider_rayjobs.jobs.packages.ignores import GITIGNORE, RAYIGNORE, IgnoreRules, read_ignore_file
@@ -30,8 +31,7 @@ from airflow_provider_rayjobs.jobs.packages.secret_names import looks_secret
 _DROPPED = re.compile(r".*\\|.:", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
-class Stamp:
+class Stamp(NamedTuple):
     """By what a change of a file shows without reading it."""
 
     size: int

@@ -34,6 +34,8 @@ _NEWS = 5.0
 # Ray keeps for 600 s what was asked for (``RAY_RUNTIME_ENV_URI_PIN_EXPIRATION_S``), and a cluster may be told less.
 _ASK_AGAIN = 120.0
 _CHUNK = 256 * 1024
+# A storage says nothing while it takes a package; what is larger than this may keep it busy for a while.
+_WORTH_A_WORD = 16 * MIB
 _SECRETS_SHOWN = 10
 
 
@@ -55,9 +57,10 @@ def provide(code: LocalCode, patience: float) -> Engine[None]:
         else:
             done = yield from _reachable(_upload_if_missing(package, patience, asked), patience)
         now = yield Sleep(0)
+        took = "" if done.startswith("already") else f" in {now - began:.1f} s"
         yield Note(
-            f"{package.owner} {package.source}: package {package.name}, {package.content}; {done} "
-            f"({code.seconds if package is code.packages[0] else 0.0:.1f} s to name, {now - began:.1f} s for the rest)."
+            f"{package.owner} {package.source}: package {package.name}, {package.content}; named in "
+            f"{package.seconds:.1f} s, {done}{took}."
         )
     for package in code.packages:
         now = yield Sleep(0)
@@ -122,7 +125,8 @@ def _store(package: Package, storage: PackageStorage) -> Engine[str]:
     with _Scratch() as scratch:
         file = yield Work(scratch.open)
         size = yield from _fill(package, file, None)
-        yield Note(f"Storing {package.name} ({size / MIB:.1f} MiB) at {package.uri} ...")
+        if size > _WORTH_A_WORD:
+            yield Note(f"Storing {package.name} ({size / MIB:.1f} MiB) at {package.uri} ...")
         yield Work(lambda: storage.put(package.name, file))
     return f"stored at {package.uri} ({size / MIB:.1f} MiB)"
 
