@@ -121,9 +121,9 @@ def check_unchanged(tree: Tree, selection: Selection) -> None:
 
     :raises RayPackageError: naming what came, went or changed.
     """
-    now = select(Path(tree.root), selection)
-    before = {entry.name: entry for entry in tree.entries if entry.data is None}
-    after = {entry.name: entry for entry in now.entries}
+    ours = {entry.name for entry in tree.entries if entry.data is not None} | {"./"}
+    before = {entry.name: entry for entry in tree.entries if entry.name not in ours}
+    after = {entry.name: entry for entry in select(Path(tree.root), selection).entries if entry.name not in ours}
     for name in sorted(before.keys() ^ after.keys()):
         raise changed((before.get(name) or after[name]).path, "it came meanwhile" if name in after else "it is gone")
     for name, entry in after.items():

@@ -240,6 +240,22 @@ def test_one_line_tells_of_each_package(code: Path):
     assert there[0].endswith("named in 0.0 s, already on the cluster.")
 
 
+def test_constraints_are_sent_with_an_empty_directory_too(submit: Callable[..., str], code: Path):
+    """Where nothing but constraints has to travel, or the directory is empty, the package holds them alone."""
+    (code / "empty").mkdir()
+    (code / "c.txt").write_text("a<2\n")
+    cluster = Cluster()
+
+    submit(cluster, runtime_env={"working_dir": str(code / "empty"), "pip": [f"-c {code}/c.txt", "a"]})
+    submit(cluster, runtime_env={"pip": [f"-c {code}/c.txt", "a"]})
+
+    [body] = cluster.packages.values()
+    with zipfile.ZipFile(io.BytesIO(body)) as archive:
+        [name] = archive.namelist()
+        assert (name.startswith(".ray-jobs-constraints-"), archive.read(name)) == (True, b"a<2\n")
+    assert cluster.asked == ["GET", "PUT", "GET", "POST", "GET", "POST"]
+
+
 def test_a_slow_upload_tells_how_far_it_is():
     """Every five seconds a line says how much was sent; an upload that takes less says nothing."""
 
