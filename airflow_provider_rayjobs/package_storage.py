@@ -124,8 +124,7 @@ class Storage:
     def _error(self, what: str, name: str, error: Exception) -> RayPackageError:
         return RayPackageError(
             f"Could not {what} package {name} at {self._place}: {type(error).__name__}: {error}. Nothing was "
-            "submitted. "
-            "Check package_storage and the connection that it names."
+            "submitted. Check package_storage and the connection that it names."
         )
 
 

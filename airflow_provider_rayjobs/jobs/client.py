@@ -413,7 +413,7 @@ class AsyncRayJobsClient(_Methods):
             case Upload(request):
                 return await self._upload(request, step.chunks(time.monotonic, self._note))
             case Work(call):
-                return await asyncio.to_thread(call)
+                return await _in_a_thread(call)
             case Show(record):
                 return show(record)
             case Note():
@@ -526,12 +526,19 @@ class _Body:
 
 
 async def _later(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """
-    Hand over on the event loop what is read from a file, in pieces of which each takes a fraction of a "
-    "millisecond.
-    """
+    """Hand over on the event loop what is read from a file; each piece takes a fraction of a millisecond."""
     for chunk in chunks:
         yield chunk
+
+
+async def _in_a_thread(call: Callable[[], T]) -> T:
+    """Do what blocks beside the event loop, to its end: who is cancelled must not close what it still works with."""
+    work = asyncio.ensure_future(asyncio.to_thread(call))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        raise
 
 
 def _start_of(request: LogRequest, response: httpx.Response) -> int | None:

@@ -377,8 +377,8 @@ def _meaning(answer: Answer) -> tuple[type[RayJobsResponseError], str]:  # noqa:
         case 413:
             return RayJobsRefusedError, (
                 "That is more than the server takes. Ray's own limit is 100 MiB; less than that is a proxy before it "
-                "(nginx: "
-                "client_max_body_size). Raise it, exclude what the job does not need, or give a URI of the package."
+                "(nginx: client_max_body_size). Raise it, exclude what the job does not need, or give a URI of the "
+                "package."
             )
         case 429 | 502 | 503 | 504:
             return RayJobsUnavailableError, "The head, or a proxy before it, is not able to answer now."

@@ -122,8 +122,7 @@ def name_packages(
     elif requirements.files:
         raise ValueError(
             f"constraints (-c) travel in the package of a local working_dir, and {working_dir!r} is none. Put them "
-            "into "
-            "it yourself and write -c ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/constraints.txt, or give the URL of a file."
+            "into it yourself and write -c ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/constraints.txt, or give a file's URL."
         )
     modules = runtime_env.get("py_modules")
     if isinstance(modules, Sequence) and not isinstance(modules, str):
@@ -164,15 +163,13 @@ class _Naming:
         if not source.name.endswith(_ARCHIVES):
             raise ValueError(
                 f"runtime_env['working_dir'] is {os.fspath(given)!r}, which is a file ({source}); it must be a "
-                "directory, "
-                f"or an archive ({', '.join(_ARCHIVES)}). Give the directory that holds it; a single module goes into "
-                "py_modules."
+                f"directory, or an archive ({', '.join(_ARCHIVES)}). Give the directory that holds it; a single module "
+                "goes into py_modules."
             )
         if files:
             raise ValueError(
                 "constraints (-c) travel in the package of a local working_dir, and nothing can be added to an "
-                "archive. "
-                "Unpack it and give the directory."
+                "archive. Unpack it and give the directory."
             )
         return self._archive("working_dir", source)
 
@@ -187,9 +184,8 @@ class _Naming:
         if source.name.endswith((*_ARCHIVES, ".whl")):
             return self._archive(owner, source)
         raise ValueError(
-            f"runtime_env[{owner!r}] is {os.fspath(given)!r} ({source}); it must be a directory, a .py file, a "
-            "wheel, or an "
-            f"archive ({', '.join(_ARCHIVES)})."
+            f"runtime_env[{owner!r}] is {os.fspath(given)!r} ({source}); it must be a directory, a .py file, a wheel, "
+            f"or an archive ({', '.join(_ARCHIVES)})."
         )
 
     def _find(self, owner: str, given: str | PathLike[str]) -> Path:
@@ -222,8 +218,7 @@ class _Naming:
         if size >= LIMIT and suffix != ".whl" and (single := _single_top(source, is_zip=is_zip)):
             raise ValueError(
                 f"runtime_env[{owner!r}]: all of {source} is in one directory, {single!r}, which Ray takes away when "
-                "it "
-                "unpacks what comes from a package_storage. Unpack the archive and give the directory."
+                "it unpacks what comes from a package_storage. Unpack the archive and give the directory."
             )
         return self._placed(package)
 
@@ -274,9 +269,8 @@ def _single_top(source: Path, *, is_zip: bool) -> str | None:
 def too_large(package: Package) -> str:
     """Say that a package is over the limit of Ray's HTTP server, what takes the room, and what can be done."""
     said = (
-        f"runtime_env[{package.owner!r}] is too large: Ray's HTTP server takes no package of 100 MiB or more, and "
-        "the one of "
-        f"{package.source} ({package.content}) is. Nothing was submitted."
+        f"runtime_env[{package.owner!r}] is too large: Ray's HTTP server takes no package of 100 MiB or more, and the "
+        f"one of {package.source} ({package.content}) is. Nothing was submitted."
     )
     advice = "Or give package_storage, an object storage path that the cluster can read too, for what is larger."
     if package.tree is None:

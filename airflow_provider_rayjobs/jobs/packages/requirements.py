@@ -111,9 +111,8 @@ def _resolve(
     if include is None:
         if local := _LOCAL.match(text):
             raise ValueError(
-                f"{where} has the line {text!r}, which means a place on this machine. Give the working_dir that "
-                "holds it "
-                f"and write {ON_THE_NODE}/{os.path.normpath(local['path'])} in its place."
+                f"{where} has the line {text!r}, which means a place on this machine. Give the working_dir that holds "
+                f"it and write {ON_THE_NODE}/{os.path.normpath(local['path'])} in its place."
             )
         yield line
         return

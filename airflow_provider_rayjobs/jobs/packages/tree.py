@@ -164,8 +164,7 @@ class _Walk:
             if not below:
                 self.warnings.append(
                     f"All of {self.root} is left out: Ray asks its ignore files about the directory itself, and "
-                    f"{pattern} "
-                    "matches that."
+                    f"{pattern} matches that."
                 )
             return
         if not found:
@@ -221,8 +220,8 @@ class _Walk:
             name.encode()
         except UnicodeEncodeError:
             raise ValueError(
-                f"{os.fsencode(path)!r} has a name that is not UTF-8, which no package can hold. Rename it, or "
-                "exclude it."
+                f"{os.fsencode(path)!r} has a name that is not UTF-8, which no package can hold. Rename it, or exclude "
+                "it."
             ) from None
         # a link under another name does not make a secret less of one
         is_secret = looks_secret(name) or (bool(target) and looks_secret(target))
@@ -242,8 +241,7 @@ class _Walk:
         if target != self._real_root and not target.startswith(self._real_root.rstrip("/") + "/"):
             raise ValueError(
                 f"{link} is a link that leads out of {self.root}, to {target}: the cluster would not have that. Copy "
-                "it in "
-                "its place, or exclude the link."
+                "it in its place, or exclude the link."
             )
         return target
 
@@ -267,9 +265,8 @@ def _left_out_by(rules: Rules, name: str, length: int | None = None) -> str | No
 def unreadable(path: str, error: OSError) -> RayPackageError:
     """Return the error of a file or directory that cannot be read."""
     return RayPackageError(
-        f"Could not read {path!r} for its package: {error.strerror or error}. Nothing was submitted. Make it "
-        "readable for "
-        "the user that Airflow's worker runs as, or exclude it."
+        f"Could not read {path!r} for its package: {error.strerror or error}. Nothing was submitted. Make it readable "
+        "for the user that Airflow's worker runs as, or exclude it."
     )
 
 

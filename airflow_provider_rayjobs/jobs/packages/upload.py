@@ -105,8 +105,7 @@ def _upload_if_missing(package: Package, patience: float, asked: dict[str, float
                 return f"uploaded ({size / MIB:.1f} MiB)"
     raise RayPackageError(
         f"The cluster took package {package.name} ({size} bytes), and does not hold it when asked: it is short of "
-        "memory, or "
-        "several heads answer at its address. Nothing was submitted."
+        "memory, or several heads answer at its address. Nothing was submitted."
     )
 
 

@@ -298,6 +298,21 @@ def test_an_upload_is_interrupted(code: Path):
     assert count > 15  # that is, in the midst of the upload, too
 
 
+@pytest.mark.parametrize("seconds", [0.05, 0.3, 0.6])
+def test_a_cancelled_coroutine_leaves_nothing_at_work(code: Path, seconds: float):
+    """A coroutine that is cancelled while it packs ends as cancelled, when the thread has let go of its file."""
+    (code / "text").write_text(os.urandom(40_000_000).hex())
+    cluster = Cluster()
+
+    async def cancelled() -> None:
+        async with AsyncRayJobsClient(ADDRESS, transport=httpx.MockTransport(cluster.on_a_loop)) as client:
+            await asyncio.wait_for(client.submit_job("true", runtime_env={"working_dir": str(code)}), seconds)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(cancelled())
+    assert cluster.submitted == []
+
+
 def test_an_archive_that_changes_is_noticed(submit: Callable[..., str], code: Path):
     """An archive is sent as it was when it was named, or not at all."""
     with zipfile.ZipFile(code / "a.zip", "w") as archive:
