@@ -9,7 +9,7 @@ from importlib import import_module
 from benchmarks.results import Result, keep, table
 from sandbox.processes import end_on_signals
 
-BENCHMARKS = ("import_cost", "log_throughput", "log_memory", "head_share", "triggerer_delay")
+BENCHMARKS = ("import_cost", "log_throughput", "log_memory", "head_share", "triggerer_delay", "packaging")
 
 
 def main(names: list[str]) -> int:
