@@ -23,7 +23,7 @@ with DAG(
         task_id="report",
         entrypoint=["python", "jobs/daily_report.py", "--trips", "data/trips.csv"],
         # relative to this file; as in a .gitignore, the job needs none of the DAG files
-        runtime_env={"working_dir": ".", "excludes": ["/ray_jobs_*.py"]},
+        runtime_env={"working_dir": ".", "excludes": ["/ray_jobs_*.py", ".airflowignore"]},
         poll_interval=2,
     )
 # END local_code

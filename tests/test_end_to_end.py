@@ -281,7 +281,8 @@ def test_each_example_runs(airflow: LocalAirflow, client: RayJobsClient, dag_id:
             assert "-m2-try1-" in jobs[2].submission_id
         case "ray_jobs_local_code":
             log = run.log("report")
-            assert re.search(r"working_dir \S+/example_dags: package _ray_pkg_[0-9a-f]{40}\.zip, 2 files, ", log)
+            [line] = [line for line in log.splitlines() if "package _ray_pkg_" in line]
+            assert re.search(r"working_dir \S+/example_dags: package _ray_pkg_[0-9a-f]{40}\.zip, 2 files, ", line)
             assert "Job ray_jobs_local_code.report-try1-" in log
         case "ray_jobs_deferrable":
             assert "trained" in run.log("train").splitlines()
