@@ -14,8 +14,9 @@ import structlog
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_rayjobs import exceptions
+from airflow_provider_rayjobs.connection import Cluster
 from airflow_provider_rayjobs.exceptions import RayJobsError, RayJobsUnreachableError, RayJobTimeoutError
-from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, Cluster, RayJobsHook
+from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
 from airflow_provider_rayjobs.jobs import follow
 from airflow_provider_rayjobs.jobs.client import AsyncRayJobsClient
 from airflow_provider_rayjobs.jobs.limits import Limits

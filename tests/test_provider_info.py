@@ -11,8 +11,9 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from airflow_provider_rayjobs.connection import _KNOWN_EXTRAS
 from airflow_provider_rayjobs.get_provider_info import get_provider_info
-from airflow_provider_rayjobs.hooks import _KNOWN_EXTRAS, RayJobsHook
+from airflow_provider_rayjobs.hooks import RayJobsHook
 from airflow_provider_rayjobs.links import RayJobLink
 
 ROOT = Path(__file__).parents[1]

@@ -11,13 +11,14 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
 from airflow_provider_rayjobs import triggers
+from airflow_provider_rayjobs.connection import Cluster
 from airflow_provider_rayjobs.exceptions import (
     RayJobNotFoundError,
     RayJobsError,
     RayJobsUnreachableError,
     RayJobTimeoutError,
 )
-from airflow_provider_rayjobs.hooks import Cluster, RayJobsHook
+from airflow_provider_rayjobs.hooks import RayJobsHook
 from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType, RayJobsClient
 from airflow_provider_rayjobs.jobs.limits import Limits
 from airflow_provider_rayjobs.triggers import (
