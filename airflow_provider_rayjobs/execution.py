@@ -34,6 +34,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobsError,
     RayJobsNotAuthorizedError,
     RayJobsRefusedError,
+    RayJobsTLSError,
     RayJobStoppedError,
     RayJobTimeoutError,
 )
@@ -58,7 +59,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # Answers that mean that no job came of a submission.
-_NOTHING_CAME_OF_IT = (RayJobsRefusedError, RayJobsNotAuthorizedError, RayJobsAddressError, RayJobExistsError)
+_NOTHING_CAME_OF_IT = (
+    RayJobsRefusedError,
+    RayJobsNotAuthorizedError,
+    RayJobsAddressError,
+    RayJobsTLSError,
+    RayJobExistsError,
+)
 
 
 @dataclass(frozen=True)

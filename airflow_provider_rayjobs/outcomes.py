@@ -29,6 +29,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobsError,
     RayJobsNotAuthorizedError,
     RayJobsRefusedError,
+    RayJobsTLSError,
     RayJobStoppedError,
     RayJobSupervisorDiedError,
     RayJobTimeoutError,
@@ -80,6 +81,7 @@ FINAL_ERRORS: tuple[type[Exception], ...] = (
     RayJobsRefusedError,
     RayJobsNotAuthorizedError,
     RayJobsAddressError,
+    RayJobsTLSError,
     RayJobExistsError,
 )
 
