@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from typing import Any, Unpack
 
@@ -11,16 +12,20 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHo
 
 from airflow_provider_rayjobs.connection import Cluster, read_connection
 from airflow_provider_rayjobs.exceptions import RayJobsError
-from airflow_provider_rayjobs.jobs import follow
+from airflow_provider_rayjobs.jobs import endpoints, follow
+from airflow_provider_rayjobs.jobs.access import OFF, Access
 from airflow_provider_rayjobs.jobs.client import AsyncRayJobsClient, OnLog, RayJobsClient, check_address
 from airflow_provider_rayjobs.jobs.models import JobDetails, RayVersion
 from airflow_provider_rayjobs.jobs.submission import SubmissionOptions
+from airflow_provider_rayjobs.masking import amask_cluster, mask_cluster
 
 DEFAULT_CONN_ID = "ray_jobs_default"
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 # Ray's own variable for the address of the Jobs API. It counts where the default connection is not defined,
 # and never against an address that somebody gave.
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
+# Ray's own variables for its token, which count where that one does.
+TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 class RayJobsHook(BaseHook):
@@ -52,16 +57,31 @@ class RayJobsHook(BaseHook):
         :raises ValueError: for a connection that cannot be used, naming the field.
         """
         try:
-            return read_connection(self.get_connection(self.ray_conn_id))
+            cluster = read_connection(self.get_connection(self.ray_conn_id))
         except AirflowNotFoundException as missing:
-            return self._without_connection(missing)
+            cluster = self._without_connection(missing)
+        mask_cluster(cluster)
+        self._warn(cluster)
+        return cluster
 
     async def aget_cluster(self) -> Cluster:
         """Do what :meth:`get_cluster` does without blocking the event loop."""
         try:
-            return read_connection(await self.aget_connection(self.ray_conn_id))
+            cluster = read_connection(await self.aget_connection(self.ray_conn_id))
         except AirflowNotFoundException as missing:
-            return self._without_connection(missing)
+            cluster = self._without_connection(missing)
+        await amask_cluster(cluster)
+        self._warn(cluster)
+        return cluster
+
+    def _warn(self, cluster: Cluster) -> None:
+        if cluster.access.verify == OFF:
+            self.log.warning(
+                "Connection %s does not check certificates (verify is off): whoever stands between this machine and %s "
+                "can read the credentials and change the jobs. Give the authority's certificate file as verify.",
+                self.ray_conn_id,
+                cluster.address,
+            )
 
     def _without_connection(self, missing: AirflowNotFoundException) -> Cluster:
         if self.ray_conn_id != DEFAULT_CONN_ID:
@@ -70,7 +90,10 @@ class RayJobsHook(BaseHook):
             address = check_address(os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS)
         except ValueError as error:
             raise ValueError(f"environment variable {ADDRESS_VARIABLE}: {error}") from None
-        return Cluster(address, dashboard_url=address)
+        try:
+            return Cluster(address, dashboard_url=address, access=_access_of_environment())
+        except ValueError as error:
+            raise ValueError(f"environment variable {' or '.join(TOKEN_VARIABLES)}: {error}") from None
 
     def get_conn(self) -> RayJobsClient:
         """Return a blocking client; it is a context manager that closes its connections."""
@@ -81,24 +104,35 @@ class RayJobsHook(BaseHook):
         return self.async_client_of(await self.aget_cluster())
 
     def client_of(self, cluster: Cluster) -> RayJobsClient:
-        """Return a blocking client without another look at the connection."""
-        return RayJobsClient(cluster.address, logger=self.log, **_access_of(cluster))
+        """Return a blocking client without another look at the connection, and without a word to Airflow."""
+        with self._named():
+            return RayJobsClient(cluster.address, logger=self.log, **_arguments_of(cluster))
 
     def async_client_of(self, cluster: Cluster) -> AsyncRayJobsClient:
         """Return a client for the running event loop without another look at the connection."""
-        return AsyncRayJobsClient(cluster.address, logger=self.log, **_access_of(cluster))
+        with self._named():
+            return AsyncRayJobsClient(cluster.address, logger=self.log, **_arguments_of(cluster))
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Say of which connection a mistake is."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"connection {self.ray_conn_id}: {error}") from error.__cause__
 
     def test_connection(self) -> tuple[bool, str]:
         """Say what the connection leads to, or why to nothing; behind the button "Test" in Airflow's UI."""
         try:
             cluster = self.get_cluster()
             # once, without patience: somebody waits in front of the form
-            with RayJobsClient(cluster.address, token=cluster.token, patience=0) as client:
-                version = client.get_version()
+            with self.client_of(cluster) as client:
+                version = client.send(endpoints.get_version())
         except (AirflowNotFoundException, RayJobsError, ValueError) as error:
             return False, str(error)
         session = f", session {version.session_name}" if version.session_name else ""
-        return True, f"Ray {version.ray_version} at {cluster.address}{session}"
+        unchecked = "; certificates are not checked (verify is off)" if cluster.access.verify == OFF else ""
+        return True, f"Ray {version.ray_version} at {cluster.address}{session}{unchecked}"
 
     def get_version(self) -> RayVersion:
         """Return what answers: its Ray version and session."""
@@ -195,5 +229,12 @@ class RayJobsHook(BaseHook):
             return await client.follow_job(submission_id, on_log=on_log, **options)
 
 
-def _access_of(cluster: Cluster) -> dict[str, Any]:
-    return {"token": cluster.token, "agent_credentials": cluster.agent_log_access == "with_credentials"}
+def _access_of_environment() -> Access:
+    token, token_file = (os.environ.get(name) or None for name in TOKEN_VARIABLES)
+    access = Access(token=token and token.strip(), token_file=None if token else token_file)
+    access.check_files()
+    return access
+
+
+def _arguments_of(cluster: Cluster) -> dict[str, Any]:
+    return {"access": cluster.full_access(), "agent_credentials": cluster.may_show_agents_credentials}

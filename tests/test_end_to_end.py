@@ -11,6 +11,7 @@ import pytest
 from airflow import __version__ as airflow_version
 from packaging.version import Version
 
+from airflow_provider_rayjobs.connection import EXTRAS
 from airflow_provider_rayjobs.exceptions import RayJobNotFoundError
 from airflow_provider_rayjobs.jobs import RayJobsClient
 from sandbox.local_airflow import LocalAirflow
@@ -294,8 +295,8 @@ def test_the_connection_form_has_our_fields_and_its_test_button_works(airflow: L
     bad = airflow.api("POST", "/connections/test", json=fields | {"port": 9})
 
     if Version(airflow_version) >= Version("3.2"):  # 3.1 passes over the named fields and shows its plain form
-        assert set(form["extra_fields"]) == {"agent_log_access", "base_path", "dashboard_url"}
-        assert form["standard_fields"]["password"]["title"] == "Token"
+        assert set(form["extra_fields"]) == EXTRAS.keys()
+        assert form["standard_fields"]["password"]["title"] == "Token, or the login's password"
     assert good["status"]
     assert good["message"].startswith(f"Ray 2.60.0 at {ray_head.address}, session session_")
     assert not bad["status"]

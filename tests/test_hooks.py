@@ -36,6 +36,31 @@ def test_an_address_that_was_given_is_never_overridden(run, monkeypatch: pytest.
     assert run(RayJobsHook()).address == "http://given:8265"
 
 
+def test_rays_variables_for_its_token_count_beside_the_one_for_the_address(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """Where the default connection is not defined the token comes from where Ray's own tools have it."""
+    file = tmp_path / "token"
+    file.write_text("from a file\n")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
+    of_a_file = RayJobsHook().get_cluster().access
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "from the environment")
+    of_a_variable = RayJobsHook().get_cluster().access
+    monkeypatch.setenv("AIRFLOW_CONN_RAY_JOBS_DEFAULT", '{"conn_type": "ray_jobs", "host": "given"}')
+
+    assert (of_a_file.token_file, of_a_file.current_token()) == (str(file), "from a file")
+    assert of_a_variable.token == "from the environment"
+    assert RayJobsHook().get_cluster().access.has_token is False
+
+
+def test_a_wrong_variable_for_the_token_is_named(monkeypatch: pytest.MonkeyPatch):
+    """A file that is not there is said of the environment."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/no/such/file")
+
+    with pytest.raises(ValueError, match="RAY_AUTH_TOKEN_PATH: token_file /no/such/file cannot be read"):
+        RayJobsHook().get_cluster()
+
+
 def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch):
     """What is wrong with the environment is said of the environment."""
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "head:8265")
@@ -60,7 +85,7 @@ def test_a_connection_may_be_given_as_a_uri(monkeypatch: pytest.MonkeyPatch):
     )
     cluster = RayJobsHook().get_cluster()
 
-    assert (cluster.address, cluster.token) == ("https://ray.example.com:8443/team-a", "tok/en")
+    assert (cluster.address, cluster.access.token) == ("https://ray.example.com:8443/team-a", "tok/en")
 
 
 def test_the_hook_offers_the_clients_methods_sync_and_async():
