@@ -48,6 +48,7 @@ from airflow_provider_rayjobs.jobs.steps import Engine, Interrupted, interruptib
 from airflow_provider_rayjobs.jobs.stop import Stopped, stop_until_over
 from airflow_provider_rayjobs.jobs.submission import get_session, new_nonce, submit_job
 from airflow_provider_rayjobs.kills import KillSwitch
+from airflow_provider_rayjobs.masking import noting_secrets
 from airflow_provider_rayjobs.outcomes import as_raised, error_of_end, has_retry_policy, is_last_try, is_unschedulable
 from airflow_provider_rayjobs.triggers import JOB_LOG, RayJobTrigger, details_of_event
 
@@ -410,7 +411,7 @@ class Execution:
             self.client.run(self.reader.read(details), self._show)
 
     def _run(self, engine: Engine[T]) -> T:
-        return self.client.run(interruptible(engine, lambda: self.kill.is_asked), self._show)
+        return self.client.run(interruptible(noting_secrets(engine), lambda: self.kill.is_asked), self._show)
 
     def _show(self, record: str) -> None:
         JOB_LOG.info("%s", record)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import BaseOperator, conf, context_to_airflow_vars
 
-from airflow_provider_rayjobs import links, rendered
+from airflow_provider_rayjobs import links, masking, rendered
 from airflow_provider_rayjobs.attempts import HAS_STORE, Memory, Round
 from airflow_provider_rayjobs.exceptions import RayJobNotEndedError, RayJobNotFoundError
 from airflow_provider_rayjobs.execution import Execution, Settings
@@ -169,6 +170,18 @@ class RayJobSubmitOperator(BaseOperator):
         self.fail_on_exit_code = fail_on_exit_code
         self.skip_on_exit_code = skip_on_exit_code
         self._kill = KillSwitch()
+
+    def _do_render_template_fields(self, parent: Any, *args: Any, **kwargs: Any) -> None:
+        """
+        Render, then keep the values of ``env_vars`` out of what Airflow shows of that.
+
+        Airflow calls this for mapped tasks, too, on the task that was made of them.
+        """
+        super()._do_render_template_fields(parent, *args, **kwargs)
+        if parent is self:
+            with suppress(ValueError, OSError):  # a mistake in it is execute's to say
+                masking.mask_environment(rendered.as_runtime_env(self.runtime_env, self._folders()))
+            self.runtime_env = masking.hide_environment(self.runtime_env)
 
     def execute(self, context: Context) -> str:
         """Find this try's job or submit one, follow it if asked to, and return its submission id."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,13 @@ from airflow_provider_rayjobs import links, rendered
 from airflow_provider_rayjobs.connection import Cluster
 from airflow_provider_rayjobs.exceptions import RayJobNotFoundError, RayJobsError
 from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
-from airflow_provider_rayjobs.jobs import follow
+from airflow_provider_rayjobs.jobs import endpoints, follow
 from airflow_provider_rayjobs.jobs.client import OnLog, RayJobsClient
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.logs.text import NO_LOG, Ending
 from airflow_provider_rayjobs.jobs.models import JobDetails
+from airflow_provider_rayjobs.jobs.steps import send
+from airflow_provider_rayjobs.masking import noting_secrets
 from airflow_provider_rayjobs.outcomes import as_sensed, error_of_end
 from airflow_provider_rayjobs.triggers import JOB_LOG, RayJobTrigger, details_of_event
 
@@ -120,6 +123,8 @@ class RayJobSensor(BaseSensorOperator):
             raise as_sensed(error) from error
         if watch.reader is not None:
             with RayJobsHook(self.ray_conn_id).client_of(watch.cluster) as client:
+                with suppress(RayJobsError):  # an event holds none of the job's env_vars, and its log may
+                    client.run(noting_secrets(send(endpoints.get_job(watch.job), patience=0)))
                 client.run(watch.reader.read(details), self._show)
         self._has_succeeded(details, watch)
 
@@ -192,7 +197,7 @@ class _Watch:
         """
         try:
             try:
-                details = client.run(follow.look(self.job, self.reader), show)
+                details = client.run(noting_secrets(follow.look(self.job, self.reader)), show)
             except RayJobNotFoundError:
                 if time.time() - self.began >= self.missing_timeout:
                     raise

@@ -66,16 +66,20 @@ def test_nobody_imports_against_the_architecture():
     """Each module imports only from rooms that ARCHITECTURE.md puts before it."""
     before = {
         "exceptions": set(), "jobs": {"exceptions"}, "rendered": set(), "links": set(), "get_provider_info": set(),
-        "connection": {"jobs", "exceptions"}, "masking": {"connection"},
+        "connection": {"jobs", "exceptions"}, "masking": {"jobs", "exceptions", "connection"},
         "hooks": {"jobs", "exceptions", "connection", "masking"},
         "outcomes": {"jobs", "exceptions"}, "attempts": {"jobs", "exceptions"},
         "kills": {"jobs", "exceptions"}, "retries": {"exceptions", "outcomes", "rendered"},
         "triggers": {"jobs", "exceptions", "connection", "hooks"},
-        "execution": {"jobs", "exceptions", "hooks", "attempts", "outcomes", "kills", "triggers", "links"},
+        "execution": {
+            "jobs", "exceptions", "hooks", "attempts", "outcomes", "kills", "triggers", "links", "masking",
+        },
         "operators": {
             "jobs", "exceptions", "hooks", "attempts", "outcomes", "kills", "execution", "links", "masking", "rendered",
         },
-        "sensors": {"jobs", "exceptions", "connection", "hooks", "outcomes", "triggers", "links", "rendered"},
+        "sensors": {
+            "jobs", "exceptions", "connection", "hooks", "outcomes", "triggers", "links", "masking", "rendered",
+        },
     }  # fmt: skip
     package = ROOT / "airflow_provider_rayjobs"
     wrong = []
