@@ -52,6 +52,9 @@ _LOG_CHUNK = 64 * 1024
 _TELLING_HEADERS = ("location", "server", "www-authenticate")
 # With what strangers are approached.
 _NOTHING = Access()
+# What a request may end in without an answer. On an event loop httpx lets through what a server says after TLS 1.3's
+# handshake, such as that it wants a client's certificate.
+_FAILURES = (httpx.HTTPError, ssl.SSLError)
 # What never left this machine: such a request may be sent again whatever it asks for.
 _NEVER_SENT = (
     httpx.ConnectError,
@@ -165,7 +168,7 @@ class _Methods:
     def _asked(self, request: Request[Any] | LogRequest) -> str:
         return (isinstance(request, LogRequest) and request.agent) or self.address
 
-    def _connection_error(self, request: Request[Any] | LogRequest, error: httpx.HTTPError) -> RayJobsConnectionError:
+    def _connection_error(self, request: Request[Any] | LogRequest, error: Exception) -> RayJobsConnectionError:
         """Translate httpx's errors, here and nowhere else."""
         address = self._asked(request)
         if isinstance(error, _AuthError):
@@ -310,7 +313,7 @@ class RayJobsClient(_Methods):
         """Send one request, once."""
         try:
             response = self._http.request(**self._arguments(request))
-        except httpx.HTTPError as error:
+        except _FAILURES as error:
             raise self._connection_error(request, error) from error
         return endpoints.read_answer(request, self._answer(request, response))
 
@@ -329,7 +332,7 @@ class RayJobsClient(_Methods):
                     if not log.wants_more:
                         return
                 body.check()
-        except httpx.HTTPError as error:
+        except _FAILURES as error:
             raise self._connection_error(request, error) from error
         for record in log.flush():
             show(record)
@@ -451,7 +454,7 @@ class AsyncRayJobsClient(_Methods):
         """Send one request, once."""
         try:
             response = await self._http.request(**self._arguments(request))
-        except httpx.HTTPError as error:
+        except _FAILURES as error:
             raise self._connection_error(request, error) from error
         return endpoints.read_answer(request, self._answer(request, response))
 
@@ -471,7 +474,7 @@ class AsyncRayJobsClient(_Methods):
                         if not log.wants_more:
                             return
                 body.check()
-        except httpx.HTTPError as error:
+        except _FAILURES as error:
             raise self._connection_error(request, error) from error
         for record in log.flush():
             show(record)
