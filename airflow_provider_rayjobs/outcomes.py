@@ -36,13 +36,10 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobUnschedulableError,
 )
 from airflow_provider_rayjobs.jobs.logs.text import NO_LOG, Ending, find_exception
-from airflow_provider_rayjobs.jobs.models import JobDetails, JobErrorType, JobStatus
+from airflow_provider_rayjobs.jobs.models import RAYS_COPY_OF_THE_LOG, JobDetails, JobErrorType, JobStatus
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
-
-# Where Ray's message on a failed job turns into a copy of the log's end.
-_RAYS_COPY_OF_THE_LOG = ", last available logs"
 
 _FAILURES: Mapping[str, tuple[type[RayJobFailedError], str]] = {
     JobErrorType.RUNTIME_ENV_SETUP_FAILURE: (
@@ -125,7 +122,7 @@ def describe_end(details: JobDetails, address: str, ending: Ending = NO_LOG, sho
     if exception := ending.exception or find_exception(said.splitlines()):
         sentences.insert(1, f"The last exception in its log: {exception}")
     if ending.last_lines:
-        said = said.partition(_RAYS_COPY_OF_THE_LOG)[0]
+        said = said.partition(RAYS_COPY_OF_THE_LOG)[0]
     if said:
         sentences.append(f"Ray says: {said}")
     if ending.last_lines:

@@ -11,6 +11,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import structlog
+from airflow.providers.common.compat.sdk import redact
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_rayjobs import exceptions
@@ -22,6 +23,7 @@ from airflow_provider_rayjobs.jobs.client import AsyncRayJobsClient
 from airflow_provider_rayjobs.jobs.limits import Limits
 from airflow_provider_rayjobs.jobs.models import JobDetails
 from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, stop_until_over
+from airflow_provider_rayjobs.masking import mask_environment
 
 # Under this name a job's own lines stand in the task's log: what tells them from ours.
 JOB_LOG = structlog.get_logger("airflow.task.ray_job")
@@ -153,9 +155,10 @@ class RayJobTrigger(BaseTrigger):
                         session=self.session,
                     )
                 )
-            return TriggerEvent(event_of_end(self.submission_id, details))
+            mask_environment(details.runtime_env)
+            return TriggerEvent(redact(event_of_end(self.submission_id, details)))
         except Exception as error:  # noqa: BLE001  (whatever it is, the worker shall say it)
-            return TriggerEvent(event_of_error(self.submission_id, error))
+            return TriggerEvent(redact(event_of_error(self.submission_id, error)))
 
     async def _find_cluster(self, hook: RayJobsHook) -> Cluster:
         """
