@@ -34,6 +34,8 @@ CONNECT_TIMEOUT = 10.0
 # allowed here is a head under load, short enough that a follower notices an outage within the minute.
 READ_TIMEOUT = 30.0
 
+# Characters of a secret that is looked for in texts: a shorter one is in every other word. As in Airflow's masker.
+_WORTH_HIDING = 5
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 # What somebody means who writes one of these for ``verify``, and what no file is called.
@@ -196,6 +198,21 @@ class Access:
             given += [password, unquote(password), _basic(user, unquote(password))]
         yield from (secret for secret in given if secret)
 
+    def scrub(self, text: str) -> str:
+        """Return somebody else's words without what is secret in them: a proxy may quote what it does not like."""
+        for secret in self.secrets():
+            if len(secret) >= _WORTH_HIDING:
+                text = text.replace(secret, "***")
+        return text
+
+    def about_file(self, error: OSError | ValueError) -> str:
+        """Return what is wrong with the token's file."""
+        return (
+            f"token_file {self.token_file} cannot be read: {error.strerror}"
+            if isinstance(error, OSError)
+            else str(error)
+        )
+
     def check_files(self) -> None:
         """
         Look at each file that is named.
@@ -206,7 +223,7 @@ class Access:
             try:
                 self.current_token()
             except OSError as error:
-                raise ValueError(f"token_file {self.token_file} cannot be read: {error.strerror}") from None
+                raise ValueError(self.about_file(error)) from None
         if self.verify not in (SYSTEM, OFF) or self.client_cert is not None:
             self.tls()
 

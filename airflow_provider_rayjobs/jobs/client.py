@@ -129,9 +129,9 @@ class _Methods:
         try:
             headers = self._access_for(request).sent_headers()
         except (OSError, ValueError) as error:
-            said = f"{access.token_file}: {error.strerror}" if isinstance(error, OSError) else str(error)
             raise RayJobsConnectionError(
-                f"Could not {request.about} at {self.address}: there is no token to show. token_file {said}", sent=False
+                f"Could not {request.about} at {self.address}: there is no token to show. {access.about_file(error)}",
+                sent=False,
             ) from None
         arguments = {
             "method": request.method,
@@ -174,8 +174,9 @@ class _Methods:
         if isinstance(error, _AuthError):
             return RayJobsConnectionError(f"Could not {request.about} at {address}: {error}", sent=False)
         kind, advice = diagnose_failure(error, address, self._access)
+        said = self._access.scrub(str(error))
         return kind(
-            f"Could not {request.about}: no answer from {address} ({type(error).__name__}: {error}). {advice}",
+            f"Could not {request.about}: no answer from {address} ({type(error).__name__}: {said}). {advice}",
             sent=not isinstance(error, _NEVER_SENT) and kind is not RayJobsTLSError,
         )
 

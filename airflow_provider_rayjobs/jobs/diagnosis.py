@@ -60,7 +60,10 @@ def diagnose_failure(error: Exception, address: str, access: Access) -> tuple[ty
             f"The proxy {access.shown_proxy or 'that the environment names'} does not let us through; 407 means that "
             "it wants a user and a password, in the connection's proxy (http://user:password@host:port)."
         )
-    if type(error).__name__ == "RemoteProtocolError":
+    # a head that goes away in the middle of an answer is a head
+    if type(error).__name__ == "RemoteProtocolError" and not re.match(
+        "server disconnected|peer closed", str(error), re.IGNORECASE
+    ):
         return RayJobsConnectionError, (
             "Something answers there, and not as a Ray dashboard does: it may be a port of another service of Ray's "
             f"(6379, 10001), or one that speaks TLS. {CHECK_ADDRESS}"

@@ -280,7 +280,7 @@ def start_of_log(request: LogRequest, status_code: int, content_type: str) -> in
 def error_of(request: Request[Any] | LogRequest, answer: Answer) -> RayJobsResponseError:
     """Return the error that an answer other than 200 means: by Ray's words first, then by the status code."""
     kind, advice = _meaning(answer)
-    said = _gist(answer.text)
+    said = answer.access.scrub(_gist(answer.text))
     message = f"Could not {request.about} at {answer.address}: HTTP {answer.status_code}. {advice}"
     return kind(f"{message} It said: {said}" if said else message, status_code=answer.status_code)
 

@@ -243,7 +243,7 @@ def test_nothing_secret_is_in_a_repr():
     "answer",
     [
         pytest.param(lambda _: httpx.Response(401, text="Unauthorized: Missing authentication token"), id="401"),
-        pytest.param(lambda _: httpx.Response(403, text="no"), id="403"),
+        pytest.param(lambda request: httpx.Response(403, text=f"not for {dict(request.headers)}"), id="quoted"),
         pytest.param(lambda _: httpx.Response(200, html="<title>Log in</title>"), id="page"),
         pytest.param(lambda _: httpx.Response(302, headers={"location": "//["}), id="nowhere"),
     ],

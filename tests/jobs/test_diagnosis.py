@@ -142,6 +142,9 @@ def test_what_keeps_nobody_out_is_somebody_elses_subject(code: int):
     [
         pytest.param(httpx.ProxyError("407 Proxy Authentication Required"), "The proxy http://proxy:3128 does not let"),
         pytest.param(httpx.RemoteProtocolError("illegal status line"), "a port of another service of Ray's"),
+        pytest.param(
+            httpx.RemoteProtocolError("Server disconnected without sending a response."), "Check that the Ray"
+        ),
         pytest.param(httpx.ConnectError("refused"), "It was tried through the proxy http://proxy:3128."),
     ],
 )
