@@ -29,12 +29,7 @@ def mask_cluster(cluster: Cluster) -> None:
 
 async def amask_cluster(cluster: Cluster) -> None:
     """Do what :func:`mask_cluster` does on the triggerer's event loop."""
-    try:
-        from airflow.sdk.log import amask_secret  # noqa: PLC0415  (not in the first versions of Airflow 3)
-    except ImportError:
-        mask_cluster(cluster)
-    else:
-        await amask_secret([*cluster.secrets()])
+    await _amask([*cluster.secrets()])
 
 
 def mask_environment(runtime_env: Any) -> None:
@@ -44,9 +39,28 @@ def mask_environment(runtime_env: Any) -> None:
     Not all of them: a date or a team's name would be blotted out of every line of the log. Which names tell is
     Airflow's to say (``[core] sensitive_var_conn_names`` adds to them).
     """
+    if env_vars := _env_vars_of(runtime_env):
+        mask_secret(env_vars)
+
+
+async def amask_environment(runtime_env: Any) -> None:
+    """Do what :func:`mask_environment` does on the triggerer's event loop."""
+    if env_vars := _env_vars_of(runtime_env):
+        await _amask(env_vars)
+
+
+def _env_vars_of(runtime_env: Any) -> dict[str, Any]:
     env_vars = runtime_env.get("env_vars") if isinstance(runtime_env, Mapping) else None
-    if env_vars and isinstance(env_vars, Mapping):
-        mask_secret(dict(env_vars))
+    return dict(env_vars) if isinstance(env_vars, Mapping) else {}
+
+
+async def _amask(secret: Any) -> None:
+    try:
+        from airflow.sdk.log import amask_secret  # noqa: PLC0415  (not in the first versions of Airflow 3)
+    except ImportError:
+        mask_secret(secret)
+    else:
+        await amask_secret(secret)
 
 
 def noting_secrets(engine: Engine[T]) -> Engine[T]:

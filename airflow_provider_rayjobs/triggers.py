@@ -23,7 +23,7 @@ from airflow_provider_rayjobs.jobs.client import AsyncRayJobsClient
 from airflow_provider_rayjobs.jobs.limits import Limits
 from airflow_provider_rayjobs.jobs.models import JobDetails
 from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, stop_until_over
-from airflow_provider_rayjobs.masking import mask_environment
+from airflow_provider_rayjobs.masking import amask_environment
 
 # Under this name a job's own lines stand in the task's log: what tells them from ours.
 JOB_LOG = structlog.get_logger("airflow.task.ray_job")
@@ -155,7 +155,7 @@ class RayJobTrigger(BaseTrigger):
                         session=self.session,
                     )
                 )
-            mask_environment(details.runtime_env)
+            await amask_environment(details.runtime_env)
             return TriggerEvent(redact(event_of_end(self.submission_id, details)))
         except Exception as error:  # noqa: BLE001  (whatever it is, the worker shall say it)
             return TriggerEvent(redact(event_of_error(self.submission_id, error)))
