@@ -22,7 +22,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobsResponseError,
     RayJobsTLSError,
 )
-from airflow_provider_rayjobs.jobs.access import AUTHORIZATION, RAY_AUTHORIZATION, Access
+from airflow_provider_rayjobs.jobs.access import AUTHORIZATION, RAY_AUTHORIZATION, SYSTEM, Access
 
 if TYPE_CHECKING:
     from airflow_provider_rayjobs.jobs.endpoints import Answer
@@ -34,8 +34,17 @@ _NOT_YET_VALID = 9
 _EXPIRED = 10
 _UNKNOWN_AUTHORITY = (2, 18, 19, 20, 21)
 _OTHER_NAME = (62, 64)
+# OpenSSL's words for how a server ends a handshake for our certificate, or for want of one. It does so before it reads
+# a request. Whatever else ends a TLS connection, such as an end without a word, is an outage like others.
+_ABOUT_OUR_CERTIFICATE = re.compile(
+    "ALERT_(CERTIFICATE|BAD_CERTIFICATE|NO_CERTIFICATE|UNSUPPORTED_CERTIFICATE|UNKNOWN_CA|HANDSHAKE_FAILURE|ACCESS_DENIED)"
+)
+# And for what is heard, in the handshake, from somebody who speaks another protocol.
+_NO_TLS = re.compile("WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|HTTP_REQUEST|UNKNOWN_PROTOCOL|ALERT_PROTOCOL_VERSION")
 # What a server says that speaks TLS at a port that was asked without: nginx, then Go's net/http (Traefik, Caddy).
 _WANTS_TLS = ("plain HTTP request was sent to HTTPS port", "HTTP request to an HTTPS server")
+# What httpx says of a head that goes away in the middle of an answer: it is a head all the same.
+_CUT_OFF = re.compile("server disconnected|peer closed", re.IGNORECASE)
 # What nginx says, in a page with status 400, of a client's certificate.
 _NO_CERTIFICATE = "No required SSL certificate was sent"
 _WRONG_CERTIFICATE = "The SSL certificate error"
@@ -51,19 +60,21 @@ def diagnose_failure(error: Exception, address: str, access: Access) -> tuple[ty
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return RayJobsTLSError, _about_certificate(cause, access)
-        if isinstance(cause, ssl.SSLError):
-            return RayJobsTLSError, _about_handshake(cause, address, access)
+        if isinstance(cause, ssl.SSLError) and _ABOUT_OUR_CERTIFICATE.search(cause.reason or ""):
+            return RayJobsTLSError, _about_our_certificate(access)
+        if isinstance(cause, ssl.SSLError) and _NO_TLS.search(cause.reason or "") and _is(error, "ConnectError"):
+            return RayJobsTLSError, (
+                f"Port {urlsplit(address).port or 443} speaks no TLS that we do: the connection's schema is http, or "
+                "the port is another one."
+            )
         if isinstance(cause, socket.gaierror):
             return RayJobsConnectionError, f"This machine knows no such name.{_by_proxy(access)} {CHECK_ADDRESS}"
-    if type(error).__name__ == "ProxyError":
+    if _is(error, "ProxyError"):
         return RayJobsConnectionError, (
             f"The proxy {access.shown_proxy or 'that the environment names'} does not let us through; 407 means that "
             "it wants a user and a password, in the connection's proxy (http://user:password@host:port)."
         )
-    # a head that goes away in the middle of an answer is a head
-    if type(error).__name__ == "RemoteProtocolError" and not re.match(
-        "server disconnected|peer closed", str(error), re.IGNORECASE
-    ):
+    if _is(error, "RemoteProtocolError") and not _CUT_OFF.match(str(error)):
         return RayJobsConnectionError, (
             "Something answers there, and not as a Ray dashboard does: it may be a port of another service of Ray's "
             f"(6379, 10001), or one that speaks TLS. {CHECK_ADDRESS}"
@@ -72,6 +83,11 @@ def diagnose_failure(error: Exception, address: str, access: Access) -> tuple[ty
         f"Check that the Ray head runs, that this machine may reach it, and the address in the Airflow connection."
         f"{_by_proxy(access)}"
     )
+
+
+def _is(error: Exception, name: str) -> bool:
+    """Tell whether an error is one of httpx's: by its name, as ``client.py`` alone imports httpx."""
+    return type(error).__name__ == name
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -88,41 +104,30 @@ def _by_proxy(access: Access) -> str:
 
 
 def _about_certificate(error: ssl.SSLCertVerificationError, access: Access) -> str:
-    believed = "this machine" if access.verify == "system" else f"verify ({access.verify})"
-    match error.verify_code:
-        case code if code == _EXPIRED:
-            return "The server's certificate has expired. Whoever runs it has to renew it."
-        case code if code == _NOT_YET_VALID:
-            return "The server's certificate is not valid yet. Look at the clocks of both machines."
-        case code if code in _OTHER_NAME:
-            return (
-                "The server's certificate is for another name. Use a name in the connection's host that the "
-                "certificate was issued for."
-            )
-        case code if code in _UNKNOWN_AUTHORITY:
-            return (
-                f"The server's certificate comes from an authority that {believed} does not know. Give the file with "
-                "the authority's certificate as the connection's verify."
-            )
-        case _:
-            return f"The server's certificate is not believed: {error.verify_message}."
-
-
-def _about_handshake(error: ssl.SSLError, address: str, access: Access) -> str:
-    said = f"{error.reason or ''} {error}".upper().replace("_", " ")
-    if "ALERT" in said:
-        if access.client_cert is None:
-            return (
-                "The server ended the TLS handshake, as one does that wants a client's certificate: give client_cert "
-                "and client_key in the connection."
-            )
-        return f"The server ended the TLS handshake: it does not accept our certificate ({access.client_cert})."
-    if "WRONG VERSION" in said or "RECORD LAYER" in said or "HTTP REQUEST" in said:
+    believed = "this machine" if access.verify == SYSTEM else f"verify ({access.verify})"
+    if error.verify_code == _EXPIRED:
+        return "The server's certificate has expired. Whoever runs it has to renew it."
+    if error.verify_code == _NOT_YET_VALID:
+        return "The server's certificate is not valid yet. Look at the clocks of both machines."
+    if error.verify_code in _OTHER_NAME:
         return (
-            f"Port {urlsplit(address).port or 443} speaks no TLS: the connection's schema is http, or the port is "
-            "another one."
+            "The server's certificate is for another name. Use a name in the connection's host that it was issued for."
         )
-    return f"The TLS handshake failed. {CHECK_ADDRESS}"
+    if error.verify_code in _UNKNOWN_AUTHORITY:
+        return (
+            f"The server's certificate comes from an authority that {believed} does not know. Give the file with the "
+            "authority's certificate as the connection's verify."
+        )
+    return f"The server's certificate is not believed: {error.verify_message}."
+
+
+def _about_our_certificate(access: Access) -> str:
+    if access.client_cert is None:
+        return (
+            "The server ended the TLS handshake, as one does that wants a client's certificate: give client_cert and "
+            "client_key in the connection."
+        )
+    return f"The server ended the TLS handshake: it does not accept our certificate ({access.client_cert})."
 
 
 def diagnose_answer(answer: Answer) -> tuple[type[RayJobsResponseError], str] | None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import Any
 
 import httpx
 import pytest
 
 from airflow_provider_rayjobs.exceptions import RayJobsAddressError, RayJobsConnectionError, RayJobsNotAuthorizedError
-from airflow_provider_rayjobs.jobs import endpoints
+from airflow_provider_rayjobs.jobs import RayJobsClient, endpoints
 from airflow_provider_rayjobs.jobs.access import Access
 from airflow_provider_rayjobs.jobs.diagnosis import diagnose_answer, diagnose_failure
 from airflow_provider_rayjobs.jobs.endpoints import Answer
+from airflow_provider_rayjobs.jobs.steps import may_repeat
 
 RAY_401, RAY_403 = "Unauthorized: Missing authentication token", "Forbidden: Invalid authentication token"
 TOKEN = {"token": "t"}
@@ -155,3 +157,25 @@ def test_what_a_transport_says_becomes_advice(error: Exception, said: str):
     assert kind is RayJobsConnectionError
     assert said in advice
     assert "m4rked" not in advice
+
+
+@pytest.mark.parametrize("kind", [ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLError])
+def test_a_tls_connection_that_breaks_is_an_outage_like_others(kind: type[ssl.SSLError]):
+    """An end without a word says nothing of certificates, and nothing of whether the request has arrived."""
+    cause = kind(8, "[SSL: UNEXPECTED_EOF_WHILE_READING] EOF occurred in violation of protocol")
+    cause.reason = "UNEXPECTED_EOF_WHILE_READING"
+    error = httpx.ReadError(str(cause))
+    error.__cause__ = cause
+
+    def cut(_: httpx.Request) -> httpx.Response:
+        raise error
+
+    with (
+        RayJobsClient("https://ray:8265", transport=httpx.MockTransport(cut), patience=0) as client,
+        pytest.raises(RayJobsConnectionError) as caught,
+    ):
+        client.get_version()
+
+    assert type(caught.value) is RayJobsConnectionError
+    assert caught.value.sent is True
+    assert may_repeat(endpoints.get_version(), caught.value)

@@ -136,7 +136,7 @@ def test_a_private_authority_is_believed(ask, servers, authority: Authority, tmp
         ("good", "stranger", "an authority that verify ("),
         ("expired", "company", "The server's certificate has expired."),
         ("other name", "company", "The server's certificate is for another name."),
-        ("plain", "company", "speaks no TLS: the connection's schema is http"),
+        ("plain", "company", "speaks no TLS that we do: the connection's schema is http"),
     ],
 )
 def test_a_certificate_that_is_not_believed_is_named(
