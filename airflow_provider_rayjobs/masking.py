@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from typing import Any, TypeVar
 
-from airflow.providers.common.compat.sdk import mask_secret
+# Not from the compatibility layer, which has it only since a later version than we ask for; it has not moved since 3.1.
+from airflow.sdk.log import mask_secret
 
 from airflow_provider_rayjobs.connection import Cluster
 from airflow_provider_rayjobs.exceptions import RayJobsError
