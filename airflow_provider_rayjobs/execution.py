@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from airflow.providers.common.compat.sdk import AirflowTaskTimeout
+from airflow.providers.common.compat.sdk import AirflowTaskTimeout, redact
 
 from airflow_provider_rayjobs import links
 from airflow_provider_rayjobs.attempts import (
@@ -414,4 +414,4 @@ class Execution:
         return self.client.run(interruptible(noting_secrets(engine), lambda: self.kill.is_asked), self._show)
 
     def _show(self, record: str) -> None:
-        JOB_LOG.info("%s", record)
+        JOB_LOG.info("%s", redact(record))

@@ -17,6 +17,7 @@ from airflow.providers.common.compat.sdk import (
     AirflowFailException,
     AirflowSkipException,
     AirflowTaskTimeout,
+    redact,
 )
 
 from airflow_provider_rayjobs.exceptions import (
@@ -96,10 +97,11 @@ def error_of_end(
     """
     if details.status == JobStatus.SUCCEEDED:
         return None
-    message = describe_end(details, address, ending, shortage)
-    if details.status == JobStatus.STOPPED:
-        return RayJobStoppedError(message, details=details, last_lines=ending.last_lines)
-    return _failure_of(details)[0](message, details=details, last_lines=ending.last_lines)
+    # it quotes the job's log, and goes where no masker of Airflow's looks: to callbacks, and to a console
+    message = str(redact(describe_end(details, address, ending, shortage)))
+    last_lines = tuple(str(redact(line)) for line in ending.last_lines)
+    kind = RayJobStoppedError if details.status == JobStatus.STOPPED else _failure_of(details)[0]
+    return kind(message, details=details, last_lines=last_lines)
 
 
 def is_unschedulable(details: JobDetails) -> bool:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import BaseSensorOperator, conf
+from airflow.providers.common.compat.sdk import BaseSensorOperator, conf, redact
 
 from airflow_provider_rayjobs import links, rendered
 from airflow_provider_rayjobs.connection import Cluster
@@ -165,7 +165,7 @@ class RayJobSensor(BaseSensorOperator):
         return True
 
     def _show(self, record: str) -> None:
-        JOB_LOG.info("%s", record)
+        JOB_LOG.info("%s", redact(record))
 
 
 class _Watch:

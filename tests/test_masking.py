@@ -17,8 +17,10 @@ from airflow_provider_rayjobs.connection import Cluster
 from airflow_provider_rayjobs.exceptions import RayJobsUnavailableError
 from airflow_provider_rayjobs.jobs import Access, JobDetails
 from airflow_provider_rayjobs.jobs.endpoints import get_job
+from airflow_provider_rayjobs.jobs.logs.text import Ending
 from airflow_provider_rayjobs.jobs.steps import Send, Show
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
+from airflow_provider_rayjobs.outcomes import error_of_end
 
 SECRET = "m4rked-s3cret"
 
@@ -138,3 +140,15 @@ def test_what_is_no_environment_passes_unseen(runtime_env: Any):
     masking.mask_environment(runtime_env)
 
     assert masking.hide_environment(runtime_env) == runtime_env
+
+
+def test_the_error_of_a_failed_job_quotes_no_secret_of_its_log():
+    """What the job printed last goes with the error to callbacks and consoles, where nobody else masks it."""
+    masking.mask_environment({"env_vars": {"API_TOKEN": SECRET}})
+    job = JobDetails.from_json({"type": "SUBMISSION", "status": "FAILED", "message": f"it said {SECRET}"})
+
+    error = error_of_end(job, "http://a:8265", Ending(last_lines=(f"key {SECRET}",)))
+
+    assert "key ***" in str(error)
+    assert error.last_lines == ("key ***",)
+    assert SECRET not in str(error)
