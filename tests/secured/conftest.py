@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 from certificates import Authority
+from marked import TOKEN
 from nginx import BINARY
 
 from sandbox.ray_head import RayHead
-
-TOKEN = "m4rked-ray-token-8b1d"
 
 
 @pytest.fixture(scope="session")
