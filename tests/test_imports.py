@@ -68,7 +68,7 @@ def test_nobody_imports_against_the_architecture():
         "exceptions": set(), "jobs": {"exceptions"}, "rendered": set(), "links": set(), "get_provider_info": set(),
         "hooks": {"jobs", "exceptions"}, "outcomes": {"jobs", "exceptions"}, "attempts": {"jobs", "exceptions"},
         "kills": {"jobs", "exceptions"}, "retries": {"exceptions", "outcomes", "rendered"},
-        "triggers": {"jobs", "exceptions", "hooks"},
+        "bookmarks": {"jobs"}, "triggers": {"jobs", "exceptions", "hooks", "bookmarks"},
         "execution": {"jobs", "exceptions", "hooks", "attempts", "outcomes", "kills", "triggers", "links"},
         "operators": {
             "jobs", "exceptions", "hooks", "attempts", "outcomes", "kills", "execution", "links", "rendered",

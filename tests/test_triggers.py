@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
 from airflow_provider_rayjobs import triggers
+from airflow_provider_rayjobs.bookmarks import Bookmark
 from airflow_provider_rayjobs.exceptions import (
     RayJobNotFoundError,
     RayJobsError,
@@ -20,11 +23,13 @@ from airflow_provider_rayjobs.exceptions import (
 from airflow_provider_rayjobs.hooks import Cluster, RayJobsHook
 from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType, RayJobsClient
 from airflow_provider_rayjobs.jobs.limits import Limits
+from airflow_provider_rayjobs.jobs.logs.options import LogOptions
+from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.triggers import (
     RayJobTrigger,
     details_of_event,
-    event_of_end,
     event_of_error,
+    event_of_job,
     shared_client,
 )
 from sandbox.ray_head import RayHead
@@ -45,6 +50,7 @@ def test_a_trigger_is_made_anew_from_what_it_stores():
     trigger = RayJobTrigger(
         "job-1", "conn", poll_interval=2, unreachable_timeout=3, missing_timeout=4, address="http://a:1", session="s",
         nonce="n", limits=Limits(job_timeout=5).to_json(), stop_on_kill=True, stop_timeout=6,
+        logs=LogOptions(lines_limit=7, flush_interval=8).to_json(), log_state=LogReader().state,
     )  # fmt: skip
     path, arguments = trigger.serialize()
 
@@ -66,6 +72,91 @@ def test_the_event_carries_the_jobs_end(ray_head: RayHead, monkeypatch: pytest.M
     assert event["job"]["status"] == status
     assert details_of_event(event).status == JobStatus(status)
     assert "marked-secret" not in json.dumps(event)
+
+
+def job_lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Return the lines of the job's log that were shown; ours have a logger's name or a level of their own."""
+    text = re.sub(r"^\S+Z \[\w+ *\] ", "", capsys.readouterr().out, flags=re.MULTILINE)
+    return re.sub(r" +\[airflow\.\S+\] loc=\S+$", "", text, flags=re.MULTILINE).splitlines()
+
+
+@pytest.mark.ray
+def test_a_trigger_shows_a_little_of_the_log_and_says_how_far_it_came(
+    ray_head: RayHead, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The lines come as they are printed; of a burst only the first ones, and the event tells where they end."""
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", ray_head.address)
+    with RayJobsClient(ray_head.address) as client:
+        job = client.submit_job("echo first; sleep 4; seq 100000; sleep 4")
+        event = fire(RayJobTrigger(job, poll_interval=1, logs=LogOptions().to_json()))
+        log = client.get_job_logs(job).encode()
+    printed = {"first", *map(str, range(1, 100_001))}
+    lines = [line for line in job_lines(capsys) if line in printed]
+
+    shown = log[: event["log_state"]["position"]].decode().splitlines()
+    assert lines == [line for line in shown if line in printed]
+    assert lines[0] == "first"
+    assert 1_000 < len(lines) < 50_000
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("options", "shows"),
+    [
+        pytest.param(LogOptions(fetch_logs="on_completion"), False, id="on_completion"),
+        pytest.param(LogOptions(fetch_logs="never"), False, id="never"),
+        pytest.param(LogOptions(flush_interval=600), False, id="for a worker to show"),
+        pytest.param(LogOptions(lines_limit=8), True, id="the first lines"),
+        pytest.param(None, False, id="a trigger of an earlier version"),
+    ],
+)
+def test_a_trigger_shows_what_it_was_asked_to_show(
+    ray_head: RayHead,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: LogOptions | None,
+    shows: bool,
+):
+    """Nothing of the log comes from a trigger that is to leave it to the worker, or of a log that nobody wants."""
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", ray_head.address)
+    with RayJobsClient(ray_head.address) as client:
+        job = client.submit_job("seq 10; sleep 3")
+    event = fire(RayJobTrigger(job, poll_interval=1, logs=options.to_json() if options else None))
+
+    assert ("1" in job_lines(capsys)) == shows
+    assert (event["log_state"] is None) == (options is None or options.fetch_logs != "live")
+
+
+@pytest.mark.ray
+def test_a_trigger_calls_a_worker_when_there_is_something_to_show(ray_head: RayHead, monkeypatch: pytest.MonkeyPatch):
+    """After the interval the event is that of a job that runs; a job that prints nothing calls nobody."""
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", ray_head.address)
+    logs = LogOptions(flush_interval=2).to_json()
+    with RayJobsClient(ray_head.address) as client:
+        job = client.submit_job("echo first; sleep 14; echo second")
+        event = fire(RayJobTrigger(job, poll_interval=0.5, logs=logs))
+        assert details_of_event(event).status == JobStatus.RUNNING
+        assert event["log_state"]["position"] == 0
+
+        reader = LogReader(event["log_state"])
+        client.run(reader.read(client.get_job(job)))
+        event = fire(RayJobTrigger(job, poll_interval=0.5, logs=logs, log_state=reader.state))
+        assert details_of_event(event).status == JobStatus.SUCCEEDED
+        assert event["log_state"]["position"] == reader.log.position > 0
+
+
+def test_a_bookmark_that_cannot_be_kept_is_no_error():
+    """Where Airflow keeps no XCom of a trigger, nothing is remembered, and nothing breaks."""
+    instance = SimpleNamespace(dag_id="d", run_id="r", task_id="t", map_index=-1, try_number=1)
+
+    async def use(bookmark: Bookmark) -> Any:
+        reader = LogReader()
+        async with bookmark.following(reader):
+            await asyncio.sleep(0.1)
+        return await bookmark.recall()
+
+    assert asyncio.run(use(Bookmark(instance, "job-1"))) is None
+    assert asyncio.run(use(Bookmark(None, "job-1"))) is None
 
 
 @pytest.mark.ray
@@ -106,9 +197,9 @@ def test_events_without_a_job_are_errors():
     """An event that tells of no end is never taken for success."""
     job = JobDetails(type=JobType.SUBMISSION, status=JobStatus.SUCCEEDED, submission_id="job-1")
 
-    assert details_of_event(event_of_end("job-1", job)) == job
+    assert details_of_event(event_of_job(job)) == job
     with pytest.raises(RayJobsError, match="KeyError: 'x'"):
-        details_of_event(event_of_error("job-1", KeyError("x")))
+        details_of_event(event_of_error(KeyError("x")))
     with pytest.raises(RayJobsError, match="trigger of job job-1 ended without a word"):
         details_of_event({"submission_id": "job-1"})
 

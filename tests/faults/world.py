@@ -38,6 +38,7 @@ class Case:
     :param jobs: the statuses of all of its Ray jobs, in the order of their submission.
     :param tries: of the task in the end; ``None`` where it does not matter.
     :param says: what the logs of all tries together say.
+    :param once: lines that they have exactly once.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Case:
     jobs: tuple[str, ...] = ("SUCCEEDED",)
     tries: int | None = None
     says: tuple[str, ...] = ()
+    once: tuple[str, ...] = ()
     dag: dict[str, Any] = field(default_factory=dict)
     own_head: bool = False
     world: World = field(init=False, repr=False)

@@ -20,7 +20,7 @@ the text endpoint alone, where it means something else: that is chosen before th
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from airflow_provider_rayjobs.exceptions import (
@@ -32,8 +32,10 @@ from airflow_provider_rayjobs.exceptions import (
 )
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.logs.excerpt import Excerpt
+from airflow_provider_rayjobs.jobs.logs.kept import KeptLog
 from airflow_provider_rayjobs.jobs.logs.splice import anchor_of, known_part, seems_unchanged
-from airflow_provider_rayjobs.jobs.logs.text import LogText
+from airflow_provider_rayjobs.jobs.logs.text import RECORD_BYTES, LogText
+from airflow_provider_rayjobs.jobs.logs.trickle import PIECE, Turns
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobType
 from airflow_provider_rayjobs.jobs.steps import Engine, Note, ReadLog, Show, Sleep, send
 
@@ -60,6 +62,8 @@ _AGENT_TRIES = 3
 _FAILED_READ = 1.0
 # Bytes before the position that an agent is asked for as well, to be compared.
 _AGENT_OVERLAP = 4 * 1024
+# A job whose turns were cut short so many times in a row prints more than its share, and no mere burst.
+_MANY_CUTS = 3
 # Seconds to go on asking for the log of a job that has ended: when no answer comes, and when it is an error. That is
 # mostly final (the node is gone), but a head that is being restarted also says so for a moment.
 PATIENCE = 60.0
@@ -76,6 +80,7 @@ class LogReader:
     :param lines_limit: see :class:`.Excerpt`; no limit when not given.
     :param live: whether the log is shown while the job runs, too.
     :param use_agent: whether the agent of the driver's node may be asked.
+    :param turns: of a trigger, which shows no more than they allow, and leaves the rest to a worker.
     """
 
     def __init__(
@@ -85,8 +90,9 @@ class LogReader:
         lines_limit: int | None = None,
         live: bool = True,
         use_agent: bool = False,
+        turns: Turns | None = None,
     ) -> None:
-        self.log = LogText.from_state(state)
+        self.log = LogText.from_state(state, record_bytes=RECORD_BYTES if turns is None else PIECE)
         self.live = live
         self._lines_limit = lines_limit
         # where the log is read from, once that is decided; a position means nothing in another source
@@ -97,6 +103,10 @@ class LogReader:
             self.excerpt = Excerpt(self.log, lines_limit, live=live, shown=state["shown"] if state else 0)
         self._use_agent = use_agent
         self._agent_failures = 0
+        self._turns = turns
+        self._allowed: int | None = None
+        # reads in a row that had more to show than they were allowed
+        self._cuts = 0
         # what was shown when the log was last known to be what it seemed
         self._proved = self.log.state
         # seconds of the driver's clock: when anything is read again, and when all of it is
@@ -108,7 +118,14 @@ class LogReader:
 
     def resumed(self, state: Mapping[str, Any]) -> LogReader:
         """Return a reader with the same settings that goes on where another one has stopped."""
-        return LogReader(state, lines_limit=self._lines_limit, live=self.live, use_agent=self._use_agent)
+        return LogReader(
+            state, lines_limit=self._lines_limit, live=self.live, use_agent=self._use_agent, turns=self._turns
+        )
+
+    @property
+    def hands_over(self) -> bool:
+        """Tell whether there is something to show that this reader leaves to a worker, which is to come now."""
+        return self._turns is not None and self._turns.hands_over and self._cuts > 0
 
     @property
     def state(self) -> dict[str, Any]:
@@ -132,7 +149,8 @@ class LogReader:
         elif details.driver_node_id is None:
             pass  # not started, or never: there is no file yet, and Ray's message says why
         elif details.status.is_terminal():
-            yield from self._read_to_end(details)
+            if self._turns is None:
+                yield from self._read_to_end(details)
         elif self.live:
             yield from self._read_more(details, poll_interval)
 
@@ -152,12 +170,13 @@ class LogReader:
             )
             return
         before = yield Sleep(0)
-        if before < self._next_read:
+        if before < self._next_read or not self._is_turn(before):
             return
         longest = _FAILED_READ
         try:
             yield from self._choose_source(details)
-            if self.source == FILE and self.log.position >= LARGE:
+            # where a large log ends is of no use to whoever is far from there, or does not know yet what was shown
+            if self.source == FILE and self.log.position >= LARGE and self.log.recent and not self._cuts:
                 yield from self._read_large(details, before, poll_interval)
             else:
                 yield from self._read_whole(details)
@@ -172,6 +191,25 @@ class LogReader:
             pass
         after = yield Sleep(0)
         self._next_read = after + REST * min(after - before, longest)
+        if self._turns is not None:
+            yield from self._end_turn(details, self._turns, after)
+
+    def _is_turn(self, now: float) -> bool:
+        """Ask whether anything may be shown now, and how much."""
+        if self._turns is None:
+            return True
+        self._allowed = self.log.allowance = self._turns.allowance(now)
+        return self._allowed is not None
+
+    def _end_turn(self, details: JobDetails, turns: Turns, now: float) -> Engine[None]:
+        turns.spend((self._allowed or 0) - (self.log.allowance or 0), now)
+        self._cuts = self._cuts + 1 if self.log.is_cut else 0
+        if self._cuts == _MANY_CUTS and not turns.hands_over:
+            yield from self._say_once(
+                "trickle",
+                f"Job {details.name} prints more than a triggerer can show: its lines come in order here, but later "
+                "and later. The worker that resumes this task shows all the others, at full speed.",
+            )
 
     def _read_large(self, details: JobDetails, now: float, poll_interval: float) -> Engine[None]:
         """Show what is new in a large log, with as little reading as can be."""
@@ -181,7 +219,7 @@ class LogReader:
         has_anchor = bool(anchor_of(self.log.recent, now_there))
         if now < self._next_whole and not has_anchor:
             return
-        end = _End(_END_BYTES)
+        end = KeptLog(2 * _END_BYTES)  # a line of any length may be among the last ones
         average = len(self.log.recent) / max(self.log.recent.count(b"\n"), 1)
         lines = max(int(_END_BYTES / max(average, 1)), 1)
         yield ReadLog(endpoints.get_log_file(details.name, str(details.driver_node_id), lines), end)
@@ -243,6 +281,8 @@ class LogReader:
 
     def _read_to_end(self, details: JobDetails) -> Engine[None]:
         """Show all that is left of the log of a job that has ended; what cannot be had is said, never fatal."""
+        if self.excerpt is not None:
+            self.excerpt.is_ending = True
         since = yield Sleep(0)
         pause = _FIRST_PAUSE
         while True:
@@ -321,7 +361,7 @@ class LogReader:
                 f"{since['position'] if since else 0} on.",
                 logging.WARNING,
             )
-            self.log = LogText.from_state(since)
+            self.log = self.log.anew(since)
             self._proved = LogText().state
             if self.excerpt is not None:
                 self.excerpt.log = self.log
@@ -351,33 +391,6 @@ class LogReader:
         if what not in self._said:
             self._said.add(what)
             yield Note(message)
-
-
-class _End:
-    """The end of a log, as long as it is not too long."""
-
-    def __init__(self, limit: int) -> None:
-        # a line of any length may be among the last ones
-        self._limit = 2 * limit
-        self._data = bytearray()
-
-    @property
-    def data(self) -> bytes:
-        return bytes(self._data)
-
-    @property
-    def wants_more(self) -> bool:
-        return len(self._data) <= self._limit
-
-    def begin(self, offset: int = 0) -> None:  # noqa: ARG002  (nobody knows where it stands)
-        self._data.clear()
-
-    def feed(self, data: bytes) -> Iterator[str]:
-        self._data += data
-        return iter(())
-
-    def flush(self) -> Iterator[str]:
-        return iter(())
 
 
 def best_source(details: JobDetails, patience: float = 0.0) -> Engine[str]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_rayjobs.jobs.logs.download import WholeLog
+from airflow_provider_rayjobs.jobs.logs.kept import KeptLog
 from airflow_provider_rayjobs.jobs.logs.text import (
     LAST_LINES,
     NO_LOG,
@@ -88,6 +88,31 @@ def test_resumption(data: bytes, sizes: list[int], cut: int) -> None:
 
     assert "\n".join(shown) == text_of(data)
     assert second.position == len(data)
+
+
+@settings(deadline=None)
+@given(
+    data=anything,
+    sizes=st.lists(st.integers(1, 9000), min_size=1, max_size=5),
+    allowances=st.lists(st.sampled_from([0, 0, 6000, 7000, 12_000]), max_size=10),
+)
+@example(data=b"one\ntwo\n", sizes=[1], allowances=[0, 6000])
+def test_reads_that_may_show_little(data: bytes, sizes: list[int], allowances: list[int]) -> None:
+    """A read shows no more than it may, says if there is more, and the rest comes later, once."""
+    first = LogText(record_bytes=6000)
+    shown: list[str] = []
+    for allowance in allowances:
+        first.allowance = allowance
+        position = first.position
+        shown += read(first, data, sizes)
+        grown = first.position - position
+        assert grown <= allowance
+        assert grown > 0 or allowance == 0 or b"\n" not in data[position:]
+        assert first.is_cut == (not first.wants_more) == (b"\n" in data[first.position :])
+    second = LogText.from_state(first.state)
+    shown += [*read(second, data, sizes), *second.finish()]
+
+    assert "\n".join(shown) == text_of(data)
 
 
 @settings(deadline=None)
@@ -316,7 +341,7 @@ def test_exceptions(text: str, exception: str) -> None:
 @given(pieces=st.lists(st.binary(max_size=50)), interrupted=st.lists(st.binary(max_size=50)))
 def test_whole_log(pieces: list[bytes], interrupted: list[bytes]) -> None:
     """A log that is kept whole is the text of its last read alone, however it came."""
-    log = WholeLog()
+    log = KeptLog()
     shown: list[Any] = []
 
     for data in (interrupted, pieces):
