@@ -8,6 +8,7 @@ other error (:meth:`Execution._fail`), a limit (:meth:`Execution._give_up`), Air
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -159,7 +160,7 @@ class Execution:
     def _flush(self, details: JobDetails) -> NoReturn:
         """Show what a job that runs has printed since the last time, and wait on."""
         if self.reader is not None:
-            self._run(self.reader.read(details))
+            self._run(self.reader.read(details, self.settings.logs.flush_interval or 0.0))
         self._defer()
 
     # -- which job ------------------------------------------------------------------------------------------------
@@ -265,6 +266,7 @@ class Execution:
                 stop_timeout=self.settings.stop_timeout,
                 logs=self.settings.logs.to_json(),
                 log_state=self.reader.state if self.reader else None,
+                deferred_at=time.time(),
             ),
             method_name="execute_complete",
         )

@@ -103,6 +103,7 @@ class RayJobSensor(BaseSensorOperator):
                 missing_timeout=watch.missing_timeout,
                 logs=watch.logs.to_json(),
                 log_state=watch.reader.state if watch.reader else None,
+                deferred_at=time.time(),
             ),
             method_name="execute_complete",
             kwargs={"deadline": deadline},
@@ -134,7 +135,7 @@ class RayJobSensor(BaseSensorOperator):
             raise as_sensed(error) from error
         if watch.reader is not None:
             with RayJobsHook(self.ray_conn_id).client_of(watch.cluster) as client:
-                client.run(watch.reader.read(details), show)
+                client.run(watch.reader.read(details, watch.logs.flush_interval or 0.0), show)
         if not self._has_succeeded(details, watch):
             self._defer(watch, time.time() + self.timeout if deadline is None else deadline)
 
@@ -193,6 +194,8 @@ class _Watch:
         # wall clock, as it may have to last from one worker process to another
         self.began = time.time()
         self.outage = follow.Outage(job, unreachable_timeout)
+        # before which the log of a running job is not read again, likewise: a read may cost more than a look
+        self.read_after = 0.0
 
     def look(self, client: RayJobsClient, on_log: OnLog) -> JobDetails | None:
         """
@@ -237,11 +240,15 @@ class _Watch:
             self.outage.since = memory["outage_since"] or None
             if self.reader is not None and memory["log"]:
                 self.reader = self.reader.resumed(memory["log"])
+                self.read_after = memory.get("read_after", 0.0)
+                self.reader.live = self.reader.live and time.time() >= self.read_after
 
     def remember(self, context: Context) -> None:
         """Leave what the next process needs."""
         store = context.get("task_state_store")
         if store is not None:
+            if self.reader is not None and self.reader.live:
+                self.read_after = time.time() + self.reader.rest
             store.set(
                 _MEMORY_KEY,
                 {
@@ -249,5 +256,6 @@ class _Watch:
                     "job": self.job,
                     "log": self.reader.state if self.reader else {},
                     "outage_since": self.outage.since or 0,
+                    "read_after": self.read_after,
                 },
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ class RayJobTrigger(BaseTrigger):
     :param logs: :meth:`.LogOptions.to_json` of what is shown of the job's log; nothing when not given. With its
         ``flush_interval`` the trigger shows nothing itself: it fires when that is over and there is something to show.
     :param log_state: how far the log was shown before.
+    :param deferred_at: when the task was deferred, Unix seconds.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class RayJobTrigger(BaseTrigger):
         stop_timeout: float = STOP_TIMEOUT,
         logs: dict[str, Any] | None = None,
         log_state: dict[str, Any] | None = None,
+        deferred_at: float | None = None,
     ) -> None:
         super().__init__()
         self.submission_id = submission_id
@@ -95,6 +98,7 @@ class RayJobTrigger(BaseTrigger):
         self.stop_timeout = stop_timeout
         self.logs = logs
         self.log_state = log_state
+        self.deferred_at = deferred_at
         self._cluster: Cluster | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -115,6 +119,7 @@ class RayJobTrigger(BaseTrigger):
                 "stop_timeout": self.stop_timeout,
                 "logs": self.logs,
                 "log_state": self.log_state,
+                "deferred_at": self.deferred_at,
             },
         )
 
@@ -157,6 +162,8 @@ class RayJobTrigger(BaseTrigger):
         event: dict[str, Any] = {"submission_id": self.submission_id, "session": self.session, "nonce": self.nonce}
         reader: LogReader | None = None
         try:
+            # triggers that are started at once shall not look at the cluster, and show lines, all at once for ever
+            await asyncio.sleep(random.uniform(0, min(self.poll_interval, SETTLING_TIME / 2)))  # noqa: S311
             hook = RayJobsHook(self.ray_conn_id)
             self._cluster = await self._find_cluster(hook)
             async with shared_client(hook, self._cluster) as client, self._reader(self._cluster) as reader:
@@ -181,25 +188,20 @@ class RayJobTrigger(BaseTrigger):
     async def _reader(self, cluster: Cluster) -> AsyncIterator[LogReader | None]:
         """Lend what shows the job's log, or watches it for the worker that does."""
         options = LogOptions.from_json(self.logs) if self.logs else NO_LOG
+        use_agent = cluster.may_ask_agents
         if options.flush_interval is not None:
-            # Airflow opens a trigger's log file anew each time that a try is deferred: what is shown here would be lost
-            relay = Relay(options.flush_interval)
-            yield options.reader(self.log_state, use_agent=cluster.may_ask_agents, turns=relay)
+            # Airflow opens a trigger's log file anew each time that a try is deferred: what is shown here would be
+            # lost. The log is read here and on the worker, so that it has to be left alone for twice as long.
+            relay = Relay(max(options.flush_interval, 2 * (self.log_state or {}).get("rest", 0)))
+            yield options.reader(self.log_state, use_agent=use_agent, turns=relay)
             return
         with _trickle.share() as share:
-            reader = options.reader(self.log_state, use_agent=cluster.may_ask_agents, turns=share)
+            reader = options.reader(self.log_state, use_agent=use_agent, turns=share)
             if reader is None:
                 yield None
                 return
-            bookmark = Bookmark(self.task_instance, self.submission_id)
-            if kept := await bookmark.recall():
-                reader = reader.resumed(kept)
-                self.log.warning(
-                    "The triggerer that followed job %s was lost. What it showed of the job's log last may stand here "
-                    "once more.",
-                    self.submission_id,
-                )
-            async with bookmark.following(reader):
+            bookmark = Bookmark(self.task_instance, self.submission_id, self.deferred_at, self.log.warning)
+            async with bookmark.following(reader, share):
                 yield reader
 
     async def _find_cluster(self, hook: RayJobsHook) -> Cluster:

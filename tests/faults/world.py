@@ -95,7 +95,10 @@ class Case:
             return len(jobs) >= number and jobs[number - 1]["status"] == status and self.instance["state"] in waiting
 
         self.wait(f"job {number} is {status}, the task {waiting[0]}", is_so)
-        time.sleep(2)  # a task that was deferred just now is not in the triggerer's hands yet
+        if self.task.get("deferrable"):
+            tries = self.instance["try_number"]
+            self.wait("the triggerer has the task", lambda: f"/{tries} (ID " in self.log(tries))
+        time.sleep(2)
 
     def wait_for_state(self, *states: str) -> None:
         """Wait until the task instance is in one of some states."""

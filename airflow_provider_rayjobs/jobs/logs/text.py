@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,8 @@ _LAST_LINE_LENGTH = 2_000
 # the line's end is a line end of another system, and stays.
 _SUPERSEDED = re.compile(rb"^[^\n]*\r(?=[^\r\n])", re.MULTILINE)
 _EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(\([\w.]+\))?(: |$)")
+
+Meter = Callable[[bytes], bool]
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class LogText:
     :param checksum: CRC 32 of those bytes, by which the log is known again.
     :param record_bytes: with which a record is full.
     :param record_lines: likewise; it may be changed between two records.
+    :param meter: asked whether a record may be shown; the first one that may not ends the read.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class LogText:
         *,
         record_bytes: int = RECORD_BYTES,
         record_lines: int = RECORD_LINES,
+        meter: Meter | None = None,
     ) -> None:
         self.position = position
         self.checksum = checksum
@@ -75,10 +79,8 @@ class LogText:
         self._is_recent_known = position == 0
         self.record_bytes = record_bytes
         self.record_lines = record_lines
-        # bytes that the read that is on may show before it is cut short, none or a full record at least; ``None`` for
-        # all
-        self.allowance: int | None = None
-        # whether a read was cut short: there is more to show than it was allowed
+        self._meter = meter
+        # whether the last read was cut short: there is more to show than was allowed
         self.is_cut = False
         # Read, but not shown: the start of a line whose end is yet to come.
         self._pending = b""
@@ -88,15 +90,15 @@ class LogText:
         self._is_complete = False
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any] | None, **sizes: int) -> LogText:
+    def from_state(cls, state: Mapping[str, Any] | None, **bounds: Any) -> LogText:
         """Return a log that goes on where another one, whose :attr:`state` this is, has stopped."""
-        return cls(state["position"], state["checksum"], **sizes) if state else cls(**sizes)
+        return cls(state["position"], state["checksum"], **bounds) if state else cls(**bounds)
 
     def anew(self, state: Mapping[str, Any] | None) -> LogText:
         """Return a log that goes on at another place, with the bounds of this one."""
-        log = LogText.from_state(state, record_bytes=self.record_bytes, record_lines=self.record_lines)
-        log.allowance = self.allowance
-        return log
+        return LogText.from_state(
+            state, record_bytes=self.record_bytes, record_lines=self.record_lines, meter=self._meter
+        )
 
     @property
     def state(self) -> dict[str, Any]:
@@ -181,7 +183,7 @@ class LogText:
         )
 
     def _may_show(self, size: int) -> bool:
-        self.is_cut = self.allowance is not None and self.allowance < size
+        self.is_cut = self._meter is not None and not self._meter(self._pending[:size])
         return not self.is_cut
 
     def _pass_over(self, data: bytes) -> None:
@@ -217,13 +219,11 @@ class LogText:
         return superseded.end() if superseded else 0
 
     def _show(self, size: int) -> Iterator[str]:
-        is_line_begun = self.position > 0 and self.recent[-1:] != b"\n"
+        begun = self.recent.rpartition(b"\n")[2] if self.position else b""
         shown = self._take(size)
-        if self.allowance is not None:
-            self.allowance -= size
         rest, _, lines = shown.partition(b"\n")
-        if is_line_begun and not rest.strip(b"\r"):
-            # the end of a line whose last record, or state, was shown before
+        if begun and (not rest or (b"\r" in begun and not rest.strip(b"\r"))):
+            # the end of a line whose last record, or a bar whose last state, was shown before
             if not lines:
                 return
             shown = lines

@@ -212,6 +212,62 @@ def test_share_of_the_time(make: Callable[[int, int], bytes], megabytes: int, gr
         assert len([note for note in head.notes if "has to be read from its start" in note]) == 1
 
 
+@pytest.mark.parametrize("interval", [5, 60])
+def test_share_of_the_time_of_tasks_that_come_back(interval: float) -> None:
+    """A log that is handed over again and again, and so read twice each time, takes less than 5 % of the time, too."""
+    head, worker = Head(untimed(0, 40_000), speed=2e6), LogReader()
+    head.look(worker)
+    head.reading = 0.0
+    began = head.clock
+    while head.clock < began + 1200:
+        relay = LogReader(worker.state, turns=Relay(max(interval, 2 * worker.rest)))
+        while not relay.hands_over:
+            head.clock += 5
+            head.data += untimed(0, 1)
+            head.look(relay)
+        worker = LogReader(relay.state)
+        head.look(worker)
+
+    assert head.reading / (head.clock - began) < 0.05
+    assert head.text == head.data.decode()
+
+
+def test_what_was_said_once_is_not_said_again_in_another_process() -> None:
+    """A reader that goes on elsewhere knows what was said."""
+    head, reader = Head(b"one\n", fail=lambda request: 0), LogReader()
+    for _ in range(3):
+        head.look(reader)
+        head.clock += 60
+        reader = reader.resumed(reader.state)
+
+    assert len(head.notes) == 1
+
+
+def test_an_agents_bytes_are_compared_in_another_process_too() -> None:
+    """A log that was replaced while a task was resumed is noticed, also where the agent is asked for it."""
+    head, reader = Head(untimed(0, 1000)), LogReader(use_agent=True)
+    head.look(reader)
+    head.data = b"NEW\n" * 40_000
+    head.clock += 5
+    head.look(reader.resumed(reader.state), SUCCEEDED)
+
+    assert "somebody cut or replaced it" in head.notes[0]
+    assert head.text.endswith(head.data.decode())
+
+
+def test_an_end_that_was_mistaken_in_another_process() -> None:
+    """What was jumped over is shown from the last proved byte on, also where somebody else shows it."""
+    head, reader = Head(timed(0, 5000)), LogReader()
+    head.look(reader)
+    shown = len(head.data)
+    head.data += timed(5000, 3000) + timed(4000, 1000) + timed(8000, 10)
+    head.clock += 60
+    head.look(reader)
+    head.look(reader.resumed(reader.state), SUCCEEDED)
+
+    assert f"shown again from byte {shown} on" in head.notes[0]
+
+
 def test_lines_that_repeat_arrive() -> None:
     """New lines that look exactly like the old ones are not taken for none."""
     head, reader = Head(b"waiting ...\n" * 50_000), LogReader()
@@ -276,7 +332,7 @@ def test_log_that_was_cut_short() -> None:
     head.look(reader, SUCCEEDED)
 
     assert head.shown == ["one\ntwo"]
-    assert "has 4 bytes now, fewer than were shown" in head.notes[0]
+    assert "has fewer bytes now than the 8 that were shown" in head.notes[0]
 
 
 def test_busy_state_api() -> None:
@@ -346,7 +402,7 @@ def test_a_limit_across_processes() -> None:
 
 def test_a_trigger_shows_a_little_and_a_worker_the_rest() -> None:
     """The first lines come as they are printed; what is more than the share follows on the worker, each line once."""
-    with Trickle(rate=1000, burst=5000).share() as share:
+    with Trickle(rate=2000, burst=8000).share() as share:
         head, reader = Head(), LogReader(turns=share)
         for number in range(60):
             head.data += untimed(100 * number, 100)
@@ -359,7 +415,7 @@ def test_a_trigger_shows_a_little_and_a_worker_the_rest() -> None:
     head.look(worker, SUCCEEDED)
 
     assert head.text == head.data.decode()
-    assert 1000 * 300 * 0.6 < len(live) < 1000 * 300 + 10_000
+    assert 100_000 < len(live) < 300_000
     assert [note for note in head.notes if "prints more than a triggerer can show" in note] == head.notes
     assert len(head.notes) == 1
     assert max(size for _, size in head.read[:-1]) < len(live) + 2 * 65536, "no more of it is read than is shown"
@@ -397,7 +453,7 @@ def test_a_relay_hands_over_what_is_new(make: Callable[[int, int], bytes], use_a
         head.clock += 5
 
     assert relay.hands_over
-    assert relay.state == worker.state
+    assert relay.log.state == worker.log.state
     head.look(LogReader(relay.state))
     assert head.text == head.data.decode()
 
