@@ -8,7 +8,7 @@ is secret here it has to be told.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from typing import Any, TypeVar
 
@@ -64,11 +64,13 @@ async def _amask(secret: Any) -> None:
         await amask_secret(secret)
 
 
-def noting_secrets(engine: Engine[T]) -> Engine[T]:
+def noting_secrets(engine: Engine[T], note: Callable[[Any], object] = mask_environment) -> Engine[T]:
     """
     Run an engine, and tell Airflow of the ``env_vars`` of the job that it sees before it shows any of its log.
 
     They may be another task's, or another try's: Ray returns them with the job.
+
+    :param note: called with the job's runtime environment.
     """
     answer: Any = None
     failure: RayJobsError | None = None
@@ -87,7 +89,7 @@ def noting_secrets(engine: Engine[T]) -> Engine[T]:
                 failure = error
             else:
                 if isinstance(answer, JobDetails) and not is_noted:
-                    mask_environment(answer.runtime_env)
+                    note(answer.runtime_env)
                     is_noted = True
 
 

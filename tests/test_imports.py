@@ -70,7 +70,7 @@ def test_nobody_imports_against_the_architecture():
         "hooks": {"jobs", "exceptions", "connection", "masking"},
         "outcomes": {"jobs", "exceptions"}, "attempts": {"jobs", "exceptions"},
         "kills": {"jobs", "exceptions"}, "retries": {"exceptions", "outcomes", "rendered"},
-        "triggers": {"jobs", "exceptions", "connection", "hooks", "masking"},
+        "bookmarks": {"jobs"}, "triggers": {"jobs", "exceptions", "connection", "hooks", "masking", "bookmarks"},
         "execution": {
             "jobs", "exceptions", "hooks", "attempts", "outcomes", "kills", "triggers", "links", "masking",
         },
