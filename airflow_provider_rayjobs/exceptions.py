@@ -5,6 +5,7 @@ Every error that this package raises, by what the caller can do about it.
 
     RayJobsError
     ├── RayJobsConnectionError         no answer: refused, unknown host, timed out, cut off
+    │   ├── RayJobsTLSError            ... for a certificate, or a port that speaks no TLS: change the connection
     │   └── RayJobsUnreachableError    ... and it stayed that way for the whole time we were told to bear it
     ├── RayJobsResponseError           an answer, but not the one that was asked for (``status_code``)
     │   ├── RayJobsUnavailableError    a proxy or a busy head says "later" (429, 502, 503, 504): ask again
@@ -58,6 +59,14 @@ class RayJobsConnectionError(RayJobsError):
     def __init__(self, message: str, *, sent: bool = True) -> None:
         super().__init__(message)
         self.sent = sent
+
+
+class RayJobsTLSError(RayJobsConnectionError):
+    """
+    No connection came about for its TLS.
+
+    The other side's certificate is not believed, ours is not accepted, or no TLS is spoken there.
+    """
 
 
 class RayJobsUnreachableError(RayJobsConnectionError):

@@ -8,6 +8,7 @@ other error (:meth:`Execution._fail`), a limit (:meth:`Execution._give_up`), Air
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -34,21 +35,23 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobsError,
     RayJobsNotAuthorizedError,
     RayJobsRefusedError,
+    RayJobsTLSError,
     RayJobStoppedError,
     RayJobTimeoutError,
 )
 from airflow_provider_rayjobs.hooks import RayJobsHook
 from airflow_provider_rayjobs.jobs import endpoints, follow
 from airflow_provider_rayjobs.jobs.limits import Limits, describe_shortage
-from airflow_provider_rayjobs.jobs.logs.reader import LogReader
+from airflow_provider_rayjobs.jobs.logs.options import LogOptions
 from airflow_provider_rayjobs.jobs.logs.text import NO_LOG
 from airflow_provider_rayjobs.jobs.models import ClusterResources, JobDetails, JobStatus
 from airflow_provider_rayjobs.jobs.steps import Engine, Interrupted, interruptible
 from airflow_provider_rayjobs.jobs.stop import Stopped, stop_until_over
 from airflow_provider_rayjobs.jobs.submission import get_session, new_nonce, submit_job
 from airflow_provider_rayjobs.kills import KillSwitch
+from airflow_provider_rayjobs.masking import noting_secrets
 from airflow_provider_rayjobs.outcomes import as_raised, error_of_end, has_retry_policy, is_last_try, is_unschedulable
-from airflow_provider_rayjobs.triggers import JOB_LOG, RayJobTrigger, details_of_event
+from airflow_provider_rayjobs.triggers import RayJobTrigger, details_of_event, show
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -59,7 +62,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # Answers that mean that no job came of a submission.
-_NOTHING_CAME_OF_IT = (RayJobsRefusedError, RayJobsNotAuthorizedError, RayJobsAddressError, RayJobExistsError)
+_NOTHING_CAME_OF_IT = (
+    RayJobsRefusedError,
+    RayJobsNotAuthorizedError,
+    RayJobsAddressError,
+    RayJobsTLSError,
+    RayJobExistsError,
+)
 
 
 @dataclass(frozen=True)
@@ -68,8 +77,7 @@ class Settings:
 
     submission_id: str | None
     wait_for_completion: bool
-    fetch_logs: str
-    log_lines_limit: int | None
+    logs: LogOptions
     poll_interval: float
     unreachable_timeout: float
     stop_on_kill: bool
@@ -101,13 +109,7 @@ class Execution:
         self.client = self.hook.client_of(self.cluster)
         self.log = task.log
         self.limits = settings.limits
-        self.reader: LogReader | None = None
-        if settings.fetch_logs != "never":
-            self.reader = LogReader(
-                live=settings.fetch_logs == "live",
-                lines_limit=settings.log_lines_limit,
-                use_agent=self.cluster.may_ask_agents,
-            )
+        self.reader = settings.logs.reader(use_agent=self.cluster.may_ask_agents)
         # whether there may be a job of this task that has not ended
         self.is_alive = False
 
@@ -145,16 +147,30 @@ class Execution:
         note = self.memory.note
         if note is None or note.submission_id != submission_id:
             # without a store nothing came along but the event
-            demand = self.task.plan(self.context, submission_id, runtime_env={}).demand()
             self.memory.note = Remembered(
-                submission_id, "", Round.of(self.context), self.cluster.address, accepted=True, demand=demand
+                submission_id,
+                event.get("nonce") or "",
+                Round.of(self.context),
+                self.cluster.address,
+                session=event.get("session"),
+                accepted=True,
+                demand=self.task.plan(self.context, submission_id, runtime_env={}).demand(),
             )
-        self.is_alive = "job" not in event
-        if self.is_alive:
-            self._arm()
+        self.is_alive = True
+        self._arm()
+        self.reader = self.settings.logs.reader(event.get("log_state"), use_agent=self.cluster.may_ask_agents)
         details = details_of_event(event)
+        if not details.status.is_terminal():
+            self._flush(details)
+        self.is_alive = False
         self._show_log(details)
         return self._conclude(details)
+
+    def _flush(self, details: JobDetails) -> NoReturn:
+        """Show what a job that runs has printed since the last time, and wait on."""
+        if self.reader is not None:
+            self._run(self.reader.read(details, self.settings.logs.flush_interval or 0.0))
+        self._defer()
 
     # -- which job ------------------------------------------------------------------------------------------------
 
@@ -268,6 +284,9 @@ class Execution:
                 limits=self.limits.to_json(),
                 stop_on_kill=self.settings.stop_on_kill,
                 stop_timeout=self.settings.stop_timeout,
+                logs=self.settings.logs.to_json(),
+                log_state=self.reader.state if self.reader else None,
+                deferred_at=time.time(),
             ),
             method_name="execute_complete",
         )
@@ -412,10 +431,7 @@ class Execution:
 
     def _show_log(self, details: JobDetails) -> None:
         if self.reader is not None and details.status.is_terminal():
-            self.client.run(self.reader.read(details), self._show)
+            self.client.run(self.reader.read(details), show)
 
     def _run(self, engine: Engine[T]) -> T:
-        return self.client.run(interruptible(engine, lambda: self.kill.is_asked), self._show)
-
-    def _show(self, record: str) -> None:
-        JOB_LOG.info("%s", record)
+        return self.client.run(interruptible(noting_secrets(engine), lambda: self.kill.is_asked), show)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import BaseOperator, conf, context_to_airflow_vars
 
-from airflow_provider_rayjobs import links, rendered
+from airflow_provider_rayjobs import links, masking, rendered
 from airflow_provider_rayjobs.attempts import HAS_STORE, Memory, Round
 from airflow_provider_rayjobs.exceptions import RayJobNotEndedError, RayJobNotFoundError
 from airflow_provider_rayjobs.execution import Execution, Settings
 from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
 from airflow_provider_rayjobs.jobs import follow
 from airflow_provider_rayjobs.jobs.limits import Limits
+from airflow_provider_rayjobs.jobs.logs.options import LogOptions
 from airflow_provider_rayjobs.jobs.models import JobSubmission
 from airflow_provider_rayjobs.jobs.packages.places import has_local_code
 from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, delete_for_good, stop_until_over
@@ -76,11 +78,14 @@ class RayJobSubmitOperator(BaseOperator):
         default_deferrable`` is the default.
     :param poll_interval: seconds (or a timedelta) between two looks at the job, once the first quick ones are over.
         (templated)
-    :param fetch_logs: ``live`` shows the job's log as it comes, or when the task resumes if it is deferred,
-        ``on_completion`` after the job's end, ``never`` not at all. (templated)
+    :param fetch_logs: ``live`` shows the job's log as it comes (if the task is deferred a little of it, and the rest
+        when it resumes), ``on_completion`` after the job's end, ``never`` not at all. (templated)
     :param log_lines_limit: lines of the log that are shown at most; no limit when not given. Half of them are shown as
         they come, and the last ones when the job has ended; how many were left out between them is said. With
         ``fetch_logs="on_completion"`` they are the log's last ones. (templated)
+    :param log_flush_interval: seconds (or a timedelta) after which a deferred task comes back to a worker, if its job
+        has printed something, shows all of it, and is deferred again; the triggerer then shows nothing. For long logs
+        that shall be seen live; a task that is not deferred takes no note of it. Never when not given. (templated)
     :param unreachable_timeout: seconds without a usable answer from the cluster that are borne in a row.
         (templated)
     :param durable: whether a new try looks for the job of the last one; ``True`` unless told otherwise. Airflow before
@@ -100,9 +105,9 @@ class RayJobSubmitOperator(BaseOperator):
     template_fields: Sequence[str] = (
         "entrypoint", "ray_conn_id", "submission_id", "job_name", "runtime_env", "metadata", "entrypoint_num_cpus",
         "entrypoint_num_gpus", "entrypoint_memory", "entrypoint_resources", "entrypoint_label_selector",
-        "wait_for_completion", "poll_interval", "fetch_logs", "log_lines_limit", "unreachable_timeout",
-        "stop_on_kill", "stop_timeout", "pending_timeout", "job_timeout", "fail_on_exit_code", "skip_on_exit_code",
-        "package_secrets", "package_storage",
+        "wait_for_completion", "poll_interval", "fetch_logs", "log_lines_limit", "log_flush_interval",
+        "unreachable_timeout", "stop_on_kill", "stop_timeout", "pending_timeout", "job_timeout", "fail_on_exit_code",
+        "skip_on_exit_code", "package_secrets", "package_storage",
     )  # fmt: skip
     # Empty, or an entrypoint that ends in ".yaml" would be taken for the name of a template file.
     template_ext: Sequence[str] = ()
@@ -135,6 +140,7 @@ class RayJobSubmitOperator(BaseOperator):
         poll_interval: float | str | timedelta = follow.POLL_INTERVAL,
         fetch_logs: str = "live",
         log_lines_limit: int | str | None = None,
+        log_flush_interval: float | str | timedelta | None = None,
         unreachable_timeout: float | str | timedelta = follow.UNREACHABLE_TIMEOUT,
         durable: bool | None = None,
         stop_on_kill: bool | str = True,
@@ -164,6 +170,7 @@ class RayJobSubmitOperator(BaseOperator):
         self.poll_interval = poll_interval
         self.fetch_logs = fetch_logs
         self.log_lines_limit = log_lines_limit
+        self.log_flush_interval = log_flush_interval
         self.unreachable_timeout = unreachable_timeout
         if durable and not HAS_STORE:
             warnings.warn(
@@ -182,6 +189,18 @@ class RayJobSubmitOperator(BaseOperator):
         self.package_secrets = package_secrets
         self.package_storage = package_storage
         self._kill = KillSwitch()
+
+    def _do_render_template_fields(self, parent: Any, *args: Any, **kwargs: Any) -> None:
+        """
+        Render, then keep the values of ``env_vars`` out of what Airflow shows of that.
+
+        Airflow calls this for mapped tasks, too, on the task that was made of them.
+        """
+        super()._do_render_template_fields(parent, *args, **kwargs)
+        if parent is self:
+            with suppress(ValueError, OSError):  # a mistake in it is execute's to say
+                masking.mask_environment(rendered.as_runtime_env(self.runtime_env, self._folders()))
+            self.runtime_env = masking.hide_environment(self.runtime_env)
 
     def execute(self, context: Context) -> str:
         """Find this try's job or submit one, follow it if asked to, and return its submission id."""
@@ -208,8 +227,11 @@ class RayJobSubmitOperator(BaseOperator):
         return Settings(
             submission_id=rendered.as_optional_text("submission_id", self.submission_id),
             wait_for_completion=rendered.as_flag("wait_for_completion", self.wait_for_completion),
-            fetch_logs=rendered.as_fetch_logs(self.fetch_logs),
-            log_lines_limit=rendered.as_count("log_lines_limit", self.log_lines_limit),
+            logs=LogOptions(
+                fetch_logs=rendered.as_fetch_logs(self.fetch_logs),
+                lines_limit=rendered.as_count("log_lines_limit", self.log_lines_limit),
+                flush_interval=rendered.as_optional_seconds("log_flush_interval", self.log_flush_interval),
+            ),
             poll_interval=rendered.as_seconds("poll_interval", self.poll_interval),
             unreachable_timeout=rendered.as_seconds("unreachable_timeout", self.unreachable_timeout),
             stop_on_kill=rendered.as_flag("stop_on_kill", self.stop_on_kill),

@@ -17,6 +17,7 @@ from airflow.providers.common.compat.sdk import (
     AirflowFailException,
     AirflowSkipException,
     AirflowTaskTimeout,
+    redact,
 )
 
 from airflow_provider_rayjobs.exceptions import (
@@ -29,19 +30,17 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobsError,
     RayJobsNotAuthorizedError,
     RayJobsRefusedError,
+    RayJobsTLSError,
     RayJobStoppedError,
     RayJobSupervisorDiedError,
     RayJobTimeoutError,
     RayJobUnschedulableError,
 )
 from airflow_provider_rayjobs.jobs.logs.text import NO_LOG, Ending, find_exception
-from airflow_provider_rayjobs.jobs.models import JobDetails, JobErrorType, JobStatus
+from airflow_provider_rayjobs.jobs.models import RAYS_COPY_OF_THE_LOG, JobDetails, JobErrorType, JobStatus
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
-
-# Where Ray's message on a failed job turns into a copy of the log's end.
-_RAYS_COPY_OF_THE_LOG = ", last available logs"
 
 _FAILURES: Mapping[str, tuple[type[RayJobFailedError], str]] = {
     JobErrorType.RUNTIME_ENV_SETUP_FAILURE: (
@@ -80,6 +79,7 @@ FINAL_ERRORS: tuple[type[Exception], ...] = (
     RayJobsRefusedError,
     RayJobsNotAuthorizedError,
     RayJobsAddressError,
+    RayJobsTLSError,
     RayJobExistsError,
 )
 
@@ -97,10 +97,11 @@ def error_of_end(
     """
     if details.status == JobStatus.SUCCEEDED:
         return None
-    message = describe_end(details, address, ending, shortage)
-    if details.status == JobStatus.STOPPED:
-        return RayJobStoppedError(message, details=details, last_lines=ending.last_lines)
-    return _failure_of(details)[0](message, details=details, last_lines=ending.last_lines)
+    # it quotes the job's log, and goes where no masker of Airflow's looks: to callbacks, and to a console
+    message = str(redact(describe_end(details, address, ending, shortage)))
+    last_lines = tuple(str(redact(line)) for line in ending.last_lines)
+    kind = RayJobStoppedError if details.status == JobStatus.STOPPED else _failure_of(details)[0]
+    return kind(message, details=details, last_lines=last_lines)
 
 
 def is_unschedulable(details: JobDetails) -> bool:
@@ -123,7 +124,7 @@ def describe_end(details: JobDetails, address: str, ending: Ending = NO_LOG, sho
     if exception := ending.exception or find_exception(said.splitlines()):
         sentences.insert(1, f"The last exception in its log: {exception}")
     if ending.last_lines:
-        said = said.partition(_RAYS_COPY_OF_THE_LOG)[0]
+        said = said.partition(RAYS_COPY_OF_THE_LOG)[0]
     if said:
         sentences.append(f"Ray says: {said}")
     if ending.last_lines:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.providers.common.compat.sdk import BaseSensorOperator, conf
 
 from airflow_provider_rayjobs import links, rendered
+from airflow_provider_rayjobs.connection import Cluster
 from airflow_provider_rayjobs.exceptions import RayJobNotFoundError, RayJobsError
-from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, Cluster, RayJobsHook
-from airflow_provider_rayjobs.jobs import follow
+from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
+from airflow_provider_rayjobs.jobs import endpoints, follow
 from airflow_provider_rayjobs.jobs.client import OnLog, RayJobsClient
-from airflow_provider_rayjobs.jobs.logs.reader import LogReader
+from airflow_provider_rayjobs.jobs.logs.options import LogOptions
 from airflow_provider_rayjobs.jobs.logs.text import NO_LOG, Ending
 from airflow_provider_rayjobs.jobs.models import JobDetails
+from airflow_provider_rayjobs.jobs.steps import send
+from airflow_provider_rayjobs.masking import noting_secrets
 from airflow_provider_rayjobs.outcomes import as_sensed, error_of_end
-from airflow_provider_rayjobs.triggers import JOB_LOG, RayJobTrigger, details_of_event
+from airflow_provider_rayjobs.triggers import RayJobTrigger, details_of_event, show
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg
@@ -34,8 +38,8 @@ class RayJobSensor(BaseSensorOperator):
 
     Succeeds when the job SUCCEEDED, fails at once, and for good, when it FAILED or was STOPPED. The job's log
     passes into this task's log: as it comes in mode ``poke``; as it comes in mode ``reschedule`` on Airflow
-    3.3 and later, which can remember how far it was shown, and whole at the end before that; when the task
-    resumes if it is deferrable.
+    3.3 and later, which can remember how far it was shown, and whole at the end before that; if it is deferrable
+    a little of it as it comes, and the rest when the task resumes.
 
     :param submission_id: a submission id, often from XCom, or the Ray Core job id of an interactive job.
         (templated)
@@ -43,6 +47,7 @@ class RayJobSensor(BaseSensorOperator):
     :param fetch_logs: ``live``, ``on_completion`` or ``never``. (templated)
     :param log_lines_limit: lines of the log that are shown at most, see
         :class:`~airflow_provider_rayjobs.operators.RayJobSubmitOperator`. (templated)
+    :param log_flush_interval: when a deferred sensor comes back to show what the job has printed, likewise. (templated)
     :param poke_interval: seconds between two looks.
     :param deferrable: wait in the triggerer; Airflow's setting ``[operators] default_deferrable`` is the
         default.
@@ -53,7 +58,8 @@ class RayJobSensor(BaseSensorOperator):
     """
 
     template_fields: Sequence[str] = (
-        "submission_id", "ray_conn_id", "fetch_logs", "log_lines_limit", "missing_timeout", "unreachable_timeout",
+        "submission_id", "ray_conn_id", "fetch_logs", "log_lines_limit", "log_flush_interval", "missing_timeout",
+        "unreachable_timeout",
     )  # fmt: skip
     operator_extra_links = (links.RayJobLink(),)
     ui_color = "#d8ecfb"
@@ -65,6 +71,7 @@ class RayJobSensor(BaseSensorOperator):
         ray_conn_id: str = DEFAULT_CONN_ID,
         fetch_logs: str = "live",
         log_lines_limit: int | str | None = None,
+        log_flush_interval: float | str | timedelta | None = None,
         poke_interval: float = follow.POLL_INTERVAL,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         missing_timeout: float | str | timedelta = MISSING_TIMEOUT,
@@ -76,6 +83,7 @@ class RayJobSensor(BaseSensorOperator):
         self.ray_conn_id = ray_conn_id
         self.fetch_logs = fetch_logs
         self.log_lines_limit = log_lines_limit
+        self.log_flush_interval = log_flush_interval
         self.deferrable = deferrable
         self.missing_timeout = missing_timeout
         self.unreachable_timeout = unreachable_timeout
@@ -87,6 +95,9 @@ class RayJobSensor(BaseSensorOperator):
             super().execute(context)
             return
         watch = self._begin(context)
+        self._defer(watch, watch.began + self.timeout)
+
+    def _defer(self, watch: _Watch, deadline: float) -> NoReturn:
         self.defer(
             trigger=RayJobTrigger(
                 watch.job,
@@ -94,9 +105,13 @@ class RayJobSensor(BaseSensorOperator):
                 poll_interval=self.poke_interval,
                 unreachable_timeout=watch.unreachable_timeout,
                 missing_timeout=watch.missing_timeout,
+                logs=watch.logs.to_json(),
+                log_state=watch.reader.state if watch.reader else None,
+                deferred_at=time.time(),
             ),
             method_name="execute_complete",
-            timeout=timedelta(seconds=self.timeout),
+            kwargs={"deadline": deadline},
+            timeout=timedelta(seconds=max(deadline - time.time(), 0)),
         )
 
     def poke(self, context: Context) -> bool:
@@ -105,26 +120,38 @@ class RayJobSensor(BaseSensorOperator):
             self._watch = self._begin(context)
         watch = self._watch
         with RayJobsHook(self.ray_conn_id).client_of(watch.cluster) as client:
-            details = watch.look(client, self._show)
+            details = watch.look(client, show)
         if self.reschedule:
             watch.remember(context)
         return details is not None and self._has_succeeded(details, watch)
 
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> None:
-        """Resume after the trigger: write the job's log, and end as the job ended."""
+    def execute_complete(self, context: Context, event: dict[str, Any], deadline: float | None = None) -> None:
+        """
+        Resume after the trigger: write the job's log, and end as the job ended, or wait on.
+
+        :param deadline: Unix seconds at which the sensor's ``timeout`` is over.
+        """
         watch = self._begin(context)
+        watch.reader = watch.logs.reader(event.get("log_state"), use_agent=watch.cluster.may_ask_agents)
         try:
             details = details_of_event(event)
         except RayJobsError as error:
             raise as_sensed(error) from error
         if watch.reader is not None:
             with RayJobsHook(self.ray_conn_id).client_of(watch.cluster) as client:
-                client.run(watch.reader.read(details), self._show)
-        self._has_succeeded(details, watch)
+                with suppress(RayJobsError):  # an event holds none of the job's env_vars, and its log may
+                    client.run(noting_secrets(send(endpoints.get_job(watch.job), patience=0)))
+                client.run(watch.reader.read(details, watch.logs.flush_interval or 0.0), show)
+        if not self._has_succeeded(details, watch):
+            self._defer(watch, time.time() + self.timeout if deadline is None else deadline)
 
     def _begin(self, context: Context) -> _Watch:
         """Read the rendered arguments; push the link that leads to the job."""
-        fetch_logs = rendered.as_fetch_logs(self.fetch_logs)
+        logs = LogOptions(
+            fetch_logs=rendered.as_fetch_logs(self.fetch_logs),
+            lines_limit=rendered.as_count("log_lines_limit", self.log_lines_limit),
+            flush_interval=rendered.as_optional_seconds("log_flush_interval", self.log_flush_interval),
+        )
         job = rendered.as_optional_text("submission_id", self.submission_id)
         if job is None:
             raise ValueError(
@@ -135,20 +162,13 @@ class RayJobSensor(BaseSensorOperator):
         watch = _Watch(
             job,
             cluster,
-            reader=None if fetch_logs == "never" else self._reader(cluster, live=fetch_logs == "live"),
+            logs,
             missing_timeout=rendered.as_seconds("missing_timeout", self.missing_timeout),
             unreachable_timeout=rendered.as_seconds("unreachable_timeout", self.unreachable_timeout),
         )
         if self.reschedule:
             watch.recall(context)
         return watch
-
-    def _reader(self, cluster: Cluster, *, live: bool) -> LogReader:
-        return LogReader(
-            live=live,
-            lines_limit=rendered.as_count("log_lines_limit", self.log_lines_limit),
-            use_agent=cluster.may_ask_agents,
-        )
 
     def _has_succeeded(self, details: JobDetails, watch: _Watch) -> bool:
         if not details.status.is_terminal():
@@ -158,9 +178,6 @@ class RayJobSensor(BaseSensorOperator):
             raise as_sensed(error)
         return True
 
-    def _show(self, record: str) -> None:
-        JOB_LOG.info("%s", record)
-
 
 class _Watch:
     """What a sensor knows of its job from one look to the next."""
@@ -169,21 +186,24 @@ class _Watch:
         self,
         job: str,
         cluster: Cluster,
+        logs: LogOptions,
         *,
-        reader: LogReader | None,
         missing_timeout: float,
         unreachable_timeout: float,
     ) -> None:
         self.job = job
         self.cluster = cluster
-        self.reader = reader
+        self.logs = logs
+        self.reader = logs.reader(use_agent=cluster.may_ask_agents)
         self.missing_timeout = missing_timeout
         self.unreachable_timeout = unreachable_timeout
         # wall clock, as it may have to last from one worker process to another
         self.began = time.time()
         self.outage = follow.Outage(job, unreachable_timeout)
+        # before which the log of a running job is not read again, likewise: a read may cost more than a look
+        self.read_after = 0.0
 
-    def look(self, client: RayJobsClient, show: OnLog) -> JobDetails | None:
+    def look(self, client: RayJobsClient, on_log: OnLog) -> JobDetails | None:
         """
         Look once; ``None`` where that told nothing, and it is too early to give up.
 
@@ -191,7 +211,7 @@ class _Watch:
         """
         try:
             try:
-                details = client.run(follow.look(self.job, self.reader), show)
+                details = client.run(noting_secrets(follow.look(self.job, self.reader)), on_log)
             except RayJobNotFoundError:
                 if time.time() - self.began >= self.missing_timeout:
                     raise
@@ -226,11 +246,15 @@ class _Watch:
             self.outage.since = memory["outage_since"] or None
             if self.reader is not None and memory["log"]:
                 self.reader = self.reader.resumed(memory["log"])
+                self.read_after = memory.get("read_after", 0.0)
+                self.reader.live = self.reader.live and time.time() >= self.read_after
 
     def remember(self, context: Context) -> None:
         """Leave what the next process needs."""
         store = context.get("task_state_store")
         if store is not None:
+            if self.reader is not None and self.reader.live:
+                self.read_after = time.time() + self.reader.rest
             store.set(
                 _MEMORY_KEY,
                 {
@@ -238,5 +262,6 @@ class _Watch:
                     "job": self.job,
                     "log": self.reader.state if self.reader else {},
                     "outage_since": self.outage.since or 0,
+                    "read_after": self.read_after,
                 },
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -11,17 +12,26 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import structlog
+from airflow.providers.common.compat.sdk import redact
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_rayjobs import exceptions
+from airflow_provider_rayjobs.bookmarks import Bookmark
+from airflow_provider_rayjobs.connection import Cluster
 from airflow_provider_rayjobs.exceptions import RayJobsError, RayJobsUnreachableError, RayJobTimeoutError
-from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, Cluster, RayJobsHook
+from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
 from airflow_provider_rayjobs.jobs import follow
 from airflow_provider_rayjobs.jobs.client import AsyncRayJobsClient
 from airflow_provider_rayjobs.jobs.limits import Limits
+from airflow_provider_rayjobs.jobs.logs.options import NO_LOG, LogOptions
+from airflow_provider_rayjobs.jobs.logs.reader import LogReader
+from airflow_provider_rayjobs.jobs.logs.trickle import Relay, Trickle
 from airflow_provider_rayjobs.jobs.models import JobDetails
 from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, stop_until_over
+from airflow_provider_rayjobs.masking import amask_environment, noting_secrets
 
+# What all triggers of this process may show of their jobs' logs.
+_trickle = Trickle()
 # Under this name a job's own lines stand in the task's log: what tells them from ours.
 JOB_LOG = structlog.get_logger("airflow.task.ray_job")
 # Seconds before which no event is fired. Airflow notices only after up to 5 s (``[workers] min_heartbeat_interval``)
@@ -39,8 +49,9 @@ class RayJobTrigger(BaseTrigger):
     """
     Follow a job to its end and fire once, with all that the resuming task needs.
 
-    It writes nothing of the job's log: all triggers of a triggerer share one thin pipe for theirs. The worker
-    writes it when the task resumes. Nor does it stop a job whose limit is over: the worker does, which can remember it.
+    Of the job's log it shows a little, as all triggers of a triggerer share one thin pipe (:mod:`.jobs.logs.trickle`),
+    and the event says how far it came: the worker that resumes the task shows the rest. Nor does it stop a job whose
+    limit is over: the worker does, which can remember it.
 
     :param submission_id: a submission id, or a Ray Core job id.
     :param ray_conn_id: an Airflow connection of type ``ray_jobs``.
@@ -53,6 +64,10 @@ class RayJobTrigger(BaseTrigger):
     :param limits: :meth:`.Limits.to_json` of how long the job may wait and run.
     :param stop_on_kill: whether the job dies with the task (Airflow 3.3 and later tell a trigger about that).
     :param stop_timeout: seconds in which its end has to be confirmed then.
+    :param logs: :meth:`.LogOptions.to_json` of what is shown of the job's log; nothing when not given. With its
+        ``flush_interval`` the trigger shows nothing itself: it fires when that is over and there is something to show.
+    :param log_state: how far the log was shown before.
+    :param deferred_at: when the task was deferred, Unix seconds.
     """
 
     def __init__(
@@ -68,6 +83,9 @@ class RayJobTrigger(BaseTrigger):
         limits: dict[str, Any] | None = None,
         stop_on_kill: bool = False,
         stop_timeout: float = STOP_TIMEOUT,
+        logs: dict[str, Any] | None = None,
+        log_state: dict[str, Any] | None = None,
+        deferred_at: float | None = None,
     ) -> None:
         super().__init__()
         self.submission_id = submission_id
@@ -81,6 +99,9 @@ class RayJobTrigger(BaseTrigger):
         self.limits = limits
         self.stop_on_kill = stop_on_kill
         self.stop_timeout = stop_timeout
+        self.logs = logs
+        self.log_state = log_state
+        self.deferred_at = deferred_at
         self._cluster: Cluster | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -99,6 +120,9 @@ class RayJobTrigger(BaseTrigger):
                 "limits": self.limits,
                 "stop_on_kill": self.stop_on_kill,
                 "stop_timeout": self.stop_timeout,
+                "logs": self.logs,
+                "log_state": self.log_state,
+                "deferred_at": self.deferred_at,
             },
         )
 
@@ -138,23 +162,55 @@ class RayJobTrigger(BaseTrigger):
             self.log.warning("Ray job %s could not be stopped and may run on. %s", self.submission_id, error)
 
     async def _follow(self) -> TriggerEvent:
+        event: dict[str, Any] = {"submission_id": self.submission_id, "session": self.session, "nonce": self.nonce}
+        reader: LogReader | None = None
+        telling: list[asyncio.Task[None]] = []
+
+        def note(runtime_env: Any) -> None:
+            # it knows them at once, and what is told to its supervisor takes its time
+            telling.append(asyncio.ensure_future(amask_environment(runtime_env)))
+
         try:
+            # triggers that are started at once shall not look at the cluster, and show lines, all at once for ever
+            await asyncio.sleep(random.uniform(0, min(self.poll_interval, SETTLING_TIME / 2)))  # noqa: S311
             hook = RayJobsHook(self.ray_conn_id)
             self._cluster = await self._find_cluster(hook)
-            async with shared_client(hook, self._cluster) as client:
-                details = await client.run(
-                    follow.follow_job(
-                        self.submission_id,
-                        poll_interval=self.poll_interval,
-                        unreachable_timeout=self.unreachable_timeout,
-                        missing_timeout=self.missing_timeout,
-                        limits=Limits.from_json(self.limits),
-                        session=self.session,
-                    )
+            async with shared_client(hook, self._cluster) as client, self._reader(self._cluster) as reader:
+                following = follow.follow_job(
+                    self.submission_id,
+                    poll_interval=self.poll_interval,
+                    unreachable_timeout=self.unreachable_timeout,
+                    missing_timeout=self.missing_timeout,
+                    reader=reader,
+                    limits=Limits.from_json(self.limits),
+                    session=self.session,
                 )
-            return TriggerEvent(event_of_end(self.submission_id, details))
+                details = await client.run(noting_secrets(following, note), show)
+            event |= event_of_job(details)
         except Exception as error:  # noqa: BLE001  (whatever it is, the worker shall say it)
-            return TriggerEvent(event_of_error(self.submission_id, error))
+            event |= event_of_error(error)
+        await asyncio.gather(*telling)
+        return TriggerEvent(event | {"log_state": reader.state if reader else self.log_state})
+
+    @asynccontextmanager
+    async def _reader(self, cluster: Cluster) -> AsyncIterator[LogReader | None]:
+        """Lend what shows the job's log, or watches it for the worker that does."""
+        options = LogOptions.from_json(self.logs) if self.logs else NO_LOG
+        use_agent = cluster.may_ask_agents
+        if options.flush_interval is not None:
+            # Airflow opens a trigger's log file anew each time that a try is deferred: what is shown here would be
+            # lost. The log is read here and on the worker, so that it has to be left alone for twice as long.
+            relay = Relay(max(options.flush_interval, 2 * (self.log_state or {}).get("rest", 0)))
+            yield options.reader(self.log_state, use_agent=use_agent, turns=relay)
+            return
+        with _trickle.share() as share:
+            reader = options.reader(self.log_state, use_agent=use_agent, turns=share)
+            if reader is None:
+                yield None
+                return
+            bookmark = Bookmark(self.task_instance, self.submission_id, self.deferred_at, self.log.warning)
+            async with bookmark.following(reader, share):
+                yield reader
 
     async def _find_cluster(self, hook: RayJobsHook) -> Cluster:
         """
@@ -180,22 +236,37 @@ class RayJobTrigger(BaseTrigger):
             await asyncio.sleep(min(_LOOKUP_PAUSE, self.poll_interval))
 
 
-def event_of_end(submission_id: str, details: JobDetails) -> dict[str, Any]:
-    """Return the event of a job that has ended: plain JSON, and no secret of the job's."""
-    return {"submission_id": submission_id, "job": details.to_event()}
+def show(record: str) -> None:
+    """
+    Write one record of a job's log into the task's log, masked in this process.
+
+    Airflow's supervisor masks what it was told of; what this process alone has read, such as a template's, it does not
+    know.
+    """
+    JOB_LOG.info("%s", redact(record))
 
 
-def event_of_error(submission_id: str, error: Exception) -> dict[str, Any]:
-    """Return the event of a follower that gave up; for a limit with the job as it was seen then."""
-    event = {"submission_id": submission_id, "error": type(error).__name__, "message": str(error)}
+def event_of_job(details: JobDetails) -> dict[str, Any]:
+    """Return what an event says of a job: plain JSON, and no secret of the job's."""
+    return {"job": _masked(details.to_event())}
+
+
+def event_of_error(error: Exception) -> dict[str, Any]:
+    """Return what an event says where the follower gave up; for a limit with the job as it was seen then."""
+    event = _masked({"error": type(error).__name__, "message": str(error)})
     if isinstance(error, RayJobTimeoutError) and error.details is not None:
-        return event | {"limit": error.limit, "seen": error.details.to_event()}
+        return event | {"limit": error.limit, "seen": _masked(error.details.to_event())}
     return event
+
+
+def _masked(said: dict[str, Any]) -> dict[str, Any]:
+    """Mask what is text for people; an id that happens to hold a secret's letters has to stay what it is."""
+    return {key: str(redact(value)) if key == "message" and value else value for key, value in said.items()}
 
 
 def details_of_event(event: Mapping[str, Any]) -> JobDetails:
     """
-    Return the job that an event tells of.
+    Return the job that an event tells of; one that has not ended wants its log to be shown.
 
     :raises RayJobsError: of the class that the follower met, when it gave up.
     """

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from airflow import __version__ as airflow_version
 from packaging.version import Version
 
+from airflow_provider_rayjobs.connection import EXTRAS
 from airflow_provider_rayjobs.exceptions import RayJobNotFoundError
 from airflow_provider_rayjobs.jobs import RayJobsClient
 from sandbox.local_airflow import LocalAirflow
@@ -18,6 +20,7 @@ from sandbox.ray_head import RayHead
 
 pytestmark = [pytest.mark.airflow, pytest.mark.ray]
 MODES = ["worker", "deferred"]
+JOB_LOGGER = "airflow.task.ray_job"
 
 
 @dataclass
@@ -33,6 +36,11 @@ class Run:
 
     def log(self, task_id: str, map_index: int = -1) -> str:
         return self.airflow.log_text(self.dag_id, self.run_id, task_id, map_index=map_index)
+
+    def job_log(self, task_id: str, map_index: int = -1) -> str:
+        """What the task's log holds of the job's own log, in the order of the web UI."""
+        records = self.airflow.log_records(self.dag_id, self.run_id, task_id, map_index=map_index)
+        return "\n".join(str(record["event"]) for record in records if record.get("logger") == JOB_LOGGER)
 
     def logs(self) -> str:
         """The logs of all tasks, for a failure's message."""
@@ -86,10 +94,25 @@ def test_a_job_that_succeeds_makes_a_green_task_with_the_whole_log(run: Run, cli
 
     assert run.state(task_id) == "success"
     assert run.xcoms(task_id)["return_value"] == submission_id
-    log = run.log(task_id)
-    assert client.get_job_logs(submission_id) in log
-    assert "\n  indented\n\nafter a blank line\nno newline at the end\n" in log
+    log = run.job_log(task_id)
+    assert client.get_job_logs(submission_id) == log
+    assert log.endswith("\n  indented\n\nafter a blank line\nno newline at the end")
     assert log.splitlines().count("first") == 1
+
+
+@pytest.mark.parametrize("task_id", ["is_flushed", "waits_and_is_flushed"])
+def test_a_deferred_task_comes_back_to_show_its_jobs_log(run: Run, client: RayJobsClient, task_id: str):
+    """With ``log_flush_interval`` a worker shows what has gathered, again and again, and every line once."""
+    job = run.xcoms("is_flushed" if task_id == "is_flushed" else "submits_by_and_by")["submission_id"]
+    times = {
+        datetime.fromisoformat(record["timestamp"])
+        for record in run.airflow.log_records(run.dag_id, run.run_id, task_id)
+        if record.get("logger") == JOB_LOGGER
+    }
+
+    assert run.state(task_id) == "success"
+    assert run.job_log(task_id) == client.get_job_logs(job).removesuffix("\n")
+    assert max(times) - min(times) > timedelta(seconds=8), "it came in parts, while the job ran"
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -307,8 +330,8 @@ def test_the_connection_form_has_our_fields_and_its_test_button_works(airflow: L
     bad = airflow.api("POST", "/connections/test", json=fields | {"port": 9})
 
     if Version(airflow_version) >= Version("3.2"):  # 3.1 passes over the named fields and shows its plain form
-        assert set(form["extra_fields"]) == {"agent_log_access", "base_path", "dashboard_url"}
-        assert form["standard_fields"]["password"]["title"] == "Token"
+        assert set(form["extra_fields"]) == EXTRAS.keys()
+        assert form["standard_fields"]["password"]["title"] == "Token, or the login's password"
     assert good["status"]
     assert good["message"].startswith(f"Ray 2.60.0 at {ray_head.address}, session session_")
     assert not bad["status"]

@@ -295,7 +295,9 @@ def test_a_deferred_jobs_limit_is_acted_on_by_the_worker(client: RayJobsClient):
     error = RayJobTimeoutError("over", limit="execution_timeout", details=wait_for(client, job, "RUNNING"))
 
     with pytest.raises(AirflowTaskTimeout) as caught:
-        task("sleep 60").execute_complete(context(store), json.loads(json.dumps(event_of_error(job, error))))
+        task("sleep 60").execute_complete(
+            context(store), json.loads(json.dumps({"submission_id": job} | event_of_error(error)))
+        )
     assert isinstance(caught.value, RayJobTimeoutError)
     assert client.get_job(job).status == "STOPPED"
 
@@ -307,7 +309,7 @@ def test_a_job_that_is_alive_on_the_last_try_is_stopped(client: RayJobsClient):
             task("sleep 20", deferrable=True).execute(context(store, max_tries=tries))
         job = deferred.value.trigger.submission_id
         wait_for(client, job, "RUNNING")
-        event = event_of_error(job, RayJobsUnreachableError("away"))
+        event = {"submission_id": job} | event_of_error(RayJobsUnreachableError("away"))
 
         with pytest.raises(RayJobsUnreachableError):
             task("sleep 20").execute_complete(context(store, max_tries=tries), event)

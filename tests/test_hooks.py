@@ -4,98 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
-from airflow.sdk import Connection
 
 from airflow_provider_rayjobs.exceptions import RayJobNotFoundError
-from airflow_provider_rayjobs.hooks import Cluster, RayJobsHook, read_connection
+from airflow_provider_rayjobs.hooks import RayJobsHook
 from airflow_provider_rayjobs.jobs import JobStatus, RayJobsClient
 from sandbox.ray_head import RayHead
-
-
-def connection(**fields: Any) -> Connection:
-    extra = fields.pop("extra", None)
-    return Connection(conn_id="mine", conn_type="ray_jobs", extra=json.dumps(extra) if extra else None, **fields)
-
-
-@pytest.mark.parametrize(
-    ("fields", "address"),
-    [
-        pytest.param({"host": "head"}, "http://head:8265", id="a name alone"),
-        pytest.param({"host": "head", "port": 80}, "http://head:80", id="port"),
-        pytest.param({"host": "head", "schema": "https"}, "https://head", id="https has the port that browsers know"),
-        pytest.param({"host": "head", "schema": "https", "port": 8443}, "https://head:8443", id="https and port"),
-        pytest.param({"host": "https://ray.example.com/team-a/"}, "https://ray.example.com/team-a", id="whole address"),
-        pytest.param({"host": "http://head:1234"}, "http://head:1234", id="port in the host"),
-        pytest.param({"host": "head", "extra": {"base_path": "/ray/"}}, "http://head:8265/ray", id="base path"),
-        pytest.param({"host": "::1", "port": 8265}, None, id="an IPv6 address needs brackets"),
-        pytest.param({"host": "head", "schema": "HTTPS"}, "https://head", id="schema in capitals"),
-        pytest.param({"host": "[::1]"}, "http://[::1]:8265", id="IPv6"),
-        pytest.param(
-            {"host": "head", "extra": {"base_path": "", "dashboard_url": None}}, "http://head:8265", id="empty"
-        ),
-    ],
-)
-def test_a_connections_fields_make_an_address(fields: dict[str, Any], address: str | None):
-    """Host, port, schema and base path make the address; a whole address in the host field does as well."""
-    if address is None:
-        with pytest.raises(ValueError, match="connection mine: "):
-            read_connection(connection(**fields))
-    else:
-        assert read_connection(connection(**fields)) == Cluster(address, dashboard_url=address)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        pytest.param({}, "host is empty", id="no host"),
-        pytest.param(
-            {"host": "https://head", "schema": "http"},
-            "host says schema https, the field for it says http",
-            id="two schemas",
-        ),
-        pytest.param({"host": "head", "schema": "ray"}, "not the address of a Ray dashboard", id="Ray Client's schema"),
-        pytest.param({"host": "ray://head:10001"}, "not the address of a Ray dashboard", id="Ray Client's address"),
-        pytest.param({"host": "http://me:secret@head"}, "holds more than an address", id="credentials in the host"),
-        pytest.param({"host": "head:1", "port": 2}, "host says port 1, the field for it says 2", id="two ports"),
-        pytest.param({"host": "head/a", "extra": {"base_path": "b"}}, "host says base path a", id="two paths"),
-        pytest.param({"host": "head..example.com"}, "is no address", id="no host's name"),
-        pytest.param({"host": "head", "extra": {"base_pth": "x"}}, "nobody reads the extra base_pth", id="unknown"),
-        pytest.param({"host": "head", "extra": {"base_path": 1}}, "extra base_path must be text, not int", id="text"),
-        pytest.param({"host": "head:nine"}, "Port could not be cast", id="port is no number"),
-        pytest.param({"host": "head", "extra": {"dashboard_url": "x"}}, "'x' is not the address", id="dashboard_url"),
-        pytest.param(
-            {"host": "head", "extra": {"agent_log_access": "si"}}, "agent_log_access is one of no", id="agent"
-        ),
-    ],
-)
-def test_a_connection_that_cannot_be_used_is_named(fields: dict[str, Any], message: str):
-    """The error names the connection and the field, and never a secret."""
-    with pytest.raises(ValueError, match="connection mine: ") as caught:
-        read_connection(connection(**fields))
-
-    assert message in str(caught.value)
-    assert "secret" not in str(caught.value)
-
-
-def test_the_password_is_the_token_and_in_no_repr():
-    """The token travels in the cluster's settings, and shows nowhere."""
-    cluster = read_connection(connection(host="head", password="marked-secret"))
-
-    assert cluster.token == "marked-secret"
-    assert "marked-secret" not in repr(cluster) + repr(RayJobsHook().client_of(cluster))
-
-
-def test_the_dashboard_may_have_another_address_for_browsers():
-    """The link to a job uses the address that browsers reach."""
-    cluster = read_connection(connection(host="10.0.0.5", extra={"dashboard_url": "https://ray.example.com/a/"}))
-
-    assert cluster.job_url("job-1") == "https://ray.example.com/a/#/jobs/job-1"
 
 
 @pytest.mark.parametrize("run", [lambda hook: hook.get_cluster(), lambda hook: asyncio.run(hook.aget_cluster())])
@@ -117,6 +34,31 @@ def test_an_address_that_was_given_is_never_overridden(run, monkeypatch: pytest.
     monkeypatch.setenv("RAY_ADDRESS", "http://elsewhere:8265")
 
     assert run(RayJobsHook()).address == "http://given:8265"
+
+
+def test_rays_variables_for_its_token_count_beside_the_one_for_the_address(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """Where the default connection is not defined the token comes from where Ray's own tools have it."""
+    file = tmp_path / "token"
+    file.write_text("from a file\n")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
+    of_a_file = RayJobsHook().get_cluster().access
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "from the environment")
+    of_a_variable = RayJobsHook().get_cluster().access
+    monkeypatch.setenv("AIRFLOW_CONN_RAY_JOBS_DEFAULT", '{"conn_type": "ray_jobs", "host": "given"}')
+
+    assert (of_a_file.token_file, of_a_file.current_token()) == (str(file), "from a file")
+    assert of_a_variable.token == "from the environment"
+    assert RayJobsHook().get_cluster().access.has_token is False
+
+
+def test_a_wrong_variable_for_the_token_is_named(monkeypatch: pytest.MonkeyPatch):
+    """A file that is not there is said of the environment."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/no/such/file")
+
+    with pytest.raises(ValueError, match="RAY_AUTH_TOKEN_PATH: token_file /no/such/file cannot be read"):
+        RayJobsHook().get_cluster()
 
 
 def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch):
@@ -143,7 +85,7 @@ def test_a_connection_may_be_given_as_a_uri(monkeypatch: pytest.MonkeyPatch):
     )
     cluster = RayJobsHook().get_cluster()
 
-    assert (cluster.address, cluster.token) == ("https://ray.example.com:8443/team-a", "tok/en")
+    assert (cluster.address, cluster.access.token) == ("https://ray.example.com:8443/team-a", "tok/en")
 
 
 def test_the_hook_offers_the_clients_methods_sync_and_async():
@@ -219,13 +161,3 @@ def test_test_connection_says_why_not(monkeypatch: pytest.MonkeyPatch):
     assert "host is empty" in RayJobsHook("ray_empty").test_connection()[1]
     assert RayJobsHook("ray_nobody").test_connection()[0] is False
     assert "no answer from http://127.0.0.1:9" in RayJobsHook("ray_nobody").test_connection()[1]
-
-
-@pytest.mark.parametrize(
-    ("given", "may_ask"), [(None, False), ("no", False), ("yes", True), ("with_credentials", True)]
-)
-def test_agents_are_asked_only_where_the_connection_says_so(given: str | None, may_ask: bool):
-    """Off by default; their addresses come from the cluster."""
-    extra = {"agent_log_access": given} if given else None
-
-    assert read_connection(connection(host="head", extra=extra)).may_ask_agents is may_ask

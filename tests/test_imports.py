@@ -67,15 +67,21 @@ def test_nobody_imports_against_the_architecture():
     before = {
         "exceptions": set(), "jobs": {"exceptions"}, "rendered": set(), "links": set(), "get_provider_info": set(),
         "package_storage": {"exceptions", "jobs"},
-        "hooks": {"jobs", "exceptions"}, "outcomes": {"jobs", "exceptions"}, "attempts": {"jobs", "exceptions"},
+        "connection": {"jobs", "exceptions"}, "masking": {"jobs", "exceptions", "connection"},
+        "hooks": {"jobs", "exceptions", "connection", "masking"},
+        "outcomes": {"jobs", "exceptions"}, "attempts": {"jobs", "exceptions"},
         "kills": {"jobs", "exceptions"}, "retries": {"exceptions", "outcomes", "rendered"},
-        "triggers": {"jobs", "exceptions", "hooks"},
-        "execution": {"jobs", "exceptions", "hooks", "attempts", "outcomes", "kills", "triggers", "links"},
+        "bookmarks": {"jobs"}, "triggers": {"jobs", "exceptions", "connection", "hooks", "masking", "bookmarks"},
+        "execution": {
+            "jobs", "exceptions", "hooks", "attempts", "outcomes", "kills", "triggers", "links", "masking",
+        },
         "operators": {
-            "jobs", "exceptions", "hooks", "attempts", "outcomes", "kills", "execution", "links", "rendered",
+            "jobs", "exceptions", "hooks", "attempts", "outcomes", "kills", "execution", "links", "masking", "rendered",
             "package_storage",
         },
-        "sensors": {"jobs", "exceptions", "hooks", "outcomes", "triggers", "links", "rendered"},
+        "sensors": {
+            "jobs", "exceptions", "connection", "hooks", "outcomes", "triggers", "links", "masking", "rendered",
+        },
     }  # fmt: skip
     package = ROOT / "airflow_provider_rayjobs"
     wrong = []

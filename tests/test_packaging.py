@@ -51,7 +51,7 @@ def test_the_wheel_holds_our_package_alone(wheel: Path):
 
 
 def test_the_wheel_requires_nothing_that_a_worker_does_not_have(wheel: Path):
-    """The requirements are Airflow with its compatibility layer, httpx, pendulum and pyyaml; Ray is an extra."""
+    """The requirements are Airflow with its layer, httpx, certifi, pendulum and pyyaml; Ray is an extra."""
     with zipfile.ZipFile(wheel) as archive:
         metadata = archive.read(f"airflow_provider_rayjobs-{__version__}.dist-info/METADATA").decode()
     requirements = re.findall(r"^Requires-Dist: (.+)$", metadata, re.MULTILINE)
@@ -59,6 +59,7 @@ def test_the_wheel_requires_nothing_that_a_worker_does_not_have(wheel: Path):
     assert sorted(line for line in requirements if "extra ==" not in line) == [
         "apache-airflow-providers-common-compat>=1.12.0",
         "apache-airflow>=3.1",
+        "certifi",
         "httpx",
         "pendulum",
         "pyyaml",

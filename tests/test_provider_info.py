@@ -11,8 +11,9 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from airflow_provider_rayjobs.connection import EXTRAS
 from airflow_provider_rayjobs.get_provider_info import get_provider_info
-from airflow_provider_rayjobs.hooks import _KNOWN_EXTRAS, RayJobsHook
+from airflow_provider_rayjobs.hooks import RayJobsHook
 from airflow_provider_rayjobs.links import RayJobLink
 
 ROOT = Path(__file__).parents[1]
@@ -73,7 +74,7 @@ def test_the_connection_form_offers_what_the_hook_reads():
     """Form and hook know the same extras, and the hook's attributes are those of the connection type."""
     [kind] = get_provider_info()["connection-types"]
 
-    assert set(kind["conn-fields"]) == _KNOWN_EXTRAS
+    assert set(kind["conn-fields"]) == EXTRAS.keys()
     assert (kind["connection-type"], kind["hook-name"]) == (RayJobsHook.conn_type, RayJobsHook.hook_name)
 
 

@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
+from airflow.sdk.execution_time.comms import SetXCom, XComResult
 
 from airflow_provider_rayjobs import triggers
+from airflow_provider_rayjobs.attempts import HAS_STORE
+from airflow_provider_rayjobs.bookmarks import Bookmark
+from airflow_provider_rayjobs.connection import Cluster
 from airflow_provider_rayjobs.exceptions import (
     RayJobNotFoundError,
     RayJobsError,
     RayJobsUnreachableError,
     RayJobTimeoutError,
 )
-from airflow_provider_rayjobs.hooks import Cluster, RayJobsHook
+from airflow_provider_rayjobs.hooks import RayJobsHook
 from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType, RayJobsClient
 from airflow_provider_rayjobs.jobs.limits import Limits
+from airflow_provider_rayjobs.jobs.logs.options import LogOptions
+from airflow_provider_rayjobs.jobs.logs.reader import LogReader
+from airflow_provider_rayjobs.jobs.logs.trickle import BURST, Trickle
 from airflow_provider_rayjobs.triggers import (
     RayJobTrigger,
     details_of_event,
-    event_of_end,
     event_of_error,
+    event_of_job,
     shared_client,
 )
 from sandbox.ray_head import RayHead
@@ -45,6 +54,8 @@ def test_a_trigger_is_made_anew_from_what_it_stores():
     trigger = RayJobTrigger(
         "job-1", "conn", poll_interval=2, unreachable_timeout=3, missing_timeout=4, address="http://a:1", session="s",
         nonce="n", limits=Limits(job_timeout=5).to_json(), stop_on_kill=True, stop_timeout=6,
+        logs=LogOptions(lines_limit=7, flush_interval=8).to_json(), log_state=LogReader().state,
+        deferred_at=1.0,
     )  # fmt: skip
     path, arguments = trigger.serialize()
 
@@ -66,6 +77,172 @@ def test_the_event_carries_the_jobs_end(ray_head: RayHead, monkeypatch: pytest.M
     assert event["job"]["status"] == status
     assert details_of_event(event).status == JobStatus(status)
     assert "marked-secret" not in json.dumps(event)
+
+
+def job_lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Return the lines of the job's log that were shown; ours have a logger's name or a level of their own."""
+    text = re.sub(r"^\S+Z \[\w+ *\] ", "", capsys.readouterr().out, flags=re.MULTILINE)
+    return re.sub(r" +\[airflow\.\S+\] loc=\S+$", "", text, flags=re.MULTILINE).splitlines()
+
+
+@pytest.mark.ray
+def test_a_trigger_shows_a_little_of_the_log_and_says_how_far_it_came(
+    ray_head: RayHead, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The lines come as they are printed; of a burst only the first ones, and the event tells where they end."""
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", ray_head.address)
+    with RayJobsClient(ray_head.address) as client:
+        job = client.submit_job("echo first; sleep 4; seq 100000; sleep 4")
+        event = fire(RayJobTrigger(job, poll_interval=1, logs=LogOptions().to_json()))
+        log = client.get_job_logs(job).encode()
+    printed = {"first", *map(str, range(1, 100_001))}
+    lines = [line for line in job_lines(capsys) if line in printed]
+
+    shown = log[: event["log_state"]["position"]].decode().splitlines()
+    assert lines == [line for line in shown if line in printed]
+    assert lines[0] == "first"
+    assert 1_000 < len(lines) < 50_000
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("options", "shows"),
+    [
+        pytest.param(LogOptions(fetch_logs="on_completion"), False, id="on_completion"),
+        pytest.param(LogOptions(fetch_logs="never"), False, id="never"),
+        pytest.param(LogOptions(flush_interval=600), False, id="for a worker to show"),
+        pytest.param(LogOptions(lines_limit=8), True, id="the first lines"),
+        pytest.param(None, False, id="a trigger of an earlier version"),
+    ],
+)
+def test_a_trigger_shows_what_it_was_asked_to_show(
+    ray_head: RayHead,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: LogOptions | None,
+    shows: bool,
+):
+    """Nothing of the log comes from a trigger that is to leave it to the worker, or of a log that nobody wants."""
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", ray_head.address)
+    with RayJobsClient(ray_head.address) as client:
+        job = client.submit_job("seq 10; sleep 3")
+    event = fire(RayJobTrigger(job, poll_interval=1, logs=options.to_json() if options else None))
+
+    assert ("1" in job_lines(capsys)) == shows
+    assert (event["log_state"] is None) == (options is None or options.fetch_logs != "live")
+
+
+@pytest.mark.ray
+def test_a_trigger_calls_a_worker_when_there_is_something_to_show(ray_head: RayHead, monkeypatch: pytest.MonkeyPatch):
+    """After the interval the event is that of a job that runs; a job that prints nothing calls nobody."""
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", ray_head.address)
+    logs = LogOptions(flush_interval=2).to_json()
+    with RayJobsClient(ray_head.address) as client:
+        job = client.submit_job("echo first; sleep 14; echo second")
+        event = fire(RayJobTrigger(job, poll_interval=0.5, logs=logs))
+        assert details_of_event(event).status == JobStatus.RUNNING
+        assert event["log_state"]["position"] == 0
+
+        reader = LogReader(event["log_state"])
+        client.run(reader.read(client.get_job(job)))
+        event = fire(RayJobTrigger(job, poll_interval=0.5, logs=logs, log_state=reader.state))
+        assert details_of_event(event).status == JobStatus.SUCCEEDED
+        assert event["log_state"]["position"] == reader.log.position > 0
+
+
+class Supervisor:
+    """What a triggerer's supervisor does with XComs, as far as it is asked."""
+
+    def __init__(self) -> None:
+        self.xcoms: dict[str, Any] = {}
+        self.messages: list[str] = []
+
+    async def asend(self, message: Any) -> Any:
+        self.messages.append(type(message).__name__)
+        if isinstance(message, SetXCom):
+            self.xcoms[message.task_id] = json.loads(json.dumps(message.value))
+            return None
+        return XComResult(key=message.key, value=self.xcoms.get(message.task_id))
+
+
+@pytest.fixture
+def supervisor(monkeypatch: pytest.MonkeyPatch) -> Supervisor:
+    supervisor = Supervisor()
+    monkeypatch.setattr("airflow.sdk.execution_time.task_runner.SUPERVISOR_COMMS", supervisor, raising=False)
+    return supervisor
+
+
+def instance(try_number: int = 1) -> SimpleNamespace:
+    return SimpleNamespace(dag_id="d", run_id="r", task_id="t", map_index=-1, try_number=try_number)
+
+
+async def show(data: bytes, bookmark: Bookmark, *, looks: int = 8) -> tuple[list[str], LogReader]:
+    """Let a trigger's reader, with its bookmark, take turns at a log."""
+    shown: list[str] = []
+    with Trickle().share() as share:
+        reader = LogReader(turns=share)
+        async with bookmark.following(reader, share):
+            for look in range(looks):
+                if share.begin(look * 10.0):
+                    reader.log.begin()
+                    shown += [*reader.log.feed(data), *reader.log.flush()]
+                    share.end(look * 10.0, is_cut=reader.log.is_cut)
+                await asyncio.sleep(0.3)
+    return shown, reader
+
+
+needs_xcoms = pytest.mark.skipif(not HAS_STORE, reason="before Airflow 3.3 an event loop has no XComs")
+
+
+@needs_xcoms
+def test_a_trigger_goes_on_where_a_lost_one_has_stopped(supervisor: Supervisor):
+    """What was shown is kept after each turn, and looked up by a trigger that is run again: at most a turn repeats."""
+    warnings: list[Any] = []
+    data = b"".join(b"line %d\n" % number for number in range(20_000))
+    now = time.time()
+
+    _, reader = asyncio.run(show(data, Bookmark(instance(), "job-1", now, warnings.append), looks=4))
+    kept = supervisor.xcoms["t"]["log"]["position"]
+    assert 0 < kept <= reader.log.position <= kept + BURST
+    assert "GetXCom" not in supervisor.messages, "a trigger that was deferred just now has nothing to look up"
+    assert warnings == []
+
+    again, _ = asyncio.run(
+        show(data, Bookmark(instance(), "job-1", now - 60, lambda *words: warnings.append(words)), looks=4)
+    )
+    assert data[kept:].decode().startswith("\n".join(again))
+    assert len(again) > 0
+    assert [words[1:] for words in warnings] == [("job-1", kept)]
+
+
+@needs_xcoms
+@pytest.mark.parametrize(("try_number", "job"), [(2, "job-1"), (1, "job-2")])
+def test_the_bookmark_of_another_try_or_job_is_none(supervisor: Supervisor, try_number: int, job: str):
+    """A cleared task's old trigger may write late: what it kept is nothing to the new one."""
+    asyncio.run(show(b"one\n", Bookmark(instance(), "job-1", time.time(), print)))
+    shown, _ = asyncio.run(show(b"one\n", Bookmark(instance(try_number), job, None, print)))
+
+    assert shown == ["one"]
+
+
+@needs_xcoms
+def test_a_job_that_prints_nothing_leaves_no_bookmark(supervisor: Supervisor):
+    """XComs go through the triggerer's supervisor: there are none where nothing was shown."""
+    asyncio.run(show(b"", Bookmark(instance(), "job-1", time.time(), print)))
+
+    assert supervisor.messages == []
+
+
+def test_a_bookmark_that_cannot_be_kept_is_no_error():
+    """Where Airflow keeps no XCom of a trigger, nothing is remembered, nothing breaks, and lines are shown."""
+    for bookmark in (
+        Bookmark(instance(), "job-1", None, print),
+        Bookmark(instance(), "job-1", time.time(), print),
+        Bookmark(None, "job-1", None, print),
+    ):
+        shown, _ = asyncio.run(show(b"one\n", bookmark))
+
+        assert shown == ["one"]
 
 
 @pytest.mark.ray
@@ -106,9 +283,9 @@ def test_events_without_a_job_are_errors():
     """An event that tells of no end is never taken for success."""
     job = JobDetails(type=JobType.SUBMISSION, status=JobStatus.SUCCEEDED, submission_id="job-1")
 
-    assert details_of_event(event_of_end("job-1", job)) == job
+    assert details_of_event(event_of_job(job)) == job
     with pytest.raises(RayJobsError, match="KeyError: 'x'"):
-        details_of_event(event_of_error("job-1", KeyError("x")))
+        details_of_event(event_of_error(KeyError("x")))
     with pytest.raises(RayJobsError, match="trigger of job job-1 ended without a word"):
         details_of_event({"submission_id": "job-1"})
 

@@ -5,6 +5,7 @@ Everything that can be known without a socket is a pure function or a generator 
 one room that does I/O.
 """
 
+from airflow_provider_rayjobs.jobs.access import Access
 from airflow_provider_rayjobs.jobs.client import AsyncRayJobsClient, RayJobsClient
 from airflow_provider_rayjobs.jobs.models import (
     JobDetails,
@@ -16,6 +17,7 @@ from airflow_provider_rayjobs.jobs.models import (
 )
 
 __all__ = [
+    "Access",
     "AsyncRayJobsClient",
     "JobDetails",
     "JobErrorType",

@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import logging
+import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
+from contextlib import aclosing, closing
 from functools import cached_property
+from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -23,8 +25,15 @@ from urllib.parse import urlsplit
 import httpx
 
 from airflow_provider_rayjobs import __version__
-from airflow_provider_rayjobs.exceptions import RayJobsAddressError, RayJobsConnectionError, RayJobsError
+from airflow_provider_rayjobs.exceptions import (
+    RayJobsAddressError,
+    RayJobsConnectionError,
+    RayJobsError,
+    RayJobsTLSError,
+)
 from airflow_provider_rayjobs.jobs import endpoints, follow
+from airflow_provider_rayjobs.jobs.access import READ_TIMEOUT, Access
+from airflow_provider_rayjobs.jobs.diagnosis import diagnose_failure
 from airflow_provider_rayjobs.jobs.endpoints import Answer, AnyRequest, LogRequest, Request, UploadRequest
 from airflow_provider_rayjobs.jobs.logs.download import LogFile, get_job_logs, save_job_logs
 from airflow_provider_rayjobs.jobs.logs.json_text import JsonText
@@ -50,8 +59,14 @@ OnLog = Callable[[str], object]
 
 # Seconds for which a method goes on trying when the cluster does not answer.
 PATIENCE = 30.0
-_CONNECT_TIMEOUT = 10.0
 _LOG_CHUNK = 64 * 1024
+# What of an answer's headers tells who answers.
+_TELLING_HEADERS = ("location", "server", "www-authenticate")
+# With what strangers are approached.
+_NOTHING = Access()
+# What a request may end in without an answer. On an event loop httpx lets through what a server says after TLS 1.3's
+# handshake, such as that it wants a client's certificate.
+_FAILURES = (httpx.HTTPError, ssl.SSLError)
 # What never left this machine: such a request may be sent again whatever it asks for.
 _NEVER_SENT = (
     httpx.ConnectError,
@@ -77,36 +92,66 @@ class _Methods:
         address: str,
         *,
         token: str | None = None,
+        access: Access | None = None,
         patience: float = PATIENCE,
         logger: TakesNotes | None = None,
         agent_credentials: bool = False,
     ) -> None:
         self.address = check_address(address)
+        if token is not None and access is not None:
+            raise ValueError("token and access were both given; access has a token of its own")
+        self._access = access or Access(token=token)
         self._agent_credentials = agent_credentials
         self.patience = patience
-        if token is not None and not (token.isascii() and token.isprintable()):
-            raise ValueError("the token holds a character that no HTTP header can hold, such as a newline at its end")
-        self._token = token
         self._logger: TakesNotes = logger or logging.getLogger(__name__)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r})"
 
-    def _settings(self, *, credentials: bool = True) -> dict[str, Any]:
-        """Return what both kinds of httpx client are made with. Redirects are not followed: they lead elsewhere."""
-        # A browser's User-Agent is refused by Ray on every write.
-        headers = {"User-Agent": f"airflow-provider-rayjobs/{__version__}", "Accept": "*/*"}
-        if self._token and credentials:
-            headers["Authorization"] = f"Bearer {self._token}"
-        return {"base_url": self.address, "headers": headers, "timeout": _CONNECT_TIMEOUT}
+    def _settings(self, *, of_agents: bool = False) -> dict[str, Any]:
+        """
+        Return what both kinds of httpx client are made with.
+
+        Redirects are not followed: they lead elsewhere, and what lets us in here is nobody else's business.
+        """
+        access = self._access
+        shows_credentials = self._agent_credentials or not of_agents
+        # TLS settings take 25 ms; where none is spoken, some that believe nobody do
+        needs_tls = of_agents or any(urlsplit(url).scheme == "https" for url in (self.address, access.proxy or ""))
+        tls = access.tls(with_certificate=shows_credentials) if needs_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        return {
+            "base_url": self.address,
+            # A browser's User-Agent is refused by Ray on every write.
+            "headers": {"User-Agent": f"airflow-provider-rayjobs/{__version__}", "Accept": "*/*"},
+            "timeout": access.connect_timeout,
+            "follow_redirects": False,
+            "verify": tls,
+            "proxy": None if access.proxy is None else _proxy(access.proxy, tls),
+            "auth": _Guarded(access.auth) if access.auth and shows_credentials else None,
+        }
+
+    def _access_for(self, request: AnyRequest) -> Access:
+        """Return with what the one who is asked is approached: agents are strangers, unless somebody said otherwise."""
+        is_stranger = isinstance(request, LogRequest) and request.agent and not self._agent_credentials
+        return _NOTHING if is_stranger else self._access
 
     def _arguments(self, request: AnyRequest) -> dict[str, Any]:
+        access = self._access
+        timeout = access.read_timeout if request.timeout == READ_TIMEOUT else request.timeout
+        try:
+            headers = self._access_for(request).sent_headers()
+        except (OSError, ValueError) as error:
+            raise RayJobsConnectionError(
+                f"Could not {request.about} at {self.address}: there is no token to show. {access.about_file(error)}",
+                sent=False,
+            ) from None
         arguments = {
             "method": request.method,
             "url": request.path,
             "params": request.params,
             "json": request.body,
-            "timeout": httpx.Timeout(request.timeout, connect=min(_CONNECT_TIMEOUT, request.timeout)),
+            "timeout": httpx.Timeout(timeout, connect=min(access.connect_timeout, timeout)),
+            "headers": headers,
         }
         if isinstance(request, LogRequest) and request.agent:
             try:
@@ -118,27 +163,35 @@ class _Methods:
                     sent=False,
                 ) from error
         if isinstance(request, UploadRequest):
-            arguments["headers"] = {"Content-Length": str(request.size), "Content-Type": "application/octet-stream"}
+            headers |= {"Content-Length": str(request.size), "Content-Type": "application/octet-stream"}
         if isinstance(request, LogRequest) and request.offset:
-            arguments["headers"] = {"Range": f"bytes={request.offset}-"}
+            headers["Range"] = f"bytes={request.offset}-"
         return arguments
 
-    def _answer(self, response: httpx.Response, address: str | None = None) -> Answer:
+    def _answer(self, request: AnyRequest, response: httpx.Response) -> Answer:
         return Answer(
             response.status_code,
             response.content,
-            address or self.address,
+            self._asked(request),
             response.headers.get("content-type", ""),
             _time_of(response.headers.get("date")),
+            {name: response.headers[name] for name in _TELLING_HEADERS if name in response.headers},
+            self._access_for(request),
         )
 
-    def _connection_error(self, request: AnyRequest, error: httpx.HTTPError) -> RayJobsConnectionError:
+    def _asked(self, request: AnyRequest) -> str:
+        return (isinstance(request, LogRequest) and request.agent) or self.address
+
+    def _connection_error(self, request: AnyRequest, error: Exception) -> RayJobsConnectionError:
         """Translate httpx's errors, here and nowhere else."""
-        address = (isinstance(request, LogRequest) and request.agent) or self.address
-        return RayJobsConnectionError(
-            f"Could not {request.about}: no answer from {address} ({type(error).__name__}: {error}). Check that "
-            "the Ray head runs, that this machine may reach it, and the address in the Airflow connection.",
-            sent=not isinstance(error, _NEVER_SENT),
+        address = self._asked(request)
+        if isinstance(error, _AuthError):
+            return RayJobsConnectionError(f"Could not {request.about} at {address}: {error}", sent=False)
+        kind, advice = diagnose_failure(error, address, self._access)
+        said = self._access.scrub(str(error))
+        return kind(
+            f"Could not {request.about}: no answer from {address} ({type(error).__name__}: {said}). {advice}",
+            sent=not isinstance(error, _NEVER_SENT) and kind is not RayJobsTLSError,
         )
 
     def _note(self, note: Note) -> None:
@@ -150,11 +203,12 @@ class RayJobsClient(_Methods):
     A blocking client of the Ray Jobs API.
 
     :param address: of the head's dashboard, e.g. ``http://ray-head:8265`` or ``https://ray.example.com/team-a``.
-    :param token: Ray's authentication token, sent as ``Authorization: Bearer``.
+    :param token: Ray's authentication token, sent as ``Authorization: Bearer``; short for ``Access(token=...)``.
+    :param access: everything else that it may take to get in: :class:`~.access.Access`.
     :param patience: seconds for which a method goes on trying when the cluster does not answer.
     :param logger: where notes on outages and incomplete logs go.
-    :param agent_credentials: whether an agent that is asked for a log is sent the token, too. Its address comes from
-        the cluster's answers.
+    :param agent_credentials: whether an agent that is asked for a log is shown the credentials, too. Its address comes
+        from the cluster's answers.
     :param transport: httpx's, for tests.
     """
 
@@ -163,18 +217,21 @@ class RayJobsClient(_Methods):
         address: str,
         *,
         token: str | None = None,
+        access: Access | None = None,
         patience: float = PATIENCE,
         logger: TakesNotes | None = None,
         agent_credentials: bool = False,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        super().__init__(address, token=token, patience=patience, logger=logger, agent_credentials=agent_credentials)
+        super().__init__(
+            address, token=token, access=access, patience=patience, logger=logger, agent_credentials=agent_credentials
+        )
         self._transport = transport
         self._http = httpx.Client(transport=transport, **self._settings())
 
     @cached_property
     def _agents(self) -> httpx.Client:
-        return httpx.Client(transport=self._transport, **self._settings(credentials=self._agent_credentials))
+        return httpx.Client(transport=self._transport, **self._settings(of_agents=True))
 
     def get_version(self) -> RayVersion:
         """Return what answers: its Ray version and session."""
@@ -280,9 +337,9 @@ class RayJobsClient(_Methods):
         """Send one request, once."""
         try:
             response = self._http.request(**self._arguments(request))
-        except httpx.HTTPError as error:
+        except _FAILURES as error:
             raise self._connection_error(request, error) from error
-        return endpoints.read_answer(request, self._answer(response))
+        return endpoints.read_answer(request, self._answer(request, response))
 
     def _read_log(self, request: LogRequest, log: TakesLog, show: OnLog) -> None:
         try:
@@ -290,7 +347,7 @@ class RayJobsClient(_Methods):
                 start = _start_of(request, response)
                 if start is None:
                     response.read()
-                    raise endpoints.error_of(request, self._answer(response, request.agent))
+                    raise endpoints.error_of(request, self._answer(request, response))
                 body = _Body(request, self.address)
                 log.begin(start)
                 for chunk in response.iter_bytes(_LOG_CHUNK) if response.is_success else ():
@@ -299,7 +356,7 @@ class RayJobsClient(_Methods):
                     if not log.wants_more:
                         return
                 body.check()
-        except httpx.HTTPError as error:
+        except _FAILURES as error:
             raise self._connection_error(request, error) from error
         for record in log.flush():
             show(record)
@@ -307,9 +364,9 @@ class RayJobsClient(_Methods):
     def _upload(self, request: UploadRequest, chunks: Iterator[bytes]) -> None:
         try:
             response = self._http.request(content=chunks, **self._arguments(request))
-        except httpx.HTTPError as error:
+        except _FAILURES as error:
             raise self._connection_error(request, error) from error
-        endpoints.check_upload(request, self._answer(response))
+        endpoints.check_upload(request, self._answer(request, response))
 
     def close(self) -> None:
         """Close the connections that are kept for the next request."""
@@ -334,18 +391,21 @@ class AsyncRayJobsClient(_Methods):
         address: str,
         *,
         token: str | None = None,
+        access: Access | None = None,
         patience: float = PATIENCE,
         logger: TakesNotes | None = None,
         agent_credentials: bool = False,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        super().__init__(address, token=token, patience=patience, logger=logger, agent_credentials=agent_credentials)
+        super().__init__(
+            address, token=token, access=access, patience=patience, logger=logger, agent_credentials=agent_credentials
+        )
         self._transport = transport
         self._http = httpx.AsyncClient(transport=transport, **self._settings())
 
     @cached_property
     def _agents(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(transport=self._transport, **self._settings(credentials=self._agent_credentials))
+        return httpx.AsyncClient(transport=self._transport, **self._settings(of_agents=True))
 
     async def get_version(self) -> RayVersion:
         """See :meth:`RayJobsClient.get_version`."""
@@ -429,9 +489,9 @@ class AsyncRayJobsClient(_Methods):
         """Send one request, once."""
         try:
             response = await self._http.request(**self._arguments(request))
-        except httpx.HTTPError as error:
+        except _FAILURES as error:
             raise self._connection_error(request, error) from error
-        return endpoints.read_answer(request, self._answer(response))
+        return endpoints.read_answer(request, self._answer(request, response))
 
     async def _read_log(self, request: LogRequest, log: TakesLog, show: OnLog) -> None:
         try:
@@ -439,7 +499,7 @@ class AsyncRayJobsClient(_Methods):
                 start = _start_of(request, response)
                 if start is None:
                     await response.aread()
-                    raise endpoints.error_of(request, self._answer(response, request.agent))
+                    raise endpoints.error_of(request, self._answer(request, response))
                 body = _Body(request, self.address)
                 log.begin(start)
                 if response.is_success:
@@ -449,7 +509,7 @@ class AsyncRayJobsClient(_Methods):
                         if not log.wants_more:
                             return
                 body.check()
-        except httpx.HTTPError as error:
+        except _FAILURES as error:
             raise self._connection_error(request, error) from error
         for record in log.flush():
             show(record)
@@ -457,9 +517,9 @@ class AsyncRayJobsClient(_Methods):
     async def _upload(self, request: UploadRequest, chunks: Iterator[bytes]) -> None:
         try:
             response = await self._http.request(content=_later(chunks), **self._arguments(request))
-        except httpx.HTTPError as error:
+        except _FAILURES as error:
             raise self._connection_error(request, error) from error
-        endpoints.check_upload(request, self._answer(response))
+        endpoints.check_upload(request, self._answer(request, response))
 
     async def aclose(self) -> None:
         """Close the connections that are kept for the next request."""
@@ -501,6 +561,58 @@ def check_address(address: str) -> str:
             "token has a field of its own"
         )
     return address.rstrip("/")
+
+
+def _proxy(url: str, tls: ssl.SSLContext) -> httpx.Proxy:
+    scheme = urlsplit(url).scheme
+    if scheme.startswith("socks") and find_spec("socksio") is None:
+        raise ValueError(f"proxy is of schema {scheme}, for which the package socksio has to be installed")
+    return httpx.Proxy(url, ssl_context=tls if scheme == "https" else None)
+
+
+class _AuthError(httpx.RequestError):
+    """A user's own authentication failed, with whatever error of its own."""
+
+    def __init__(self, auth: httpx.Auth, error: Exception) -> None:
+        # not what the error says: it may quote what was to be sent
+        super().__init__(f"auth {type(auth).__name__} failed with {type(error).__name__}.")
+
+
+class _Guarded(httpx.Auth):
+    """
+    A user's own authentication, whose errors become failures of the connection.
+
+    They may pass, as those of a metadata server do, and shall not end the watch over a job.
+    """
+
+    def __init__(self, auth: httpx.Auth) -> None:
+        self._auth = auth
+
+    def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        flow = self._auth.sync_auth_flow(request)
+        answer: httpx.Response | None = None
+        with closing(flow):
+            while True:
+                try:
+                    request = next(flow) if answer is None else flow.send(answer)
+                except StopIteration:
+                    return
+                except Exception as error:
+                    raise _AuthError(self._auth, error) from error
+                answer = yield request
+
+    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
+        flow = self._auth.async_auth_flow(request)
+        answer: httpx.Response | None = None
+        async with aclosing(flow):
+            while True:
+                try:
+                    request = await (anext(flow) if answer is None else flow.asend(answer))
+                except StopAsyncIteration:
+                    return
+                except Exception as error:
+                    raise _AuthError(self._auth, error) from error
+                answer = yield request
 
 
 class _Body:

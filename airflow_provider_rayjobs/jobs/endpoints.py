@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Generic, TypeVar
 from urllib.parse import quote
 
@@ -20,19 +20,17 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobNotEndedError,
     RayJobNotFoundError,
     RayJobsAddressError,
-    RayJobsNotAuthorizedError,
     RayJobsRefusedError,
     RayJobsResponseError,
     RayJobsUnavailableError,
     RayPackageNotFoundError,
 )
+from airflow_provider_rayjobs.jobs.access import READ_TIMEOUT, Access
+from airflow_provider_rayjobs.jobs.diagnosis import CHECK_ADDRESS, diagnose_answer
 from airflow_provider_rayjobs.jobs.models import ClusterResources, JobDetails, JobSubmission, RayVersion
 
 T = TypeVar("T")
 
-# Seconds that the head may take to answer. It answers most requests in milliseconds; what is allowed here is
-# a head under load, short enough that a follower notices an outage within the minute.
-READ_TIMEOUT = 30.0
 # A client that leaves in the middle of a submission can leave a job PENDING for ever (ray-project/ray 62766).
 SUBMIT_TIMEOUT = 120.0
 # For each piece of an upload to be taken, and for the answer once all of it was: the head stores it first.
@@ -50,7 +48,7 @@ class Request(Generic[T]):
     :param path: below the cluster's address, with its leading slash.
     :param read: turns the JSON of a 200 into the answer.
     :param repeatable: whether sending it twice does what sending it once does.
-    :param timeout: seconds to wait for the answer's next bytes.
+    :param timeout: seconds to wait for the answer's next bytes; the usual 30 stand for the client's own.
     :param stamp: puts the time of the answer, Unix milliseconds by the head's clock, into what was read.
     :param has_content: whether a 200 holds JSON; without, ``read`` is given ``None``.
     """
@@ -117,6 +115,8 @@ class Answer:
 
     :param address: the cluster's, for messages.
     :param time: when it was sent, Unix milliseconds by the head's clock.
+    :param headers: ``location``, ``server`` and ``www-authenticate``.
+    :param access: with which it was asked for.
     """
 
     status_code: int
@@ -124,6 +124,8 @@ class Answer:
     address: str
     content_type: str = ""
     time: int = 0
+    headers: Mapping[str, str] = field(default_factory=dict)
+    access: Access = field(default_factory=Access, repr=False)
 
     @property
     def text(self) -> str:
@@ -298,9 +300,10 @@ def read_answer(request: Request[T], answer: Answer) -> T:
         result = request.read(json.loads(answer.content) if request.has_content else None)
         return request.stamp(result, answer.time) if request.stamp else result
     except (ValueError, KeyError, TypeError, AttributeError) as error:
+        advice = diagnosis[1] if (diagnosis := diagnose_answer(answer)) else CHECK_ADDRESS
         raise RayJobsAddressError(
             f"Could not {request.about} at {answer.address}: the answer is {_kind_of(answer)}, not what the Ray "
-            f"Jobs API says. {_CHECK_ADDRESS}",
+            f"Jobs API says. {advice}",
             status_code=answer.status_code,
         ) from error
 
@@ -331,20 +334,19 @@ def check_upload(request: UploadRequest, answer: Answer) -> None:
 def error_of(request: AnyRequest, answer: Answer) -> RayJobsResponseError:
     """Return the error that an answer other than 200 means: by Ray's words first, then by the status code."""
     kind, advice = _meaning(answer)
-    said = _gist(answer.text)
+    said = answer.access.scrub(_gist(answer.text))
     message = f"Could not {request.about} at {answer.address}: HTTP {answer.status_code}. {advice}"
     return kind(f"{message} It said: {said}" if said else message, status_code=answer.status_code)
-
-
-_CHECK_ADDRESS = "Check host, port, schema and base path of the connection: they must lead to a Ray dashboard."
 
 
 def _meaning(answer: Answer) -> tuple[type[RayJobsResponseError], str]:  # noqa: PLR0912  (a table)
     """Return an answer's error class and what the reader can do about it."""
     text = answer.text
+    if diagnosis := diagnose_answer(answer):
+        return diagnosis
     match answer.status_code:
         case 200:
-            return RayJobsAddressError, f"A page came instead of the answer, as from a login. {_CHECK_ADDRESS}"
+            return RayJobsAddressError, f"What came is not the answer. {CHECK_ADDRESS}"
         case 500 if "Please use a different submission_id" in text:
             return (
                 RayJobExistsError,
@@ -364,10 +366,6 @@ def _meaning(answer: Answer) -> tuple[type[RayJobsResponseError], str]:  # noqa:
                 RayJobsRefusedError,
                 "Ray cannot accept this request; an older Ray also refuses newer fields.",
             )
-        case 401 | 403:
-            return RayJobsNotAuthorizedError, (
-                "The token is missing or wrong; it is the password of the Airflow connection."
-            )
         case 404 if text.startswith("Job ") and text.endswith("does not exist"):
             return RayJobNotFoundError, (
                 "The cluster does not know it: a wrong id, a deleted job, or a cluster that was started anew since."
@@ -382,8 +380,8 @@ def _meaning(answer: Answer) -> tuple[type[RayJobsResponseError], str]:  # noqa:
             )
         case 429 | 502 | 503 | 504:
             return RayJobsUnavailableError, "The head, or a proxy before it, is not able to answer now."
-        case 404 | 405 | 301 | 302 | 303 | 307 | 308:
-            return RayJobsAddressError, f"This is not a Ray dashboard, or not its address. {_CHECK_ADDRESS}"
+        case 404 | 405:
+            return RayJobsAddressError, f"This is not a Ray dashboard, or not its address. {CHECK_ADDRESS}"
         case _:
             return RayJobsResponseError, "The head's own logs (dashboard_JobHead.log) may tell more."
 

@@ -91,6 +91,8 @@ class RayVersion:
         return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else (0, 0)
 
 
+# Where Ray's message on a failed job turns into a copy of the log's end.
+RAYS_COPY_OF_THE_LOG = ", last available logs"
 # What may leave a worker in an event or an XCom. The runtime environment, the entrypoint and the metadata
 # stay: Ray returns env_vars in clear text, and an event is a row in Airflow's database.
 _PUBLIC_FIELDS = (
@@ -151,8 +153,13 @@ class JobDetails:
         )  # fmt: skip
 
     def to_event(self) -> dict[str, Any]:
-        """Return what may travel through Airflow's database: plain JSON types, and no secret of the job's."""
+        """
+        Return what may travel through Airflow's database: plain JSON types, and no secret of the job's.
+
+        Ray's message goes without its copy of the log's end: whatever a job prints is masked in logs, and in no row.
+        """
         everything = asdict(self)
+        everything["message"] = self.message and self.message.partition(RAYS_COPY_OF_THE_LOG)[0]
         return {
             name: str(value) if isinstance(value, StrEnum) else value
             for name in _PUBLIC_FIELDS

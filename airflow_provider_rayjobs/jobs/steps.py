@@ -33,6 +33,7 @@ from typing import Any, Protocol, TypeVar
 from airflow_provider_rayjobs.exceptions import (
     RayJobsConnectionError,
     RayJobsError,
+    RayJobsTLSError,
     RayJobsUnavailableError,
 )
 from airflow_provider_rayjobs.jobs.endpoints import AnyRequest, LogRequest, Request, UploadRequest
@@ -211,6 +212,8 @@ def _take(step: Step) -> Engine[Any]:
 
 def may_repeat(request: AnyRequest, error: RayJobsError) -> bool:
     """Tell whether sending a request again is safe, and of use."""
+    if isinstance(error, RayJobsTLSError):
+        return False  # certificates do not mend themselves
     if isinstance(error, RayJobsConnectionError):
         return request.repeatable or not error.sent
     return request.repeatable and isinstance(error, RayJobsUnavailableError)

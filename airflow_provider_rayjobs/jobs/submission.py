@@ -19,6 +19,7 @@ from typing import Any, TypedDict
 from airflow_provider_rayjobs.exceptions import (
     RayJobExistsError,
     RayJobsConnectionError,
+    RayJobsTLSError,
     RayJobsUnavailableError,
     RayJobsUnreachableError,
 )
@@ -153,6 +154,8 @@ def submit_job(submission: JobSubmission, patience: float) -> Engine[Submitted]:
         if existing.metadata.get(NONCE) != submission.metadata[NONCE]:
             raise
         return Submitted(submission.submission_id, is_answered=False)
+    except RayJobsTLSError:
+        raise
     except (RayJobsConnectionError, RayJobsUnavailableError) as error:
         raise RayJobsUnreachableError(
             f"{error} It was tried for {patience:.0f} s. The submission may have arrived all the same: look for job "
@@ -171,6 +174,8 @@ def get_session(submission_id: str, patience: float) -> Engine[str | None]:
     """
     try:
         version = yield from send(endpoints.get_version(), patience)
+    except RayJobsTLSError:
+        raise
     except (RayJobsConnectionError, RayJobsUnavailableError) as error:
         raise RayJobsUnreachableError(
             f"{error} It was tried for {patience:.0f} s; job {submission_id} was not submitted.", sent=False

@@ -95,6 +95,22 @@ with DAG(
                 poke_interval=2,
                 **({"deferrable": True} if mode == "deferrable" else {"mode": mode}),
             )
+    by_and_by = "for i in $(seq 45); do echo line $i; sleep 1; done"
+    RayJobSubmitOperator(
+        task_id="is_flushed", entrypoint=by_and_by, deferrable=True, log_flush_interval="{{ 6 }}", **QUICK
+    )
+    submit = RayJobSubmitOperator(
+        task_id="submits_by_and_by", entrypoint=by_and_by, wait_for_completion=False, priority_weight=10
+    )
+    RayJobSensor(
+        task_id="waits_and_is_flushed",
+        submission_id=submit.output,
+        poke_interval=1,
+        deferrable=True,
+        log_flush_interval=6,
+        timeout=120,
+        priority_weight=10,
+    )
     RayJobSensor(task_id="waits_for_nothing", submission_id="no-such-job", poke_interval=1, missing_timeout=3)
     RayJobSensor(
         task_id="waits_for_nothing_deferred",

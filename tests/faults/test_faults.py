@@ -310,7 +310,8 @@ PARTS = [
              jobs=("STOPPED",)),
         Case(f"parts_{mode}",
              "A triggerer that is killed and an API server that is started anew stop and repeat nothing.",
-             {"entrypoint": UNTIL_RELEASED, **NO_RETRY, **how}, await_the_parts, tries=1),
+             {"entrypoint": UNTIL_RELEASED, **NO_RETRY, **how}, await_the_parts, tries=1, once=("start", "end"),
+             says=("The triggerer that followed job",) if mode == "deferred" else ()),
     )
 ]  # fmt: skip
 
@@ -374,3 +375,4 @@ def test_each_try_has_one_job(played: dict[str, Case], case: Case):
     if "PENDING" in found["jobs"]:  # it counts as stopped if Ray took the stop
         assert any(text.endswith("/stop: 200") for _, text in case.timeline), case.story()
     assert [words for words in case.says if words not in logs] == [], case.story()
+    assert [line for line in case.once if logs.splitlines().count(line) != 1] == [], case.story()

@@ -38,6 +38,7 @@ class Case:
     :param jobs: the statuses of all of its Ray jobs, in the order of their submission.
     :param tries: of the task in the end; ``None`` where it does not matter.
     :param says: what the logs of all tries together say.
+    :param once: lines that they have exactly once.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Case:
     jobs: tuple[str, ...] = ("SUCCEEDED",)
     tries: int | None = None
     says: tuple[str, ...] = ()
+    once: tuple[str, ...] = ()
     dag: dict[str, Any] = field(default_factory=dict)
     own_head: bool = False
     world: World = field(init=False, repr=False)
@@ -93,7 +95,10 @@ class Case:
             return len(jobs) >= number and jobs[number - 1]["status"] == status and self.instance["state"] in waiting
 
         self.wait(f"job {number} is {status}, the task {waiting[0]}", is_so)
-        time.sleep(2)  # a task that was deferred just now is not in the triggerer's hands yet
+        if self.task.get("deferrable"):
+            tries = self.instance["try_number"]
+            self.wait("the triggerer has the task", lambda: f"/{tries} (ID " in self.log(tries))
+        time.sleep(2)
 
     def wait_for_state(self, *states: str) -> None:
         """Wait until the task instance is in one of some states."""

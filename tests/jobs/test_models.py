@@ -130,11 +130,13 @@ def test_details_as_event(name: str) -> None:
     assert {type(value) for value in event.values()} <= {str, int}
     assert not event.keys() & {"runtime_env", "metadata", "entrypoint", "driver_info"}
     kept = (
-        "type", "status", "submission_id", "job_id", "message", "error_type", "driver_exit_code", "start_time",
-        "end_time", "driver_node_id", "driver_agent_http_address", "name", "duration",
+        "type", "status", "submission_id", "job_id", "error_type", "driver_exit_code", "start_time", "end_time",
+        "driver_node_id", "driver_agent_http_address", "name", "duration",
     )  # fmt: skip
     assert [getattr(again, field) for field in kept] == [getattr(details, field) for field in kept]
     assert (again.runtime_env, again.metadata, again.entrypoint) == ({}, {}, "")
+    assert again.message == (details.message and details.message.partition(", last available logs")[0])
+    assert "before\n" not in str(event)
 
 
 def test_unknown_words_as_event() -> None:

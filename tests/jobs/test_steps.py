@@ -16,7 +16,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobsUnavailableError,
 )
 from airflow_provider_rayjobs.jobs import endpoints
-from airflow_provider_rayjobs.jobs.logs.download import WholeLog
+from airflow_provider_rayjobs.jobs.logs.kept import KeptLog
 from airflow_provider_rayjobs.jobs.steps import (
     Engine,
     Interrupted,
@@ -57,7 +57,7 @@ def test_may_repeat(error: RayJobsError, read: bool, delete: bool) -> None:
     assert may_repeat(endpoints.delete_job("a"), error) is delete
 
 
-@pytest.mark.parametrize("step", [Send(endpoints.get_job("a")), ReadLog(endpoints.get_log_file("a", "n"), WholeLog())])
+@pytest.mark.parametrize("step", [Send(endpoints.get_job("a")), ReadLog(endpoints.get_log_file("a", "n"), KeptLog())])
 def test_repeated_by_hand(step: Send | ReadLog) -> None:
     """An engine takes its step, says a failure once, sleeps, takes it again, and says when it is over."""
     engine = repeated(step, patience=10)

@@ -9,41 +9,10 @@ from typing import BinaryIO, Self
 
 from airflow_provider_rayjobs.exceptions import RayJobsResponseError
 from airflow_provider_rayjobs.jobs import endpoints
+from airflow_provider_rayjobs.jobs.logs.kept import KeptLog
 from airflow_provider_rayjobs.jobs.logs.reader import FILE, best_source
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobType
 from airflow_provider_rayjobs.jobs.steps import Engine, ReadLog, TakesLog, repeated, send
-
-
-class WholeLog:
-    """A log that is kept as one text, for short ones."""
-
-    wants_more = True
-
-    def __init__(self) -> None:
-        self._pieces: list[bytes] = []
-
-    def begin(self, offset: int = 0) -> None:  # noqa: ARG002  (every read is one from the start)
-        """Say that the next bytes are the log's first; what came before is forgotten."""
-        self._pieces.clear()
-
-    def feed(self, data: bytes) -> Iterator[str]:
-        """Keep the next bytes of a read; there is nothing to show."""
-        self._pieces.append(data)
-        return iter(())
-
-    def flush(self) -> Iterator[str]:
-        """Do nothing: nothing waits to be shown."""
-        return iter(())
-
-    @property
-    def data(self) -> bytes:
-        """All that the last read brought."""
-        return b"".join(self._pieces)
-
-    @property
-    def text(self) -> str:
-        """All that was read; bytes that are not UTF-8 are replacement characters."""
-        return self.data.decode("utf-8", errors="replace")
 
 
 class LogFile:
@@ -94,7 +63,7 @@ class LogFile:
 
 def get_job_logs(submission_id: str, patience: float) -> Engine[str]:
     """Return a driver's log so far as one text; it is held in memory."""
-    log = WholeLog()
+    log = KeptLog()
     yield from _download(submission_id, log, patience)
     return log.text
 

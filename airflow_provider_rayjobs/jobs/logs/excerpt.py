@@ -15,6 +15,8 @@ class Excerpt:
     """
     A log of which at most so many lines are shown: some as they come, and the last ones when it has ended.
 
+    In between it is not read: so the log's position is where the shown lines end, for whoever goes on from there.
+
     :param log: the whole log.
     :param limit: lines that are shown.
     :param live: whether half of them are shown as they come; otherwise all wait for the end, and are its last ones.
@@ -26,6 +28,8 @@ class Excerpt:
         self.limit = limit
         self.shown = shown
         self.left_out = 0
+        # whether the job has ended, so that what is read are the last lines
+        self.is_ending = False
         self._head = limit // 2 if live else 0
         self._kept: deque[str] = deque()
         self._kept_bytes = 0
@@ -33,12 +37,12 @@ class Excerpt:
     @property
     def is_waiting(self) -> bool:
         """Tell whether nothing more is shown before the log's end."""
-        return self.shown >= self._head
+        return not self.is_ending and self.shown >= self._head
 
     @property
     def wants_more(self) -> bool:
         """Tell whether the rest of a read is of any use."""
-        return self.log.wants_more
+        return self.log.wants_more and not self.is_waiting
 
     def begin(self, offset: int = 0) -> None:
         """See :meth:`.LogText.begin`."""
@@ -62,9 +66,14 @@ class Excerpt:
             yield "\n".join(self._kept.popleft() for _ in range(min(RECORD_LINES, len(self._kept))))
 
     def _choose(self, records: Iterator[str]) -> Iterator[str]:
-        for record in records:
-            lines = record.split("\n")
+        while not self.is_waiting:
             room = max(self._head - self.shown, 0)
+            # a record that held more lines than are shown now would move the log's position past the others
+            self.log.record_lines = min(RECORD_LINES, room or RECORD_LINES)
+            record = next(records, None)
+            if record is None:
+                return
+            lines = record.split("\n")
             if now := lines[:room]:
                 self.shown += len(now)
                 yield "\n".join(now)

@@ -20,7 +20,7 @@ the text endpoint alone, where it means something else: that is chosen before th
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from airflow_provider_rayjobs.exceptions import (
@@ -32,8 +32,10 @@ from airflow_provider_rayjobs.exceptions import (
 )
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.logs.excerpt import Excerpt
+from airflow_provider_rayjobs.jobs.logs.kept import KeptLog
 from airflow_provider_rayjobs.jobs.logs.splice import anchor_of, known_part, seems_unchanged
 from airflow_provider_rayjobs.jobs.logs.text import LogText
+from airflow_provider_rayjobs.jobs.logs.trickle import PIECE, Turns
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobType
 from airflow_provider_rayjobs.jobs.steps import Engine, Note, ReadLog, Show, Sleep, send
 
@@ -60,6 +62,8 @@ _AGENT_TRIES = 3
 _FAILED_READ = 1.0
 # Bytes before the position that an agent is asked for as well, to be compared.
 _AGENT_OVERLAP = 4 * 1024
+# A job whose turns were cut short so many times in a row prints more than its share, and no mere burst.
+_MANY_CUTS = 3
 # Seconds to go on asking for the log of a job that has ended: when no answer comes, and when it is an error. That is
 # mostly final (the node is gone), but a head that is being restarted also says so for a moment.
 PATIENCE = 60.0
@@ -76,6 +80,7 @@ class LogReader:
     :param lines_limit: see :class:`.Excerpt`; no limit when not given.
     :param live: whether the log is shown while the job runs, too.
     :param use_agent: whether the agent of the driver's node may be asked.
+    :param turns: of a trigger, which shows no more than they allow, and leaves the rest to a worker.
     """
 
     def __init__(
@@ -85,36 +90,68 @@ class LogReader:
         lines_limit: int | None = None,
         live: bool = True,
         use_agent: bool = False,
+        turns: Turns | None = None,
     ) -> None:
-        self.log = LogText.from_state(state)
         self.live = live
         self._lines_limit = lines_limit
-        # where the log is read from, once that is decided; a position means nothing in another source
-        self.source: str | None = state["source"] if state else None
-        self.said_no_log = bool(state and state["said_no_log"])
-        self.excerpt: Excerpt | None = None
-        if lines_limit is not None:
-            self.excerpt = Excerpt(self.log, lines_limit, live=live, shown=state["shown"] if state else 0)
         self._use_agent = use_agent
         self._agent_failures = 0
-        # what was shown when the log was last known to be what it seemed
-        self._proved = self.log.state
+        self._turns = turns
+        # reads in a row that had more to show than they were allowed
+        self._cuts = 0
         # seconds of the driver's clock: when anything is read again, and when all of it is
         self._next_read = 0.0
         self._next_whole = 0.0
         self._whole_rest = 0.0
         self._skips = self._skips_left = 0
-        self._said: set[str] = set()
+        self.go_to(state)
+
+    def go_to(self, state: Mapping[str, Any] | None) -> None:
+        """
+        Go on where another reader has stopped, before anything is read.
+
+        :param state: of the other one; ``None`` begins at the log's first byte.
+        """
+        known = state or {}
+        self.log = (
+            LogText.from_state(state)
+            if self._turns is None
+            else LogText.from_state(state, record_bytes=PIECE, meter=self._turns.take)
+        )
+        # where the log is read from, once that is decided; a position means nothing in another source
+        self.source: str | None = known.get("source")
+        self.said_no_log = bool(known.get("said_no_log"))
+        self.excerpt: Excerpt | None = None
+        if self._lines_limit is not None:
+            self.excerpt = Excerpt(self.log, self._lines_limit, live=self.live, shown=known.get("shown", 0))
+        # what was shown when the log was last known to be what it seemed
+        self._proved: Mapping[str, Any] = known.get("proved", self.log.state)
+        self._said = set(known.get("said", ()))
+        # seconds for which the log is to be left alone after the last read, so that reading takes its share at most
+        self.rest = float(known.get("rest", 0))
 
     def resumed(self, state: Mapping[str, Any]) -> LogReader:
         """Return a reader with the same settings that goes on where another one has stopped."""
-        return LogReader(state, lines_limit=self._lines_limit, live=self.live, use_agent=self._use_agent)
+        return LogReader(
+            state, lines_limit=self._lines_limit, live=self.live, use_agent=self._use_agent, turns=self._turns
+        )
+
+    @property
+    def hands_over(self) -> bool:
+        """Tell whether there is something to show that this reader leaves to a worker, which is to come now."""
+        return self._turns is not None and self._turns.hands_over and self._cuts > 0
 
     @property
     def state(self) -> dict[str, Any]:
         """What a reader in another process needs to go on; plain JSON."""
-        shown = self.excerpt.shown if self.excerpt else 0
-        return self.log.state | {"source": self.source, "shown": shown, "said_no_log": self.said_no_log}
+        return self.log.state | {
+            "source": self.source,
+            "shown": self.excerpt.shown if self.excerpt else 0,
+            "said_no_log": self.said_no_log,
+            "proved": dict(self._proved),
+            "said": sorted(self._said),
+            "rest": self.rest,
+        }
 
     def read(self, details: JobDetails, poll_interval: float = 0.0) -> Engine[None]:
         """
@@ -132,7 +169,8 @@ class LogReader:
         elif details.driver_node_id is None:
             pass  # not started, or never: there is no file yet, and Ray's message says why
         elif details.status.is_terminal():
-            yield from self._read_to_end(details)
+            if self._turns is None:
+                yield from self._read_to_end(details)
         elif self.live:
             yield from self._read_more(details, poll_interval)
 
@@ -147,20 +185,23 @@ class LogReader:
         if self.excerpt is not None and self.excerpt.is_waiting:
             yield from self._say_once(
                 "limit",
-                f"The log of job {details.name} has more lines than log_lines_limit ({self.excerpt.limit}) allows: its "
-                "last ones follow when the job has ended.",
+                f"{self.excerpt.shown} lines of the log of job {details.name} are shown as they come, as "
+                f"log_lines_limit is {self.excerpt.limit}; its last ones follow when the job has ended.",
             )
             return
         before = yield Sleep(0)
-        if before < self._next_read:
+        if before < self._next_read or not (self._turns is None or self._turns.begin(before)):
             return
+        self.log.is_cut = False
         longest = _FAILED_READ
         try:
             yield from self._choose_source(details)
-            if self.source == FILE and self.log.position >= LARGE:
+            # where a large log ends is of no use to whoever is far from there, or does not know yet what was shown
+            if self.source == FILE and self.log.position >= LARGE and self.log.recent and not self._cuts:
                 yield from self._read_large(details, before, poll_interval)
             else:
                 yield from self._read_whole(details)
+                yield from self._say_late(details, poll_interval)
             longest = float("inf")
         except RayJobsAddressError as error:
             yield from self._fall_back(details, error)
@@ -171,7 +212,17 @@ class LogReader:
         except RayJobsError:
             pass
         after = yield Sleep(0)
-        self._next_read = after + REST * min(after - before, longest)
+        self.rest = REST * min(after - before, longest)
+        self._next_read = after + self.rest
+        if self._turns is not None:
+            self._cuts = self._cuts + 1 if self.log.is_cut else 0
+            self._turns.end(after, is_cut=self.log.is_cut)
+            if self._cuts == _MANY_CUTS and not self._turns.hands_over:
+                yield from self._say_once(
+                    "trickle",
+                    f"Job {details.name} prints more than a triggerer can show: its lines come in order here, but "
+                    "late. The worker that resumes this task shows all the others, at full speed.",
+                )
 
     def _read_large(self, details: JobDetails, now: float, poll_interval: float) -> Engine[None]:
         """Show what is new in a large log, with as little reading as can be."""
@@ -181,7 +232,7 @@ class LogReader:
         has_anchor = bool(anchor_of(self.log.recent, now_there))
         if now < self._next_whole and not has_anchor:
             return
-        end = _End(_END_BYTES)
+        end = KeptLog(2 * _END_BYTES)  # a line of any length may be among the last ones
         average = len(self.log.recent) / max(self.log.recent.count(b"\n"), 1)
         lines = max(int(_END_BYTES / max(average, 1)), 1)
         yield ReadLog(endpoints.get_log_file(details.name, str(details.driver_node_id), lines), end)
@@ -202,7 +253,11 @@ class LogReader:
         yield from self._read_whole(details)
         is_idle = is_idle and self.log.position == position
         self._skips = self._skips_left = min(2 * self._skips + 1, _LONGEST_SKIP) if is_idle else 0
-        if not has_anchor and self._whole_rest > poll_interval:
+        yield from self._say_late(details, poll_interval)
+
+    def _say_late(self, details: JobDetails, poll_interval: float) -> Engine[None]:
+        is_known = bool(anchor_of(self.log.recent, details.seen_at or 0))
+        if self.log.position >= LARGE and self._whole_rest > poll_interval and not (is_known or self.log.is_cut):
             yield from self._say_once(
                 "late",
                 f"The log of job {details.name} is large ({self.log.position / 1e6:.0f} MB) and has to be read "
@@ -222,7 +277,8 @@ class LogReader:
     def _read_from_agent(self, details: JobDetails) -> Engine[bool]:
         """Read on from the position; ``False`` where the agent cannot be asked, which is said once."""
         address = details.driver_agent_http_address
-        if self.source != FILE or not address:
+        # what was shown is compared with what the agent gives, where it is known; a new process has to read it first
+        if self.source != FILE or not address or (self.log.position and not self.log.recent):
             return False
         offset = max(self.log.position - _AGENT_OVERLAP, 0)
         try:
@@ -243,6 +299,8 @@ class LogReader:
 
     def _read_to_end(self, details: JobDetails) -> Engine[None]:
         """Show all that is left of the log of a job that has ended; what cannot be had is said, never fatal."""
+        if self.excerpt is not None:
+            self.excerpt.is_ending = True
         since = yield Sleep(0)
         pause = _FIRST_PAUSE
         while True:
@@ -277,8 +335,8 @@ class LogReader:
     def _finish(self, details: JobDetails) -> Engine[None]:
         if self.log.read_to < self.log.position:
             yield Note(
-                f"The log of job {details.name} has {self.log.read_to} bytes now, fewer than were shown: somebody "
-                "cut or replaced it.",
+                f"The log of job {details.name} has fewer bytes now than the {self.log.position} that were shown: "
+                "somebody cut or replaced it.",
                 logging.WARNING,
             )
         records = self.log.finish() if self.excerpt is None else self.excerpt.finish()
@@ -321,7 +379,7 @@ class LogReader:
                 f"{since['position'] if since else 0} on.",
                 logging.WARNING,
             )
-            self.log = LogText.from_state(since)
+            self.log = self.log.anew(since)
             self._proved = LogText().state
             if self.excerpt is not None:
                 self.excerpt.log = self.log
@@ -351,33 +409,6 @@ class LogReader:
         if what not in self._said:
             self._said.add(what)
             yield Note(message)
-
-
-class _End:
-    """The end of a log, as long as it is not too long."""
-
-    def __init__(self, limit: int) -> None:
-        # a line of any length may be among the last ones
-        self._limit = 2 * limit
-        self._data = bytearray()
-
-    @property
-    def data(self) -> bytes:
-        return bytes(self._data)
-
-    @property
-    def wants_more(self) -> bool:
-        return len(self._data) <= self._limit
-
-    def begin(self, offset: int = 0) -> None:  # noqa: ARG002  (nobody knows where it stands)
-        self._data.clear()
-
-    def feed(self, data: bytes) -> Iterator[str]:
-        self._data += data
-        return iter(())
-
-    def flush(self) -> Iterator[str]:
-        return iter(())
 
 
 def best_source(details: JobDetails, patience: float = 0.0) -> Engine[str]:

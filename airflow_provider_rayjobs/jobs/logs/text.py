@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,8 @@ _LAST_LINE_LENGTH = 2_000
 # the line's end is a line end of another system, and stays.
 _SUPERSEDED = re.compile(rb"^[^\n]*\r(?=[^\r\n])", re.MULTILINE)
 _EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(\([\w.]+\))?(: |$)")
+
+Meter = Callable[[bytes], bool]
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class LogText:
         very long line or a progress bar's, of a record. :attr:`position` gives the number for the next time.
     :param checksum: CRC 32 of those bytes, by which the log is known again.
     :param record_bytes: with which a record is full.
-    :param record_lines: likewise.
+    :param record_lines: likewise; it may be changed between two records.
+    :param meter: asked whether a record may be shown; the first one that may not ends the read.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class LogText:
         *,
         record_bytes: int = RECORD_BYTES,
         record_lines: int = RECORD_LINES,
+        meter: Meter | None = None,
     ) -> None:
         self.position = position
         self.checksum = checksum
@@ -73,8 +77,11 @@ class LogText:
         # the last bytes before the position; another process knows them when it has read them again
         self.recent = b""
         self._is_recent_known = position == 0
-        self._record_bytes = record_bytes
-        self._record_lines = record_lines
+        self.record_bytes = record_bytes
+        self.record_lines = record_lines
+        self._meter = meter
+        # whether the last read was cut short: there is more to show than was allowed
+        self.is_cut = False
         # Read, but not shown: the start of a line whose end is yet to come.
         self._pending = b""
         # where the next byte of the read that is on stands in the log, and what was passed over in it
@@ -83,9 +90,15 @@ class LogText:
         self._is_complete = False
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any] | None, **sizes: int) -> LogText:
+    def from_state(cls, state: Mapping[str, Any] | None, **bounds: Any) -> LogText:
         """Return a log that goes on where another one, whose :attr:`state` this is, has stopped."""
-        return cls(state["position"], state["checksum"], **sizes) if state else cls(**sizes)
+        return cls(state["position"], state["checksum"], **bounds) if state else cls(**bounds)
+
+    def anew(self, state: Mapping[str, Any] | None) -> LogText:
+        """Return a log that goes on at another place, with the bounds of this one."""
+        return LogText.from_state(
+            state, record_bytes=self.record_bytes, record_lines=self.record_lines, meter=self._meter
+        )
 
     @property
     def state(self) -> dict[str, Any]:
@@ -95,7 +108,7 @@ class LogText:
     @property
     def wants_more(self) -> bool:
         """Tell whether the rest of a read is of any use."""
-        return not self.is_torn
+        return not (self.is_torn or self.is_cut)
 
     @property
     def read_to(self) -> int:
@@ -111,6 +124,7 @@ class LogText:
         :param offset: at most :attr:`position`.
         """
         self._pending = b""
+        self.is_cut = False
         self._offset = offset
         # a read from the start is known by its checksum, another one by what was shown last
         self._passed_checksum = None if offset else 0
@@ -128,10 +142,12 @@ class LogText:
         if known:
             self._pass_over(data[:known])
         self._offset += len(data)
-        for start in range(known, 0 if self.is_torn else len(data), self._record_bytes):
-            self._pending += data[start : start + self._record_bytes]
+        for start in range(known, 0 if self.is_torn else len(data), self.record_bytes):
+            self._pending += data[start : start + self.record_bytes]
             while True:
                 if size := self._full_record():
+                    if not self._may_show(size):
+                        return
                     yield from self._show(size)
                 elif size := self._surplus():
                     self._take(size)
@@ -144,10 +160,11 @@ class LogText:
 
         These are the whole lines, and the present state of a progress bar, whose line ends with the work.
         """
-        if size := self._pending.rfind(b"\n") + 1:
-            yield from self._show(size)
-        if size := _bar_state(self._pending):
-            yield from self._show(size)
+        for end in (_last_line_end, _bar_state):
+            if size := end(self._pending):
+                if not self._may_show(size):
+                    return
+                yield from self._show(size)
 
     def finish(self) -> Iterator[str]:
         """Yield all that is left, a last line without a newline too: the log has ended, and was read to its end."""
@@ -165,6 +182,10 @@ class LogText:
             tuple(line[-_LAST_LINE_LENGTH:] for line in lines[-LAST_LINES:]), find_exception(lines)[:_LAST_LINE_LENGTH]
         )
 
+    def _may_show(self, size: int) -> bool:
+        self.is_cut = self._meter is not None and not self._meter(self._pending[:size])
+        return not self.is_cut
+
     def _pass_over(self, data: bytes) -> None:
         """Compare bytes that were shown before with what is known of them."""
         before = self.position - self._offset
@@ -180,29 +201,29 @@ class LogText:
 
     def _full_record(self) -> int:
         """Return how many pending bytes make a full record, 0 if there are too few."""
-        start = self._pending[: self._record_bytes]
+        start = self._pending[: self.record_bytes]
         lines = start.count(b"\n")
-        if lines >= self._record_lines:
-            return len(start) - len(start.split(b"\n", self._record_lines)[-1])
-        if len(start) < self._record_bytes:
+        if lines >= self.record_lines:
+            return len(start) - len(start.split(b"\n", self.record_lines)[-1])
+        if len(start) < self.record_bytes:
             return 0
         if lines:
             return start.rfind(b"\n") + 1
-        return 0 if _SUPERSEDED.match(start) else _character_boundary(self._pending, self._record_bytes)
+        return 0 if _SUPERSEDED.match(start) else _character_boundary(self._pending, self.record_bytes)
 
     def _surplus(self) -> int:
         """Return how many pending bytes are nothing but superseded states of a bar, when they fill a record."""
-        if len(self._pending) < self._record_bytes:
+        if len(self._pending) < self.record_bytes:
             return 0
         superseded = _SUPERSEDED.match(self._pending)
         return superseded.end() if superseded else 0
 
     def _show(self, size: int) -> Iterator[str]:
-        is_line_begun = self.position > 0 and self.recent[-1:] != b"\n"
+        begun = self.recent.rpartition(b"\n")[2] if self.position else b""
         shown = self._take(size)
         rest, _, lines = shown.partition(b"\n")
-        if is_line_begun and not rest.strip(b"\r"):
-            # the end of a line whose last record, or state, was shown before
+        if begun and (not rest or (b"\r" in begun and not rest.strip(b"\r"))):
+            # the end of a line whose last record, or a bar whose last state, was shown before
             if not lines:
                 return
             shown = lines
@@ -239,6 +260,11 @@ def _text_of(data: bytes) -> str:
     if b"\r" in data:
         data = _SUPERSEDED.sub(b"", data)
     return data.decode("utf-8", errors="replace").removesuffix("\n")
+
+
+def _last_line_end(data: bytes) -> int:
+    """Return where the last whole line ends, 0 if there is none."""
+    return data.rfind(b"\n") + 1
 
 
 def _bar_state(line: bytes) -> int:

@@ -24,6 +24,9 @@ def test_limit(live: bool, total: int, limit: int, seen: int) -> None:
 
     excerpt.begin()
     first = [*excerpt.feed(b"".join(data.splitlines(keepends=True)[:seen])), *excerpt.flush()]
+    assert excerpt.log.position == len("".join(f"{line}\n" for line in lines_of(first)))
+    assert excerpt.wants_more != excerpt.is_waiting
+    excerpt.is_ending = True
     excerpt.begin()
     rest = [*excerpt.feed(data), *excerpt.flush()]
     last = list(excerpt.finish())
@@ -43,6 +46,10 @@ def test_limit_across_processes() -> None:
 
     assert excerpt.is_waiting
     assert list(excerpt.feed(b"x\n" * 20)) == list(excerpt.flush()) == []
+    assert excerpt.log.position == 0
+    excerpt.is_ending = True
+    excerpt.begin()
+    assert list(excerpt.feed(b"x\n" * 20)) == list(excerpt.flush()) == []
     assert lines_of(list(excerpt.finish())) == ["x"] * 5
     assert excerpt.left_out == 15
 
@@ -50,6 +57,7 @@ def test_limit_across_processes() -> None:
 def test_memory() -> None:
     """Long lines that wait for the end take no more than 4 MiB together, whatever the limit."""
     excerpt = Excerpt(LogText(), 1_000_000, live=False)
+    excerpt.is_ending = True
     excerpt.begin()
     for _ in range(100):
         assert list(excerpt.feed((b"x" * 49_999 + b"\n") * 2)) == []

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_rayjobs.jobs.logs.download import WholeLog
+from airflow_provider_rayjobs.jobs.logs.kept import KeptLog
 from airflow_provider_rayjobs.jobs.logs.text import (
     LAST_LINES,
     NO_LOG,
@@ -88,6 +88,55 @@ def test_resumption(data: bytes, sizes: list[int], cut: int) -> None:
 
     assert "\n".join(shown) == text_of(data)
     assert second.position == len(data)
+
+
+@settings(deadline=None)
+@given(
+    data=anything,
+    sizes=st.lists(st.integers(1, 9000), min_size=1, max_size=5),
+    allowances=st.lists(st.integers(0, 12), max_size=10),
+)
+@example(data=b"one\ntwo\n", sizes=[1], allowances=[0, 1])
+def test_reads_that_may_show_little(data: bytes, sizes: list[int], allowances: list[int]) -> None:
+    """A read shows no record that it may not, says if there is more, and the rest comes later, once."""
+    left = 0
+    taken: list[bytes] = []
+
+    def may_show(record: bytes) -> bool:
+        nonlocal left
+        left -= 1
+        taken.append(record)
+        return left >= 0
+
+    first = LogText(record_bytes=6000, meter=may_show)
+    shown: list[str] = []
+    for allowance in allowances:
+        left, position = allowance, first.position
+        taken.clear()
+        records = read(first, data, sizes)
+        shown += records
+        assert len(records) <= allowance
+        assert b"".join(taken[: len(records)]) == data[position : first.position]
+        assert first.is_cut == (not first.wants_more) == (b"\n" in data[first.position :])
+    second = LogText.from_state(first.state)
+    shown += [*read(second, data, sizes), *second.finish()]
+
+    assert "\n".join(shown) == text_of(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "records"),
+    [
+        pytest.param(b"\r\nb\n", ["\r\nb"], id="a line end of another system is kept"),
+        pytest.param(b"\nb\n", ["b"], id="no blank line"),
+        pytest.param(b"\n\nb\n", ["\nb"], id="a blank line that is there"),
+    ],
+)
+def test_a_line_that_fills_a_record_to_its_end(data: bytes, records: list[str]) -> None:
+    """What ends a line that just fits into a record makes no line of its own, and no byte of it is lost."""
+    log = LogText(record_bytes=10)
+
+    assert read(log, b"a" * 19 + data, [100]) == ["a" * 9, "a" * 10, *records]
 
 
 @settings(deadline=None)
@@ -316,7 +365,7 @@ def test_exceptions(text: str, exception: str) -> None:
 @given(pieces=st.lists(st.binary(max_size=50)), interrupted=st.lists(st.binary(max_size=50)))
 def test_whole_log(pieces: list[bytes], interrupted: list[bytes]) -> None:
     """A log that is kept whole is the text of its last read alone, however it came."""
-    log = WholeLog()
+    log = KeptLog()
     shown: list[Any] = []
 
     for data in (interrupted, pieces):

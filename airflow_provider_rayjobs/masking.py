@@ -1,0 +1,128 @@
+"""
+Keep secrets out of what Airflow shows: logs, rendered templates.
+
+Airflow masks what it was told of, in the records that reach a task's log (the supervisor does it, for the lines of a
+Ray job as well) and in the template view. It knows passwords of connections, and values with telling names. What else
+is secret here it has to be told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from typing import Any, TypeVar
+
+# Not from the compatibility layer, which has it only since a later version than we ask for; it has not moved since 3.1.
+from airflow.sdk.log import mask_secret
+
+from airflow_provider_rayjobs.connection import Cluster
+from airflow_provider_rayjobs.exceptions import RayJobsError
+from airflow_provider_rayjobs.jobs.models import JobDetails
+from airflow_provider_rayjobs.jobs.steps import Engine
+
+T = TypeVar("T")
+
+
+def mask_cluster(cluster: Cluster) -> None:
+    """Tell Airflow what of a connection must be seen nowhere. It asks the supervisor: nothing for a signal handler."""
+    mask_secret([*cluster.secrets()])
+
+
+async def amask_cluster(cluster: Cluster) -> None:
+    """Do what :func:`mask_cluster` does on the triggerer's event loop."""
+    await _amask([*cluster.secrets()])
+
+
+def mask_environment(runtime_env: Any) -> None:
+    """
+    Tell Airflow which of a job's ``env_vars`` are secret: those with telling names, such as ``API_TOKEN``.
+
+    Not all of them: a date or a team's name would be blotted out of every line of the log. Which names tell is
+    Airflow's to say (``[core] sensitive_var_conn_names`` adds to them).
+    """
+    if env_vars := _env_vars_of(runtime_env):
+        mask_secret(env_vars)
+
+
+async def amask_environment(runtime_env: Any) -> None:
+    """Do what :func:`mask_environment` does on the triggerer's event loop."""
+    if env_vars := _env_vars_of(runtime_env):
+        await _amask(env_vars)
+
+
+def _env_vars_of(runtime_env: Any) -> dict[str, Any]:
+    env_vars = runtime_env.get("env_vars") if isinstance(runtime_env, Mapping) else None
+    return dict(env_vars) if isinstance(env_vars, Mapping) else {}
+
+
+async def _amask(secret: Any) -> None:
+    try:
+        from airflow.sdk.log import amask_secret  # noqa: PLC0415  (not in the first versions of Airflow 3)
+    except ImportError:
+        mask_secret(secret)
+    else:
+        await amask_secret(secret)
+
+
+def noting_secrets(engine: Engine[T], note: Callable[[Any], object] = mask_environment) -> Engine[T]:
+    """
+    Run an engine, and tell Airflow of the ``env_vars`` of the job that it sees before it shows any of its log.
+
+    They may be another task's, or another try's: Ray returns them with the job.
+
+    :param note: called with the job's runtime environment.
+    """
+    answer: Any = None
+    failure: RayJobsError | None = None
+    is_noted = False
+    with closing(engine):
+        while True:
+            try:
+                step = engine.throw(failure) if failure else engine.send(answer)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            failure = None
+            try:
+                answer = yield step
+            except RayJobsError as error:
+                failure = error
+            else:
+                if isinstance(answer, JobDetails) and not is_noted:
+                    note(answer.runtime_env)
+                    is_noted = True
+
+
+class HiddenEnvironment(Mapping[str, Any]):
+    """
+    A runtime environment whose ``env_vars`` are for the cluster alone: Airflow's template view shows their names.
+
+    No dictionary, as Airflow would show what that holds.
+    """
+
+    def __init__(self, runtime_env: Mapping[str, Any]) -> None:
+        self._runtime_env = runtime_env
+
+    def __getitem__(self, key: str) -> Any:
+        return self._runtime_env[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._runtime_env)
+
+    def __len__(self) -> int:
+        return len(self._runtime_env)
+
+    def serialize(self) -> dict[str, Any]:
+        """Return what Airflow may show, and keep."""
+        shown = dict(self._runtime_env)
+        if isinstance(env_vars := shown.get("env_vars"), Mapping):
+            shown["env_vars"] = dict.fromkeys(env_vars, "***")
+        return shown
+
+    def __repr__(self) -> str:
+        return repr(self.serialize())
+
+
+def hide_environment(runtime_env: Any) -> Any:
+    """Return a rendered runtime environment in the form that hides its ``env_vars``; what is none, as it is."""
+    return HiddenEnvironment(runtime_env) if isinstance(runtime_env, dict) else runtime_env

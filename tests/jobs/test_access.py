@@ -1,0 +1,338 @@
+"""How a client gets in: what it shows to whom, and what it never shows."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import pickle
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from airflow_provider_rayjobs.exceptions import RayJobsAddressError, RayJobsConnectionError, RayJobsError
+from airflow_provider_rayjobs.jobs import AsyncRayJobsClient, RayJobsClient, endpoints
+from airflow_provider_rayjobs.jobs.access import Access
+from airflow_provider_rayjobs.jobs.logs.text import LogText
+from airflow_provider_rayjobs.jobs.steps import ReadLog
+
+ADDRESS = "http://ray-head:8265"
+SECRET = "m4rked-s3cret"
+VERSION = {"version": "4", "ray_version": "2.60.0"}
+
+Respond = Callable[[httpx.Request], httpx.Response]
+
+
+class Wire:
+    """Answers every request alike, and remembers them."""
+
+    def __init__(self, answer: Respond | None = None) -> None:
+        self.answer = answer or (lambda _: httpx.Response(200, json=VERSION))
+        self.requests: list[httpx.Request] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        # as they were sent: an authentication changes a request that it sends again
+        self.requests.append(httpx.Request(request.method, request.url, headers=list(request.headers.raw)))
+        return self.answer(request)
+
+
+def blocking(access: Access, wire: Respond, times: int = 1, **options: Any) -> None:
+    with RayJobsClient(ADDRESS, access=access, patience=0, transport=httpx.MockTransport(wire), **options) as client:
+        for _ in range(times):
+            client.get_version()
+
+
+def on_a_loop(access: Access, wire: Respond, times: int = 1, **options: Any) -> None:
+    async def call() -> None:
+        async with AsyncRayJobsClient(
+            ADDRESS, access=access, patience=0, transport=httpx.MockTransport(wire), **options
+        ) as client:
+            for _ in range(times):
+                await client.get_version()
+
+    asyncio.run(call())
+
+
+@pytest.fixture(params=[blocking, on_a_loop])
+def ask(request: pytest.FixtureRequest) -> Callable[..., None]:
+    return request.param
+
+
+def basic(login: str, password: str) -> str:
+    return f"Basic {base64.b64encode(f'{login}:{password}'.encode()).decode()}"
+
+
+class Signature(httpx.Auth):
+    """Stands for IAP, SigV4 and the like: claims Authorization."""
+
+    def auth_flow(self, request: httpx.Request):
+        request.headers["Authorization"] = "Signature made-by-the-user"
+        yield request
+
+
+class Broken(httpx.Auth):
+    def auth_flow(self, request: httpx.Request):
+        raise LookupError(SECRET)
+        yield request
+
+
+@pytest.mark.parametrize(
+    ("access", "authorization", "ray"),
+    [
+        pytest.param({}, None, None, id="nothing"),
+        pytest.param({"token": "t"}, "Bearer t", None, id="token"),
+        pytest.param({"token": "t", "token_header": "X-Ray-Authorization"}, None, "Bearer t", id="told where"),
+        pytest.param({"login": "me", "password": "pw"}, basic("me", "pw"), None, id="basic"),
+        pytest.param({"login": "me", "password": "pw", "token": "t"}, basic("me", "pw"), "Bearer t", id="both"),
+        pytest.param({"headers": {"authorization": "Key k"}, "token": "t"}, "Key k", "Bearer t", id="header"),
+        pytest.param({"auth": Signature(), "token": "t"}, "Signature made-by-the-user", "Bearer t", id="class"),
+    ],
+)
+def test_who_owns_authorization(ask, access: dict[str, Any], authorization: str | None, ray: str | None):
+    """Ray's token goes into Authorization, and into X-Ray-Authorization where somebody else owns that."""
+    wire = Wire()
+
+    ask(Access(**access), wire)
+
+    [request] = wire.requests
+    assert request.headers.get("authorization") == authorization
+    assert request.headers.get("x-ray-authorization") == ray
+
+
+def test_a_token_file_is_read_for_each_request(ask, tmp_path: Path):
+    """A token that rotates is the new one in the next request, without its last newline."""
+    file = tmp_path / "token"
+    file.write_text("first\n")
+
+    def rotate(_: httpx.Request) -> httpx.Response:
+        file.write_text("second\n")
+        return httpx.Response(200, json=VERSION)
+
+    wire = Wire(rotate)
+    ask(Access(token_file=str(file)), wire, times=2)
+
+    assert [request.headers["authorization"] for request in wire.requests] == ["Bearer first", "Bearer second"]
+
+
+@pytest.mark.parametrize(("content", "said"), [(None, "No such file"), (b" \n", "is empty"), (b"a\nb", "newline")])
+def test_a_token_file_that_holds_none_is_an_outage_that_may_pass(ask, tmp_path: Path, content: bytes | None, said: str):
+    """While a file is replaced nothing is sent, and the error says which file it is."""
+    file = tmp_path / "token"
+    if content is not None:
+        file.write_bytes(content)
+    wire = Wire()
+
+    with pytest.raises(RayJobsConnectionError, match=said) as caught:
+        ask(Access(token_file=str(file)), wire)
+
+    assert str(file) in str(caught.value)
+    assert (caught.value.sent, wire.requests) == (False, [])
+
+
+def test_headers_go_with_each_request(ask):
+    """Headers of the user's are sent as they are."""
+    wire = Wire()
+
+    ask(Access(headers={"X-Tenant": "a"}), wire)
+
+    assert wire.requests[0].headers["x-tenant"] == "a"
+
+
+def test_an_authentication_of_the_users_may_ask_twice(ask):
+    """What httpx.Auth can do works here: a digest answers a challenge."""
+
+    def challenge(request: httpx.Request) -> httpx.Response:
+        if "authorization" in request.headers:
+            return httpx.Response(200, json=VERSION)
+        return httpx.Response(401, headers={"www-authenticate": 'Digest realm="r", nonce="n", qop="auth"'})
+
+    wire = Wire(challenge)
+    ask(Access(auth=httpx.DigestAuth("me", SECRET), token="t"), wire)
+
+    assert [request.headers.get("authorization", "")[:6] for request in wire.requests] == ["", "Digest"]
+    assert [request.headers["x-ray-authorization"] for request in wire.requests] == ["Bearer t"] * 2
+
+
+def test_an_authentication_that_fails_is_an_outage_that_may_pass(ask):
+    """Whatever a class of the user's raises is a failure of the connection; what it says may hold a secret."""
+    with pytest.raises(RayJobsConnectionError, match="auth Broken failed with LookupError") as caught:
+        ask(Access(auth=Broken()), Wire())
+
+    assert caught.value.sent is False
+    assert SECRET not in str(caught.value)
+
+
+def test_time_outs_are_the_users(ask):
+    """The time to connect and to answer can be chosen."""
+    wire = Wire()
+    seen: list[Any] = []
+    wire.answer = lambda request: seen.append(request.extensions["timeout"]) or httpx.Response(200, json=VERSION)
+
+    ask(Access(connect_timeout=3, read_timeout=77), wire)
+
+    assert (seen[0]["connect"], seen[0]["read"]) == (3, 77)
+
+
+def test_a_requests_own_time_out_stays():
+    """What has to be quick, or has to be waited for, is so whatever the time-outs of the connection."""
+    with RayJobsClient(ADDRESS, access=Access(read_timeout=77)) as client:
+        hasty = client._arguments(endpoints.Request("stop", "POST", "/", bool, timeout=1.0))
+        submission = client._arguments(endpoints.Request("submit", "POST", "/", bool, timeout=endpoints.SUBMIT_TIMEOUT))
+
+    assert (hasty["timeout"].read, hasty["timeout"].connect) == (1.0, 1.0)
+    assert submission["timeout"].read == endpoints.SUBMIT_TIMEOUT
+
+
+@pytest.mark.parametrize("location", ["https://elsewhere.example.com/login?next=x", "/login", "https://ray-head:8265/"])
+def test_a_redirect_is_not_followed(ask, location: str):
+    """Whatever lets us in goes to the address of the connection and nowhere else."""
+    wire = Wire(lambda _: httpx.Response(302, headers={"location": location}))
+    access = Access(login="me", password=SECRET, token="t", headers={"X-Key": SECRET})
+
+    with pytest.raises(RayJobsAddressError) as caught:
+        ask(access, wire)
+
+    assert [request.url.host for request in wire.requests] == ["ray-head"]
+    assert "next=" not in str(caught.value)
+
+
+EVERYTHING = {
+    "token": SECRET, "login": "me", "password": SECRET, "headers": {"X-Key": SECRET},
+    "proxy": f"http://me:{SECRET}@127.0.0.1:9", "client_key_password": SECRET, "client_cert": "/none",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("credentials", [False, True])
+@pytest.mark.parametrize("kind", [RayJobsClient, AsyncRayJobsClient])
+def test_agents_are_shown_credentials_only_where_that_was_allowed(kind: type, credentials: bool):
+    """Whatever lets us in stays away from an agent, unless somebody said otherwise."""
+    wire = Wire(lambda _: httpx.Response(206, content=b"two\n"))
+    access = Access(token=SECRET, headers={"X-Key": SECRET}, auth=Signature())
+    client = kind(ADDRESS, access=access, agent_credentials=credentials, transport=httpx.MockTransport(wire))
+    log = LogText()
+    log.begin()
+
+    def engine():
+        yield ReadLog(endpoints.get_agent_log("a", "http://10.0.0.7:52365", 4), log)
+
+    if kind is RayJobsClient:
+        client.run(engine())
+    else:
+        asyncio.run(client.run(engine()))
+
+    [request] = wire.requests
+    shown = [request.headers.get(name) for name in ("authorization", "x-ray-authorization", "x-key")]
+    assert shown == (["Signature made-by-the-user", f"Bearer {SECRET}", SECRET] if credentials else [None] * 3)
+
+
+def test_nothing_secret_is_in_a_repr():
+    """An access, and clients with it, can be printed; and they can be compared and kept as keys."""
+    access = Access(**EVERYTHING)
+
+    assert SECRET not in repr(access) + str(access) + f"{access.describe()} {access.shown_proxy}"
+    assert SECRET not in repr(RayJobsClient(ADDRESS, access=Access(token=SECRET)))
+    assert {access: 1}[Access(**EVERYTHING)] == 1
+    assert {SECRET, basic("me", SECRET).split()[1]} == set(access.secrets())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(lambda _: httpx.Response(401, text="Unauthorized: Missing authentication token"), id="401"),
+        pytest.param(lambda request: httpx.Response(403, text=f"not for {dict(request.headers)}"), id="quoted"),
+        pytest.param(lambda _: httpx.Response(200, html="<title>Log in</title>"), id="page"),
+        pytest.param(lambda _: httpx.Response(302, headers={"location": "//["}), id="nowhere"),
+    ],
+)
+def test_nothing_secret_is_in_an_error(ask, answer: Respond, caplog: pytest.LogCaptureFixture):
+    """Neither in its text, its traceback and its pickle, nor in what httpx logs about it at level DEBUG."""
+    caplog.set_level(logging.DEBUG)
+    access = Access(token=SECRET, login="me", password=SECRET, headers={"X-Key": SECRET})
+
+    with pytest.raises(RayJobsError) as caught:
+        ask(access, Wire(answer))
+
+    seen = "".join(traceback.format_exception(caught.value)) + repr(vars(caught.value)) + caplog.text
+    assert "me:" not in seen
+    assert SECRET not in seen
+    assert SECRET.encode() not in pickle.dumps(caught.value)
+    assert basic("me", SECRET) not in seen
+
+
+def test_nothing_secret_is_in_what_is_logged_of_a_proxy(caplog: pytest.LogCaptureFixture):
+    """A proxy that is not there is named without its password, in errors and in httpx's logs."""
+    caplog.set_level(logging.DEBUG)
+    access = Access(proxy=f"http://me:{SECRET}@127.0.0.1:9", token=SECRET)
+
+    with (
+        RayJobsClient(ADDRESS, access=access, patience=0) as client,
+        pytest.raises(RayJobsConnectionError, match=r"proxy http://127\.0\.0\.1:9\.") as caught,
+    ):
+        client.get_version()
+
+    assert SECRET not in "".join(traceback.format_exception(caught.value)) + caplog.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        pytest.param({"token": "a", "token_file": "b"}, "token and token_file were both given", id="two tokens"),
+        pytest.param({"token": f"Bearer {SECRET}"}, "begins with 'Bearer '", id="Bearer"),
+        pytest.param({"token": f"{SECRET}\n"}, "no HTTP header can hold", id="newline"),
+        pytest.param({"login": "me"}, "one is missing", id="no password"),
+        pytest.param({"login": "a:b", "password": SECRET}, "holds a colon", id="colon"),
+        pytest.param({"headers": {"a b": SECRET}}, "'a b' is no name", id="header's name"),
+        pytest.param({"headers": {"X-Key": f"{SECRET}\n"}}, "the value of X-Key holds", id="header's value"),
+        pytest.param({"headers": {"X-Key": 1}}, "the value of X-Key must be text, not int", id="header's kind"),
+        pytest.param(
+            {"login": "me", "password": SECRET, "headers": {"Authorization": SECRET}},
+            "login and headers both claim the header Authorization",
+            id="two owners",
+        ),
+        pytest.param(
+            {"auth": Signature(), "login": "me", "password": SECRET}, "login and auth both claim", id="class and login"
+        ),
+        pytest.param(
+            {"token": SECRET, "token_header": "X-Ray-Authorization", "headers": {"x-ray-authorization": SECRET}},
+            "headers holds X-Ray-Authorization, where the token goes",
+            id="the token's header",
+        ),
+        pytest.param({"token_header": "Cookie"}, "token_header is Authorization or X-Ray-Authorization", id="cookie"),
+        pytest.param(
+            {"token": SECRET, "token_header": "Authorization", "login": "me", "password": SECRET},
+            "which belongs to login",
+            id="taken",
+        ),
+        pytest.param({"verify": False}, "verify is 'system'", id="a flag"),
+        pytest.param({"verify": "True"}, "verify is 'system'", id="a word for a flag"),
+        pytest.param({"client_key": "/a"}, "client_key was given without client_cert", id="key alone"),
+        pytest.param({"proxy": f"ftp://me:{SECRET}@proxy"}, "proxy is no address of a proxy", id="proxy's schema"),
+        pytest.param({"proxy": f"me:{SECRET}@proxy:3128"}, "proxy is no address of a proxy", id="no schema"),
+        pytest.param({"proxy": f"http://me:{SECRET}@proxy:port"}, "proxy is no address of a proxy", id="proxy's port"),
+        pytest.param({"connect_timeout": 0}, "connect_timeout must be a number of seconds", id="no time"),
+        pytest.param({"read_timeout": "1"}, "read_timeout must be a number of seconds", id="text for a time"),
+        pytest.param({"read_timeout": float("inf")}, "read_timeout must be a number of seconds", id="for ever"),
+    ],
+)
+def test_what_can_never_work_is_said_by_name(fields: dict[str, Any], said: str):
+    """A mistake names its field, and shows nothing secret."""
+    with pytest.raises(ValueError, match=said) as caught:
+        Access(**fields)
+
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+def test_two_ways_to_give_a_token_are_one_too_many():
+    """A client takes a token, or an access that has one."""
+    with pytest.raises(ValueError, match="token and access were both given"):
+        RayJobsClient(ADDRESS, token="a", access=Access())
+
+
+def test_a_socks_proxy_needs_its_package():
+    """What is missing for it is said by name, where it is missing."""
+    with pytest.raises(ValueError, match="the package socksio has to be installed"):
+        RayJobsClient(ADDRESS, access=Access(proxy=f"socks5://me:{SECRET}@proxy:1080"))

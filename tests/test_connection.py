@@ -1,0 +1,277 @@
+"""What a connection says about a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+from typing import Any
+
+import httpx
+import pytest
+from airflow.sdk import Connection
+
+from airflow_provider_rayjobs.connection import EXTRAS, Cluster, read_connection
+from airflow_provider_rayjobs.hooks import RayJobsHook
+from airflow_provider_rayjobs.jobs import Access
+from airflow_provider_rayjobs.operators import RayJobSubmitOperator
+from airflow_provider_rayjobs.sensors import RayJobSensor
+
+
+def connection(**fields: Any) -> Connection:
+    extra = fields.pop("extra", None)
+    return Connection(conn_id="mine", conn_type="ray_jobs", extra=json.dumps(extra) if extra else None, **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "address"),
+    [
+        pytest.param({"host": "head"}, "http://head:8265", id="a name alone"),
+        pytest.param({"host": "head", "port": 80}, "http://head:80", id="port"),
+        pytest.param({"host": "head", "schema": "https"}, "https://head", id="https has the port that browsers know"),
+        pytest.param({"host": "head", "schema": "https", "port": 8443}, "https://head:8443", id="https and port"),
+        pytest.param({"host": "https://ray.example.com/team-a/"}, "https://ray.example.com/team-a", id="whole address"),
+        pytest.param({"host": "http://head:1234"}, "http://head:1234", id="port in the host"),
+        pytest.param({"host": "head", "extra": {"base_path": "/ray/"}}, "http://head:8265/ray", id="base path"),
+        pytest.param({"host": "::1", "port": 8265}, None, id="an IPv6 address needs brackets"),
+        pytest.param({"host": "head", "schema": "HTTPS"}, "https://head", id="schema in capitals"),
+        pytest.param({"host": "[::1]"}, "http://[::1]:8265", id="IPv6"),
+        pytest.param(
+            {"host": "head", "extra": {"base_path": "", "dashboard_url": None}}, "http://head:8265", id="empty"
+        ),
+    ],
+)
+def test_a_connections_fields_make_an_address(fields: dict[str, Any], address: str | None):
+    """Host, port, schema and base path make the address; a whole address in the host field does as well."""
+    if address is None:
+        with pytest.raises(ValueError, match="connection mine: "):
+            read_connection(connection(**fields))
+    else:
+        assert read_connection(connection(**fields)) == Cluster(address, dashboard_url=address)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        pytest.param({}, "host is empty", id="no host"),
+        pytest.param(
+            {"host": "https://head", "schema": "http"},
+            "host says schema https, the field for it says http",
+            id="two schemas",
+        ),
+        pytest.param({"host": "head", "schema": "ray"}, "not the address of a Ray dashboard", id="Ray Client's schema"),
+        pytest.param({"host": "ray://head:10001"}, "not the address of a Ray dashboard", id="Ray Client's address"),
+        pytest.param({"host": "http://me:secret@head"}, "holds more than an address", id="credentials in the host"),
+        pytest.param({"host": "head:1", "port": 2}, "host says port 1, the field for it says 2", id="two ports"),
+        pytest.param({"host": "head/a", "extra": {"base_path": "b"}}, "host says base path a", id="two paths"),
+        pytest.param({"host": "head..example.com"}, "is no address", id="no host's name"),
+        pytest.param({"host": "head", "extra": {"base_pth": "x"}}, "nobody reads the extra base_pth", id="unknown"),
+        pytest.param({"host": "head", "extra": {"base_path": 1}}, "extra base_path must be text, not int", id="text"),
+        pytest.param({"host": "head:nine"}, "Port could not be cast", id="port is no number"),
+        pytest.param({"host": "head", "extra": {"dashboard_url": "x"}}, "'x' is not the address", id="dashboard_url"),
+        pytest.param(
+            {"host": "head", "extra": {"agent_log_access": "si"}}, "agent_log_access is one of no", id="agent"
+        ),
+        pytest.param(
+            {"host": "head", "password": "secret", "extra": {"token": "secret"}},
+            "password and extra token both hold a token",
+            id="two tokens",
+        ),
+        pytest.param(
+            {"host": "head", "password": "secret", "extra": {"token_file": "/a"}},
+            "password and extra token_file both hold a token",
+            id="token and file",
+        ),
+        pytest.param({"host": "head", "login": "me"}, "login and password make the basic", id="login alone"),
+        pytest.param(
+            {"host": "head", "extra": {"token_file": "/no/such/file"}},
+            "token_file /no/such/file cannot be read: No such file",
+            id="no such token file",
+        ),
+        pytest.param({"host": "head", "extra": {"token_file": "/dev/null"}}, "/dev/null is empty", id="no token"),
+        pytest.param(
+            {"host": "head", "extra": {"verify": "/no/such/ca"}}, "verify: /no/such/ca cannot be read", id="no CA"
+        ),
+        pytest.param({"host": "head", "extra": {"verify": __file__}}, "holds no certificates", id="CA of no kind"),
+        pytest.param({"host": "head", "extra": {"verify": False}}, "verify must be text: system, off", id="verify"),
+        pytest.param({"host": "head", "extra": {"verify": "false"}}, "verify is 'system'", id="verify as text"),
+        pytest.param(
+            {"host": "head", "extra": {"client_cert": "/no/such/cert"}},
+            "client_cert: /no/such/cert cannot be read",
+            id="no certificate",
+        ),
+        pytest.param(
+            {"host": "head", "extra": {"client_cert": __file__}}, "are no certificate with its key", id="cert"
+        ),
+        pytest.param({"host": "head", "extra": {"client_key": "/a"}}, "without client_cert", id="key alone"),
+        pytest.param({"host": "head", "extra": {"headers": "secret"}}, "headers must be an object", id="headers"),
+        pytest.param({"host": "head", "extra": {"headers": ["secret"]}}, "headers must be an object", id="a list"),
+        pytest.param({"host": "head", "extra": {"headers": {"A": 1}}}, "at 'A' there is no text", id="no text"),
+        pytest.param({"host": "head", "extra": {"read_timeout": "soon"}}, "read_timeout must be a number", id="time"),
+        pytest.param({"host": "head", "extra": {"read_timeout": True}}, "read_timeout must be a number", id="a flag"),
+        pytest.param({"host": "head", "extra": {"proxy": "me:secret@proxy"}}, "proxy is no address", id="proxy"),
+        pytest.param({"host": "head", "extra": {"auth": "nowhere.Auth"}}, "that can be imported", id="no module"),
+        pytest.param({"host": "head", "extra": {"auth": "json.Auth"}}, "that can be imported", id="no class"),
+        pytest.param({"host": "head", "extra": {"auth": "json.JSONDecoder"}}, "no class of the kind", id="no Auth"),
+        pytest.param({"host": "head", "extra": {"auth_kwargs": {"a": "secret"}}}, "without auth", id="arguments alone"),
+    ],
+)
+def test_a_connection_that_cannot_be_used_is_named(fields: dict[str, Any], message: str):
+    """The error names the connection and the field, and never a secret."""
+    with pytest.raises(ValueError, match="connection mine: ") as caught:
+        read_connection(connection(**fields))
+
+    assert message in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_the_password_is_the_token_and_in_no_repr():
+    """The token travels in the cluster's settings, and shows nowhere."""
+    cluster = read_connection(connection(host="head", password="marked-secret"))
+
+    assert cluster.access.token == "marked-secret"
+    assert "marked-secret" not in repr(cluster) + repr(RayJobsHook().client_of(cluster))
+
+
+def test_the_dashboard_may_have_another_address_for_browsers():
+    """The link to a job uses the address that browsers reach."""
+    cluster = read_connection(connection(host="10.0.0.5", extra={"dashboard_url": "https://ray.example.com/a/"}))
+
+    assert cluster.job_url("job-1") == "https://ray.example.com/a/#/jobs/job-1"
+
+
+@pytest.mark.parametrize(
+    ("given", "may_ask"), [(None, False), ("no", False), ("yes", True), ("with_credentials", True)]
+)
+def test_agents_are_asked_only_where_the_connection_says_so(given: str | None, may_ask: bool):
+    """Off by default; their addresses come from the cluster."""
+    extra = {"agent_log_access": given} if given else None
+
+    assert read_connection(connection(host="head", extra=extra)).may_ask_agents is may_ask
+
+
+def test_an_extra_that_is_no_object_is_said():
+    """Airflow would read an extra that is no JSON as none at all; here it is a mistake, and is not shown."""
+    with pytest.raises(ValueError, match="connection mine: extra is no JSON object") as caught:
+        read_connection(Connection(conn_id="mine", conn_type="ray_jobs", host="head", extra="{secret"))
+
+    assert "secret" not in str(caught.value)
+
+
+class Signature(httpx.Auth):
+    """Stands for a class of the user's."""
+
+    def __init__(self, audience: str) -> None:
+        if audience == "wrong":
+            raise LookupError("secret")
+        self.audience = audience
+
+
+FIELDS = {
+    "login": "me",
+    "password": "its password",
+    "extra": {
+        "token": "rays token", "headers": {"X-Tenant": "tenant-a"}, "verify": "off", "proxy": "http://u:p%40ss@proxy:3128",
+        "connect_timeout": 5, "read_timeout": 60.5, "agent_log_access": "with_credentials", "base_path": "/team-a",
+        "dashboard_url": "https://public.example.com", "token_header": "X-Ray-Authorization",
+    },
+}  # fmt: skip
+URI = (
+    "ray-jobs://me:its%20password@ray.example.com:8443/https?token=rays+token&headers=%7B%22X-Tenant%22%3A%22tenant-a%22%7D"
+    "&verify=off&proxy=http%3A%2F%2Fu%3Ap%2540ss%40proxy%3A3128&connect_timeout=5&read_timeout=60.5"
+    "&agent_log_access=with_credentials&base_path=team-a&dashboard_url=https%3A%2F%2Fpublic.example.com"
+    "&token_header=X-Ray-Authorization"
+)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        pytest.param(connection(host="ray.example.com", port=8443, schema="https", **FIELDS), id="fields"),
+        pytest.param(
+            Connection.from_json(
+                json.dumps({"conn_type": "ray_jobs", "host": "https://ray.example.com:8443", **FIELDS}), conn_id="mine"
+            ),
+            id="JSON",
+        ),
+        pytest.param(Connection(conn_id="mine", uri=URI), id="URI"),
+    ],
+)
+def test_fields_json_and_uri_say_the_same(given: Connection):
+    """Whichever form a connection has, it says all there is to say."""
+    cluster = read_connection(given)
+
+    assert cluster == Cluster(
+        "https://ray.example.com:8443/team-a",
+        dashboard_url="https://public.example.com",
+        access=Access(
+            token="rays token",
+            token_header="X-Ray-Authorization",
+            login="me",
+            password="its password",
+            headers={"X-Tenant": "tenant-a"},
+            verify="off",
+            proxy="http://u:p%40ss@proxy:3128",
+            connect_timeout=5.0,
+            read_timeout=60.5,
+        ),
+        agent_log_access="with_credentials",
+    )
+    assert {"rays token", "its password", "tenant-a", "p%40ss", "p@ss"} <= set(cluster.secrets())
+    assert not any(secret in repr(cluster) for secret in cluster.secrets())
+
+
+def test_a_class_of_the_users_is_made_with_its_arguments():
+    """``auth`` names a class, ``auth_kwargs`` what it is made with; the arguments are secret."""
+    cluster = read_connection(
+        connection(host="head", extra={"auth": f"{__name__}.Signature", "auth_kwargs": {"audience": "marked-secret"}})
+    )
+
+    auth = cluster.full_access().auth
+    assert isinstance(auth, Signature)
+    assert auth.audience == "marked-secret"
+    assert "marked-secret" in [*cluster.secrets()]
+    assert "marked-secret" not in repr(cluster)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"auth_kwargs": {"nobody": "secret"}}, "cannot be made with auth_kwargs"),
+        ({"auth_kwargs": {"audience": "wrong"}}, "cannot be made: LookupError"),
+        ({"auth_kwargs": {"audience": "a"}, "headers": {"Authorization": "secret"}}, "auth and headers both claim"),
+    ],
+)
+def test_a_class_that_cannot_be_made_is_named(extra: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch):
+    """When a client is made of the connection, and by "Test"; without what the class is made with, or says."""
+    given = connection(host="head", extra={"auth": f"{__name__}.Signature"} | extra)
+    monkeypatch.setenv("AIRFLOW_CONN_MINE", given.as_json())
+
+    with pytest.raises(ValueError, match=f"connection mine: .*{message}") as caught:
+        RayJobsHook("mine").get_conn()
+
+    assert "secret" not in str(caught.value)
+    assert RayJobsHook("mine").test_connection() == (False, str(caught.value))
+
+
+def test_no_check_of_certificates_is_warned_of_each_time(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """Whoever turns the check off reads it in each log."""
+    monkeypatch.setenv("AIRFLOW_CONN_MINE", connection(host="https://head", extra={"verify": "off"}).as_json())
+    hook = RayJobsHook("mine")
+    said: list[str] = []
+    monkeypatch.setattr(hook.log, "warning", lambda message, *args: said.append(message % args), raising=False)
+
+    hook.get_cluster()
+    asyncio.run(hook.aget_cluster())
+
+    assert [message[:45] for message in said] == ["Connection mine does not check certificates ("] * 2
+
+
+@pytest.mark.parametrize("name", ["password", "token", "extra"])
+def test_no_argument_of_a_dag_names_a_class_or_a_credential(name: str):
+    """What lets a task in comes from its connection: an operator takes its name, and nothing else of it."""
+    arguments = {*inspect.signature(RayJobSubmitOperator).parameters, *inspect.signature(RayJobSensor).parameters}
+
+    assert not arguments & {*EXTRAS, name}

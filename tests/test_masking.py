@@ -1,0 +1,154 @@
+"""What Airflow is told of secrets; in a real Airflow: tests/secured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import redact
+from airflow.sdk import DAG
+from airflow.sdk._shared.secrets_masker import _secrets_masker
+from airflow.serialization.helpers import serialize_template_field
+
+from airflow_provider_rayjobs import masking, rendered
+from airflow_provider_rayjobs.connection import Cluster
+from airflow_provider_rayjobs.exceptions import RayJobsUnavailableError
+from airflow_provider_rayjobs.jobs import Access, JobDetails
+from airflow_provider_rayjobs.jobs.endpoints import get_job
+from airflow_provider_rayjobs.jobs.logs.text import Ending
+from airflow_provider_rayjobs.jobs.steps import Send, Show
+from airflow_provider_rayjobs.operators import RayJobSubmitOperator
+from airflow_provider_rayjobs.outcomes import error_of_end
+
+SECRET = "m4rked-s3cret"
+
+
+@pytest.fixture(autouse=True)
+def masker() -> Iterator[None]:
+    """Airflow's own masker, with nothing of other tests, and nothing left for them."""
+    airflows = _secrets_masker()
+    before = (airflows.patterns, airflows.replacer)
+    airflows.reset_masker()
+    yield
+    airflows.patterns, airflows.replacer = before
+
+
+def rendered_task(runtime_env: Any, **context: Any) -> RayJobSubmitOperator:
+    with DAG("a"):
+        task = RayJobSubmitOperator(task_id="b", entrypoint="true", runtime_env=runtime_env)
+    task.render_template_fields(context)
+    return task
+
+
+def test_airflow_is_told_of_all_that_a_connection_keeps_secret():
+    """Token, password, header values, proxy's password and arguments of a class are masked in whatever is logged."""
+    secrets = {name: f"{SECRET}-{name}" for name in ("token", "password", "header", "proxy", "argument")}
+    access = Access(
+        token=secrets["token"],
+        login="me",
+        password=secrets["password"],
+        headers={"X-Tenant": secrets["header"]},
+        proxy=f"http://u:{secrets['proxy']}@proxy:3128",
+    )
+
+    masking.mask_cluster(Cluster("http://a", "http://a", access=access, auth_kwargs={"a": secrets["argument"]}))
+
+    assert redact(f"{' '.join(secrets.values())} me u proxy:3128") == "*** *** *** *** *** me u proxy:3128"
+
+
+def test_of_a_jobs_variables_those_with_telling_names_are_secret():
+    """A token is masked wherever it turns up; a date is not blotted out of every line."""
+    rendered_task({"env_vars": {"API_TOKEN": SECRET, "DAY": "20260102", "COUNT": "{{ 1 }}"}})
+
+    assert redact(f"day 20260102 key {SECRET}") == "day 20260102 key ***"
+
+
+def test_variables_of_a_file_are_secret_too(tmp_path):
+    """The variables of a YAML file are looked at, too; a mistake in it is execute's to say."""
+    (tmp_path / "env.yaml").write_text(f"env_vars: {{DB_PASSWORD: {SECRET}}}")
+    rendered_task(str(tmp_path / "env.yaml"))
+    wrong = rendered_task("no-such-file.yaml")
+
+    assert redact(SECRET) == "***"
+    assert wrong.runtime_env == "no-such-file.yaml"
+
+
+def test_the_template_view_shows_the_names_of_variables_alone():
+    """What Airflow keeps and shows of a rendered runtime environment has no value of env_vars; the job has them all."""
+    task = rendered_task(
+        {"env_vars": {"PLAIN": "{{ secret }}"}, "pip": ["{{ package }}"]}, secret=SECRET, package="torch"
+    )
+    shown = serialize_template_field(task.runtime_env, "runtime_env")
+
+    assert shown == {"env_vars": {"PLAIN": "***"}, "pip": ["torch"]}
+    assert SECRET not in f"{task.runtime_env!r} {task.runtime_env}"
+    assert rendered.as_runtime_env(task.runtime_env, []) == {"env_vars": {"PLAIN": SECRET}, "pip": ["torch"]}
+    assert json.dumps(shown)
+
+
+def test_a_mapped_tasks_view_shows_them_no_more():
+    """A task that is made by ``.expand`` is rendered like any other."""
+    with DAG("a"):
+        mapped = RayJobSubmitOperator.partial(task_id="b", entrypoint="true").expand(
+            runtime_env=[{"env_vars": {"PLAIN": SECRET}}]
+        )
+    task = mapped.unmap({"runtime_env": {"env_vars": {"PLAIN": SECRET}}})
+    task._do_render_template_fields(task, mapped.template_fields, {}, task.get_template_env(), set())
+
+    assert SECRET not in str(serialize_template_field(task.runtime_env, "runtime_env"))
+
+
+def test_rendering_twice_changes_nothing():
+    """Airflow may render an operator that was rendered before, as ``dag.test()`` does for a retry."""
+    task = rendered_task({"env_vars": {"A": "{{ secret }}"}}, secret=SECRET)
+    task.render_template_fields({})
+
+    assert task.runtime_env["env_vars"] == {"A": SECRET}
+
+
+def test_a_job_that_is_followed_tells_its_secrets_before_its_log_is_shown():
+    """Ray returns a job's variables with it: those of another task's job, or of another try's, are masked, too."""
+    job = JobDetails.from_json(
+        {"type": "SUBMISSION", "status": "RUNNING", "runtime_env": {"env_vars": {"API_TOKEN": SECRET}}}
+    )
+
+    def follow() -> Any:
+        try:
+            yield Send(get_job("a"))
+        except RayJobsUnavailableError:
+            details = yield Send(get_job("a"))
+        yield Show(f"key {SECRET}")
+        return details
+
+    engine = masking.noting_secrets(follow())
+    assert isinstance(next(engine), Send)
+    assert isinstance(engine.throw(RayJobsUnavailableError("busy")), Send)
+    show = engine.send(job)
+    masked = redact(show.record)
+    with pytest.raises(StopIteration) as end:
+        engine.send(None)
+
+    assert masked == "key ***"
+    assert end.value.value is job
+
+
+@pytest.mark.parametrize("runtime_env", [None, {}, {"env_vars": None}, {"env_vars": "{{ none }}"}, "a.yaml", [1]])
+def test_what_is_no_environment_passes_unseen(runtime_env: Any):
+    """Only what has variables has secrets."""
+    masking.mask_environment(runtime_env)
+
+    assert masking.hide_environment(runtime_env) == runtime_env
+
+
+def test_the_error_of_a_failed_job_quotes_no_secret_of_its_log():
+    """What the job printed last goes with the error to callbacks and consoles, where nobody else masks it."""
+    masking.mask_environment({"env_vars": {"API_TOKEN": SECRET}})
+    job = JobDetails.from_json({"type": "SUBMISSION", "status": "FAILED", "message": f"it said {SECRET}"})
+
+    error = error_of_end(job, "http://a:8265", Ending(last_lines=(f"key {SECRET}",)))
+
+    assert "key ***" in str(error)
+    assert error.last_lines == ("key ***",)
+    assert SECRET not in str(error)
