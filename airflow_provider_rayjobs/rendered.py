@@ -178,7 +178,8 @@ def _read_yaml(path: Path, folders: Sequence[Path]) -> Any:
 
 
 def _find_yaml(path: Path, folders: Sequence[Path]) -> Path:
-    path = Path(os.path.expandvars(path)).expanduser()
+    # os.path, as Path.expanduser() breaks at the name of a user that there is not
+    path = Path(os.path.expanduser(os.path.expandvars(path)))  # noqa: PTH111
     places = [path] if path.is_absolute() else [folder / path for folder in folders]
     for place in places:
         # os.path, as Path.is_file() raises for the long name that a rendered dictionary makes

@@ -215,6 +215,12 @@ def test_rendered_dictionary_is_no_file(tmp_path: Path) -> None:
     assert "package-1" not in str(caught.value)
 
 
+def test_a_yaml_file_of_a_user_that_there_is_not(tmp_path: Path):
+    """``~`` before the name of no user is part of a name, not an error of its own."""
+    with pytest.raises(ValueError, match=r"^runtime_env: no such file: ~nosuchuser/env\.yaml"):
+        as_runtime_env("~nosuchuser/env.yaml", [tmp_path])
+
+
 @pytest.mark.parametrize(
     ("value", "seconds"),
     [

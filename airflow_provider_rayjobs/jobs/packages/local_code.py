@@ -19,9 +19,18 @@ from typing import IO, Any, Protocol
 
 from airflow_provider_rayjobs.jobs.packages.ignores import default_excludes, heeds_gitignore
 from airflow_provider_rayjobs.jobs.packages.naming import name_archive, name_tree
-from airflow_provider_rayjobs.jobs.packages.places import find_path, is_path
+from airflow_provider_rayjobs.jobs.packages.places import filled_in, find_path, is_path
 from airflow_provider_rayjobs.jobs.packages.requirements import read_requirements
-from airflow_provider_rayjobs.jobs.packages.tree import Entry, Selection, Stamp, Tree, select, unreadable
+from airflow_provider_rayjobs.jobs.packages.tree import (
+    Entry,
+    Selection,
+    Stamp,
+    Tree,
+    check_name,
+    is_dropped,
+    select,
+    unreadable,
+)
 
 # aiohttp refuses a body of this size in Ray's HTTP server (``DASHBOARD_CLIENT_MAX_SIZE``).
 LIMIT = 100 * 1024 * 1024
@@ -115,7 +124,9 @@ def name_packages(
     requirements = read_requirements(runtime_env, naming.folders)
     changed = dict(runtime_env) | requirements.changed
     packages = []
-    working_dir = runtime_env.get("working_dir")
+    working_dir = filled_in(runtime_env.get("working_dir"))
+    if working_dir is not None:
+        changed["working_dir"] = working_dir
     if is_path(working_dir) or (requirements.files and not working_dir):
         packages.append(naming.name_working_dir(working_dir, requirements.files))
         changed["working_dir"] = packages[0].uri
@@ -127,7 +138,7 @@ def name_packages(
     modules = runtime_env.get("py_modules")
     if isinstance(modules, Sequence) and not isinstance(modules, str):
         uris = []
-        for number, module in enumerate(modules):
+        for number, module in enumerate(map(filled_in, modules)):
             if is_path(module):
                 packages.append(naming.name_module(f"py_modules[{number}]", module))
                 module = packages[-1].uri  # noqa: PLW2901  (an entry and what stands for it)
@@ -147,6 +158,8 @@ class _Naming:
         excludes = self.runtime_env.get("excludes") or []
         if isinstance(excludes, str) or not all(isinstance(pattern, str) for pattern in excludes):
             raise ValueError("runtime_env['excludes'] must be a list of patterns, as in a .gitignore")
+        if isinstance(self.secrets, str):
+            raise ValueError("package_secrets must be True, False or a list of patterns, as in a .gitignore")
         self._excludes = tuple(excludes)
         self._began = time.monotonic()
 
@@ -158,7 +171,7 @@ class _Naming:
             return self._named("working_dir", Path(), _with_files(tree, files), "", Selection())
         source = self._find("working_dir", given)
         if source.is_dir():
-            selection = self._selection((*default_excludes(os.environ), *self._excludes))
+            selection = self._selection((*default_excludes(os.environ), *self._excludes), "")
             return self._named("working_dir", source, _with_files(select(source, selection), files), "", selection)
         if not source.name.endswith(_ARCHIVES):
             raise ValueError(
@@ -177,7 +190,8 @@ class _Naming:
         """Name an entry of ``py_modules``."""
         source = self._find(owner, given)
         if source.is_dir():
-            selection = self._selection(self._excludes)
+            _check_packable(source, f"{source.name}/")
+            selection = self._selection(self._excludes, source.name)
             return self._named(owner, source, select(source, selection), source.name, selection)
         if source.suffix == ".py":
             return self._named(owner, source, _single_file(source), "", Selection())
@@ -191,8 +205,8 @@ class _Naming:
     def _find(self, owner: str, given: str | PathLike[str]) -> Path:
         return find_path(f"runtime_env[{owner!r}]", given, self.folders)
 
-    def _selection(self, excludes: Sequence[str]) -> Selection:
-        return Selection(tuple(excludes), heeds_gitignore(os.environ), self.secrets)
+    def _selection(self, excludes: Sequence[str], top: str) -> Selection:
+        return Selection(tuple(excludes), heeds_gitignore(os.environ), self.secrets, top)
 
     def _named(self, owner: str, source: Path, tree: Tree, top: str, selection: Selection) -> Package:
         digests: dict[str, bytes] = {}
@@ -227,7 +241,7 @@ class _Naming:
         now = time.monotonic()
         package = replace(package, seconds=now - self._began)
         self._began = now
-        if self.storage is None or package.size < LIMIT:
+        if self.storage is None or _bulk(package) < LIMIT:
             return replace(package, uri=f"gcs://{package.name}")
         # Ray takes a single top directory away from what it downloads: so it is given one more
         top = f"package/{package.top}".rstrip("/")
@@ -242,14 +256,29 @@ def _with_files(tree: Tree, files: Mapping[str, bytes]) -> Tree:
     return replace(tree, entries=tuple(sorted([*entries, *ours], key=lambda entry: entry.name)))
 
 
+def _bulk(package: Package) -> int:
+    """Return the most that a package may need: a zip adds headers for each entry, and a little to what it holds."""
+    if package.tree is None:
+        return package.size
+    top = len(package.top.encode()) + 1
+    headers = sum(130 + 2 * (top + len(entry.name.encode())) for entry in package.tree.entries)
+    return package.size + package.size // 1000 + headers
+
+
+def _check_packable(source: Path, name: str) -> None:
+    check_name(str(source), name)
+    if is_dropped(name):
+        raise ValueError(
+            f"{source!s}: Ray drops names with a backslash, or x: at their beginning, when it unpacks. Rename it."
+        )
+
+
 def _single_file(source: Path) -> Tree:
     try:
         status = source.stat()
-        source.name.encode()
     except OSError as error:
         raise unreadable(str(source), error) from error
-    except UnicodeEncodeError:
-        raise ValueError(f"{os.fsencode(source)!r} has a name that is not UTF-8, which no package can hold.") from None
+    _check_packable(source, source.name)
     mode = 0o755 if status.st_mode & 0o111 else 0o644
     return Tree("", (Entry(source.name, str(source), mode, Stamp.of(status)),))
 

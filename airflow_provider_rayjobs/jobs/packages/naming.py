@@ -66,20 +66,25 @@ def name_archive(path: Path, suffix: str, copy: IO[bytes] | None = None) -> str:
                 digest.update(chunk)
                 if copy is not None:
                     write(copy, chunk)
+        if copy is not None:
+            write(copy, b"", is_last=True)
     except OSError as error:
         raise unreadable(str(path), error) from error
     digits = digest.hexdigest()[:_DIGITS]
     return _name_wheel(path.name, digits) if suffix == ".whl" else f"{_PREFIX}{digits}{suffix}"
 
 
-def write(file: IO[bytes], data: bytes) -> None:
+def write(file: IO[bytes], data: bytes, *, is_last: bool = False) -> None:
     """
     Write into a temporary file.
 
+    :param is_last: whether it is the end: what is still held back goes to the disk.
     :raises RayPackageError: if the disk does not take it.
     """
     try:
         file.write(data)
+        if is_last:
+            file.flush()
     except OSError as error:
         raise unwritable(error) from error
 

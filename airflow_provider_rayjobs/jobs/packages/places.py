@@ -23,6 +23,13 @@ def is_path(value: Any) -> bool:
     return isinstance(value, PathLike) or (isinstance(value, str) and bool(value.strip()) and not is_uri(value))
 
 
+def filled_in(value: Any) -> Any:
+    """Return the address that a text of environment variables stands for; everything else as it is."""
+    if isinstance(value, str) and "$" in value and not is_uri(value) and is_uri(text := os.path.expandvars(value)):
+        return text
+    return value
+
+
 def has_local_code(runtime_env: Any) -> bool:
     """Tell whether a runtime environment may name files of this machine, so that it is worth a look."""
     if not isinstance(runtime_env, Mapping):
@@ -43,7 +50,8 @@ def find_path(field: str, value: str | PathLike[str], folders: Sequence[Path]) -
     :raises ValueError: for one that does not exist, with the places.
     """
     text = os.fspath(value)
-    path = Path(os.path.expandvars(text)).expanduser()
+    # os.path, as Path.expanduser() breaks at the name of a user that there is not; a directory may be called "~x"
+    path = Path(os.path.expanduser(os.path.expandvars(text)))  # noqa: PTH111
     # without a look at links: a package is called what the user calls it
     places = list(dict.fromkeys(os.path.abspath(folder / path) for folder in folders))  # noqa: PTH100
     for place in places:

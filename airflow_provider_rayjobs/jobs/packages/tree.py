@@ -5,7 +5,8 @@ The walk is Ray's: an ignore file counts for its own directory and all below it,
 out is not looked into. Ray asks a directory's own ignore file about the directory itself as well, under the name ``.``:
 a line ``*`` or ``.*`` there leaves all of it out, whatever later lines take back in. What differs from Ray, on purpose:
 
-- a link that leads out of the directory is an error, as is one that leads back to a directory that holds it;
+- a link that leads out of the directory is an error, as is one that leads back to a directory that holds it, and links
+  by which one directory would be packed over and over;
 - files that look like secrets are left out unless the user wants them;
 - sockets, pipes, devices, links to nothing, and names that Ray drops when it unpacks are left out with a warning.
 
@@ -18,6 +19,7 @@ import errno
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +31,8 @@ from airflow_provider_rayjobs.jobs.packages.secret_names import looks_secret
 
 # What Ray drops when it unpacks: a backslash, or what Windows would take for a drive.
 _DROPPED = re.compile(r".*\\|.:", re.DOTALL)
+# How often a directory may be packed by way of links: two links in each of twenty directories make a million of one.
+_OFTEN = 100
 
 
 class Stamp(NamedTuple):
@@ -106,11 +110,13 @@ class Selection:
     :param excludes: patterns, relative to the directory.
     :param gitignore: whether ``.gitignore`` files count.
     :param secrets: whether files that look like secrets are packed; or patterns for those that are.
+    :param top: the name of the directory in its package, "" where its files are at the root.
     """
 
     excludes: Sequence[str] = ()
     gitignore: bool = True
     secrets: bool | Sequence[str] = False
+    top: str = ""
 
 
 def select(root: Path, selection: Selection) -> Tree:
@@ -122,7 +128,11 @@ def select(root: Path, selection: Selection) -> Tree:
     :raises RayPackageError: for what cannot be read.
     """
     walk = _Walk(os.path.abspath(root), selection)  # noqa: PTH100  (without resolving links, which Path does)
-    walk.enter(walk.root, "", [(0, IgnoreRules(selection.excludes, "excludes"))], ())
+    rules = [(0, IgnoreRules(selection.excludes, "excludes"))]
+    walk.ahead.append(_Directory(walk.root, "", rules, (), walk.real_name(walk.real_root), by_link=False))
+    # without recursion: a tree may be deeper than Python's calls
+    while walk.ahead:
+        walk.enter(walk.ahead.pop())
     walk.entries.sort(key=lambda entry: entry.name)
     return Tree(walk.root, tuple(walk.entries), tuple(sorted(walk.secrets)), tuple(walk.warnings))
 
@@ -130,34 +140,63 @@ def select(root: Path, selection: Selection) -> Tree:
 Rules = list[tuple[int, IgnoreRules]]
 
 
+class _Directory(NamedTuple):
+    """
+    A directory to be looked into.
+
+    :param below: its name in the tree with a last slash, "" for the root.
+    :param rules: of those around it, and how many characters of a name stand before what each is relative to.
+    :param within: device and number of the directories around it, by which a circle of links shows.
+    :param real: the name by which it is known where no link stands: what is secret there is so under any name.
+    :param by_link: whether a link leads to it, or to a directory around it.
+    """
+
+    path: str
+    below: str
+    rules: Rules
+    within: tuple[tuple[int, int], ...]
+    real: str
+    by_link: bool
+
+
 @dataclass
 class _Walk:
     root: str
     selection: Selection
+    ahead: list[_Directory] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
     secrets: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._real_root = os.path.realpath(self.root)
+        self.real_root = os.path.realpath(self.root)
+        self._entered: Counter[tuple[int, int]] = Counter()
         wanted = self.selection.secrets
         self._wanted = IgnoreRules(() if isinstance(wanted, bool) else wanted, "package_secrets")
 
-    def enter(self, directory: str, below: str, rules: Rules, within: tuple[tuple[int, int], ...]) -> None:
-        """
-        Take what is in a directory.
+    def real_name(self, place: str) -> str:
+        """Return a place without links by its names from two above the root on: a root may be ``.ssh`` itself."""
+        above = self.real_root.rsplit("/", 2)[0] if self.real_root.count("/") > 1 else ""
+        return place[len(above) + 1 :]
 
-        :param below: the directory's name in the tree with a last slash, "" for the root.
-        :param rules: and how many characters of a name stand before what each is relative to.
-        :param within: device and number of the directories around it, by which a circle of links shows.
-        """
+    def enter(self, directory: _Directory) -> None:
+        """Take what is in a directory; those in it are ahead."""
+        path, below, rules, within, real, by_link = directory
         try:
-            status = os.stat(directory)  # noqa: PTH116  (a path as text: many of them)
-            with os.scandir(directory) as scan:
+            status = os.stat(path)  # noqa: PTH116  (a path as text: many of them)
+            with os.scandir(path) as scan:
                 found = list(scan)
         except OSError as error:
-            raise unreadable(directory, error) from error
-        within = (*within, (status.st_dev, status.st_ino))
+            raise unreadable(path, error) from error
+        identity = (status.st_dev, status.st_ino)
+        within = (*within, identity)
+        if by_link:
+            self._entered[identity] += 1
+            if self._entered[identity] > _OFTEN:
+                raise ValueError(
+                    f"{path}: more than {_OFTEN} links, and links below links, lead to this directory ({real}), and "
+                    "each would be packed as a copy. Remove some of them, or exclude them."
+                )
         rules = [*rules, *((len(below), own) for own in self._own_rules(found))]
         # the parents' rules have let it in; its own, and excludes, are asked about "." here
         if pattern := _left_out_by(rules, below, len(below)):
@@ -168,14 +207,17 @@ class _Walk:
                 )
             return
         if not found:
-            self.entries.append(Entry(below or "./", directory, 0o755, Stamp(0, 0, 0)))
+            check_name(path, below)
+            self.entries.append(Entry(below or "./", path, 0o755, Stamp(0, 0, 0)))
+        inside = _Directory(path, below, rules, within, real, by_link)
         for each in found:
-            self._take(each, below, rules, within)
+            self._take(each, inside)
 
     def _own_rules(self, found: Collection[os.DirEntry[str]]) -> Iterator[IgnoreRules]:
         for name in (GITIGNORE, RAYIGNORE) if self.selection.gitignore else (RAYIGNORE,):
             for each in found:
-                if each.name == name and each.is_file():
+                # os.path, as DirEntry.is_file() raises for a link that leads below a file
+                if each.name == name and os.path.isfile(each.path):  # noqa: PTH113
                     try:
                         rules = read_ignore_file(each.path)
                     except OSError as error:
@@ -183,9 +225,9 @@ class _Walk:
                     if rules:
                         yield rules
 
-    def _take(self, found: os.DirEntry[str], below: str, rules: Rules, within: tuple[tuple[int, int], ...]) -> None:
-        name = below + found.name
-        if _left_out_by(rules, name):
+    def _take(self, found: os.DirEntry[str], directory: _Directory) -> None:
+        name = directory.below + found.name
+        if _left_out_by(directory.rules, name):
             return
         try:
             status = found.stat(follow_symlinks=False)
@@ -194,37 +236,35 @@ class _Walk:
                 target = self._target_of(found.path)
                 status = found.stat()
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ELOOP):
+            if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
                 raise unreadable(found.path, error) from error
             if not found.is_symlink():
                 raise changed(found.path, "it is gone") from None
-            self.warnings.append(f"{name} is left out: it is a link to nothing.")
+            self.warnings.append(f"{printable(name)} is left out: it is a link to nothing.")
             return
         kind = stat.S_IFMT(status.st_mode)
         if kind not in (stat.S_IFREG, stat.S_IFDIR):
-            self.warnings.append(f"{name} is left out: it is no file, but {_KINDS.get(kind, 'something else')}.")
-        elif _DROPPED.match(name):
+            what = _KINDS.get(kind, "something else")
+            self.warnings.append(f"{printable(name)} is left out: it is no file, but {what}.")
+        elif is_dropped(f"{self.selection.top}/{name}" if self.selection.top else name):
             self.warnings.append(f"{name!r} is left out: Ray unpacks no such name.")
         elif kind == stat.S_IFDIR:
-            if target and (status.st_dev, status.st_ino) in within:
+            if target and (status.st_dev, status.st_ino) in directory.within:
                 raise ValueError(
                     f"{found.path} is a link that leads back to a directory that holds it ({target}): it has no end. "
                     "Remove it, or exclude it."
                 )
-            self.enter(found.path, f"{name}/", rules, within)
+            real = self.real_name(target) if target else f"{directory.real}/{found.name}"
+            by_link = directory.by_link or bool(target)
+            self.ahead.append(_Directory(found.path, f"{name}/", directory.rules, directory.within, real, by_link))
         else:
-            self._take_file(found.path, name, target, status)
+            self._take_file(found.path, name, target, status, directory)
 
-    def _take_file(self, path: str, name: str, target: str, status: os.stat_result) -> None:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise ValueError(
-                f"{os.fsencode(path)!r} has a name that is not UTF-8, which no package can hold. Rename it, or exclude "
-                "it."
-            ) from None
-        # a link under another name does not make a secret less of one
-        is_secret = looks_secret(name) or (bool(target) and looks_secret(target))
+    def _take_file(self, path: str, name: str, target: str, status: os.stat_result, directory: _Directory) -> None:
+        check_name(path, name)
+        # a link under another name, to the file or to a directory around it, does not make a secret less of one
+        real = self.real_name(target) if target else f"{directory.real}/{name[len(directory.below) :]}"
+        is_secret = looks_secret(real) or ((bool(target) or directory.by_link) and looks_secret(name))
         if is_secret and self.selection.secrets is not True and not self._wanted.match(name):
             self.secrets.append(name)
             return
@@ -238,7 +278,7 @@ class _Walk:
         :raises ValueError: if that is outside.
         """
         target = os.path.realpath(link)
-        if target != self._real_root and not target.startswith(self._real_root.rstrip("/") + "/"):
+        if target != self.real_root and not target.startswith(self.real_root.rstrip("/") + "/"):
             raise ValueError(
                 f"{link} is a link that leads out of {self.root}, to {target}: the cluster would not have that. Copy "
                 "it in its place, or exclude the link."
@@ -260,6 +300,31 @@ def _left_out_by(rules: Rules, name: str, length: int | None = None) -> str | No
         if pattern := each.match(name[start:] or "."):
             return f"{pattern!r} of {each.source}"
     return None
+
+
+def is_dropped(name: str) -> bool:
+    """Tell whether Ray drops a file when it unpacks: by its whole name in the package, the top directory's included."""
+    return _DROPPED.match(name) is not None
+
+
+def check_name(path: str, name: str) -> None:
+    """
+    Make sure that a package can hold a name.
+
+    :param path: whose name it is, for the message.
+    :raises ValueError: for one that is not UTF-8.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{os.fsencode(path)!r} has a name that is not UTF-8, which no package can hold. Rename it, or exclude it."
+        ) from None
+
+
+def printable(name: str) -> str:
+    """Return a name as a log can hold it: what is not UTF-8 as its bytes."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def unreadable(path: str, error: OSError) -> RayPackageError:

@@ -23,7 +23,7 @@ from airflow_provider_rayjobs.exceptions import (
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.packages.local_code import LIMIT, MIB, LocalCode, Package, PackageStorage, too_large
 from airflow_provider_rayjobs.jobs.packages.naming import name_archive
-from airflow_provider_rayjobs.jobs.packages.tree import changed, unwritable
+from airflow_provider_rayjobs.jobs.packages.tree import changed, printable, unwritable
 from airflow_provider_rayjobs.jobs.packages.zip_file import Packing, check_unchanged
 from airflow_provider_rayjobs.jobs.steps import Engine, Note, Sleep, Upload, Work, repeated, send
 
@@ -74,9 +74,10 @@ def _tell(package: Package) -> Engine[None]:
     for warning in package.tree.warnings:
         yield Note(f"{package.owner}: {warning}", logging.WARNING)
     if secrets := package.tree.secrets:
+        shown = ", ".join(map(printable, secrets[:_SECRETS_SHOWN]))
         more = f" and {len(secrets) - _SECRETS_SHOWN} more" if len(secrets) > _SECRETS_SHOWN else ""
         yield Note(
-            f"{package.owner}: left out, as they look like secrets: {', '.join(secrets[:_SECRETS_SHOWN])}{more}. "
+            f"{package.owner}: left out, as they look like secrets: {shown}{more}. "
             "package_secrets says which are packed all the same.",
             logging.WARNING,
         )

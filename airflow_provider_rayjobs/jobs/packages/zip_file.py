@@ -78,9 +78,11 @@ def _write(
 ) -> Generator[int, None, None]:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=_LEVEL) as archive:
         for entry in tree.entries:
-            name = f"{top}/{entry.name}" if top else entry.name
+            # "./" is the root itself, when it is empty; a directory's own name may end in a dot
+            shown = "" if entry.name == "./" else entry.name
+            name = f"{top}/{shown}" if top else shown
             if entry.is_directory:
-                directory = zipfile.ZipInfo(name.removesuffix("./"))
+                directory = zipfile.ZipInfo(name)
                 directory.external_attr = (stat.S_IFDIR | entry.mode) << 16 | 0x10
                 if directory.filename:
                     archive.writestr(directory, b"")
@@ -89,6 +91,8 @@ def _write(
                 if limit is not None and file.tell() >= limit:
                     raise _TooLarge
                 yield count
+    # what is still held back finds out here whether the disk takes it, and not in the midst of the upload
+    file.flush()
     if limit is not None and file.tell() >= limit:
         raise _TooLarge
 

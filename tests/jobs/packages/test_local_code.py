@@ -99,6 +99,71 @@ def test_what_can_never_work_is_said(folder: Path, given: dict[str, Any], messag
         name_packages(given, folders=[folder, folder / "code"])
 
 
+@pytest.mark.parametrize("name", ["a\\b", "a:b"])
+def test_a_module_that_ray_drops_is_refused(folder: Path, name: str):
+    """A module, or a directory of modules, whose name Ray does not unpack is an error that names it."""
+    (folder / f"{name}.py").touch()
+    (folder / name).mkdir()
+    for module in (name, f"{name}.py"):
+        with pytest.raises(ValueError, match="Ray drops names with a backslash"):
+            name_packages({"py_modules": [module]}, folders=[folder])
+
+
+def test_a_module_whose_name_is_not_utf_8_is_refused(folder: Path):
+    """The name of a directory of modules is one that the package has to hold."""
+    bad = os.fsdecode(b"bad\xff")
+    (folder / bad).mkdir()
+    with pytest.raises(ValueError, match=r"bad\\xff' has a name that is not UTF-8"):
+        name_packages({"py_modules": [bad]}, folders=[folder])
+
+
+def test_a_variable_may_hold_an_address(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Variables are filled in before a path is told from an address."""
+    monkeypatch.setenv("CODE", "s3://bucket/code.zip")
+    given = {"working_dir": "$CODE", "py_modules": ["${CODE}", "code"]}
+
+    code = name_packages(given, folders=[folder])
+
+    assert code.runtime_env["working_dir"] == code.runtime_env["py_modules"][0] == "s3://bucket/code.zip"
+    assert [package.owner for package in code.packages] == ["py_modules[1]"]
+
+
+def test_a_tilde_that_means_nobody_is_a_name(folder: Path):
+    """``~`` before the name of no user is part of a name: found if it exists, and otherwise said."""
+    (folder / "~nosuchuser").mkdir()
+    [package] = name_packages({"working_dir": "~nosuchuser"}, folders=[folder]).packages
+    assert package.source == folder / "~nosuchuser"
+    with pytest.raises(ValueError, match="there is no such file or directory"):
+        name_packages({"working_dir": "~nosuchuser/x"}, folders=[folder])
+
+
+def test_secrets_are_no_text(folder: Path):
+    """One pattern as text is an error: it would be a list of single characters, "*" among them."""
+    with pytest.raises(ValueError, match="package_secrets must be True, False or a list of patterns"):
+        name_packages({"working_dir": "code"}, folders=[folder], secrets="*.pem")
+
+
+class Anywhere:
+    """A storage that is asked for addresses alone."""
+
+    def uri_of(self, name: str) -> str:
+        return f"s3://b/{name}"
+
+
+def test_what_a_zip_adds_counts_for_where_it_goes(folder: Path):
+    """A tree that is a little below the limit on the disk, and may be over it as a zip, goes to the storage."""
+    with (folder / "code" / "data").open("wb") as file:
+        file.truncate(LIMIT - 1000)
+
+    def uri(**arguments: Any) -> str:
+        return name_packages({"working_dir": "code"}, folders=[folder], **arguments).packages[0].uri
+
+    assert uri(storage=Anywhere()).startswith("s3://b/")
+    assert uri().startswith("gcs://")
+    (folder / "code" / "data").write_bytes(b"x" * 1000)
+    assert uri(storage=Anywhere()).startswith("gcs://")
+
+
 def test_a_missing_path_shows_all_places(folder: Path):
     """Every folder in which a path was looked for is named."""
     with pytest.raises(ValueError, match="looked for") as error:

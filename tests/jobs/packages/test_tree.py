@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import socket
 import tempfile
@@ -131,10 +133,87 @@ def test_secrets_are_packed_only_if_asked_for(tmp_path: Path):
     assert {entry.name: oct(entry.mode) for entry in some.entries}["keys/ca.pem"] == "0o600"
 
 
+def test_a_link_does_not_hide_a_secret(tmp_path: Path):
+    """What is secret in its own directory is so through a link to that directory, and as the root itself."""
+    make(tmp_path, {".ssh/deploy": "", ".aws/credentials": "", "main.py": ""})
+    (tmp_path / "keys").symlink_to(".ssh")
+    (tmp_path / "cloud").symlink_to(".aws")
+
+    tree = select(tmp_path, Selection())
+    assert names(tree) == ["main.py"]
+    assert tree.secrets == (".aws/credentials", ".ssh/deploy", "cloud/credentials", "keys/deploy")
+
+    for root in (".ssh", "keys"):
+        assert select(tmp_path / root, Selection()).secrets == ("deploy",)
+    assert names(select(tmp_path, Selection(secrets=["/keys/"]))) == ["keys/deploy", "main.py"]
+
+
+def test_links_that_multiply_are_refused(tmp_path: Path):
+    """Directories with two links to the next one each would make thousands of copies: an error that names one."""
+    for number in range(20):
+        (tmp_path / f"{number:02}").mkdir()
+        for name in ("a", "b"):
+            (tmp_path / f"{number:02}" / name).symlink_to(f"../{number + 1:02}")
+    make(tmp_path, {"20/x": ""})
+
+    with pytest.raises(ValueError, match=r"more than 100 links, .*lead to this directory \(.*/\d\d\)"):
+        select(tmp_path, Selection())
+
+
+def test_a_deep_tree_is_packed(tmp_path: Path):
+    """A tree may be deeper than Python's calls."""
+    deep = tmp_path.joinpath(*["d"] * 600)
+    here = os.open(tmp_path, os.O_RDONLY)
+    try:
+        for _ in range(600):
+            os.mkdir("d", dir_fd=here)
+            below = os.open("d", os.O_RDONLY, dir_fd=here)
+            os.close(here)
+            here = below
+    finally:
+        os.close(here)
+
+    [entry] = select(tmp_path, Selection()).entries
+    assert entry.name == "d/" * 600
+    assert deep.is_dir()
+
+
+def test_a_link_below_a_file_leads_to_nothing(tmp_path: Path):
+    """A link whose target is below a file is one to nothing, an ignore file too."""
+    make(tmp_path, {"file": ""})
+    (tmp_path / "link").symlink_to("file/sub")
+    (tmp_path / ".gitignore").symlink_to("file/sub")
+
+    tree = select(tmp_path, Selection())
+
+    assert names(tree) == ["file"]
+    assert sorted(tree.warnings) == [f"{name} is left out: it is a link to nothing." for name in (".gitignore", "link")]
+
+
+def test_names_that_end_in_a_dot_stay_directories(tmp_path: Path):
+    """An empty directory is packed as one whatever its name, and an empty module as its top directory."""
+    (tmp_path / "cache.").mkdir()
+    for root, top, expected in ((tmp_path, "", ["cache./"]), (tmp_path / "cache.", "cache.", ["cache./"])):
+        with tempfile.TemporaryFile() as file:
+            pack(select(root, Selection(top=top)), file, top=top)
+            assert zipfile.ZipFile(file).namelist() == expected
+
+
+def test_what_ray_drops_depends_on_the_top_directory(tmp_path: Path):
+    """Ray looks at a file's whole name: below a module's directory ``a:b`` is none that it drops."""
+    make(tmp_path, {"a:b": ""})
+    assert names(select(tmp_path, Selection())) == []
+    assert names(select(tmp_path, Selection(top="mod"))) == ["a:b"]
+
+
 @pytest.mark.parametrize(
     "name",
     [".env", "a/.env.production", "prod.env", "server.PEM", "id_rsa", "x/id_ed25519", ".netrc", ".ssh/known_hosts",
-     "tls.key", "home/.aws/credentials", ".docker/config.json", ".kube/config", "store.p12", ".pypirc"],
+     "tls.key", "home/.aws/credentials", ".docker/config.json", ".kube/config", "store.p12", ".pypirc",
+     ".AWS/Credentials",
+     "new\nline/.aws/credentials", ".azure/accesstokens.json", ".envrc", ".npmrc", "kaggle.json", ".databrickscfg",
+     ".my.cnf", ".cache/huggingface/token", ".huggingface/token", ".streamlit/secrets.toml", "terraform.tfvars",
+     "prod.tfvars"],
 )  # fmt: skip
 def test_what_looks_like_a_secret(name: str):
     """The names that secrets go by."""
@@ -173,6 +252,17 @@ def test_names_that_are_not_utf_8_are_refused(tmp_path: Path):
         select(tmp_path, Selection())
 
     assert names(select(tmp_path, Selection(excludes=["bad*"]))) == []
+
+
+def test_a_directory_whose_name_is_not_utf_8_is_refused(tmp_path: Path):
+    """An empty directory is named like a file; a link to nothing is left out with its name as the log can hold it."""
+    bad = tmp_path / os.fsdecode(b"bad\xff")
+    bad.symlink_to("nothing")
+    assert select(tmp_path, Selection()).warnings == ("bad\\xff is left out: it is a link to nothing.",)
+    bad.unlink()
+    bad.mkdir()
+    with pytest.raises(ValueError, match=r"bad\\xff' has a name that is not UTF-8"):
+        select(tmp_path, Selection())
 
 
 def test_a_pattern_that_is_none_is_named(tmp_path: Path):
@@ -293,6 +383,22 @@ def test_a_full_disk_is_said(tmp_path: Path):
         pytest.raises(RayPackageError, match="No space left on device.*TMPDIR"),
     ):
         pack(select(tmp_path, Selection()), full)
+
+
+class FullAtTheEnd(io.BytesIO):
+    """A file whose last bytes find no room when they leave Python."""
+
+    def flush(self) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_disk_that_is_full_at_the_end_is_said(tmp_path: Path):
+    """What Python still holds back is written before the upload, so that a full disk is said as one."""
+    make(tmp_path, {"a.zip": "x"})
+    with pytest.raises(RayPackageError, match="No space left on device.*TMPDIR"):
+        name_archive(tmp_path / "a.zip", ".zip", FullAtTheEnd())
+    with pytest.raises(RayPackageError, match="No space left on device.*TMPDIR"):
+        pack(select(tmp_path, Selection()), FullAtTheEnd())
 
 
 @pytest.mark.parametrize(
