@@ -7,11 +7,15 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import yaml
+from hypothesis import example, settings
+from hypothesis import strategies as st
 
 from airflow_provider_rayjobs.jobs.packages.local_code import LIMIT, name_packages, too_large
 from airflow_provider_rayjobs.jobs.packages.places import has_local_code
+from airflow_provider_rayjobs.jobs.packages.requirements import logical_lines
 
 
 @pytest.fixture
@@ -91,6 +95,10 @@ def test_a_module_that_is_the_folder_itself_keeps_its_name(folder: Path):
         ({"conda": "env.yaml"}, r"runtime_env\['conda'\] is 'env\.yaml'"),
         ({"pip": ["-e ./code"]}, r"means a place on this machine.*\$\{RAY_RUNTIME_ENV_CREATE_WORKING_DIR\}/code"),
         ({"uv": {"packages": "code"}}, "code is a directory, not a file"),
+        ({"pip": ["a", 3]}, r"runtime_env\['pip'\] must be a list of text; at 1 there is int instead"),
+        ({"conda": {"dependencies": [{"pip": ["a", 3]}]}}, r"runtime_env\['conda'\] must be a list of text; at 1"),
+        ({"pip": ["--no-index -r notes.txt"]}, "Put the file that it includes on a line of its own"),
+        ({"pip": ["-r file:///nowhere/r.txt"]}, "looked for /nowhere/r.txt"),
     ],
 )
 def test_what_can_never_work_is_said(folder: Path, given: dict[str, Any], message: str):
@@ -221,7 +229,7 @@ def test_requirements_files_are_read(folder: Path):
     (folder / "sub" / "more.txt").write_text("one\n-r again.txt\n")
     (folder / "sub" / "again.txt").write_text("two\r\n")
     lines = [
-        "one", "two", "two", "torch==2.0  --hash=sha256:00", "name @ https://example.com/a.zip#egg=name",
+        "one", "two", "two", "torch==2.0   --hash=sha256:00", "name @ https://example.com/a.zip#egg=name",
         "-c https://example.com/c.txt", "-r ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/r.txt",
     ]  # fmt: skip
 
@@ -229,6 +237,68 @@ def test_requirements_files_are_read(folder: Path):
         assert name_packages({"pip": given}, folders=[folder]).runtime_env["pip"] == lines
     found = name_packages({"uv": {"packages": "requirements.txt", "uv_check": True}}, folders=[folder]).runtime_env
     assert found == {"uv": {"packages": lines, "uv_check": True}}
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["wheels/foo-1-py3-none-any.whl", "foo-1-py3-none-any.whl", "foo.tar.gz", "~/w/foo.whl", "-e src/pkg", "-e pkg",
+     "-e .[dev]", ".[dev]", ".", "-e../x", "-e '../x'", "foo @ ./foo.whl", "foo[a] @ w/foo.whl ; python_version > '3'",
+     "foo@file:foo.whl", "file:foo.whl", "--find-links=wheels", "-fwheels", "--no-index -f ./w",
+     "--editable src/x#egg=x"],
+)  # fmt: skip
+def test_lines_that_mean_this_disk_are_refused(folder: Path, line: str):
+    """Whatever pip would take for a relative path is an error before it fails on a node."""
+    with pytest.raises(ValueError, match="means a place on this machine"):
+        name_packages({"pip": ["numpy", line]}, folders=[folder])
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["numpy", "foo[a,b]>=1,<2 ; python_version > '3'", "foo==1 --hash=sha256:00", "--no-index", "-i https://h/simple",
+     "--find-links /shared/wheels", "--find-links=file:///shared/wheels", "/shared/foo.whl", "file:///shared/foo.whl",
+     "foo @ https://h/a/foo.whl", "foo @ file:///shared/foo.whl", "foo @ git+ssh://git@h/a/b.git@main",
+     "-e git+https://h/a/b#egg=b", "https://h/a.zip", "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/w/foo.whl",
+     "-e ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/x[dev]",
+     "foo @ ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/w/foo.whl", "foo ; sys_platform == 'a/b'"],
+)  # fmt: skip
+def test_other_lines_are_sent_as_they_are(folder: Path, line: str):
+    """Names, addresses, and places that may be on the nodes are left alone."""
+    assert name_packages({"pip": ["a", line]}, folders=[folder]).runtime_env["pip"] == ["a", line]
+
+
+@settings(max_examples=500, deadline=None)
+@hypothesis.given(lines=st.lists(st.text(alphabet="ab#\\ \t", max_size=5)), end=st.sampled_from(["\n", "\r\n", "\f"]))
+@example(lines=["# see docs in C:\\x \\", "numpy==1.0", "pandas"], end="\n")
+@example(lines=["a", "foo==1 \\"], end="\n")
+def test_requirements_are_read_as_by_pip(lines: list[str], end: str):
+    """Lines are joined, and comments go, as pip does it."""
+    from pip._internal.req.req_file import preprocess
+
+    text = end.join(lines)
+    assert list(logical_lines(text)) == [line.strip() for _, line in preprocess(text) if line.strip()]
+
+
+def test_a_requirements_file_may_begin_with_a_mark(folder: Path):
+    """A byte order mark, as Windows writes it, and a backslash at a file's end, are no part of what a file says."""
+    (folder / "b.txt").write_text("foo==1 \\")
+    (folder / "r.txt").write_text("-r b.txt\nbar==2\n", encoding="utf-8-sig")
+    assert name_packages({"pip": "r.txt"}, folders=[folder]).runtime_env["pip"] == ["foo==1", "bar==2"]
+
+
+def test_comments_in_a_list_are_no_part_of_a_line(folder: Path):
+    """A list of requirements is read as the lines of a file."""
+    (folder / "r.txt").write_text("a\n")
+    given = ["-r r.txt  # base", "# nothing", f"-r file://{folder}/r.txt", "b"]
+    assert name_packages({"pip": given}, folders=[folder]).runtime_env["pip"] == ["a", "a", "b"]
+
+
+def test_files_that_include_the_same_over_and_over_are_refused(folder: Path):
+    """Sixteen files that include the next one twice would make 65,536 lines of one: an error."""
+    for number in range(16):
+        (folder / f"r{number}.txt").write_text(f"-r r{number + 1}.txt\n" * 2)
+    (folder / "r16.txt").write_text("numpy\n")
+    with pytest.raises(ValueError, match="more than 1000 files are included"):
+        name_packages({"pip": "r0.txt"}, folders=[folder])
 
 
 def test_constraints_travel_in_the_working_directory(folder: Path):
