@@ -319,7 +319,7 @@ class RayJobsClient(_Methods):
             case ReadLog(request, log):
                 return self._read_log(request, log, show)
             case Upload(request):
-                return self._upload(request, step.chunks(time.monotonic, self._note))
+                return self._upload(request, _Chunks(step, self._note))
             case Work(call):
                 return call()
             case Show(record):
@@ -361,7 +361,7 @@ class RayJobsClient(_Methods):
         for record in log.flush():
             show(record)
 
-    def _upload(self, request: UploadRequest, chunks: Iterator[bytes]) -> None:
+    def _upload(self, request: UploadRequest, chunks: _Chunks) -> None:
         try:
             response = self._http.request(content=chunks, **self._arguments(request))
         except _FAILURES as error:
@@ -471,7 +471,7 @@ class AsyncRayJobsClient(_Methods):
             case ReadLog(request, log):
                 return await self._read_log(request, log, show)
             case Upload(request):
-                return await self._upload(request, step.chunks(time.monotonic, self._note))
+                return await self._upload(request, _ChunksOnALoop(_Chunks(step, self._note)))
             case Work(call):
                 return await _in_a_thread(call)
             case Show(record):
@@ -514,9 +514,9 @@ class AsyncRayJobsClient(_Methods):
         for record in log.flush():
             show(record)
 
-    async def _upload(self, request: UploadRequest, chunks: Iterator[bytes]) -> None:
+    async def _upload(self, request: UploadRequest, chunks: _ChunksOnALoop) -> None:
         try:
-            response = await self._http.request(content=_later(chunks), **self._arguments(request))
+            response = await self._http.request(content=chunks, **self._arguments(request))
         except _FAILURES as error:
             raise self._connection_error(request, error) from error
         endpoints.check_upload(request, self._answer(request, response))
@@ -637,20 +637,41 @@ class _Body:
             raise RayJobsAddressError(f"{self._about}: the answer is not what the Ray Jobs API says.", status_code=200)
 
 
-async def _later(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """Hand over on the event loop what is read from a file; each piece takes a fraction of a millisecond."""
-    for chunk in chunks:
-        yield chunk
+class _Chunks:
+    """The body of an upload, from its start each time: an authentication may send it again when it was challenged."""
+
+    def __init__(self, step: Upload, note: Callable[[Note], object]) -> None:
+        self._step = step
+        self._note = note
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._step.chunks(time.monotonic, self._note)
+
+
+class _ChunksOnALoop:
+    """The same, read on the event loop: each piece takes a fraction of a millisecond."""
+
+    def __init__(self, chunks: _Chunks) -> None:
+        self._chunks = chunks
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for chunk in self._chunks:
+            yield chunk
 
 
 async def _in_a_thread(call: Callable[[], T]) -> T:
     """Do what blocks beside the event loop, to its end: who is cancelled must not close what it still works with."""
     work = asyncio.ensure_future(asyncio.to_thread(call))
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.wait([work])
-        raise
+    cancelled: asyncio.CancelledError | None = None
+    while not work.done():
+        try:
+            await asyncio.wait([work])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        work.exception()  # seen: nobody asks for it any more
+        raise cancelled
+    return work.result()
 
 
 def _start_of(request: LogRequest, response: httpx.Response) -> int | None:

@@ -294,7 +294,8 @@ def read_answer(request: Request[T], answer: Answer) -> T:
 
     :raises RayJobsResponseError: one of its subclasses, when the answer is something else.
     """
-    if answer.status_code != 200:
+    # where no content is expected, nothing else would tell a page of a login from Ray's own answer
+    if answer.status_code != 200 or (not request.has_content and answer.content_type.startswith("text/html")):
         raise error_of(request, answer)
     try:
         result = request.read(json.loads(answer.content) if request.has_content else None)

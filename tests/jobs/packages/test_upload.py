@@ -6,10 +6,12 @@ import asyncio
 import io
 import logging
 import os
+import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -17,11 +19,13 @@ import pytest
 from airflow_provider_rayjobs.exceptions import (
     RayJobsConnectionError,
     RayJobsRefusedError,
+    RayJobsResponseError,
     RayJobsUnreachableError,
     RayPackageError,
     RayPackageNotFoundError,
 )
 from airflow_provider_rayjobs.jobs import AsyncRayJobsClient, RayJobsClient, endpoints
+from airflow_provider_rayjobs.jobs.access import Access
 from airflow_provider_rayjobs.jobs.packages.local_code import LocalCode, name_packages
 from airflow_provider_rayjobs.jobs.packages.upload import Body, provide
 from airflow_provider_rayjobs.jobs.steps import Interrupted, Note, Send, Sleep, Upload, Work, interruptible
@@ -117,6 +121,88 @@ def test_a_cut_upload_is_repeated(
     [body] = cluster.packages.values()
     assert zipfile.ZipFile(io.BytesIO(body)).read("main.py") == b"print(1)\n"
     assert "Could not upload package _ray_pkg_" in caplog.text
+
+
+class Challenged(httpx.Auth):
+    """An authentication that shows what it has only when it is asked."""
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        answer = yield request
+        if answer.status_code == 401:
+            request.headers["Authorization"] = "Proof 1"
+            yield request
+
+
+class Challenging(BaseHTTPRequestHandler):
+    """A head behind a proxy that asks for a proof at each request."""
+
+    protocol_version = "HTTP/1.1"
+    packages: ClassVar[dict[str, bytes]] = {}
+
+    def do_GET(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        name = self.path.rpartition("/")[2]
+        if self.headers.get("authorization") != "Proof 1":
+            status, said = 401, b"who are you"
+        elif self.command == "PUT":
+            self.packages[name] = body
+            status, said = 200, b""
+        elif self.command == "POST":
+            status, said = 200, b'{"submission_id": "job"}'
+        else:
+            status, said = (200, b"") if name in self.packages else (404, MISSING.encode())
+        self.send_response(status)
+        self.send_header("content-length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
+
+    do_PUT = do_POST = do_GET  # noqa: N815  (names of http.server)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def challenging() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Challenging) as server:
+        Challenging.packages.clear()
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join(10)
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["blocking", "on_a_loop"])
+def test_an_upload_is_sent_again_after_a_challenge(challenging: str, code: Path, is_async: bool):
+    """An authentication that answers a challenge sends the whole package anew."""
+    access, environment = Access(auth=Challenged()), {"working_dir": str(code)}
+
+    async def submit() -> str:
+        async with AsyncRayJobsClient(challenging, access=access, patience=1) as client:
+            return await client.submit_job("true", runtime_env=environment)
+
+    if is_async:
+        asyncio.run(submit())
+    else:
+        with RayJobsClient(challenging, access=access, patience=1) as client:
+            client.submit_job("true", runtime_env=environment)
+
+    [body] = Challenging.packages.values()
+    assert zipfile.ZipFile(io.BytesIO(body)).read("main.py") == b"print(1)\n"
+
+
+def test_a_login_page_is_no_package(code: Path):
+    """A page in place of the answer is an error, and not a package that is there already."""
+
+    def page(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, html="<html><title>Sign in</title></html>")
+
+    with (
+        RayJobsClient(ADDRESS, patience=0, transport=httpx.MockTransport(page)) as client,
+        pytest.raises(RayJobsResponseError, match="Could not look for package"),
+    ):
+        client.submit_job("true", runtime_env={"working_dir": str(code)})
 
 
 def test_an_upload_that_stays_away_is_an_error(submit: Callable[..., str], code: Path):
@@ -311,6 +397,37 @@ def test_a_cancelled_coroutine_leaves_nothing_at_work(code: Path, seconds: float
     with pytest.raises(TimeoutError):
         asyncio.run(cancelled())
     assert cluster.submitted == []
+
+
+def test_a_second_cancellation_waits_as_well():
+    """Who is cancelled twice still closes nothing before the thread is done with it."""
+    order: list[str] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        assert go_on.wait(10)
+        order.append("worked")
+
+    def engine() -> Any:
+        try:
+            yield Work(work)
+        finally:
+            order.append("closed")
+
+    async def cancelled() -> None:
+        async with AsyncRayJobsClient(ADDRESS) as client:
+            task = asyncio.create_task(client.run(engine()))
+            assert await asyncio.to_thread(begun.wait, 10)
+            for _ in range(2):
+                task.cancel()
+                await asyncio.sleep(0.05)
+            go_on.set()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(cancelled())
+    assert order == ["worked", "closed"]
 
 
 def test_an_archive_that_changes_is_noticed(submit: Callable[..., str], code: Path):
