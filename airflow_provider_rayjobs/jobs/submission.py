@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import re
 import secrets
 import shlex
@@ -25,7 +26,7 @@ from airflow_provider_rayjobs.exceptions import (
 )
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobSubmission
-from airflow_provider_rayjobs.jobs.steps import Engine, send
+from airflow_provider_rayjobs.jobs.steps import Engine, Note, send
 
 
 class SubmissionOptions(TypedDict, total=False):
@@ -85,6 +86,20 @@ _ARGUMENT_LIMIT = 128 * 1024 - 1
 _VARIABLE_MARGIN = 1024
 # aiohttp's bound on a request's body, which Ray leaves as it is.
 _BODY_LIMIT = 1024 * 1024
+
+
+# How what is too large gets smaller.
+_REQUIREMENTS = (
+    "put the requirements into a file of the working_dir and give "
+    "['-r ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/requirements.txt']."
+)
+_SHORTER = {
+    "runtime_env['pip']": _REQUIREMENTS,
+    "runtime_env['uv']": _REQUIREMENTS,
+    "runtime_env['conda']": "give the name of an environment that the cluster has, or an image_uri.",
+    "runtime_env['excludes']": "put the patterns into a .rayignore of the working_dir.",
+    "runtime_env['env_vars']": "put the data into a file of the working_dir, or an object store.",
+}
 
 
 def new_nonce() -> str:
@@ -153,6 +168,7 @@ def submit_job(submission: JobSubmission, patience: float) -> Engine[Submitted]:
         existing: JobDetails = yield from send(endpoints.get_job(submission.submission_id), patience)
         if existing.metadata.get(NONCE) != submission.metadata[NONCE]:
             raise
+        yield from _tell_other_code(submission, existing)
         return Submitted(submission.submission_id, is_answered=False)
     except RayJobsTLSError:
         raise
@@ -162,6 +178,20 @@ def submit_job(submission: JobSubmission, patience: float) -> Engine[Submitted]:
             f"{submission.submission_id} on the cluster before you start another."
         ) from error
     return Submitted(submission.submission_id, is_answered=True)
+
+
+def _tell_other_code(submission: JobSubmission, existing: JobDetails) -> Engine[None]:
+    """Warn where an earlier try submitted the same job with other code, which is what runs."""
+    if not existing.runtime_env:
+        return
+    for key in ("working_dir", "py_modules"):
+        ours, runs = (submission.runtime_env or {}).get(key) or None, existing.runtime_env.get(key) or None
+        if ours != runs:
+            yield Note(
+                f"Job {submission.submission_id} had arrived before, with other code: its {key} is {runs}, and now it "
+                f"would be {ours}. It goes on with the former. Clear the task to have the present code run.",
+                logging.WARNING,
+            )
 
 
 def get_session(submission_id: str, patience: float) -> Engine[str | None]:
@@ -369,9 +399,13 @@ def _resources(value: Any) -> dict[str, float] | None:
 def _check_size(submission: JobSubmission) -> None:
     variable = len(json.dumps({"runtime_env": submission.runtime_env, "metadata": submission.metadata}).encode())
     if variable > _ARGUMENT_LIMIT - _VARIABLE_MARGIN:
+        parts = {f"runtime_env[{key!r}]": value for key, value in (submission.runtime_env or {}).items()}
+        sizes = {name: len(json.dumps(value)) for name, value in {**parts, "metadata": submission.metadata}.items()}
+        largest = max(sizes, key=lambda name: sizes[name])
         raise ValueError(
             f"runtime_env and metadata have {variable} bytes together; Ray hands them to the driver as one environment "
-            f"variable, which Linux limits to {_ARGUMENT_LIMIT}. Shorten env_vars or metadata."
+            f"variable, which Linux limits to {_ARGUMENT_LIMIT}. The largest part is {largest} with {sizes[largest]} "
+            f"bytes: {_SHORTER.get(largest, 'shorten it.')}"
         )
     body = len(json.dumps(submission.to_json()).encode())
     if body > _BODY_LIMIT:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import subprocess
 from dataclasses import replace
@@ -270,6 +271,23 @@ def test_sizes(entrypoint: str, options: dict[str, Any], over: str | None) -> No
             plan_submission(entrypoint, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"runtime_env": {"pip": ["numpy==1.0"] * 20_000}},
+            r"The largest part is runtime_env\['pip'\] .*put the requirements into a file of the working_dir",
+        ),
+        ({"runtime_env": {"env_vars": {"A": "x" * 200_000}, "pip": ["a"]}}, r"\['env_vars'\] with 20\d{4} bytes: put"),
+        ({"metadata": {"a": "x" * 200_000}}, r"metadata with 20\d{4} bytes: shorten it"),
+    ],
+)
+def test_what_is_too_large_is_named(options: dict[str, Any], said: str) -> None:
+    """The largest part of an environment that is too large is named, with what helps there."""
+    with pytest.raises(ValueError, match=said):
+        plan_submission("true", **options)
+
+
 SUBMISSION = replace(plan_submission("true", submission_id="mine"), metadata={NONCE: "ours"})
 LOST = RayJobsConnectionError("cut off")
 TAKEN = RayJobExistsError("taken", status_code=500)
@@ -300,6 +318,37 @@ def drive(engine: Engine[Any], *answers: Any) -> tuple[Any, list[str]]:
             step = engine.throw(answer) if isinstance(answer, RayJobsError) else engine.send(answer)
     except StopIteration as end:
         return end.value, sent
+
+
+@pytest.mark.parametrize(
+    ("runs", "warnings"),
+    [
+        ({"working_dir": "gcs://new.zip", "py_modules": []}, 0),
+        ({}, 0),
+        ({"working_dir": "gcs://old.zip"}, 1),
+        ({"working_dir": "gcs://new.zip", "py_modules": ["gcs://m.zip"]}, 1),
+    ],
+)
+def test_a_job_that_runs_other_code_is_told(runs: dict[str, Any], warnings: int) -> None:
+    """A job of ours that arrived before the code changed is followed, and a warning says what it runs."""
+    submission = replace(SUBMISSION, runtime_env={"working_dir": "gcs://new.zip"})
+    engine = submit_job(submission, 0)
+    next(engine)
+    engine.throw(TAKEN)
+    notes: list[Note] = []
+    try:
+        step = engine.send(replace(existing(submission_nonce="ours"), runtime_env=runs))
+        while True:
+            assert isinstance(step, Note)
+            notes.append(step)
+            step = next(engine)
+    except StopIteration as end:
+        submitted = end.value
+    assert submitted == Submitted("mine", is_answered=False)
+    assert len(notes) == warnings
+    for note in notes:
+        assert note.level == logging.WARNING
+        assert str(next(reversed(runs.values()))) in note.message
 
 
 POST, GET = "POST /api/jobs/", "GET /api/jobs/mine"
