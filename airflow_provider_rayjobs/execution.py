@@ -61,6 +61,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# Seconds between two sentences about something that takes long.
+_NEWS = 5.0
 # Answers that mean that no job came of a submission.
 _NOTHING_CAME_OF_IT = (
     RayJobsRefusedError,
@@ -209,7 +211,7 @@ class Execution:
         :param again: one that an earlier try remembered and that never arrived.
         """
         note = again or self._new_note(this)
-        code = self.task.name_packages()
+        code = self.task.name_packages(self._watch_over_naming())
         submission = self.task.plan(
             self.context, note.submission_id, note.nonce, runtime_env=code.runtime_env if code else None
         )
@@ -236,6 +238,22 @@ class Execution:
             self.cluster.address,
             self.cluster.job_url(note.submission_id),
         )
+
+    def _watch_over_naming(self) -> Callable[[int], None]:
+        """Return what sees to it that naming large code says so, and ends when the task is killed."""
+        news = time.monotonic() + _NEWS
+        done = 0
+
+        def watch(count: int) -> None:
+            nonlocal news, done
+            if self.kill.is_asked:
+                raise Interrupted
+            done += count
+            if (now := time.monotonic()) >= news:
+                news = now + _NEWS
+                self.log.info("Naming local code: %d MiB read.", done // 2**20)
+
+        return watch
 
     def _provide(self, code: LocalCode) -> None:
         """Have the packages on the cluster before anything of the job is remembered or sent."""

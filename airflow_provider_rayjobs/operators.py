@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -245,10 +245,11 @@ class RayJobSubmitOperator(BaseOperator):
             skip_on=rendered.as_exit_codes("skip_on_exit_code", self.skip_on_exit_code),
         )
 
-    def name_packages(self) -> LocalCode | None:
+    def name_packages(self, watch: Callable[[int], object] | None = None) -> LocalCode | None:
         """
         Find and name the local code of the runtime environment; ``None`` if there is none.
 
+        :param watch: told how many bytes more were read, from whatever thread; what it raises ends the naming.
         :raises ValueError: for what can never be packed, naming the field; nothing has been sent.
         """
         runtime_env = rendered.as_runtime_env(self.runtime_env, self._folders())
@@ -263,7 +264,8 @@ class RayJobSubmitOperator(BaseOperator):
             runtime_env,
             folders=rendered.as_folders(self.runtime_env, self._folders()),
             secrets=rendered.as_package_secrets(self.package_secrets),
-            storage=storage_at(self.package_storage) if self.package_storage else None,
+            storage=None if rendered.is_nothing(self.package_storage) else storage_at(self.package_storage),
+            watch=watch,
         )
 
     def plan(

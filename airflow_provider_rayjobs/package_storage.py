@@ -26,11 +26,12 @@ def storage_at(path: Any) -> Storage:
     """
     Return the storage at an object storage path.
 
-    :param path: text, or an :class:`~airflow.sdk.ObjectStoragePath`.
+    :param path: text, or an :class:`~airflow.sdk.ObjectStoragePath`; in text, environment variables are filled in, and
+        a path of this machine's file system is made absolute.
     :raises ValueError: for one that Ray's workers cannot read.
     """
     try:
-        place = path if isinstance(path, ObjectStoragePath) else ObjectStoragePath(os.path.expandvars(str(path)))
+        place = path if isinstance(path, ObjectStoragePath) else ObjectStoragePath(_whole(str(path)))
         scheme = _SCHEMES.get(place.protocol or "file")
     except (ValueError, ImportError) as error:
         raise ValueError(f"package_storage {str(path)!r} is no object storage that Airflow knows: {error}") from error
@@ -40,6 +41,14 @@ def storage_at(path: Any) -> Storage:
             f"{', '.join(f'{each}://' for each in _SCHEMES)}."
         )
     return Storage(place, scheme)
+
+
+def _whole(path: str) -> str:
+    text = os.path.expandvars(path)
+    if "://" in text and not text.startswith("file://"):
+        return text
+    # a relative one would lead Ray's workers nowhere
+    return "file://" + os.path.abspath(os.path.expanduser(text.removeprefix("file://")))  # noqa: PTH100, PTH111
 
 
 class Storage:

@@ -35,12 +35,12 @@ def as_text(field: str, value: Any) -> str:
 
 def as_optional_text(field: str, value: Any) -> str | None:
     """Return a scalar as text; ``None`` and what renders to nothing mean "not given"."""
-    return None if _is_nothing(value) else as_text(field, value)
+    return None if is_nothing(value) else as_text(field, value)
 
 
 def as_number(field: str, value: Any) -> float | None:
     """Return a number, whole where it can be; ``None`` and what renders to nothing mean "not given"."""
-    if _is_nothing(value):
+    if is_nothing(value):
         return None
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
@@ -73,12 +73,12 @@ def as_seconds(field: str, value: Any) -> float:
 
 def as_optional_seconds(field: str, value: Any) -> float | None:
     """Return a duration in seconds; ``None`` and what renders to nothing mean "no limit"."""
-    return None if _is_nothing(value) else as_seconds(field, value)
+    return None if is_nothing(value) else as_seconds(field, value)
 
 
 def as_count(field: str, value: Any) -> int | None:
     """Return a whole number above 0; ``None`` and what renders to nothing mean "no limit"."""
-    if _is_nothing(value):
+    if is_nothing(value):
         return None
     number = as_number(field, value)
     if number is None or not float(number).is_integer() or number < 1:
@@ -88,7 +88,7 @@ def as_count(field: str, value: Any) -> int | None:
 
 def as_exit_codes(field: str, value: Any) -> frozenset[int]:
     """Return exit codes; ``None`` means none, a number means one, a list means each of them."""
-    if _is_nothing(value):
+    if is_nothing(value):
         return frozenset()
     codes = value if isinstance(value, Collection) and not isinstance(value, str) else [value]
     return frozenset(_as_whole(field, code) for code in codes)
@@ -137,7 +137,7 @@ def as_runtime_env(value: Any, folders: Sequence[Path]) -> dict[str, Any] | None
     :param value: a dictionary, or the path of a YAML file that holds one.
     :param folders: where a relative path is looked for, in this order.
     """
-    if _is_nothing(value):
+    if is_nothing(value):
         return None
     if isinstance(value, str) and value.lstrip().startswith("{"):
         raise ValueError(
@@ -166,7 +166,7 @@ def as_package_secrets(value: Any) -> bool | list[str]:
     """Return which files that look like secrets are packed: all, none, or those that patterns name."""
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [as_text(f"package_secrets[{number}]", pattern) for number, pattern in enumerate(value)]
-    return False if _is_nothing(value) else as_flag("package_secrets", value)
+    return False if is_nothing(value) else as_flag("package_secrets", value)
 
 
 def _read_yaml(path: Path, folders: Sequence[Path]) -> Any:
@@ -191,7 +191,7 @@ def _find_yaml(path: Path, folders: Sequence[Path]) -> Path:
     )
 
 
-def _is_nothing(value: Any) -> bool:
+def is_nothing(value: Any) -> bool:
     """Tell whether a template had nothing to say: without native rendering None becomes the text "None"."""
     return value is None or (isinstance(value, str) and value in ("", "None"))
 

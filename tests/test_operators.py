@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,8 @@ import pytest
 from airflow.sdk import DAG
 
 from airflow_provider_rayjobs.attempts import new_submission_id
+from airflow_provider_rayjobs.execution import Execution
+from airflow_provider_rayjobs.jobs.steps import Interrupted
 from airflow_provider_rayjobs.jobs.submission import SubmissionOptions
 from airflow_provider_rayjobs.operators import RayJobDeleteOperator, RayJobStopOperator, RayJobSubmitOperator
 from airflow_provider_rayjobs.sensors import RayJobSensor
@@ -202,3 +205,44 @@ def test_local_code_becomes_part_of_the_plan(tmp_path: Path):
     assert planned["py_modules"] == [f"gcs://{small}"]
     assert planned["env_vars"]["RAY_JOB_SUBMISSION_ID"] == "job-1"
     assert RayJobSubmitOperator(task_id="t", entrypoint="true").name_packages() is None
+
+
+@pytest.mark.parametrize("storage", ["", "None", None])
+def test_a_storage_that_renders_to_nothing_is_none(tmp_path: Path, storage: str | None):
+    """A template that says nothing about package_storage means that there is none."""
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(100 * 2**20)
+    operator = RayJobSubmitOperator(
+        task_id="t", entrypoint="true", runtime_env={"working_dir": str(tmp_path)}, package_storage=storage
+    )
+    assert operator.name_packages().runtime_env["working_dir"].startswith("gcs://")
+
+
+class Unbegun(Execution):
+    """An execution that has nothing but a task, and a mark that says when it is killed."""
+
+    def __init__(self, operator: RayJobSubmitOperator, looks: int) -> None:
+        self.task = operator
+        self.log = logging.getLogger("airflow.task.naming")
+        self.looks = looks
+
+    @property
+    def kill(self) -> Any:
+        self.looks -= 1
+        return SimpleNamespace(is_asked=self.looks < 0)
+
+
+@pytest.mark.parametrize("looks", [0, 3])
+def test_a_task_that_is_killed_names_nothing_more(
+    tmp_path: Path, looks: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    """Naming ends as soon as the task is killed; as long as it takes, the log says how far it is."""
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_bytes(bytes(2**20))
+    operator = RayJobSubmitOperator(task_id="t", entrypoint="true", runtime_env={"working_dir": str(tmp_path)})
+    monkeypatch.setattr("airflow_provider_rayjobs.execution._NEWS", 0.0)
+
+    with caplog.at_level(logging.INFO), pytest.raises(Interrupted):
+        Unbegun(operator, looks)._submit(None, again=SimpleNamespace(submission_id="x", nonce="n", given=""))
+
+    assert ("Naming local code: 0 MiB read." in caplog.text) == (looks > 0)

@@ -123,6 +123,14 @@ def test_what_ray_cannot_read_is_refused(path: str):
         storage_at(path)
 
 
+def test_a_path_of_this_machine_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A relative path, and one that begins with ``~``, lead Ray's workers to a place."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    uris = {storage_at(path).uri_of(NAME) for path in ("packages", "./packages/", "~/packages", "file://~/packages")}
+    assert uris == {f"file://{tmp_path}/packages/{NAME}"}
+
+
 def test_a_path_may_be_an_object_and_hold_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """An ObjectStoragePath does as well as text; variables in text are filled in."""
     monkeypatch.setenv("HERE", str(tmp_path))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from airflow_provider_rayjobs.jobs.packages.ignores import default_excludes, heeds_gitignore
-from airflow_provider_rayjobs.jobs.packages.naming import name_archive, name_tree
+from airflow_provider_rayjobs.jobs.packages.naming import Watch, name_archive, name_tree, unwatched
 from airflow_provider_rayjobs.jobs.packages.places import filled_in, find_path, is_path
 from airflow_provider_rayjobs.jobs.packages.requirements import read_requirements
 from airflow_provider_rayjobs.jobs.packages.tree import (
@@ -36,6 +36,8 @@ from airflow_provider_rayjobs.jobs.packages.tree import (
 LIMIT = 100 * 1024 * 1024
 MIB = 1024 * 1024
 # What Ray 2.60 unpacks; older heads may know .zip and .whl alone.
+# What deflating can make of a byte at best, with a little to spare (zlib says 1032).
+_BEST_RATIO = 1040
 _ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar.xz")
 _LARGEST = 10
 
@@ -110,6 +112,7 @@ def name_packages(
     folders: Sequence[Path] = (),
     secrets: bool | Sequence[str] = False,
     storage: PackageStorage | None = None,
+    watch: Watch | None = None,
 ) -> LocalCode:
     """
     Find the local code of a runtime environment, and name its packages. Blocks while files are read.
@@ -117,10 +120,13 @@ def name_packages(
     :param folders: where relative paths are looked for, in this order; the working directory when not given.
     :param secrets: whether files that look like secrets are packed; or patterns for those that are.
     :param storage: where packages of 100 MiB and more go.
+    :param watch: told how many bytes more were read, from whatever thread; what it raises ends the naming.
     :raises ValueError: for what can never be packed, naming the field.
     :raises RayPackageError: for what cannot be read.
     """
-    naming = _Naming(runtime_env, tuple(folders) or (Path.cwd(),), secrets, storage)
+    watch = watch or unwatched
+    watch(0)
+    naming = _Naming(runtime_env, tuple(folders) or (Path.cwd(),), secrets, storage, watch)
     requirements = read_requirements(runtime_env, naming.folders)
     changed = dict(runtime_env) | requirements.changed
     packages = []
@@ -153,6 +159,7 @@ class _Naming:
     folders: tuple[Path, ...]
     secrets: bool | Sequence[str]
     storage: PackageStorage | None
+    watch: Watch
 
     def __post_init__(self) -> None:
         excludes = self.runtime_env.get("excludes") or []
@@ -210,8 +217,10 @@ class _Naming:
 
     def _named(self, owner: str, source: Path, tree: Tree, top: str, selection: Selection) -> Package:
         digests: dict[str, bytes] = {}
-        name = name_tree(tree, top, digests)
-        return self._placed(Package(owner, source, name, "", tree.size, tree, selection, top, digests))
+        package = Package(owner, source, "", "", tree.size, tree, selection, top, digests)
+        if self.storage is None and tree.size >= _BEST_RATIO * LIMIT:
+            raise ValueError(too_large(package))  # without hours of reading first
+        return self._placed(replace(package, name=name_tree(tree, top, digests, self.watch)))
 
     def _archive(self, owner: str, source: Path) -> Package:
         suffix = next(it for it in (*_ARCHIVES, ".whl") if source.name.endswith(it))
@@ -226,9 +235,10 @@ class _Naming:
                 f"runtime_env[{owner!r}]: {source} is not a {'zip' if is_zip else 'tar'} archive. Make it anew."
             )
         suffix = ".tar.gz" if suffix == ".tgz" else suffix
-        package = Package(owner, source, name_archive(source, suffix), "", size)
+        package = Package(owner, source, "", "", size)
         if size >= LIMIT and self.storage is None:
             raise ValueError(too_large(package))
+        package = replace(package, name=name_archive(source, suffix, watch=self.watch))
         if size >= LIMIT and suffix != ".whl" and (single := _single_top(source, is_zip=is_zip)):
             raise ValueError(
                 f"runtime_env[{owner!r}]: all of {source} is in one directory, {single!r}, which Ray takes away when "

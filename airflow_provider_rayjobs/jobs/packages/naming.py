@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
@@ -30,26 +30,34 @@ _LARGE = 512 * 1024
 _THREADS = 4
 
 
-def name_tree(tree: Tree, top: str, digests: dict[str, bytes] | None = None) -> str:
+Watch = Callable[[int], object]
+
+
+def unwatched(_: int) -> None:
+    """Let the naming go on without a look at it."""
+
+
+def name_tree(tree: Tree, top: str, digests: dict[str, bytes] | None = None, watch: Watch = unwatched) -> str:
     """
     Return the name of a tree's package.
 
     :param top: the name of its top directory, "" where its files are at the root.
     :param digests: filled with those of the contents, by the entries' names.
+    :param watch: told how many bytes more were read, from whatever thread; what it raises ends the naming.
     :raises RayPackageError: for a file that cannot be read, or that changes meanwhile.
     """
     whole = hashlib.sha256(_VERSION)
-    known = _digests_of_large(tree)
+    known = _digests_of_large(tree, watch)
     for entry in tree.entries:
         name = f"{top}/{entry.name}".encode() if top else entry.name.encode()
-        content = b"" if entry.is_directory else known.get(entry.name) or _digest(entry)
+        content = b"" if entry.is_directory else known.get(entry.name) or _digest(entry, watch)
         if digests is not None:
             digests[entry.name] = content
         whole.update(b"%o %d %s%s" % (entry.mode, len(name), name, content))
     return f"{_PREFIX}{whole.hexdigest()[:_DIGITS]}.zip"
 
 
-def name_archive(path: Path, suffix: str, copy: IO[bytes] | None = None) -> str:
+def name_archive(path: Path, suffix: str, copy: IO[bytes] | None = None, watch: Watch = unwatched) -> str:
     """
     Return the name of an archive that goes to the cluster as it is.
 
@@ -58,12 +66,14 @@ def name_archive(path: Path, suffix: str, copy: IO[bytes] | None = None) -> str:
 
     :param suffix: by which Ray knows how to unpack it.
     :param copy: where its bytes are written to as well.
+    :param watch: as for :func:`name_tree`.
     """
     digest = hashlib.sha256(_VERSION + suffix.encode())
     try:
         with path.open("rb") as file:
             while chunk := file.read(CHUNK):
                 digest.update(chunk)
+                watch(len(chunk))
                 if copy is not None:
                     write(copy, chunk)
         if copy is not None:
@@ -129,17 +139,19 @@ def read(entry: Entry) -> Iterator[bytes]:
         raise unreadable(entry.path, error) from error
 
 
-def _digests_of_large(tree: Tree) -> dict[str, bytes]:
+def _digests_of_large(tree: Tree, watch: Watch) -> dict[str, bytes]:
     """Read large files a few at a time: hashing them is what takes the time, and needs no lock of Python's."""
     large = [entry for entry in tree.entries if entry.size >= _LARGE]
     if len(large) < 2:
         return {}
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-        return dict(zip([entry.name for entry in large], pool.map(_digest, large), strict=True))
+        found = pool.map(lambda entry: _digest(entry, watch), large)
+        return dict(zip([entry.name for entry in large], found, strict=True))
 
 
-def _digest(entry: Entry) -> bytes:
+def _digest(entry: Entry, watch: Watch) -> bytes:
     digest = hashlib.sha256()
     for chunk in read(entry):
         digest.update(chunk)
+        watch(len(chunk))
     return digest.digest()

@@ -218,6 +218,27 @@ def test_a_large_archive_is_refused_before_it_is_read(folder: Path):
         name_packages({"working_dir": "large.zip"}, folders=[folder])
 
 
+def test_what_no_zip_makes_small_is_refused_unread(folder: Path):
+    """A tree that deflates below the limit at no ratio is refused before its bytes are read."""
+    with (folder / "code" / "huge").open("wb") as file:
+        file.truncate(110 * 2**30)
+    read: list[int] = []
+    with pytest.raises(ValueError, match=r"is too large[\s\S]*112640\.0 MiB  huge"):
+        name_packages({"working_dir": "code"}, folders=[folder], watch=read.append)
+    assert sum(read) == 0
+
+
+def test_naming_tells_how_far_it_is(folder: Path):
+    """Whoever watches is told of each byte that is read, of archives as well."""
+    (folder / "code" / "data").write_bytes(bytes(2_000_000))
+    (folder / "code" / "more").write_bytes(bytes(1_000_000))
+    with zipfile.ZipFile(folder / "a.zip", "w") as archive:
+        archive.writestr("a", bytes(1_000_000))
+    read: list[int] = []
+    name_packages({"working_dir": "code", "py_modules": ["a.zip"]}, folders=[folder], watch=read.append)
+    assert sum(read) == 3_000_001 + (folder / "a.zip").stat().st_size
+
+
 def test_requirements_files_are_read(folder: Path):
     """Lines are joined, comments go, what is included stands in its place, and URLs and the node's own files stay."""
     (folder / "sub").mkdir()
