@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Generator
 from contextlib import suppress
 from typing import IO, Any
 
@@ -77,39 +78,39 @@ class Storage:
         except Exception as error:
             raise self._error("look for", name, error) from error
 
-    def put(self, name: str, file: IO[bytes]) -> None:
+    def put(self, name: str, file: IO[bytes]) -> Generator[int, None, None]:
         """
-        Store a package.
+        Store a package in turns; after each it yields how many bytes were taken. One that is closed leaves nothing.
 
         :raises RayPackageError: if the storage does not take it; what had arrived of it is taken away.
         """
         try:
             if self._scheme == "file":
-                self._put_file(name, file)
+                yield from self._put_file(name, file)
             else:
-                self._put_object(name, file)
+                yield from self._put_object(name, file)
         except Exception as error:
             raise self._error("store", name, error) from error
 
-    def _put_file(self, name: str, file: IO[bytes]) -> None:
+    def _put_file(self, name: str, file: IO[bytes]) -> Generator[int, None, None]:
         fs = self._place.fs
         fs.makedirs(self._path_of("").rstrip("/"), exist_ok=True)
         # beside its place, so that the renaming is one step of the same file system
         part = self._path_of(f".{name}.{secrets.token_hex(4)}.part")
         try:
             with fs.open(part, "wb") as target:
-                _copy(file, target)
+                yield from _copy(file, target)
             os.replace(part, self._path_of(name))  # noqa: PTH105  (fsspec copies where it could rename)
         except BaseException:
             with suppress(OSError):
                 os.unlink(part)  # noqa: PTH108
             raise
 
-    def _put_object(self, name: str, file: IO[bytes]) -> None:
+    def _put_object(self, name: str, file: IO[bytes]) -> Generator[int, None, None]:
         # what is not committed never appears, where the storage knows such a thing
         target = self._place.fs.open(self._path_of(name), "wb", autocommit=False)
         try:
-            _copy(file, target)
+            yield from _copy(file, target)
             target.close()
             target.commit()
         except BaseException:
@@ -137,7 +138,10 @@ class Storage:
         )
 
 
-def _copy(source: IO[bytes], target: Any) -> None:
+def _copy(source: IO[bytes], target: Any) -> Generator[int, None, None]:
     source.seek(0)
+    done = 0
     while chunk := source.read(_CHUNK):
         target.write(chunk)
+        done += len(chunk)
+        yield done

@@ -23,7 +23,7 @@ def test_a_file_is_stored_whole(tmp_path: Path):
     assert storage.uri_of(NAME) == f"file://{tmp_path}/deep/below/{NAME}"
     assert not storage.has(NAME)
 
-    storage.put(NAME, io.BytesIO(b"content"))
+    list(storage.put(NAME, io.BytesIO(b"content")))
 
     assert storage.has(NAME)
     assert {path.name: path.read_bytes() for path in (tmp_path / "deep" / "below").iterdir()} == {NAME: b"content"}
@@ -43,7 +43,7 @@ def test_what_breaks_off_is_not_there(tmp_path: Path):
     storage = storage_at(str(tmp_path))
 
     with pytest.raises(RayPackageError, match=f"Could not store package {NAME} at .*the disk broke.*package_storage"):
-        storage.put(NAME, Breaks(b"content"))
+        list(storage.put(NAME, Breaks(b"content")))
 
     assert list(tmp_path.iterdir()) == []
     assert not storage.has(NAME)
@@ -53,7 +53,18 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path: Path):
     """A place that is a file is an error that names it."""
     (tmp_path / "file").touch()
     with pytest.raises(RayPackageError, match=f"{tmp_path}/file"):
-        storage_at(str(tmp_path / "file")).put(NAME, io.BytesIO(b"a"))
+        list(storage_at(str(tmp_path / "file")).put(NAME, io.BytesIO(b"a")))
+
+
+def test_storing_can_be_stopped(tmp_path: Path):
+    """A package is stored in turns, and one that is stopped between them leaves nothing behind."""
+    storing = storage_at(str(tmp_path)).put(NAME, io.BytesIO(bytes(20 * 2**20)))
+    assert next(storing) == 8 * 2**20
+    assert len(list(tmp_path.iterdir())) == 1
+
+    storing.close()
+
+    assert list(tmp_path.iterdir()) == []
 
 
 class Upload(AbstractBufferedFile):
@@ -107,11 +118,11 @@ def test_objects_appear_when_they_are_whole():
     storage = Storage(place, "s3")  # type: ignore[arg-type]
 
     with pytest.raises(RayPackageError, match="the disk broke"):
-        storage.put(NAME, Breaks(b"content that takes several parts"))
+        list(storage.put(NAME, Breaks(b"content that takes several parts")))
     gc.collect()
     assert place.fs.objects == {}
 
-    storage.put(NAME, io.BytesIO(b"content that takes several parts"))
+    list(storage.put(NAME, io.BytesIO(b"content that takes several parts")))
     assert storage.has(NAME)
     assert place.fs.objects == {f"bucket/prefix/{NAME}": b"content that takes several parts"}
 

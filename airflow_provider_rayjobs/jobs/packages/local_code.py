@@ -11,7 +11,7 @@ import os
 import tarfile
 import time
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -51,8 +51,8 @@ class PackageStorage(Protocol):
     def has(self, name: str) -> bool:
         """Tell whether a package is there."""
 
-    def put(self, name: str, file: IO[bytes]) -> None:
-        """Store a package under its name, whole or not at all."""
+    def put(self, name: str, file: IO[bytes]) -> Generator[int, None, None]:
+        """Store a package under its name, whole or not at all, in turns that yield how many bytes were taken."""
 
 
 @dataclass(frozen=True)

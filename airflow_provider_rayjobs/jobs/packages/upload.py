@@ -34,7 +34,7 @@ _NEWS = 5.0
 # Ray keeps for 600 s what was asked for (``RAY_RUNTIME_ENV_URI_PIN_EXPIRATION_S``), and a cluster may be told less.
 _ASK_AGAIN = 120.0
 _CHUNK = 256 * 1024
-# A storage says nothing while it takes a package; what is larger than this may keep it busy for a while.
+# What is larger than this may keep a storage busy for a while.
 _WORTH_A_WORD = 16 * MIB
 _SECRETS_SHOWN = 10
 
@@ -127,7 +127,14 @@ def _store(package: Package, storage: PackageStorage) -> Engine[str]:
         size = yield from _fill(package, file, None)
         if size > _WORTH_A_WORD:
             yield Note(f"Storing {package.name} ({size / MIB:.1f} MiB) at {package.uri} ...")
-        yield Work(lambda: storage.put(package.name, file))
+        storing = storage.put(package.name, file)
+        news = (yield Sleep(0)) + _NEWS
+        with closing(storing):
+            while (done := (yield Work(lambda: next(storing, None)))) is not None:
+                now = yield Sleep(0)
+                if now >= news:
+                    yield Note(f"Storing {package.name}: {done // MIB} of {size // MIB} MiB.")
+                    news = now + _NEWS
     return f"stored at {package.uri} ({size / MIB:.1f} MiB)"
 
 

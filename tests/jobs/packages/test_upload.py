@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Callable, Generator, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import httpx
 import pytest
@@ -26,7 +26,7 @@ from airflow_provider_rayjobs.exceptions import (
 )
 from airflow_provider_rayjobs.jobs import AsyncRayJobsClient, RayJobsClient, endpoints
 from airflow_provider_rayjobs.jobs.access import Access
-from airflow_provider_rayjobs.jobs.packages.local_code import LocalCode, name_packages
+from airflow_provider_rayjobs.jobs.packages.local_code import LIMIT, LocalCode, name_packages
 from airflow_provider_rayjobs.jobs.packages.upload import Body, provide
 from airflow_provider_rayjobs.jobs.steps import Interrupted, Note, Send, Sleep, Upload, Work, interruptible
 
@@ -357,6 +357,53 @@ def test_a_slow_upload_tells_how_far_it_is():
     slow = lines(0.25)
     assert len(slow) == 3
     assert slow[0] == "Uploading _ray_pkg_0.zip: 5 of 20 MiB (25 %)."
+
+
+class Slow:
+    """A storage that takes a package in three turns."""
+
+    def __init__(self) -> None:
+        self.turns = 0
+        self.closed = False
+
+    def uri_of(self, name: str) -> str:
+        return f"s3://b/{name}"
+
+    def has(self, _: str) -> bool:
+        return False
+
+    def put(self, _: str, file: IO[bytes]) -> Generator[int, None, None]:
+        try:
+            for turn in (1, 2, 3):
+                self.turns = turn
+                yield turn * 2**20
+        finally:
+            self.closed = True
+
+
+def test_a_slow_storage_tells_how_far_it_is(code: Path):
+    """A storage that takes long is told about every five seconds, and stops between two turns."""
+    with (code / "large").open("wb") as file:
+        file.truncate(LIMIT)
+    slow = Slow()
+    packages = name_packages({"working_dir": str(code)}, storage=slow)
+    now, notes = 0.0, []
+    engine = provide(packages, 1)
+    step = next(engine)
+    while slow.turns < 3:
+        match step:
+            case Work(call):
+                step = engine.send(call())
+            case Sleep():
+                now += 3
+                step = engine.send(now)
+            case Note(message):
+                notes.append(message)
+                step = next(engine)
+    engine.close()
+
+    assert [note.partition(": ")[2] for note in notes if "Storing" in note and "of" in note] == ["2 of 0 MiB."]
+    assert slow.closed
 
 
 def test_an_upload_is_interrupted(code: Path):
