@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from airflow_provider_rayjobs.jobs.access import Access
-from airflow_provider_rayjobs.jobs.client import check_address
+from airflow_provider_rayjobs.jobs.client import check_address, shown_address
 
 if TYPE_CHECKING:
     import httpx
@@ -95,11 +95,10 @@ class Cluster:
             return self.access
         try:
             auth = find_auth(self.auth)(**self.auth_kwargs)
-        except TypeError as error:
-            raise ValueError(f"auth {self.auth} cannot be made with auth_kwargs: {error}") from None
-        except Exception as error:
-            # not what it says: it may quote what it was made with
-            raise ValueError(f"auth {self.auth} cannot be made: {type(error).__name__}") from error
+        except Exception as error:  # noqa: BLE001  (a class of the user's)
+            # not what it says, in its traceback neither: it may quote what it was made with
+            wrong = " with auth_kwargs" if isinstance(error, TypeError) else ""
+            raise ValueError(f"auth {self.auth} cannot be made{wrong}: {type(error).__name__}") from None
         return replace(self.access, auth=auth)
 
     def secrets(self) -> Iterator[str]:
@@ -122,12 +121,14 @@ def find_auth(path: str) -> type[httpx.Auth]:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"auth {path!r} names no class that can be imported here: {error}") from None
+    except Exception as error:
+        raise ValueError(f"auth {path!r}: its module fails on import with {type(error).__name__}") from error
     if not (isinstance(found, type) and issubclass(found, httpx.Auth)):
         raise ValueError(f"auth {path!r} is no class of the kind httpx.Auth")
     return found
 
 
-def read_connection(connection: Connection) -> Cluster:
+def read_connection(connection: Connection, *, check_token_file: bool = True) -> Cluster:
     """
     Read a connection's fields as a cluster.
 
@@ -135,11 +136,16 @@ def read_connection(connection: Connection) -> Cluster:
     fields say fills in what it leaves out. Without any port an https address means 443, as browsers do, and
     http means 8265.
 
+    :param check_token_file: whether a token's file has to be there. While it is replaced it may not be, which shall
+        not end the watch over a job: each request says so, and is an outage that may pass.
     :raises ValueError: for fields that contradict each other or that nobody reads, and files that cannot be read,
         naming them.
     """
     try:
-        return _cluster_of(connection, _read_extra(connection))
+        cluster = _cluster_of(connection, _read_extra(connection))
+        if check_token_file:
+            cluster.access.check_token_file()
+        return cluster
     except ValueError as error:
         raise ValueError(f"connection {connection.conn_id}: {error}") from None
 
@@ -153,10 +159,13 @@ def _cluster_of(connection: Connection, extra: Mapping[str, Any]) -> Cluster:
         find_auth(extra["auth"])
     elif "auth_kwargs" in extra:
         raise ValueError("extra auth_kwargs was given without auth, the class that they are for")
+    access = _access_of(connection, extra)
+    if access.client_cert is not None and urlsplit(address).scheme == "http":
+        raise ValueError("extra client_cert is shown to nobody, as the schema is http; it is for https")
     return Cluster(
         address,
         dashboard_url=check_address(extra.get("dashboard_url") or address),
-        access=_access_of(connection, extra),
+        access=access,
         auth=extra.get("auth"),
         auth_kwargs=extra.get("auth_kwargs", {}),
         agent_log_access=agent_log_access,
@@ -173,19 +182,24 @@ def _access_of(connection: Connection, extra: Mapping[str, Any]) -> Access:
     access = Access(
         token=token, login=login, password=password, **{name: extra[name] for name in _OF_ACCESS if name in extra}
     )
-    access.check_files()
+    access.check_certificates()
     return access
 
 
 def _address_of(connection: Connection, base_path: str) -> str:
     host = (connection.host or "").strip()
-    given = urlsplit(host if "://" in host else f"//{host}")
+    try:
+        given = urlsplit(host if "://" in host else f"//{host}")
+        port_in_host = given.port
+    except ValueError:
+        # not what urlsplit says: it quotes what may be a password
+        raise ValueError("host is no address: its name is none, or its port no number up to 65535") from None
     if not given.hostname:
         raise ValueError("host is empty; it is the name or the address of the Ray head")
     if given.username or given.password or given.query or given.fragment:
         raise ValueError("host holds more than an address; login, password and token have fields of their own")
     schema = _only_one("schema", given.scheme, (connection.schema or "").lower()) or "http"
-    port = _only_one("port", given.port, connection.port) or (None if schema == "https" else DEFAULT_PORT)
+    port = _only_one("port", port_in_host, connection.port) or (None if schema == "https" else DEFAULT_PORT)
     path = _only_one("base path", given.path.strip("/"), base_path.strip("/"))
     name = f"[{given.hostname}]" if ":" in given.hostname else given.hostname
     return check_address(f"{schema}://{name}{f':{port}' if port else ''}{f'/{path}' if path else ''}")
@@ -194,7 +208,8 @@ def _address_of(connection: Connection, base_path: str) -> str:
 def _only_one(what: str, in_host: T, in_field: T) -> T:
     """Return what the host says, or its own field; both may say it, if they say the same."""
     if in_host and in_field and in_host != in_field:
-        raise ValueError(f"host says {what} {in_host}, the field for it says {in_field}; leave one out")
+        said = [shown_address(str(given)).strip("'") for given in (in_host, in_field)]
+        raise ValueError(f"host says {what} {said[0]}, the field for it says {said[1]}; leave one out")
     return in_host or in_field
 
 

@@ -96,10 +96,18 @@ class Execution:
     :param task: plans the submission, and is what defers.
     :param memory: what earlier tries remembered.
     :param kill: where the task's ``on_kill`` leaves its mark.
+    :param is_resumed: whether there is a job that is followed already.
     """
 
     def __init__(
-        self, task: RayJobSubmitOperator, context: Context, settings: Settings, memory: Memory, kill: KillSwitch
+        self,
+        task: RayJobSubmitOperator,
+        context: Context,
+        settings: Settings,
+        memory: Memory,
+        kill: KillSwitch,
+        *,
+        is_resumed: bool = False,
     ) -> None:
         self.task = task
         self.context = context
@@ -107,7 +115,7 @@ class Execution:
         self.memory = memory
         self.kill = kill
         self.hook = RayJobsHook(task.ray_conn_id)
-        self.cluster = self.hook.get_cluster()
+        self.cluster = self.hook.get_cluster(check_token_file=not is_resumed)
         self.client = self.hook.client_of(self.cluster)
         self.log = task.log
         self.limits = settings.limits
@@ -422,7 +430,7 @@ class Execution:
         return self.memory.note
 
     def _arm(self) -> None:
-        self.kill.arm(lambda: self.hook.client_of(self.cluster), self._note.submission_id)
+        self.kill.arm(lambda: self.hook.client_of(self.cluster, is_quiet=True), self._note.submission_id)
 
     def _stop(self) -> Stopped:
         stopped = self.client.run(

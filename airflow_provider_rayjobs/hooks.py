@@ -17,7 +17,7 @@ from airflow_provider_rayjobs.jobs.access import OFF, Access
 from airflow_provider_rayjobs.jobs.client import AsyncRayJobsClient, OnLog, RayJobsClient, check_address
 from airflow_provider_rayjobs.jobs.models import JobDetails, RayVersion
 from airflow_provider_rayjobs.jobs.packages.submit import CodeOptions
-from airflow_provider_rayjobs.masking import amask_cluster, mask_cluster
+from airflow_provider_rayjobs.masking import Tokens, amask_cluster, mask_cluster
 
 DEFAULT_CONN_ID = "ray_jobs_default"
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -48,28 +48,32 @@ class RayJobsHook(BaseHook):
     def __init__(self, ray_conn_id: str = DEFAULT_CONN_ID, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.ray_conn_id = ray_conn_id
+        self._tokens = Tokens()
 
-    def get_cluster(self) -> Cluster:
+    def get_cluster(self, *, check_token_file: bool = True) -> Cluster:
         """
         Return what the connection says about the cluster.
 
+        :param check_token_file: whether a token's file has to be there now; where a job is followed already, its
+            absence is an outage that may pass.
         :raises AirflowNotFoundException: for a connection that is not defined and not the default one.
         :raises ValueError: for a connection that cannot be used, naming the field.
         """
         try:
-            cluster = read_connection(self.get_connection(self.ray_conn_id))
+            cluster = read_connection(self.get_connection(self.ray_conn_id), check_token_file=check_token_file)
         except AirflowNotFoundException as missing:
-            cluster = self._without_connection(missing)
+            cluster = self._without_connection(missing, check_token_file=check_token_file)
         mask_cluster(cluster)
         self._warn(cluster)
         return cluster
 
-    async def aget_cluster(self) -> Cluster:
+    async def aget_cluster(self, *, check_token_file: bool = True) -> Cluster:
         """Do what :meth:`get_cluster` does without blocking the event loop."""
         try:
-            cluster = read_connection(await self.aget_connection(self.ray_conn_id))
+            connection = await self.aget_connection(self.ray_conn_id)
+            cluster = read_connection(connection, check_token_file=check_token_file)
         except AirflowNotFoundException as missing:
-            cluster = self._without_connection(missing)
+            cluster = self._without_connection(missing, check_token_file=check_token_file)
         await amask_cluster(cluster)
         self._warn(cluster)
         return cluster
@@ -83,7 +87,7 @@ class RayJobsHook(BaseHook):
                 cluster.address,
             )
 
-    def _without_connection(self, missing: AirflowNotFoundException) -> Cluster:
+    def _without_connection(self, missing: AirflowNotFoundException, *, check_token_file: bool) -> Cluster:
         if self.ray_conn_id != DEFAULT_CONN_ID:
             raise missing
         try:
@@ -91,7 +95,7 @@ class RayJobsHook(BaseHook):
         except ValueError as error:
             raise ValueError(f"environment variable {ADDRESS_VARIABLE}: {error}") from None
         try:
-            return Cluster(address, dashboard_url=address, access=_access_of_environment())
+            return Cluster(address, dashboard_url=address, access=_access_of_environment(check_token_file))
         except ValueError as error:
             raise ValueError(f"environment variable {' or '.join(TOKEN_VARIABLES)}: {error}") from None
 
@@ -103,15 +107,26 @@ class RayJobsHook(BaseHook):
         """Return a client for the running event loop; it is an asynchronous context manager."""
         return self.async_client_of(await self.aget_cluster())
 
-    def client_of(self, cluster: Cluster) -> RayJobsClient:
-        """Return a blocking client without another look at the connection, and without a word to Airflow."""
+    def client_of(self, cluster: Cluster, *, is_quiet: bool = False) -> RayJobsClient:
+        """
+        Return a blocking client without another look at the connection.
+
+        :param is_quiet: for a signal handler: Airflow is not told of a token that its file holds since a moment ago.
+        """
         with self._named():
-            return RayJobsClient(cluster.address, logger=self.log, **_arguments_of(cluster))
+            return RayJobsClient(
+                cluster.address,
+                logger=self.log,
+                on_token=None if is_quiet else self._tokens.tell,
+                **_arguments_of(cluster),
+            )
 
     def async_client_of(self, cluster: Cluster) -> AsyncRayJobsClient:
         """Return a client for the running event loop without another look at the connection."""
         with self._named():
-            return AsyncRayJobsClient(cluster.address, logger=self.log, **_arguments_of(cluster))
+            return AsyncRayJobsClient(
+                cluster.address, logger=self.log, on_token=self._tokens.tell_soon, **_arguments_of(cluster)
+            )
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -229,10 +244,11 @@ class RayJobsHook(BaseHook):
             return await client.follow_job(submission_id, on_log=on_log, **options)
 
 
-def _access_of_environment() -> Access:
+def _access_of_environment(check_token_file: bool) -> Access:
     token, token_file = (os.environ.get(name) or None for name in TOKEN_VARIABLES)
     access = Access(token=token and token.strip(), token_file=None if token else token_file)
-    access.check_files()
+    if check_token_file:
+        access.check_token_file()
     return access
 
 

@@ -8,6 +8,8 @@ is secret here it has to be told.
 
 from __future__ import annotations
 
+import asyncio
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from typing import Any, TypeVar
@@ -15,12 +17,18 @@ from typing import Any, TypeVar
 # Not from the compatibility layer, which has it only since a later version than we ask for; it has not moved since 3.1.
 from airflow.sdk.log import mask_secret
 
+from airflow_provider_rayjobs import rendered
 from airflow_provider_rayjobs.connection import Cluster
 from airflow_provider_rayjobs.exceptions import RayJobsError
 from airflow_provider_rayjobs.jobs.models import JobDetails
 from airflow_provider_rayjobs.jobs.steps import Engine
 
 T = TypeVar("T")
+
+# Values that would be blotted out of every line of a log, and that nobody keeps secret.
+_WORTH_HIDING = 5
+_FLAGS = ("true", "false", "yes", "no", "none", "null", "on", "off")
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE)
 
 
 def mask_cluster(cluster: Cluster) -> None:
@@ -31,6 +39,28 @@ def mask_cluster(cluster: Cluster) -> None:
 async def amask_cluster(cluster: Cluster) -> None:
     """Do what :func:`mask_cluster` does on the triggerer's event loop."""
     await _amask([*cluster.secrets()])
+
+
+class Tokens:
+    """Tells Airflow of each token that a token's file turns out to hold, once."""
+
+    def __init__(self) -> None:
+        self._last = ""
+        self._telling: set[asyncio.Future[None]] = set()
+
+    def tell(self, token: str) -> None:
+        """Tell of a token that is about to be shown to the cluster."""
+        if token != self._last:
+            self._last = token
+            mask_secret([token])
+
+    def tell_soon(self, token: str) -> None:
+        """Do what :meth:`tell` does from an event loop: this process knows before the answer comes."""
+        if token != self._last:
+            self._last = token
+            telling = asyncio.ensure_future(_amask([token]))
+            self._telling.add(telling)
+            telling.add_done_callback(self._telling.discard)
 
 
 def mask_environment(runtime_env: Any) -> None:
@@ -52,7 +82,14 @@ async def amask_environment(runtime_env: Any) -> None:
 
 def _env_vars_of(runtime_env: Any) -> dict[str, Any]:
     env_vars = runtime_env.get("env_vars") if isinstance(runtime_env, Mapping) else None
-    return dict(env_vars) if isinstance(env_vars, Mapping) else {}
+    if not isinstance(env_vars, Mapping):
+        return {}
+    return {name: value for name, value in env_vars.items() if not _is_everyday(str(value))}
+
+
+def _is_everyday(value: str) -> bool:
+    """Tell whether a value cannot be secret, whatever its name: ``USE_TOKEN=false``, ``MAX_TOKENS=100000``."""
+    return len(value) < _WORTH_HIDING or value.lower() in _FLAGS or _NUMBER.fullmatch(value) is not None
 
 
 async def _amask(secret: Any) -> None:
@@ -115,14 +152,28 @@ class HiddenEnvironment(Mapping[str, Any]):
     def serialize(self) -> dict[str, Any]:
         """Return what Airflow may show, and keep."""
         shown = dict(self._runtime_env)
-        if isinstance(env_vars := shown.get("env_vars"), Mapping):
-            shown["env_vars"] = dict.fromkeys(env_vars, "***")
+        if env_vars := shown.get("env_vars"):
+            # what is no dictionary is a mistake, and may be the text of one
+            shown["env_vars"] = dict.fromkeys(env_vars, "***") if isinstance(env_vars, Mapping) else "***"
         return shown
+
+    def copy(self) -> HiddenEnvironment:
+        """Return another of these, as a dictionary's ``copy`` would."""
+        return HiddenEnvironment(dict(self._runtime_env))
+
+    def __or__(self, other: Any) -> HiddenEnvironment:
+        return HiddenEnvironment({**self, **other}) if isinstance(other, Mapping) else NotImplemented
 
     def __repr__(self) -> str:
         return repr(self.serialize())
 
 
 def hide_environment(runtime_env: Any) -> Any:
-    """Return a rendered runtime environment in the form that hides its ``env_vars``; what is none, as it is."""
-    return HiddenEnvironment(runtime_env) if isinstance(runtime_env, dict) else runtime_env
+    """
+    Return a rendered runtime environment in the form that hides its ``env_vars``; what is none, as it is.
+
+    The text of one, which execute refuses, is hidden whole.
+    """
+    if isinstance(runtime_env, Mapping):
+        return runtime_env if isinstance(runtime_env, HiddenEnvironment) else HiddenEnvironment(runtime_env)
+    return rendered.HiddenText() if rendered.is_text_of_environment(runtime_env) else runtime_env

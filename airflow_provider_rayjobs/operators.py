@@ -211,17 +211,17 @@ class RayJobSubmitOperator(BaseOperator):
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> str:
         """Resume after the trigger: write the job's log, and end as the job ended."""
-        return self._execution(context).resume(event)
+        return self._execution(context, is_resumed=True).resume(event)
 
     def on_kill(self) -> None:
         """Stop the job, in the few seconds that Airflow gives; called by a signal handler in the midst of the above."""
         self._kill.kill()
 
-    def _execution(self, context: Context) -> Execution:
+    def _execution(self, context: Context, *, is_resumed: bool = False) -> Execution:
         settings = self._settings()
         self._kill.is_on = settings.stop_on_kill
         store = context.get("task_state_store") if self.durable else None
-        return Execution(self, context, settings, Memory(store), self._kill)
+        return Execution(self, context, settings, Memory(store), self._kill, is_resumed=is_resumed)
 
     def _settings(self) -> Settings:
         return Settings(

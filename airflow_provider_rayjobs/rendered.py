@@ -130,6 +130,24 @@ def as_entrypoint(value: Any) -> str | list[str]:
     return as_text("entrypoint", value)
 
 
+class HiddenText:
+    """What takes the place of the text of a runtime environment: that cannot be used, and Airflow would show it."""
+
+    def serialize(self) -> str:
+        """Return what Airflow may show, and keep."""
+        return "***"
+
+    def __repr__(self) -> str:
+        return "***"
+
+
+def is_text_of_environment(value: Any) -> bool:
+    """Tell whether a value is the text of a runtime environment, as JSON, Python or YAML has it, and no path."""
+    if not isinstance(value, str):
+        return False
+    return value.lstrip().startswith("{") or ("env_vars" in value and (":" in value or "\n" in value))
+
+
 def as_runtime_env(value: Any, folders: Sequence[Path]) -> dict[str, Any] | None:
     """
     Return a runtime environment with its env_vars as text.
@@ -139,7 +157,7 @@ def as_runtime_env(value: Any, folders: Sequence[Path]) -> dict[str, Any] | None
     """
     if is_nothing(value):
         return None
-    if isinstance(value, str) and value.lstrip().startswith("{"):
+    if isinstance(value, HiddenText) or is_text_of_environment(value):
         raise ValueError(
             "runtime_env is the text of a dictionary; a template makes a dictionary only with native rendering "
             "(render_template_as_native_obj)"
@@ -174,13 +192,26 @@ def _read_yaml(path: Path, folders: Sequence[Path]) -> Any:
     try:
         return yaml.safe_load(place.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"runtime_env: {place} is not readable as YAML: {error}") from error
+        # not their own words: they quote the lines around the mistake, and those may hold a secret
+        raise ValueError(f"runtime_env: {place} is not readable as YAML: {_about_yaml(error)}") from None
+
+
+def _about_yaml(error: yaml.YAMLError | UnicodeDecodeError) -> str:
+    """Return what is wrong with a file, and where, without what stands there."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is no UTF-8"
+    mark = getattr(error, "problem_mark", None)
+    place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    return f"{type(error).__name__}{place}"
 
 
 def _find_yaml(path: Path, folders: Sequence[Path]) -> Path:
     # os.path, as Path.expanduser() breaks at the name of a user that there is not
     path = Path(os.path.expanduser(os.path.expandvars(path)))  # noqa: PTH111
     places = [path] if path.is_absolute() else [folder / path for folder in folders]
+    if any(sign in str(path) for sign in ("\n", "{", ": ")):
+        # not what it is: somebody's environment may hold a secret
+        raise ValueError("runtime_env is the text of an environment; give a dictionary, or the path of a YAML file")
     for place in places:
         # os.path, as Path.is_file() raises for the long name that a rendered dictionary makes
         if os.path.isfile(place):  # noqa: PTH113

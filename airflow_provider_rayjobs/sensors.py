@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.providers.common.compat.sdk import BaseSensorOperator, conf
@@ -105,6 +105,8 @@ class RayJobSensor(BaseSensorOperator):
                 poll_interval=self.poke_interval,
                 unreachable_timeout=watch.unreachable_timeout,
                 missing_timeout=watch.missing_timeout,
+                # by which a connection that cannot be looked up for a while is known to be an outage
+                address=watch.cluster.address,
                 logs=watch.logs.to_json(),
                 log_state=watch.reader.state if watch.reader else None,
                 deferred_at=time.time(),
@@ -131,7 +133,7 @@ class RayJobSensor(BaseSensorOperator):
 
         :param deadline: Unix seconds at which the sensor's ``timeout`` is over.
         """
-        watch = self._begin(context)
+        watch = self._begin(context, is_resumed=True)
         watch.reader = watch.logs.reader(event.get("log_state"), use_agent=watch.cluster.may_ask_agents)
         try:
             details = details_of_event(event)
@@ -145,8 +147,9 @@ class RayJobSensor(BaseSensorOperator):
         if not self._has_succeeded(details, watch):
             self._defer(watch, time.time() + self.timeout if deadline is None else deadline)
 
-    def _begin(self, context: Context) -> _Watch:
+    def _begin(self, context: Context, *, is_resumed: bool = False) -> _Watch:
         """Read the rendered arguments; push the link that leads to the job."""
+        looked_first = context["ti"].get_first_reschedule_date(context) if self.reschedule else None
         logs = LogOptions(
             fetch_logs=rendered.as_fetch_logs(self.fetch_logs),
             lines_limit=rendered.as_count("log_lines_limit", self.log_lines_limit),
@@ -157,7 +160,8 @@ class RayJobSensor(BaseSensorOperator):
             raise ValueError(
                 "submission_id is empty: no job to wait for. Did the task that submits it push it to XCom?"
             )
-        cluster = RayJobsHook(self.ray_conn_id).get_cluster()
+        is_first = looked_first is None and not is_resumed
+        cluster = RayJobsHook(self.ray_conn_id).get_cluster(check_token_file=is_first)
         context["ti"].xcom_push(key=links.XCOM_KEY, value=cluster.job_url(job))
         watch = _Watch(
             job,
@@ -167,7 +171,7 @@ class RayJobSensor(BaseSensorOperator):
             unreachable_timeout=rendered.as_seconds("unreachable_timeout", self.unreachable_timeout),
         )
         if self.reschedule:
-            watch.recall(context)
+            watch.recall(context, looked_first)
         return watch
 
     def _has_succeeded(self, details: JobDetails, watch: _Watch) -> bool:
@@ -228,10 +232,13 @@ class _Watch:
     def ending(self) -> Ending:
         return self.reader.log.ending if self.reader else NO_LOG
 
-    def recall(self, context: Context) -> None:
-        """Take up what an earlier process of this try left; without a store the log has to wait for the job's end."""
+    def recall(self, context: Context, first: datetime | None) -> None:
+        """
+        Take up what an earlier process of this try left; without a store the log has to wait for the job's end.
+
+        :param first: when that was rescheduled first.
+        """
         task_instance = context["ti"]
-        first = task_instance.get_first_reschedule_date(context)
         if first is not None:
             self.began = first.timestamp()
         store = context.get("task_state_store")

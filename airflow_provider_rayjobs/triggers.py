@@ -151,7 +151,7 @@ class RayJobTrigger(BaseTrigger):
     async def _stop(self) -> None:
         try:
             hook = RayJobsHook(self.ray_conn_id)
-            cluster = self._cluster or await hook.aget_cluster()
+            cluster = self._cluster or await hook.aget_cluster(check_token_file=False)
             async with shared_client(hook, cluster) as client:
                 stopped = await client.run(
                     stop_until_over(self.submission_id, min(self.stop_timeout, _KILL_TIMEOUT), self.nonce)
@@ -223,11 +223,11 @@ class RayJobTrigger(BaseTrigger):
         give_up_at = clock() + self.unreachable_timeout
         while True:
             try:
-                cluster = await hook.aget_cluster()
+                cluster = await hook.aget_cluster(check_token_file=False)
                 if self.address in (None, cluster.address):
                     return cluster
                 raise RayJobsUnreachableError(
-                    f"Ray job {self.submission_id} was submitted to {self.address}, but connection {self.ray_conn_id} "
+                    f"Ray job {self.submission_id} is at {self.address}, but connection {self.ray_conn_id} "
                     f"leads to {cluster.address} now. The job may run on there: look for it."
                 )
             except Exception:
@@ -291,21 +291,25 @@ class _Shared:
 
 # A client costs 24 ms of the event loop (its TLS context), so triggers of one cluster share one. Clients
 # belong to the loop that they were made on; the outer dictionary forgets loops that are gone.
-_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Cluster, _Shared]] = WeakKeyDictionary()
+_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Cluster, tuple[int, ...]], _Shared]] = (
+    WeakKeyDictionary()
+)
 
 
 @asynccontextmanager
 async def shared_client(hook: RayJobsHook, cluster: Cluster) -> AsyncIterator[AsyncRayJobsClient]:
     """Lend the client for a cluster on this event loop; the last one to leave closes it."""
     clients = _shared.setdefault(asyncio.get_running_loop(), {})
-    if cluster not in clients:
-        clients[cluster] = _Shared(hook.async_client_of(cluster))
-    shared = clients[cluster]
+    # a certificate that was replaced is shown, or believed, from the next trigger on
+    key = (cluster, cluster.access.stamps())
+    if key not in clients:
+        clients[key] = _Shared(hook.async_client_of(cluster))
+    shared = clients[key]
     shared.users += 1
     try:
         yield shared.client
     finally:
         shared.users -= 1
         if not shared.users:
-            del clients[cluster]
+            del clients[key]
             await shared.client.aclose()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -67,7 +68,9 @@ def test_a_connections_fields_make_an_address(fields: dict[str, Any], address: s
         pytest.param({"host": "head..example.com"}, "is no address", id="no host's name"),
         pytest.param({"host": "head", "extra": {"base_pth": "x"}}, "nobody reads the extra base_pth", id="unknown"),
         pytest.param({"host": "head", "extra": {"base_path": 1}}, "extra base_path must be text, not int", id="text"),
-        pytest.param({"host": "head:nine"}, "Port could not be cast", id="port is no number"),
+        pytest.param(
+            {"host": "head:nine"}, "host is no address: its name is none, or its port no number", id="port is no number"
+        ),
         pytest.param({"host": "head", "extra": {"dashboard_url": "x"}}, "'x' is not the address", id="dashboard_url"),
         pytest.param(
             {"host": "head", "extra": {"agent_log_access": "si"}}, "agent_log_access is one of no", id="agent"
@@ -123,6 +126,42 @@ def test_a_connection_that_cannot_be_used_is_named(fields: dict[str, Any], messa
 
     assert message in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+MARKED = "secret"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({"host": f"https://me:{MARKED}/x@head"}, id="password with a slash"),
+        pytest.param({"host": f"me:{MARKED}@head:80x"}, id="password and wrong port"),
+        pytest.param({"host": f"[{MARKED}"}, id="half an IPv6 address"),
+        pytest.param({"host": "head/a", "extra": {"base_path": f"b?token={MARKED}"}}, id="query in the base path"),
+        pytest.param(
+            {"host": "head", "extra": {"dashboard_url": f"ray.example.com/?token={MARKED}"}}, id="query without schema"
+        ),
+        pytest.param({"host": "head", "extra": {"dashboard_url": f"me:{MARKED}/@head"}}, id="password without schema"),
+        pytest.param({"host": "head", "extra": {"headers": {f"X-Key: {MARKED}": "a"}}}, id="value in a header's name"),
+        pytest.param({"host": "head", "password": "tok-tok", "extra": {"token_header": MARKED}}, id="token_header"),
+        pytest.param({"host": "head", "extra": {"token_file": MARKED}}, id="token_file"),
+    ],
+)
+def test_what_may_be_a_password_is_quoted_from_no_field(fields: dict[str, Any]):
+    """Of an address only what stands before a query and before no @ is shown."""
+    with pytest.raises(ValueError, match="connection mine: ") as caught:
+        read_connection(connection(**fields))
+
+    assert MARKED not in str(caught.value)
+
+
+def test_a_module_that_fails_on_import_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whatever the module of a class raises is a mistake in the connection."""
+    (tmp_path / "auth_that_raises.py").write_text("raise RuntimeError('secret')")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with pytest.raises(ValueError, match=r"auth_that_raises.Auth': its module fails on import with RuntimeError"):
+        read_connection(connection(host="head", extra={"auth": "auth_that_raises.Auth"}))
 
 
 def test_the_password_is_the_token_and_in_no_repr():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 from pathlib import Path
 
 import pytest
@@ -161,3 +162,29 @@ def test_test_connection_says_why_not(monkeypatch: pytest.MonkeyPatch):
     assert "host is empty" in RayJobsHook("ray_empty").test_connection()[1]
     assert RayJobsHook("ray_nobody").test_connection()[0] is False
     assert "no answer from http://127.0.0.1:9" in RayJobsHook("ray_nobody").test_connection()[1]
+
+
+@pytest.mark.parametrize("name", ["AIRFLOW_CONN_RAY_JOBS_DEFAULT", "RAY_AUTH_TOKEN_PATH"])
+def test_a_token_file_has_to_be_there_at_the_first_look(name: str, monkeypatch: pytest.MonkeyPatch):
+    """Test and a task that begins name the file that is missing; who follows a job already bears that."""
+    given = {"conn_type": "ray_jobs", "host": "127.0.0.1", "port": 9, "extra": {"token_file": "/no/such/file"}}
+    monkeypatch.setenv(name, "/no/such/file" if name == "RAY_AUTH_TOKEN_PATH" else json.dumps(given))
+    hook = RayJobsHook()
+
+    with pytest.raises(ValueError, match="token_file /no/such/file cannot be read"):
+        hook.get_cluster()
+    with pytest.raises(ValueError, match="token_file /no/such/file cannot be read"):
+        asyncio.run(hook.aget_cluster())
+    tested, said = hook.test_connection()
+    borne = hook.get_cluster(check_token_file=False)
+
+    assert (tested, "token_file /no/such/file cannot be read" in said) == (False, True)
+    assert borne == asyncio.run(hook.aget_cluster(check_token_file=False))
+
+
+def test_a_blank_token_in_rays_variable_is_named(monkeypatch: pytest.MonkeyPatch):
+    """It would be sent as no token at all."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN", " ")
+
+    with pytest.raises(ValueError, match="RAY_AUTH_TOKEN .*: the token is empty"):
+        RayJobsHook().get_cluster()

@@ -67,7 +67,7 @@ def test_nobody_imports_against_the_architecture():
     before = {
         "exceptions": set(), "jobs": {"exceptions"}, "rendered": set(), "links": set(), "get_provider_info": set(),
         "package_storage": {"exceptions", "jobs"},
-        "connection": {"jobs", "exceptions"}, "masking": {"jobs", "exceptions", "connection"},
+        "connection": {"jobs", "exceptions"}, "masking": {"jobs", "exceptions", "connection", "rendered"},
         "hooks": {"jobs", "exceptions", "connection", "masking"},
         "outcomes": {"jobs", "exceptions"}, "attempts": {"jobs", "exceptions"},
         "kills": {"jobs", "exceptions"}, "retries": {"exceptions", "outcomes", "rendered"},

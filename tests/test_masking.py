@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -14,9 +17,10 @@ from airflow.serialization.helpers import serialize_template_field
 
 from airflow_provider_rayjobs import masking, rendered
 from airflow_provider_rayjobs.connection import Cluster
-from airflow_provider_rayjobs.exceptions import RayJobsUnavailableError
+from airflow_provider_rayjobs.exceptions import RayJobsConnectionError, RayJobsUnavailableError
+from airflow_provider_rayjobs.hooks import RayJobsHook
 from airflow_provider_rayjobs.jobs import Access, JobDetails
-from airflow_provider_rayjobs.jobs.endpoints import get_job
+from airflow_provider_rayjobs.jobs.endpoints import get_job, get_version
 from airflow_provider_rayjobs.jobs.logs.text import Ending
 from airflow_provider_rayjobs.jobs.steps import Send, Show
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
@@ -98,6 +102,89 @@ def test_a_mapped_tasks_view_shows_them_no_more():
     task._do_render_template_fields(task, mapped.template_fields, {}, task.get_template_env(), set())
 
     assert SECRET not in str(serialize_template_field(task.runtime_env, "runtime_env"))
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        pytest.param({"env_vars": "{{ variables }}"}, {"env_vars": "***"}, id="variables as text"),
+        pytest.param({"env_vars": ["A={{ secret }}"]}, {"env_vars": "***"}, id="variables as a list"),
+        pytest.param(MappingProxyType({"env_vars": {"A": SECRET}}), {"env_vars": {"A": "***"}}, id="another mapping"),
+        pytest.param("{{ {'env_vars': {'A': secret}} }}", "***", id="all as text"),
+        pytest.param("env_vars:\n  A: {{ secret }}", "***", id="all as YAML"),
+        pytest.param("env_vars.yaml", "env_vars.yaml", id="a path"),
+    ],
+)
+def test_variables_in_another_form_are_not_shown_either(given: Any, shown: Any):
+    """What a template made text of, or a mistake, is in Airflow's template view no more than a dictionary's values."""
+    task = rendered_task(given, secret=SECRET, variables={"A": SECRET})
+
+    assert serialize_template_field(task.runtime_env, "runtime_env") == shown
+    assert SECRET not in f"{task.runtime_env!r} {task.runtime_env}"
+
+
+def test_hidden_text_is_refused_for_what_it_is():
+    """The mistake is still said when the task runs, without what the text holds."""
+    task = rendered_task("{{ {'env_vars': {'A': secret}} }}", secret=SECRET)
+
+    with pytest.raises(ValueError, match="runtime_env is the text of a dictionary"):
+        rendered.as_runtime_env(task.runtime_env, [])
+
+
+def test_a_hidden_environment_stays_hidden_in_what_is_made_of_it():
+    """A copy, and a union with more, show no value either."""
+    hidden = masking.hide_environment({"env_vars": {"A": SECRET}})
+
+    for made in (hidden.copy(), hidden | {"pip": ["torch"]}):
+        assert made["env_vars"] == {"A": SECRET}
+        assert SECRET not in repr(made)
+
+
+def test_everyday_values_are_masked_under_no_name():
+    """A flag, a number and a short word stay readable in every line of the log, whatever their variable is called."""
+    masking.mask_environment(
+        {"env_vars": {"USE_TOKEN": "false", "MAX_TOKENS": "100000", "SECRET_NAME": "none", "API_KEY": "abcd"}}
+    )
+
+    assert redact("false 100000 none abcd") == "false 100000 none abcd"
+
+
+def test_a_token_that_changed_in_its_file_is_masked_before_it_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A rotating token is known to Airflow when it is sent; on an event loop before the answer comes."""
+    file = tmp_path / "token"
+    file.write_text("first-token")
+    monkeypatch.setenv("AIRFLOW_CONN_MINE", json.dumps(
+        {"conn_type": "ray_jobs", "host": "127.0.0.1", "port": 9, "extra": {"token_file": str(file)}}
+    ))  # fmt: skip
+    hook = RayJobsHook("mine")
+    cluster = hook.get_cluster()
+    file.write_text("second-token")
+    with hook.client_of(cluster) as client, pytest.raises(RayJobsConnectionError):
+        client.send(get_version())
+    blocking = redact("first-token second-token third-token")
+    file.write_text("third-token")
+
+    async def ask() -> None:
+        async with hook.async_client_of(cluster) as client:
+            with pytest.raises(RayJobsConnectionError):
+                await client.send(get_version())
+
+    asyncio.run(ask())
+
+    assert blocking == "*** *** third-token"
+    assert redact("third-token") == "***"
+
+
+def test_a_signal_handlers_client_tells_airflow_nothing(tmp_path: Path):
+    """It would wait for ever for the word that it interrupted."""
+    file = tmp_path / "token"
+    file.write_text("unheard-of-token")
+    cluster = Cluster("http://127.0.0.1:9", "http://127.0.0.1:9", access=Access(token_file=str(file)))
+
+    with RayJobsHook().client_of(cluster, is_quiet=True) as client, pytest.raises(RayJobsConnectionError):
+        client.send(get_version())
+
+    assert redact("unheard-of-token") == "unheard-of-token"
 
 
 def test_rendering_twice_changes_nothing():

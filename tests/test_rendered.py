@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -202,6 +203,32 @@ def test_wrong_files(tmp_path: Path, content: bytes | None, message: str) -> Non
     with pytest.raises(ValueError, match=message) as caught:
         as_runtime_env("bad.yaml", [tmp_path])
     assert str(caught.value).startswith("runtime_env")
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        (b"env_vars:\n  A: m4rked\n B: c", "line 3, column 2"),
+        (b"env_vars: {A: 'm4rked", "line 1, column 22"),
+        (b"A: *m4rked", "line 1, column 4"),
+        (b"m4rked\xff", "byte 6 is no UTF-8"),
+    ],
+)
+def test_a_wrong_files_content_is_not_shown(tmp_path: Path, content: bytes, place: str) -> None:
+    """A mistake in a YAML file is said with its place, and without what stands there: it may be a secret."""
+    (tmp_path / "bad.yaml").write_bytes(content)
+
+    with pytest.raises(ValueError, match=place) as caught:
+        as_runtime_env("bad.yaml", [tmp_path])
+    assert "m4rked" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("text", ["env_vars: {A: m4rked}", "pip: m4rked", "pip:\n- m4rked", " {'pip': 'm4rked'}"])
+def test_text_in_place_of_a_path_is_not_shown(tmp_path: Path, text: str) -> None:
+    """What is no path is refused for what it is."""
+    with pytest.raises(ValueError, match=r"^runtime_env is the text of") as caught:
+        as_runtime_env(text, [tmp_path])
+    assert "m4rked" not in str(caught.value)
 
 
 def test_rendered_dictionary_is_no_file(tmp_path: Path) -> None:

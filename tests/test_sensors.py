@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import threading
+from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowException
+from airflow.providers.common.compat.sdk import AirflowException, TaskDeferred
 
 from airflow_provider_rayjobs.exceptions import RayJobFailedError, RayJobNotFoundError, RayJobsUnreachableError
 from airflow_provider_rayjobs.jobs import JobDetails, RayJobsClient
@@ -173,3 +176,38 @@ def test_an_interactive_job_is_waited_for_without_its_log(client: RayJobsClient,
 
 def _no_log(lines: list[str]) -> int:
     return sum("started interactively (type DRIVER)" in line for line in lines)
+
+
+@pytest.fixture
+def token_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The token's file of a connection to a port where nobody listens."""
+    file = tmp_path / "token"
+    file.write_text("marked-token")
+    given = {"conn_type": "ray_jobs", "host": "127.0.0.1", "port": 9, "extra": {"token_file": str(file)}}
+    monkeypatch.setenv("AIRFLOW_CONN_RAY_JOBS_DEFAULT", json.dumps(given))
+    return file
+
+
+def test_a_deferred_sensor_says_where_its_job_is(token_file: Path):
+    """A connection that cannot be looked up, or used, for a while ends no watch in the triggerer."""
+    with pytest.raises(TaskDeferred) as deferred:
+        sensor(submission_id="job-1", deferrable=True).execute(context())
+
+    assert deferred.value.trigger.address == "http://127.0.0.1:9"
+
+
+def test_a_sensor_that_watches_already_bears_a_token_file_that_is_missing(token_file: Path):
+    """At the first look a file that is not there is a mistake, later an outage like others."""
+    later = context()
+    later["ti"].get_first_reschedule_date = lambda context: datetime.now(UTC)
+    token_file.unlink()
+
+    assert sensor(submission_id="job-1", mode="reschedule").poke(later) is False
+    with pytest.raises(ValueError, match="token_file .* cannot be read"):
+        sensor(submission_id="job-1", mode="reschedule").poke(context())
+    with pytest.raises(ValueError, match="token_file .* cannot be read"):
+        sensor(submission_id="job-1", deferrable=True).execute(context())
+    with pytest.raises(AirflowException, match="RayJobsUnreachableError|gave up"):
+        sensor(submission_id="job-1", deferrable=True).execute_complete(
+            context(), {"submission_id": "job-1", "error": "RayJobsUnreachableError", "message": "gave up"}
+        )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import certifi
 import pytest
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.sdk.execution_time.comms import SetXCom, XComResult
@@ -25,6 +28,7 @@ from airflow_provider_rayjobs.exceptions import (
 )
 from airflow_provider_rayjobs.hooks import RayJobsHook
 from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType, RayJobsClient
+from airflow_provider_rayjobs.jobs.access import Access
 from airflow_provider_rayjobs.jobs.limits import Limits
 from airflow_provider_rayjobs.jobs.logs.options import LogOptions
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
@@ -353,7 +357,7 @@ def test_a_connection_that_leads_elsewhere_is_out_of_reach(monkeypatch: pytest.M
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
     event = fire(RayJobTrigger("job-1", address="http://ray-head:8265", unreachable_timeout=1, poll_interval=0.2))
 
-    with pytest.raises(RayJobsUnreachableError, match="submitted to http://ray-head:8265, but connection"):
+    with pytest.raises(RayJobsUnreachableError, match="is at http://ray-head:8265, but connection"):
         details_of_event(event)
 
 
@@ -370,5 +374,35 @@ def test_triggers_of_one_cluster_share_a_client_until_the_last_one_leaves():
             assert not first._http.is_closed
         assert first._http.is_closed
         assert not triggers._shared[asyncio.get_running_loop()]
+
+    asyncio.run(use())
+
+
+def test_a_missing_token_file_is_an_outage_to_a_trigger(monkeypatch: pytest.MonkeyPatch):
+    """It is borne as long as every other, with or without an address, and then named (Airflow masks the path)."""
+    given = {"conn_type": "ray_jobs", "host": "127.0.0.1", "port": 9, "extra": {"token_file": "/no/such/file"}}
+    monkeypatch.setenv("AIRFLOW_CONN_RAY_JOBS_DEFAULT", json.dumps(given))
+    monkeypatch.setattr(triggers, "SETTLING_TIME", 0.0)
+
+    event = fire(RayJobTrigger("job-1", unreachable_timeout=1, poll_interval=0.2))
+
+    with pytest.raises(RayJobsUnreachableError, match=r"token_file .* cannot be read"):
+        details_of_event(event)
+
+
+def test_a_certificate_that_was_replaced_makes_another_client(tmp_path: Path):
+    """Triggers that come later believe, and show, what the files hold now."""
+    file = tmp_path / "ca.pem"
+    file.write_bytes(Path(certifi.where()).read_bytes())
+    cluster = Cluster("https://a:1", "https://a:1", access=Access(verify=str(file)))
+    hook = RayJobsHook()
+
+    async def use() -> None:
+        async with shared_client(hook, cluster) as first:
+            os.utime(file, (1, 1))
+            async with shared_client(hook, cluster) as second:
+                assert first is not second
+            assert second._http.is_closed
+            assert not first._http.is_closed
 
     asyncio.run(use())

@@ -7,14 +7,17 @@ Nothing here sends anything. What is secret is in no repr and in no message: mis
 from __future__ import annotations
 
 import base64
+import html
+import json
 import os
 import re
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 if TYPE_CHECKING:
     import httpx
@@ -36,7 +39,14 @@ READ_TIMEOUT = 30.0
 
 # Characters of a secret that is looked for in texts: a shorter one is in every other word. As in Airflow's masker.
 _WORTH_HIDING = 5
+# And of a header's value whose name does not tell: "https" and "team-a" say nothing that others do not.
+_HEADER_WORTH_HIDING = 8
+_TELLING_NAME = re.compile("auth|key|token|secret|cookie|passw|credential|signature|assertion|jwt", re.IGNORECASE)
+# Characters of a path; what is longer is the content of a file.
+_LONGEST_PATH = 1024
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+# How OpenSSL finds a certificate in a folder.
+_HASHED_NAME = re.compile(r"[0-9a-f]{8}\.\d+")
 _PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 # What somebody means who writes one of these for ``verify``, and what no file is called.
 _NO_FILE = ("true", "false", "yes", "no", "on", "1", "0")
@@ -95,6 +105,8 @@ class Access:
             raise ValueError("login and password make the basic authentication of a proxy together; one is missing")
         if self.login is not None and ":" in self.login:
             raise ValueError("login holds a colon, which basic authentication cannot send")
+        for name in ("token_file", "verify", "client_cert", "client_key"):
+            _check_path(name, getattr(self, name))
         for name, value in self.headers.items():
             _check_header(name, value)
         self._check_token_header()
@@ -107,7 +119,10 @@ class Access:
 
     def _check_token_header(self) -> None:
         if self.token_header not in (None, AUTHORIZATION, RAY_AUTHORIZATION):
-            raise ValueError(f"token_header is {AUTHORIZATION} or {RAY_AUTHORIZATION}, not {self.token_header!r}")
+            # not what it is: that may be the token
+            raise ValueError(f"token_header is {AUTHORIZATION} or {RAY_AUTHORIZATION}, and nothing else")
+        if self.token_header is not None and not self.has_token:
+            raise ValueError("token_header was given without a token that goes there; give one, or leave it out")
         owners = self._owners()
         if len(owners) > 1:
             raise ValueError(f"{' and '.join(owners)} both claim the header {AUTHORIZATION}; leave one out")
@@ -190,7 +205,12 @@ class Access:
             given = [self.current_token()]
         except (OSError, ValueError):
             given = []
-        given += [self.password, self.client_key_password, *self.headers.values()]
+        given += [self.password, self.client_key_password]
+        for name, value in self.headers.items():
+            if is_telling(name):
+                given += forms_of(value)
+            elif len(value) >= _HEADER_WORTH_HIDING:
+                given.append(value)
         if self.login is not None:
             given.append(_basic(self.login, self.password or ""))
         if self.proxy is not None and (password := urlsplit(self.proxy).password):
@@ -198,17 +218,23 @@ class Access:
             given += [password, unquote(password), _basic(user, unquote(password))]
         yield from (secret for secret in given if secret)
 
-    def scrub(self, text: str) -> str:
-        """Return somebody else's words without what is secret in them: a proxy may quote what it does not like."""
-        for secret in self.secrets():
-            if len(secret) >= _WORTH_HIDING:
-                text = text.replace(secret, "***")
+    def scrub(self, text: str, sent: Iterable[str] = ()) -> str:
+        """
+        Return somebody else's words without what is secret in them: a proxy may quote what it does not like.
+
+        :param sent: further secrets, such as the token that was sent before the token's file changed.
+        """
+        secrets = {secret for secret in (*self.secrets(), *sent) if len(secret) >= _WORTH_HIDING}
+        written = {form for secret in secrets for form in _ways_to_write(secret)}
+        # the longest first: of "abcdef-1" nothing shall be left where "abcdef" is secret as well
+        for form in sorted(written, key=len, reverse=True):
+            text = text.replace(form, "***")
         return text
 
     def about_file(self, error: OSError | ValueError) -> str:
         """Return what is wrong with the token's file."""
         return (
-            f"token_file {self.token_file} cannot be read: {error.strerror}"
+            f"token_file{_shown(self.token_file or '')} cannot be read: {error.strerror}"
             if isinstance(error, OSError)
             else str(error)
         )
@@ -219,13 +245,34 @@ class Access:
 
         :raises ValueError: for one that cannot be read, or that does not hold what it should.
         """
+        self.check_token_file()
+        self.check_certificates()
+
+    def check_token_file(self) -> None:
+        """
+        Look at the token's file alone.
+
+        :raises ValueError: it cannot be read, or holds no token.
+        """
         if self.token_file is not None:
             try:
                 self.current_token()
             except OSError as error:
                 raise ValueError(self.about_file(error)) from None
+
+    def check_certificates(self) -> None:
+        """
+        Look at the files of certificates; once for each state of them, as it takes up to 25 ms.
+
+        :raises ValueError: for one that cannot be read, or that does not hold what it should.
+        """
         if self.verify not in (SYSTEM, OFF) or self.client_cert is not None:
-            self.tls()
+            _check_certificates(self.verify, self.client_cert, self.client_key, self.client_key_password, self.stamps())
+
+    def stamps(self) -> tuple[int, ...]:
+        """Return when each file of certificates was changed, in nanoseconds; 0 for one that is not there."""
+        paths = (None if self.verify in (SYSTEM, OFF) else self.verify, self.client_cert, self.client_key)
+        return tuple(0 if path is None else _changed_at(path) for path in paths)
 
     def tls(self, *, with_certificate: bool = True) -> ssl.SSLContext:
         """
@@ -269,6 +316,20 @@ class Access:
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
+@lru_cache
+def _check_certificates(
+    verify: str, client_cert: str | None, client_key: str | None, password: str | None, _stamps: tuple[int, ...]
+) -> None:
+    Access(verify=verify, client_cert=client_cert, client_key=client_key, client_key_password=password).tls()
+
+
+def _changed_at(path: str) -> int:
+    try:
+        return os.stat(path).st_mtime_ns  # noqa: PTH116  (Path.stat() is the same, and slower)
+    except OSError:
+        return 0
+
+
 def _system_tls() -> ssl.SSLContext:
     """Believe what this machine does, and certifi's list, as a container may have no list of its own."""
     import certifi  # noqa: PLC0415  (httpx brings it)
@@ -280,9 +341,11 @@ def _system_tls() -> ssl.SSLContext:
 
 
 def _private_tls(path: str) -> ssl.SSLContext:
-    is_folder = Path(path).is_dir()
+    is_folder = os.path.isdir(path)  # noqa: PTH112  (Path.is_dir() raises for a long name)
     if not is_folder:
         _check_file("verify", path)
+    elif not any(_HASHED_NAME.fullmatch(entry.name) for entry in Path(path).iterdir()):
+        raise ValueError(f"verify: the folder {path} holds no certificates by their hashes (openssl rehash)")
     try:
         return ssl.create_default_context(capath=path) if is_folder else ssl.create_default_context(cafile=path)
     except ssl.SSLError:
@@ -294,10 +357,39 @@ def _check_file(name: str, path: str) -> None:
         with Path(path).open("rb"):
             pass
     except OSError as error:
-        raise ValueError(f"{name}: {path} cannot be read: {error.strerror}") from None
+        raise ValueError(f"{name}:{_shown(path) or ' it'} cannot be read: {error.strerror}") from None
+
+
+def _check_path(name: str, path: str | None) -> None:
+    """Refuse what is pasted into the field of a path, before anybody looks for a file of such a name and says so."""
+    if isinstance(path, str) and ("-----BEGIN" in path or len(path) > _LONGEST_PATH or not path.isprintable()):
+        raise ValueError(f"{name} is the content, not the path of a file; write it to a file and give its path")
+
+
+def _shown(path: str) -> str:
+    """Return a path for a message that says that there is no such file; what has no folder may be a secret."""
+    return f" {path}" if "/" in path else ""
+
+
+def is_telling(name: str) -> bool:
+    """Tell whether a header's name says that its value is secret."""
+    return bool(_TELLING_NAME.search(name))
+
+
+def forms_of(value: str) -> list[str]:
+    """Return a secret header's value, and what stands in it behind a scheme such as ``Bearer``."""
+    _, _, rest = value.partition(" ")
+    return [value, rest.strip()] if rest.strip() else [value]
+
+
+def _ways_to_write(secret: str) -> set[str]:
+    """Return a text as it is in a log, in an address, in a page, in JSON."""
+    return {secret, quote(secret, safe=""), html.escape(secret), json.dumps(secret)[1:-1]}
 
 
 def _check_token(what: str, token: str) -> None:
+    if not token or token != token.strip(" "):
+        raise ValueError(f"{what} {'has a blank at an end' if token.strip() else 'is empty'}")
     if not (token.isascii() and token.isprintable()):
         raise ValueError(f"{what} holds a character that no HTTP header can hold, such as a newline at its end")
     if token.lower().startswith("bearer "):
@@ -306,11 +398,15 @@ def _check_token(what: str, token: str) -> None:
 
 def _check_header(name: str, value: str) -> None:
     if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
-        raise ValueError(f"headers: {name!r} is no name of an HTTP header")
+        # what stands behind a colon is the value
+        shown = repr(name) if ":" not in str(name) else "what holds a colon"
+        raise ValueError(f"headers: {shown} is no name of an HTTP header")
     if not isinstance(value, str):
         raise ValueError(f"headers: the value of {name} must be text, not {type(value).__name__}")
     if not (value.isascii() and value.isprintable()):
         raise ValueError(f"headers: the value of {name} holds a character that no HTTP header can hold")
+    if not value or value != value.strip(" "):
+        raise ValueError(f"headers: the value of {name} {'has a blank at an end' if value.strip() else 'is empty'}")
 
 
 def _check_proxy(proxy: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import logging
+import re
 import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
@@ -32,7 +33,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobsTLSError,
 )
 from airflow_provider_rayjobs.jobs import endpoints, follow
-from airflow_provider_rayjobs.jobs.access import READ_TIMEOUT, Access
+from airflow_provider_rayjobs.jobs.access import READ_TIMEOUT, Access, forms_of, is_telling
 from airflow_provider_rayjobs.jobs.diagnosis import diagnose_failure
 from airflow_provider_rayjobs.jobs.endpoints import Answer, AnyRequest, LogRequest, Request, UploadRequest
 from airflow_provider_rayjobs.jobs.logs.download import LogFile, get_job_logs, save_job_logs
@@ -56,6 +57,7 @@ from airflow_provider_rayjobs.jobs.steps import (
 
 T = TypeVar("T")
 OnLog = Callable[[str], object]
+OnToken = Callable[[str], object]
 
 # Seconds for which a method goes on trying when the cluster does not answer.
 PATIENCE = 30.0
@@ -71,6 +73,7 @@ _FAILURES = (httpx.HTTPError, ssl.SSLError)
 _NEVER_SENT = (
     httpx.ConnectError,
     httpx.ConnectTimeout,
+    httpx.LocalProtocolError,
     httpx.PoolTimeout,
     httpx.ProxyError,
     httpx.UnsupportedProtocol,
@@ -96,12 +99,14 @@ class _Methods:
         patience: float = PATIENCE,
         logger: TakesNotes | None = None,
         agent_credentials: bool = False,
+        on_token: OnToken | None = None,
     ) -> None:
         self.address = check_address(address)
         if token is not None and access is not None:
             raise ValueError("token and access were both given; access has a token of its own")
         self._access = access or Access(token=token)
         self._agent_credentials = agent_credentials
+        self._on_token = on_token
         self.patience = patience
         self._logger: TakesNotes = logger or logging.getLogger(__name__)
 
@@ -145,6 +150,10 @@ class _Methods:
                 f"Could not {request.about} at {self.address}: there is no token to show. {access.about_file(error)}",
                 sent=False,
             ) from None
+        if self._on_token is not None and access.token_file is not None:
+            bearer = headers.get(access.header_of_token, "")
+            if token := bearer.removeprefix("Bearer "):
+                self._on_token(token)
         arguments = {
             "method": request.method,
             "url": request.path,
@@ -177,6 +186,12 @@ class _Methods:
             _time_of(response.headers.get("date")),
             {name: response.headers[name] for name in _TELLING_HEADERS if name in response.headers},
             self._access_for(request),
+            tuple(
+                secret
+                for name, value in response.request.headers.items()
+                if is_telling(name)
+                for secret in forms_of(value)
+            ),
         )
 
     def _asked(self, request: AnyRequest) -> str:
@@ -187,6 +202,10 @@ class _Methods:
         address = self._asked(request)
         if isinstance(error, _AuthError):
             return RayJobsConnectionError(f"Could not {request.about} at {address}: {error}", sent=False)
+        if isinstance(error, httpx.LocalProtocolError):
+            # It quotes the header that cannot be sent, and so does what it was raised from.
+            error.args = ("what was to be sent is no HTTP",)
+            error.__cause__ = error.__context__ = None
         kind, advice = diagnose_failure(error, address, self._access)
         said = self._access.scrub(str(error))
         return kind(
@@ -209,6 +228,8 @@ class RayJobsClient(_Methods):
     :param logger: where notes on outages and incomplete logs go.
     :param agent_credentials: whether an agent that is asked for a log is shown the credentials, too. Its address comes
         from the cluster's answers.
+    :param on_token: called with the token before each request that shows one from a token's file: such tokens change,
+        and whoever masks them in a log has to know.
     :param transport: httpx's, for tests.
     """
 
@@ -221,10 +242,17 @@ class RayJobsClient(_Methods):
         patience: float = PATIENCE,
         logger: TakesNotes | None = None,
         agent_credentials: bool = False,
+        on_token: OnToken | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         super().__init__(
-            address, token=token, access=access, patience=patience, logger=logger, agent_credentials=agent_credentials
+            address,
+            token=token,
+            access=access,
+            patience=patience,
+            logger=logger,
+            agent_credentials=agent_credentials,
+            on_token=on_token,
         )
         self._transport = transport
         self._http = httpx.Client(transport=transport, **self._settings())
@@ -395,10 +423,17 @@ class AsyncRayJobsClient(_Methods):
         patience: float = PATIENCE,
         logger: TakesNotes | None = None,
         agent_credentials: bool = False,
+        on_token: OnToken | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         super().__init__(
-            address, token=token, access=access, patience=patience, logger=logger, agent_credentials=agent_credentials
+            address,
+            token=token,
+            access=access,
+            patience=patience,
+            logger=logger,
+            agent_credentials=agent_credentials,
+            on_token=on_token,
         )
         self._transport = transport
         self._http = httpx.AsyncClient(transport=transport, **self._settings())
@@ -542,17 +577,18 @@ def check_address(address: str) -> str:
 
     :raises ValueError: for what is not an http or https URL, and for one that holds credentials.
     """
-    shown = address.rpartition("@")[2]
+    shown = shown_address(address)
     try:
         parts = urlsplit(address)
         httpx.URL(address)
         _ = parts.port  # raises for what is no port
         (parts.hostname or "").encode("idna")  # and this for what is no host's name
-    except (ValueError, httpx.InvalidURL) as error:
-        raise ValueError(f"{shown!r} is no address: {error}") from None
+    except (ValueError, httpx.InvalidURL):
+        # not their words: they quote what may be a password
+        raise ValueError(f"{shown} is no address: its host is no name, or its port no number up to 65535") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(
-            f"{shown!r} is not the address of a Ray dashboard; it looks like http://ray-head:8265 (the ray:// "
+            f"{shown} is not the address of a Ray dashboard; it looks like http://ray-head:8265 (the ray:// "
             "address of Ray Client is another service)"
         )
     if parts.username or parts.password or parts.query or parts.fragment:
@@ -561,6 +597,11 @@ def check_address(address: str) -> str:
             "token has a field of its own"
         )
     return address.rstrip("/")
+
+
+def shown_address(address: str) -> str:
+    """Return of what may be an address what may be shown: no query, and nothing where there may be a password."""
+    return "what holds an @" if "@" in address else repr(re.split("[?#]", address, maxsplit=1)[0])
 
 
 def _proxy(url: str, tls: ssl.SSLContext) -> httpx.Proxy:
@@ -597,8 +638,8 @@ class _Guarded(httpx.Auth):
                     request = next(flow) if answer is None else flow.send(answer)
                 except StopIteration:
                     return
-                except Exception as error:
-                    raise _AuthError(self._auth, error) from error
+                except Exception as error:  # noqa: BLE001  (a class of the user's)
+                    raise _AuthError(self._auth, error) from None
                 answer = yield request
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
@@ -610,8 +651,8 @@ class _Guarded(httpx.Auth):
                     request = await (anext(flow) if answer is None else flow.asend(answer))
                 except StopAsyncIteration:
                     return
-                except Exception as error:
-                    raise _AuthError(self._auth, error) from error
+                except Exception as error:  # noqa: BLE001  (a class of the user's)
+                    raise _AuthError(self._auth, error) from None
                 answer = yield request
 
 

@@ -18,6 +18,7 @@ from urllib.parse import urljoin, urlsplit
 from airflow_provider_rayjobs.exceptions import (
     RayJobsAddressError,
     RayJobsConnectionError,
+    RayJobsError,
     RayJobsNotAuthorizedError,
     RayJobsResponseError,
     RayJobsTLSError,
@@ -45,6 +46,7 @@ _NO_TLS = re.compile("WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|HTTP_REQUEST|UNK
 _WANTS_TLS = ("plain HTTP request was sent to HTTPS port", "HTTP request to an HTTPS server")
 # What httpx says of a head that goes away in the middle of an answer: it is a head all the same.
 _CUT_OFF = re.compile("server disconnected|peer closed", re.IGNORECASE)
+_TRANSPORT = ("httpx", "httpcore", "anyio")
 # What nginx says, in a page with status 400, of a client's certificate.
 _NO_CERTIFICATE = "No required SSL certificate was sent"
 _WRONG_CERTIFICATE = "The SSL certificate error"
@@ -96,7 +98,12 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while cause is not None and id(cause) not in seen:
         seen.add(id(cause))
         yield cause
-        cause = cause.__cause__ or cause.__context__
+        # The transport's own errors say by __context__ alone what they come from: httpcore raises them again "from
+        # None". That of every other error, such as the socket's, is what the caller was handling at the time.
+        is_transports = type(cause).__module__.partition(".")[0] in _TRANSPORT
+        cause = cause.__cause__ or (cause.__context__ if is_transports else None)
+        if isinstance(cause, RayJobsError):
+            return
 
 
 def _by_proxy(access: Access) -> str:
@@ -105,20 +112,21 @@ def _by_proxy(access: Access) -> str:
 
 def _about_certificate(error: ssl.SSLCertVerificationError, access: Access) -> str:
     believed = "this machine" if access.verify == SYSTEM else f"verify ({access.verify})"
-    if error.verify_code == _EXPIRED:
+    code = getattr(error, "verify_code", 0)  # what OpenSSL did not make has none
+    if code == _EXPIRED:
         return "The server's certificate has expired. Whoever runs it has to renew it."
-    if error.verify_code == _NOT_YET_VALID:
+    if code == _NOT_YET_VALID:
         return "The server's certificate is not valid yet. Look at the clocks of both machines."
-    if error.verify_code in _OTHER_NAME:
+    if code in _OTHER_NAME:
         return (
             "The server's certificate is for another name. Use a name in the connection's host that it was issued for."
         )
-    if error.verify_code in _UNKNOWN_AUTHORITY:
+    if code in _UNKNOWN_AUTHORITY:
         return (
             f"The server's certificate comes from an authority that {believed} does not know. Give the file with the "
             "authority's certificate as the connection's verify."
         )
-    return f"The server's certificate is not believed: {error.verify_message}."
+    return f"The server's certificate is not believed: {getattr(error, 'verify_message', error)}."
 
 
 def _about_our_certificate(access: Access) -> str:
@@ -164,7 +172,7 @@ def diagnose_answer(answer: Answer) -> tuple[type[RayJobsResponseError], str] | 
             return RayJobsAddressError, _about_redirect(answer)
         case 200 if is_page(answer):
             return RayJobsAddressError, (
-                f"A page came instead of the answer{_title(text)}, as from a login. {_LOGIN} {CHECK_ADDRESS}"
+                f"A page came instead of the answer{_title(answer)}, as from a login. {_LOGIN} {CHECK_ADDRESS}"
             )
         case _:
             return None
@@ -217,7 +225,7 @@ def _about_token(answer: Answer) -> str:
 
 
 def _about_proxys_login(answer: Answer) -> str:
-    wanted = answer.headers.get("www-authenticate", "")
+    wanted = answer.scrub(answer.headers.get("www-authenticate", ""))
     scheme = wanted.partition(" ")[0]
     realm = re.search(r'realm="?([^",]{1,80})', wanted)
     place = f" for {realm.group(1)!r}" if realm else ""
@@ -236,7 +244,7 @@ def _about_proxys_login(answer: Answer) -> str:
 def _about_redirect(answer: Answer) -> str:
     try:
         here = urlsplit(answer.address)
-        there = urlsplit(urljoin(f"{answer.address}/", answer.headers.get("location", "")))
+        there = urlsplit(urljoin(f"{answer.address}/", answer.scrub(answer.headers.get("location", ""))))
         origin = f"{there.scheme}://{there.netloc.rpartition('@')[2]}"
     except ValueError:
         return f"It leads elsewhere, to no address. This is not a Ray dashboard. {CHECK_ADDRESS}"
@@ -251,7 +259,7 @@ def _about_redirect(answer: Answer) -> str:
 
 
 def _who(answer: Answer) -> str:
-    server = re.sub(r"[^A-Za-z0-9 ._/-]", "", answer.headers.get("server", ""))[:40].strip()
+    server = re.sub(r"[^A-Za-z0-9 ._/-]", "", answer.scrub(answer.headers.get("server", "")))[:40].strip()
     return f"a proxy before it ({server})" if server else "a proxy before it"
 
 
@@ -259,7 +267,8 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _title(page: str) -> str:
-    found = re.search(r"<title[^>]*>([^<]{1,200})", page[:20_000], re.IGNORECASE)
-    title = " ".join(html.unescape(found.group(1)).split())[:80] if found else ""
+def _title(answer: Answer) -> str:
+    found = re.search(r"<title[^>]*>([^<]{1,2000})", answer.text[:20_000], re.IGNORECASE)
+    # without secrets before it is cut: of half a secret nobody would know that it is one
+    title = " ".join(answer.scrub(html.unescape(found.group(1))).split())[:80] if found else ""
     return f", titled {title!r}" if title else ""

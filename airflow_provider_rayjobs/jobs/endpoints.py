@@ -58,7 +58,7 @@ class Request(Generic[T]):
     path: str
     read: Callable[[Any], T]
     params: Mapping[str, str] | None = None
-    body: Mapping[str, Any] | None = None
+    body: Mapping[str, Any] | None = field(default=None, repr=False)
     repeatable: bool = True
     timeout: float = READ_TIMEOUT
     stamp: Callable[[T, int], T] | None = None
@@ -117,19 +117,25 @@ class Answer:
     :param time: when it was sent, Unix milliseconds by the head's clock.
     :param headers: ``location``, ``server`` and ``www-authenticate``.
     :param access: with which it was asked for.
+    :param sent: what was secret in that request: a token's file may hold another token by now.
     """
 
     status_code: int
-    content: bytes
+    content: bytes = field(repr=False)
     address: str
     content_type: str = ""
     time: int = 0
     headers: Mapping[str, str] = field(default_factory=dict)
     access: Access = field(default_factory=Access, repr=False)
+    sent: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def text(self) -> str:
         return self.content.decode("utf-8", errors="replace").strip()
+
+    def scrub(self, text: str) -> str:
+        """Return words of this answer without what is secret in them; before anything is cut off."""
+        return self.access.scrub(text, self.sent)
 
 
 def get_version() -> Request[RayVersion]:
@@ -335,7 +341,7 @@ def check_upload(request: UploadRequest, answer: Answer) -> None:
 def error_of(request: AnyRequest, answer: Answer) -> RayJobsResponseError:
     """Return the error that an answer other than 200 means: by Ray's words first, then by the status code."""
     kind, advice = _meaning(answer)
-    said = answer.access.scrub(_gist(answer.text))
+    said = _gist(answer.scrub(answer.text))
     message = f"Could not {request.about} at {answer.address}: HTTP {answer.status_code}. {advice}"
     return kind(f"{message} It said: {said}" if said else message, status_code=answer.status_code)
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import os
 import pickle
+import socket
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import certifi
 import httpx
 import pytest
 
@@ -287,6 +291,14 @@ def test_nothing_secret_is_in_what_is_logged_of_a_proxy(caplog: pytest.LogCaptur
         pytest.param({"login": "a:b", "password": SECRET}, "holds a colon", id="colon"),
         pytest.param({"headers": {"a b": SECRET}}, "'a b' is no name", id="header's name"),
         pytest.param({"headers": {"X-Key": f"{SECRET}\n"}}, "the value of X-Key holds", id="header's value"),
+        pytest.param({"token": ""}, "the token is empty", id="empty token"),
+        pytest.param({"token": " "}, "the token is empty", id="blank token"),
+        pytest.param({"token": f"{SECRET} "}, "the token has a blank at an end", id="blank after a token"),
+        pytest.param({"headers": {"X-Key": f" {SECRET}"}}, "the value of X-Key has a blank", id="blank in a header"),
+        pytest.param({"headers": {"X-Key": ""}}, "the value of X-Key is empty", id="empty header"),
+        pytest.param({"headers": {f"X-Key: {SECRET}": "a"}}, "what holds a colon is no name", id="value in a name"),
+        pytest.param({"token": "abc", "token_header": SECRET}, "token_header is Auth", id="token in token_header"),
+        pytest.param({"token_header": "X-Ray-Authorization"}, "without a token", id="header of no token"),
         pytest.param({"headers": {"X-Key": 1}}, "the value of X-Key must be text, not int", id="header's kind"),
         pytest.param(
             {"login": "me", "password": SECRET, "headers": {"Authorization": SECRET}},
@@ -324,6 +336,161 @@ def test_what_can_never_work_is_said_by_name(fields: dict[str, Any], said: str):
         Access(**fields)
 
     assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+PASTED = f"-----BEGIN PRIVATE KEY-----\n{SECRET}\n-----END PRIVATE KEY-----\n"
+
+
+@pytest.mark.parametrize("name", ["token_file", "verify", "client_cert", "client_key"])
+@pytest.mark.parametrize("content", [PASTED, PASTED.replace("\n", " "), f"{SECRET}\n", SECRET * 100])
+def test_what_is_pasted_in_place_of_a_path_is_not_shown(name: str, content: str):
+    """A key or a token in the field of a path is refused by the field's name before a file of that name is sought."""
+    certificate = {"client_cert": "/none"} if name == "client_key" else {}
+
+    with pytest.raises(ValueError, match=f"{name} is the content, not the path of a file") as caught:
+        Access(**certificate | {name: content})
+
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("name", ["token_file", "verify", "client_cert"])
+@pytest.mark.parametrize("value", [SECRET, SECRET * 40])
+def test_what_is_no_path_is_not_shown(name: str, value: str):
+    """A name without a folder, of no file, may be a token in the wrong field; too long a name is no other error."""
+    with pytest.raises(ValueError, match=f"{name}.* cannot be read") as caught:
+        Access(**{name: value}).check_files()
+
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_folder_without_certificates_is_said(tmp_path: Path):
+    """OpenSSL would say nothing of it, and believe nobody."""
+    with pytest.raises(ValueError, match="holds no certificates by their hashes"):
+        Access(verify=str(tmp_path)).check_files()
+
+
+def test_certificates_are_looked_at_once_for_each_state_of_their_files(tmp_path: Path):
+    """A second look at the same files costs nothing; files that were replaced are looked at again."""
+    file = tmp_path / "ca.pem"
+    file.write_bytes(Path(certifi.where()).read_bytes())
+    access = Access(verify=str(file))
+    access.check_files()
+    stamps = access.stamps()
+    began = time.perf_counter()
+    for _ in range(100):
+        access.check_files()
+    seconds = time.perf_counter() - began
+    file.write_text("no certificate")
+    os.utime(file, (1, 1))
+
+    assert seconds < 0.1
+    assert access.stamps() != stamps
+    with pytest.raises(ValueError, match="holds no certificates"):
+        access.check_files()
+
+
+@pytest.mark.parametrize(
+    "quote",
+    [
+        pytest.param(lambda sent: httpx.Response(400, text=f"bad {sent.split()[1]}"), id="without its scheme"),
+        pytest.param(lambda sent: httpx.Response(400, text="x" * 494 + sent.split()[1]), id="cut off"),
+        pytest.param(lambda sent: httpx.Response(200, html=f"<title>bad {sent.split()[1]}</title>"), id="title"),
+        pytest.param(
+            lambda sent: httpx.Response(200, html="<title>" + "x" * 74 + f"{sent.split()[1]}</title>"),
+            id="cut title",
+        ),
+        pytest.param(
+            lambda sent: httpx.Response(401, headers={"www-authenticate": f'Bearer realm="no {sent.split()[1]}"'}),
+            id="realm",
+        ),
+        pytest.param(
+            lambda sent: httpx.Response(302, headers={"location": f"/login/{sent.split()[1]}"}), id="location"
+        ),
+    ],
+)
+@pytest.mark.parametrize("given", ["token", "token_file", "header", "auth"])
+def test_an_answer_that_quotes_what_was_sent_is_scrubbed(
+    ask, tmp_path: Path, quote: Callable[[str], httpx.Response], given: str
+):
+    """Wherever it stands, before anything is cut off, and also where the token's file holds another one by now."""
+    file = tmp_path / "token"
+    file.write_text(f"{SECRET}-of-old")
+
+    class Mine(httpx.Auth):
+        def auth_flow(self, request: httpx.Request):
+            request.headers["Authorization"] = f"Bearer {SECRET}-made"
+            yield request
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        file.write_text("another-one")
+        return quote(request.headers["authorization"])
+
+    access = {
+        "token": {"token": SECRET}, "token_file": {"token_file": str(file)},
+        "header": {"headers": {"Authorization": f"Bearer {SECRET}"}}, "auth": {"auth": Mine()},
+    }  # fmt: skip
+    with pytest.raises(RayJobsError) as caught:
+        ask(Access(**access[given]), Wire(answer))
+
+    assert "m4rke" not in "".join(traceback.format_exception(caught.value))
+    assert "***" in str(caught.value)
+
+
+def test_the_longest_secret_is_scrubbed_first():
+    """Where one secret begins another nothing of either is left."""
+    access = Access(headers={"X-Key": "abcdef", "X-Secret": "abcdef-the-rest"})
+
+    assert access.scrub("said abcdef-the-rest") == "said ***"
+
+
+def test_a_header_that_says_nothing_secret_is_no_secret():
+    """A header's short value is left in logs, unless the header's name tells that it is secret."""
+    access = Access(headers={"X-Forwarded-Proto": "https", "X-Api-Key": "k3y", "X-Tenant": "marked-tenant"})
+
+    assert set(access.secrets()) == {"k3y", "marked-tenant"}
+
+
+class Unsendable(httpx.Auth):
+    def auth_flow(self, request: httpx.Request):
+        request.headers["Authorization"] = f"Bearer {SECRET} "
+        yield request
+
+
+def test_a_header_that_cannot_be_sent_is_not_shown():
+    """What a class of the user's adds may be no header: nothing was sent, and no traceback shows it."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        RayJobsClient(f"http://127.0.0.1:{server.getsockname()[1]}", access=Access(auth=Unsendable())) as client,
+        pytest.raises(RayJobsConnectionError, match="what was to be sent is no HTTP") as caught,
+    ):
+        client.send(endpoints.get_version())
+
+    assert caught.value.sent is False
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+def test_an_authentication_that_fails_shows_nothing_in_its_traceback(ask):
+    """What a class of the user's says of its failure may hold what it was given."""
+    with pytest.raises(RayJobsConnectionError) as caught:
+        ask(Access(auth=Broken()), Wire())
+
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+def test_whoever_masks_is_told_of_a_token_before_it_is_sent(ask, tmp_path: Path):
+    """A token that its file holds since a moment ago is known before anybody can quote it."""
+    file = tmp_path / "token"
+    file.write_text("first\n")
+    told: list[str] = []
+
+    def rotate(_: httpx.Request) -> httpx.Response:
+        assert told
+        file.write_text("second\n")
+        return httpx.Response(200, json=VERSION)
+
+    ask(Access(token_file=str(file)), Wire(rotate), times=2, on_token=told.append)
+
+    assert told == ["first", "second"]
 
 
 def test_two_ways_to_give_a_token_are_one_too_many():

@@ -8,7 +8,12 @@ from typing import Any
 import httpx
 import pytest
 
-from airflow_provider_rayjobs.exceptions import RayJobsAddressError, RayJobsConnectionError, RayJobsNotAuthorizedError
+from airflow_provider_rayjobs.exceptions import (
+    RayJobsAddressError,
+    RayJobsConnectionError,
+    RayJobsNotAuthorizedError,
+    RayJobsTLSError,
+)
 from airflow_provider_rayjobs.jobs import RayJobsClient, endpoints
 from airflow_provider_rayjobs.jobs.access import Access
 from airflow_provider_rayjobs.jobs.diagnosis import diagnose_answer, diagnose_failure
@@ -157,6 +162,34 @@ def test_what_a_transport_says_becomes_advice(error: Exception, said: str):
     assert kind is RayJobsConnectionError
     assert said in advice
     assert "m4rked" not in advice
+
+
+@pytest.mark.parametrize("handled", [ssl.SSLCertVerificationError("another's"), RayJobsTLSError("another's")])
+def test_what_the_caller_was_handling_is_no_cause(handled: Exception):
+    """A port that refuses is that also where it is asked while an error about a certificate is handled."""
+
+    def ask() -> None:
+        try:
+            raise handled
+        except Exception:  # noqa: BLE001
+            with RayJobsClient("http://127.0.0.1:9", patience=0) as client:
+                client.get_version()
+
+    with pytest.raises(RayJobsConnectionError, match="Check that the Ray head runs") as caught:
+        ask()
+
+    assert type(caught.value) is RayJobsConnectionError
+
+
+def test_an_error_about_a_certificate_that_openssl_did_not_make_is_one():
+    """It has no number; its words say what is wrong."""
+    error = httpx.ConnectError("no")
+    error.__cause__ = ssl.SSLCertVerificationError("some other check")
+
+    kind, advice = diagnose_failure(error, "https://ray:8265", Access())
+
+    assert kind is RayJobsTLSError
+    assert "is not believed: " in advice
 
 
 @pytest.mark.parametrize("kind", [ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLError])

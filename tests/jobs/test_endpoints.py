@@ -296,3 +296,10 @@ def test_other_answers_have_no_stamp() -> None:
     answer = sample("version.json")
 
     assert read_answer(endpoints.get_version(), replace(answer, time=5)) == read_answer(endpoints.get_version(), answer)
+
+
+def test_nothing_that_is_sent_or_came_is_in_a_repr():
+    """A request's body may hold env_vars, an answer's content somebody's secret."""
+    request = Request("submit", "POST", "/", bool, body={"runtime_env": {"env_vars": {"A": "m4rked"}}})
+
+    assert "m4rked" not in f"{request!r} {Answer(200, b'm4rked', 'http://a')!r}"
