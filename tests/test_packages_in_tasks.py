@@ -127,7 +127,7 @@ def test_a_kill_while_packing_is_obeyed(client: RayJobsClient, tmp_path: Path):
         (tmp_path / f"text{number}").write_text("some text that is worth deflating, but not at once\n" * 2_000_000)
     before = {job.submission_id for job in client.list_jobs()}
     operator = task(entrypoint="true", runtime_env={"working_dir": str(tmp_path)})
-    _soon(1.0, operator.on_kill)
+    _soon(0.4, operator.on_kill)
 
     began = time.monotonic()
     with pytest.raises(RayJobStoppedError, match="no Ray job"):
