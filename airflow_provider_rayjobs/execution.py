@@ -45,6 +45,7 @@ from airflow_provider_rayjobs.jobs.limits import Limits, describe_shortage
 from airflow_provider_rayjobs.jobs.logs.options import LogOptions
 from airflow_provider_rayjobs.jobs.logs.text import NO_LOG
 from airflow_provider_rayjobs.jobs.models import ClusterResources, JobDetails, JobStatus
+from airflow_provider_rayjobs.jobs.packages.news import News
 from airflow_provider_rayjobs.jobs.steps import Engine, Interrupted, interruptible
 from airflow_provider_rayjobs.jobs.stop import Stopped, stop_until_over
 from airflow_provider_rayjobs.jobs.submission import get_session, new_nonce, submit_job
@@ -61,8 +62,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Seconds between two sentences about something that takes long.
-_NEWS = 5.0
 # Answers that mean that no job came of a submission.
 _NOTHING_CAME_OF_IT = (
     RayJobsRefusedError,
@@ -249,16 +248,15 @@ class Execution:
 
     def _watch_over_naming(self) -> Callable[[int], None]:
         """Return what sees to it that naming large code says so, and ends when the task is killed."""
-        news = time.monotonic() + _NEWS
+        news = News(time.monotonic())
         done = 0
 
         def watch(count: int) -> None:
-            nonlocal news, done
+            nonlocal done
             if self.kill.is_asked:
                 raise Interrupted
             done += count
-            if (now := time.monotonic()) >= news:
-                news = now + _NEWS
+            if news.are_due(time.monotonic()):
                 self.log.info("Naming local code: %d MiB read.", done // 2**20)
 
         return watch

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from typing import Any, TypeVar
 
 # Not from the compatibility layer, which has it only since a later version than we ask for; it has not moved since 3.1.
@@ -19,14 +18,13 @@ from airflow.sdk.log import mask_secret
 
 from airflow_provider_rayjobs import rendered
 from airflow_provider_rayjobs.connection import Cluster
-from airflow_provider_rayjobs.exceptions import RayJobsError
+from airflow_provider_rayjobs.jobs.access import WORTH_HIDING
 from airflow_provider_rayjobs.jobs.models import JobDetails
-from airflow_provider_rayjobs.jobs.steps import Engine
+from airflow_provider_rayjobs.jobs.steps import Engine, Step, relayed
 
 T = TypeVar("T")
 
 # Values that would be blotted out of every line of a log, and that nobody keeps secret.
-_WORTH_HIDING = 5
 _FLAGS = ("true", "false", "yes", "no", "none", "null", "on", "off")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE)
 
@@ -89,7 +87,7 @@ def _env_vars_of(runtime_env: Any) -> dict[str, Any]:
 
 def _is_everyday(value: str) -> bool:
     """Tell whether a value cannot be secret, whatever its name: ``USE_TOKEN=false``, ``MAX_TOKENS=100000``."""
-    return len(value) < _WORTH_HIDING or value.lower() in _FLAGS or _NUMBER.fullmatch(value) is not None
+    return len(value) < WORTH_HIDING or value.lower() in _FLAGS or _NUMBER.fullmatch(value) is not None
 
 
 async def _amask(secret: Any) -> None:
@@ -109,25 +107,17 @@ def noting_secrets(engine: Engine[T], note: Callable[[Any], object] = mask_envir
 
     :param note: called with the job's runtime environment.
     """
-    answer: Any = None
-    failure: RayJobsError | None = None
     is_noted = False
-    with closing(engine):
-        while True:
-            try:
-                step = engine.throw(failure) if failure else engine.send(answer)
-            except StopIteration as end:
-                result: T = end.value
-                return result
-            failure = None
-            try:
-                answer = yield step
-            except RayJobsError as error:
-                failure = error
-            else:
-                if isinstance(answer, JobDetails) and not is_noted:
-                    note(answer.runtime_env)
-                    is_noted = True
+
+    def take(step: Step) -> Engine[Any]:
+        nonlocal is_noted
+        answer = yield step
+        if isinstance(answer, JobDetails) and not is_noted:
+            note(answer.runtime_env)
+            is_noted = True
+        return answer
+
+    return relayed(engine, take)
 
 
 class HiddenEnvironment(Mapping[str, Any]):

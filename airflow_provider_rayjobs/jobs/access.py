@@ -38,7 +38,7 @@ CONNECT_TIMEOUT = 10.0
 READ_TIMEOUT = 30.0
 
 # Characters of a secret that is looked for in texts: a shorter one is in every other word. As in Airflow's masker.
-_WORTH_HIDING = 5
+WORTH_HIDING = 5
 # And of a header's value whose name does not tell: "https" and "team-a" say nothing that others do not.
 _HEADER_WORTH_HIDING = 8
 _TELLING_NAME = re.compile("auth|key|token|secret|cookie|passw|credential|signature|assertion|jwt", re.IGNORECASE)
@@ -224,7 +224,7 @@ class Access:
 
         :param sent: further secrets, such as the token that was sent before the token's file changed.
         """
-        secrets = {secret for secret in (*self.secrets(), *sent) if len(secret) >= _WORTH_HIDING}
+        secrets = {secret for secret in (*self.secrets(), *sent) if len(secret) >= WORTH_HIDING}
         written = {form for secret in secrets for form in _ways_to_write(secret)}
         # the longest first: of "abcdef-1" nothing shall be left where "abcdef" is secret as well
         for form in sorted(written, key=len, reverse=True):

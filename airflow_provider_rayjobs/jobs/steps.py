@@ -170,6 +170,30 @@ class Interrupted(BaseException):
     """Whoever runs an engine was asked to end; no error, and nothing for those who handle errors."""
 
 
+def relayed(engine: Engine[T], take: Callable[[Step], Engine[Any]], before: Callable[[], object] = _never) -> Engine[T]:
+    """
+    Run an engine, and take its steps in a way of one's own.
+
+    :param take: an engine for one step, answered as the step is.
+    :param before: called each time before the engine goes on; what it raises ends the engine.
+    """
+    answer: Any = None
+    failure: RayJobsError | None = None
+    with closing(engine):
+        while True:
+            before()
+            try:
+                step = engine.throw(failure) if failure else engine.send(answer)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            failure = None
+            try:
+                answer = yield from take(step)
+            except RayJobsError as error:
+                failure = error
+
+
 def interruptible(engine: Engine[T], is_interrupted: Callable[[], bool]) -> Engine[T]:
     """
     Run an engine until somebody asks for its end, which is looked for before each step and in its pauses.
@@ -178,24 +202,17 @@ def interruptible(engine: Engine[T], is_interrupted: Callable[[], bool]) -> Engi
 
     :raises Interrupted: as soon as the mark is seen; the engine is closed.
     """
-    answer: Any = None
-    failure: RayJobsError | None = None
-    with closing(engine):
-        while True:
-            if is_interrupted():
-                raise Interrupted
-            try:
-                step = engine.throw(failure) if failure else engine.send(answer)
-            except StopIteration as end:
-                result: T = end.value
-                return result
-            failure = None
-            if isinstance(step, Upload):
-                step = replace(step, is_interrupted=is_interrupted)
-            try:
-                answer = yield from _in_pieces(step.seconds, is_interrupted) if isinstance(step, Sleep) else _take(step)
-            except RayJobsError as error:
-                failure = error
+
+    def obey() -> None:
+        if is_interrupted():
+            raise Interrupted
+
+    def take(step: Step) -> Engine[Any]:
+        if isinstance(step, Sleep):
+            return (yield from _in_pieces(step.seconds, is_interrupted))
+        return (yield replace(step, is_interrupted=is_interrupted) if isinstance(step, Upload) else step)
+
+    return relayed(engine, take, obey)
 
 
 def _in_pieces(seconds: float, is_interrupted: Callable[[], bool]) -> Engine[float]:
@@ -204,10 +221,6 @@ def _in_pieces(seconds: float, is_interrupted: Callable[[], bool]) -> Engine[flo
     while now < end and not is_interrupted():
         now = yield Sleep(min(_PIECE, end - now))
     return now
-
-
-def _take(step: Step) -> Engine[Any]:
-    return (yield step)
 
 
 def may_repeat(request: AnyRequest, error: RayJobsError) -> bool:

@@ -256,8 +256,8 @@ class LogReader:
         yield from self._say_late(details, poll_interval)
 
     def _say_late(self, details: JobDetails, poll_interval: float) -> Engine[None]:
-        is_known = bool(anchor_of(self.log.recent, details.seen_at or 0))
-        if self.log.position >= LARGE and self._whole_rest > poll_interval and not (is_known or self.log.is_cut):
+        is_late = self.log.position >= LARGE and self._whole_rest > poll_interval and not self.log.is_cut
+        if is_late and not anchor_of(self.log.recent, details.seen_at or 0):
             yield from self._say_once(
                 "late",
                 f"The log of job {details.name} is large ({self.log.position / 1e6:.0f} MB) and has to be read "

@@ -35,9 +35,9 @@ from airflow_provider_rayjobs.jobs.packages.tree import (
 # aiohttp refuses a body of this size in Ray's HTTP server (``DASHBOARD_CLIENT_MAX_SIZE``).
 LIMIT = 100 * 1024 * 1024
 MIB = 1024 * 1024
-# What Ray 2.60 unpacks; older heads may know .zip and .whl alone.
-# What deflating can make of a byte at best, with a little to spare (zlib says 1032).
+# How many bytes deflating can make one of at best, with a little to spare (zlib says 1032).
 _BEST_RATIO = 1040
+# What Ray 2.60 unpacks; older heads may know .zip and .whl alone.
 _ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar.xz")
 _LARGEST = 10
 

@@ -23,14 +23,13 @@ from airflow_provider_rayjobs.exceptions import (
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.packages.local_code import LIMIT, MIB, LocalCode, Package, PackageStorage, too_large
 from airflow_provider_rayjobs.jobs.packages.naming import name_archive
+from airflow_provider_rayjobs.jobs.packages.news import News
 from airflow_provider_rayjobs.jobs.packages.tree import changed, printable, unwritable
 from airflow_provider_rayjobs.jobs.packages.zip_file import Packing, check_unchanged
 from airflow_provider_rayjobs.jobs.steps import Engine, Note, Sleep, Upload, Work, repeated, send
 
 # Seconds of packing at once; between them the engine can be stopped.
 _TURN = 0.25
-# Seconds between two sentences about something that takes long.
-_NEWS = 5.0
 # Ray keeps for 600 s what was asked for (``RAY_RUNTIME_ENV_URI_PIN_EXPIRATION_S``), and a cluster may be told less.
 _ASK_AGAIN = 120.0
 _CHUNK = 256 * 1024
@@ -128,13 +127,11 @@ def _store(package: Package, storage: PackageStorage) -> Engine[str]:
         if size > _WORTH_A_WORD:
             yield Note(f"Storing {package.name} ({size / MIB:.1f} MiB) at {package.uri} ...")
         storing = storage.put(package.name, file)
-        news = (yield Sleep(0)) + _NEWS
+        news = News((yield Sleep(0)))
         with closing(storing):
             while (done := (yield Work(lambda: next(storing, None)))) is not None:
-                now = yield Sleep(0)
-                if now >= news:
+                if news.are_due((yield Sleep(0))):
                     yield Note(f"Storing {package.name}: {done // MIB} of {size // MIB} MiB.")
-                    news = now + _NEWS
     return f"stored at {package.uri} ({size / MIB:.1f} MiB)"
 
 
@@ -145,13 +142,11 @@ def _fill(package: Package, file: IO[bytes], limit: int | None) -> Engine[int]:
         size: int = yield Work(lambda: _copy(package, file))
         return size
     packing = Packing(tree, package.top, package.digests, file, limit)
-    news = (yield Sleep(0)) + _NEWS
+    news = News((yield Sleep(0)))
     with closing(packing):
         while (yield Work(lambda: packing.advance(_TURN))):
-            now = yield Sleep(0)
-            if now >= news:
+            if news.are_due((yield Sleep(0))):
                 yield Note(f"Packing {package.source}: {packing.done // MIB} of {packing.size // MIB} MiB read.")
-                news = now + _NEWS
         if packing.is_too_large:
             raise ValueError(too_large(package))
     if tree.root:
@@ -205,12 +200,10 @@ class Body:
         """Read the file, and say every few seconds how much of it was taken."""
         self._file.seek(0)
         sent = 0
-        news = clock() + _NEWS
+        news = News(clock())
         while chunk := self._file.read(_CHUNK):
             yield chunk
             sent += len(chunk)
-            now = clock()
-            if now >= news and sent < self._size:
-                news = now + _NEWS
+            if sent < self._size and news.are_due(clock()):
                 share = 100 * sent // self._size
                 note(Note(f"Uploading {self._name}: {sent // MIB} of {self._size // MIB} MiB ({share} %)."))
