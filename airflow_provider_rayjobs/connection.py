@@ -37,16 +37,12 @@ EXTRAS = {
     "proxy": _TEXT,
     "connect_timeout": _SECONDS,
     "read_timeout": _SECONDS,
-    "agent_log_access": _TEXT,
 }
 # Those that a client's access has under the same name.
 _OF_ACCESS = (
     "token_file", "token_header", "headers", "verify", "client_cert", "client_key", "client_key_password", "proxy",
     "connect_timeout", "read_timeout",
 )  # fmt: skip
-# Whether the agent of a driver's node may be asked for the log: not at all, without the connection's credentials, or
-# with them. Its address comes from the cluster's answers, and it is often out of reach.
-_AGENT_LOG_ACCESS = ("no", "yes", "with_credentials")
 
 
 @dataclass(frozen=True)
@@ -60,8 +56,6 @@ class Cluster:
     :param access: how a client gets in there, but for ``auth``.
     :param auth: the class of the user's that does the rest, as ``module.Class``.
     :param auth_kwargs: what it is made with.
-    :param agent_log_access: ``no``; ``yes`` to ask the agent of a driver's node for the end of a large log, without
-        credentials; ``with_credentials`` to show it the credentials.
     """
 
     address: str
@@ -69,17 +63,6 @@ class Cluster:
     access: Access = field(default_factory=Access)
     auth: str | None = None
     auth_kwargs: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
-    agent_log_access: str = "no"
-
-    @property
-    def may_ask_agents(self) -> bool:
-        """Tell whether the agent of a driver's node may be asked for the log."""
-        return self.agent_log_access != "no"
-
-    @property
-    def may_show_agents_credentials(self) -> bool:
-        """Tell whether that agent may be shown the credentials."""
-        return self.agent_log_access == "with_credentials"
 
     def job_url(self, submission_id: str) -> str:
         """Return the address of a job's page in the Ray dashboard."""
@@ -152,9 +135,6 @@ def read_connection(connection: Connection, *, check_token_file: bool = True) ->
 
 def _cluster_of(connection: Connection, extra: Mapping[str, Any]) -> Cluster:
     address = _address_of(connection, extra.get("base_path", ""))
-    agent_log_access = extra.get("agent_log_access", "no")
-    if agent_log_access not in _AGENT_LOG_ACCESS:
-        raise ValueError(f"extra agent_log_access is one of {', '.join(_AGENT_LOG_ACCESS)}, not {agent_log_access!r}")
     if "auth" in extra:
         find_auth(extra["auth"])
     elif "auth_kwargs" in extra:
@@ -168,7 +148,6 @@ def _cluster_of(connection: Connection, extra: Mapping[str, Any]) -> Cluster:
         access=access,
         auth=extra.get("auth"),
         auth_kwargs=extra.get("auth_kwargs", {}),
-        agent_log_access=agent_log_access,
     )
 
 

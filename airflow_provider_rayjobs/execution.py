@@ -118,7 +118,7 @@ class Execution:
         self.client = self.hook.client_of(self.cluster)
         self.log = task.log
         self.limits = settings.limits
-        self.reader = settings.logs.reader(use_agent=self.cluster.may_ask_agents)
+        self.reader = settings.logs.reader()
         # whether there may be a job of this task that has not ended
         self.is_alive = False
 
@@ -167,7 +167,7 @@ class Execution:
             )
         self.is_alive = True
         self._arm()
-        self.reader = self.settings.logs.reader(event.get("log_state"), use_agent=self.cluster.may_ask_agents)
+        self.reader = self.settings.logs.reader(event.get("log_state"))
         details = details_of_event(event)
         if not details.status.is_terminal():
             self._flush(details)

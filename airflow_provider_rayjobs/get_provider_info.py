@@ -91,11 +91,6 @@ def get_provider_info() -> dict[str, Any]:
                     "auth_kwargs": _object(
                         "Its arguments", 'What that class is made with, as JSON: {"audience": "..."}.'
                     ),
-                    "agent_log_access": _text(
-                        "Access to agents",
-                        "Whether the agent of a driver's node is asked for what is new in a large log: no, yes "
-                        "(without credentials) or with_credentials.",
-                    ),
                 },
             }
         ],

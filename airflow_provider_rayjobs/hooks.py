@@ -118,14 +118,14 @@ class RayJobsHook(BaseHook):
                 cluster.address,
                 logger=self.log,
                 on_token=None if is_quiet else self._tokens.tell,
-                **_arguments_of(cluster),
+                access=cluster.full_access(),
             )
 
     def async_client_of(self, cluster: Cluster) -> AsyncRayJobsClient:
         """Return a client for the running event loop without another look at the connection."""
         with self._named():
             return AsyncRayJobsClient(
-                cluster.address, logger=self.log, on_token=self._tokens.tell_soon, **_arguments_of(cluster)
+                cluster.address, logger=self.log, on_token=self._tokens.tell_soon, access=cluster.full_access()
             )
 
     @contextmanager
@@ -250,7 +250,3 @@ def _access_of_environment(check_token_file: bool) -> Access:
     if check_token_file:
         access.check_token_file()
     return access
-
-
-def _arguments_of(cluster: Cluster) -> dict[str, Any]:
-    return {"access": cluster.full_access(), "agent_credentials": cluster.may_show_agents_credentials}

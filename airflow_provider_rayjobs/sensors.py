@@ -134,7 +134,7 @@ class RayJobSensor(BaseSensorOperator):
         :param deadline: Unix seconds at which the sensor's ``timeout`` is over.
         """
         watch = self._begin(context, is_resumed=True)
-        watch.reader = watch.logs.reader(event.get("log_state"), use_agent=watch.cluster.may_ask_agents)
+        watch.reader = watch.logs.reader(event.get("log_state"))
         try:
             details = details_of_event(event)
         except RayJobsError as error:
@@ -198,7 +198,7 @@ class _Watch:
         self.job = job
         self.cluster = cluster
         self.logs = logs
-        self.reader = logs.reader(use_agent=cluster.may_ask_agents)
+        self.reader = logs.reader()
         self.missing_timeout = missing_timeout
         self.unreachable_timeout = unreachable_timeout
         # wall clock, as it may have to last from one worker process to another

@@ -175,7 +175,7 @@ class RayJobTrigger(BaseTrigger):
             await asyncio.sleep(random.uniform(0, min(self.poll_interval, SETTLING_TIME / 2)))  # noqa: S311
             hook = RayJobsHook(self.ray_conn_id)
             self._cluster = await self._find_cluster(hook)
-            async with shared_client(hook, self._cluster) as client, self._reader(self._cluster) as reader:
+            async with shared_client(hook, self._cluster) as client, self._reader() as reader:
                 following = follow.follow_job(
                     self.submission_id,
                     poll_interval=self.poll_interval,
@@ -193,18 +193,17 @@ class RayJobTrigger(BaseTrigger):
         return TriggerEvent(event | {"log_state": reader.state if reader else self.log_state})
 
     @asynccontextmanager
-    async def _reader(self, cluster: Cluster) -> AsyncIterator[LogReader | None]:
+    async def _reader(self) -> AsyncIterator[LogReader | None]:
         """Lend what shows the job's log, or watches it for the worker that does."""
         options = LogOptions.from_json(self.logs) if self.logs else NO_LOG
-        use_agent = cluster.may_ask_agents
         if options.flush_interval is not None:
             # Airflow opens a trigger's log file anew each time that a try is deferred: what is shown here would be
             # lost. The log is read here and on the worker, so that it has to be left alone for twice as long.
             relay = Relay(max(options.flush_interval, 2 * (self.log_state or {}).get("rest", 0)))
-            yield options.reader(self.log_state, use_agent=use_agent, turns=relay)
+            yield options.reader(self.log_state, turns=relay)
             return
         with _trickle.share() as share:
-            reader = options.reader(self.log_state, use_agent=use_agent, turns=share)
+            reader = options.reader(self.log_state, turns=share)
             if reader is None:
                 yield None
                 return

@@ -73,9 +73,6 @@ def test_a_connections_fields_make_an_address(fields: dict[str, Any], address: s
         ),
         pytest.param({"host": "head", "extra": {"dashboard_url": "x"}}, "'x' is not the address", id="dashboard_url"),
         pytest.param(
-            {"host": "head", "extra": {"agent_log_access": "si"}}, "agent_log_access is one of no", id="agent"
-        ),
-        pytest.param(
             {"host": "head", "password": "secret", "extra": {"token": "secret"}},
             "password and extra token both hold a token",
             id="two tokens",
@@ -179,16 +176,6 @@ def test_the_dashboard_may_have_another_address_for_browsers():
     assert cluster.job_url("job-1") == "https://ray.example.com/a/#/jobs/job-1"
 
 
-@pytest.mark.parametrize(
-    ("given", "may_ask"), [(None, False), ("no", False), ("yes", True), ("with_credentials", True)]
-)
-def test_agents_are_asked_only_where_the_connection_says_so(given: str | None, may_ask: bool):
-    """Off by default; their addresses come from the cluster."""
-    extra = {"agent_log_access": given} if given else None
-
-    assert read_connection(connection(host="head", extra=extra)).may_ask_agents is may_ask
-
-
 def test_an_extra_that_is_no_object_is_said():
     """Airflow would read an extra that is no JSON as none at all; here it is a mistake, and is not shown."""
     with pytest.raises(ValueError, match="connection mine: extra is no JSON object") as caught:
@@ -211,14 +198,14 @@ FIELDS = {
     "password": "its password",
     "extra": {
         "token": "rays token", "headers": {"X-Tenant": "tenant-a"}, "verify": "off", "proxy": "http://u:p%40ss@proxy:3128",
-        "connect_timeout": 5, "read_timeout": 60.5, "agent_log_access": "with_credentials", "base_path": "/team-a",
+        "connect_timeout": 5, "read_timeout": 60.5, "base_path": "/team-a",
         "dashboard_url": "https://public.example.com", "token_header": "X-Ray-Authorization",
     },
 }  # fmt: skip
 URI = (
     "ray-jobs://me:its%20password@ray.example.com:8443/https?token=rays+token&headers=%7B%22X-Tenant%22%3A%22tenant-a%22%7D"
     "&verify=off&proxy=http%3A%2F%2Fu%3Ap%2540ss%40proxy%3A3128&connect_timeout=5&read_timeout=60.5"
-    "&agent_log_access=with_credentials&base_path=team-a&dashboard_url=https%3A%2F%2Fpublic.example.com"
+    "&base_path=team-a&dashboard_url=https%3A%2F%2Fpublic.example.com"
     "&token_header=X-Ray-Authorization"
 )
 
@@ -254,7 +241,6 @@ def test_fields_json_and_uri_say_the_same(given: Connection):
             connect_timeout=5.0,
             read_timeout=60.5,
         ),
-        agent_log_access="with_credentials",
     )
     assert {"rays token", "its password", "tenant-a", "p%40ss", "p@ss"} <= set(cluster.secrets())
     assert not any(secret in repr(cluster) for secret in cluster.secrets())

@@ -142,7 +142,7 @@ def test_a_trigger_calls_a_worker_when_there_is_something_to_show(ray_head: RayH
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", ray_head.address)
     logs = LogOptions(flush_interval=2).to_json()
     with RayJobsClient(ray_head.address) as client:
-        job = client.submit_job("echo first; sleep 14; echo second")
+        job = client.submit_job("echo first; sleep 14")
         event = fire(RayJobTrigger(job, poll_interval=0.5, logs=logs))
         assert details_of_event(event).status == JobStatus.RUNNING
         assert event["log_state"]["position"] == 0

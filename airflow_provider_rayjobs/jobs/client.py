@@ -15,7 +15,6 @@ import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import aclosing, closing
-from functools import cached_property
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
@@ -64,8 +63,6 @@ PATIENCE = 30.0
 _LOG_CHUNK = 64 * 1024
 # What of an answer's headers tells who answers.
 _TELLING_HEADERS = ("location", "server", "www-authenticate")
-# With what strangers are approached.
-_NOTHING = Access()
 # What a request may end in without an answer. On an event loop httpx lets through what a server says after TLS 1.3's
 # handshake, such as that it wants a client's certificate.
 _FAILURES = (httpx.HTTPError, ssl.SSLError)
@@ -98,14 +95,12 @@ class _Methods:
         access: Access | None = None,
         patience: float = PATIENCE,
         logger: TakesNotes | None = None,
-        agent_credentials: bool = False,
         on_token: OnToken | None = None,
     ) -> None:
         self.address = check_address(address)
         if token is not None and access is not None:
             raise ValueError("token and access were both given; access has a token of its own")
         self._access = access or Access(token=token)
-        self._agent_credentials = agent_credentials
         self._on_token = on_token
         self.patience = patience
         self._logger: TakesNotes = logger or logging.getLogger(__name__)
@@ -113,17 +108,16 @@ class _Methods:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r})"
 
-    def _settings(self, *, of_agents: bool = False) -> dict[str, Any]:
+    def _settings(self) -> dict[str, Any]:
         """
         Return what both kinds of httpx client are made with.
 
         Redirects are not followed: they lead elsewhere, and what lets us in here is nobody else's business.
         """
         access = self._access
-        shows_credentials = self._agent_credentials or not of_agents
         # TLS settings take 25 ms; where none is spoken, some that believe nobody do
-        needs_tls = of_agents or any(urlsplit(url).scheme == "https" for url in (self.address, access.proxy or ""))
-        tls = access.tls(with_certificate=shows_credentials) if needs_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        needs_tls = any(urlsplit(url).scheme == "https" for url in (self.address, access.proxy or ""))
+        tls = access.tls() if needs_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         return {
             "base_url": self.address,
             # A browser's User-Agent is refused by Ray on every write.
@@ -132,19 +126,14 @@ class _Methods:
             "follow_redirects": False,
             "verify": tls,
             "proxy": None if access.proxy is None else _proxy(access.proxy, tls),
-            "auth": _Guarded(access.auth) if access.auth and shows_credentials else None,
+            "auth": _Guarded(access.auth) if access.auth else None,
         }
-
-    def _access_for(self, request: AnyRequest) -> Access:
-        """Return with what the one who is asked is approached: agents are strangers, unless somebody said otherwise."""
-        is_stranger = isinstance(request, LogRequest) and request.agent and not self._agent_credentials
-        return _NOTHING if is_stranger else self._access
 
     def _arguments(self, request: AnyRequest) -> dict[str, Any]:
         access = self._access
         timeout = access.read_timeout if request.timeout == READ_TIMEOUT else request.timeout
         try:
-            headers = self._access_for(request).sent_headers()
+            headers = access.sent_headers()
         except (OSError, ValueError) as error:
             raise RayJobsConnectionError(
                 f"Could not {request.about} at {self.address}: there is no token to show. {access.about_file(error)}",
@@ -162,30 +151,19 @@ class _Methods:
             "timeout": httpx.Timeout(timeout, connect=min(access.connect_timeout, timeout)),
             "headers": headers,
         }
-        if isinstance(request, LogRequest) and request.agent:
-            try:
-                arguments["url"] = f"{check_address(request.agent)}{request.path}"
-            except ValueError as error:
-                raise RayJobsConnectionError(
-                    f"Could not {request.about}: {self.address} says that the agent of its node is at "
-                    f"{request.agent!r}. {error}",
-                    sent=False,
-                ) from error
         if isinstance(request, UploadRequest):
             headers |= {"Content-Length": str(request.size), "Content-Type": "application/octet-stream"}
-        if isinstance(request, LogRequest) and request.offset:
-            headers["Range"] = f"bytes={request.offset}-"
         return arguments
 
-    def _answer(self, request: AnyRequest, response: httpx.Response) -> Answer:
+    def _answer(self, response: httpx.Response) -> Answer:
         return Answer(
             response.status_code,
             response.content,
-            self._asked(request),
+            self.address,
             response.headers.get("content-type", ""),
             _time_of(response.headers.get("date")),
             {name: response.headers[name] for name in _TELLING_HEADERS if name in response.headers},
-            self._access_for(request),
+            self._access,
             tuple(
                 secret
                 for name, value in response.request.headers.items()
@@ -194,12 +172,9 @@ class _Methods:
             ),
         )
 
-    def _asked(self, request: AnyRequest) -> str:
-        return (isinstance(request, LogRequest) and request.agent) or self.address
-
     def _connection_error(self, request: AnyRequest, error: Exception) -> RayJobsConnectionError:
         """Translate httpx's errors, here and nowhere else."""
-        address = self._asked(request)
+        address = self.address
         if isinstance(error, _AuthError):
             return RayJobsConnectionError(f"Could not {request.about} at {address}: {error}", sent=False)
         if isinstance(error, httpx.LocalProtocolError):
@@ -226,8 +201,6 @@ class RayJobsClient(_Methods):
     :param access: everything else that it may take to get in: :class:`~.access.Access`.
     :param patience: seconds for which a method goes on trying when the cluster does not answer.
     :param logger: where notes on outages and incomplete logs go.
-    :param agent_credentials: whether an agent that is asked for a log is shown the credentials, too. Its address comes
-        from the cluster's answers.
     :param on_token: called with the token before each request that shows one from a token's file: such tokens change,
         and whoever masks them in a log has to know.
     :param transport: httpx's, for tests.
@@ -241,7 +214,6 @@ class RayJobsClient(_Methods):
         access: Access | None = None,
         patience: float = PATIENCE,
         logger: TakesNotes | None = None,
-        agent_credentials: bool = False,
         on_token: OnToken | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
@@ -251,15 +223,9 @@ class RayJobsClient(_Methods):
             access=access,
             patience=patience,
             logger=logger,
-            agent_credentials=agent_credentials,
             on_token=on_token,
         )
-        self._transport = transport
         self._http = httpx.Client(transport=transport, **self._settings())
-
-    @cached_property
-    def _agents(self) -> httpx.Client:
-        return httpx.Client(transport=self._transport, **self._settings(of_agents=True))
 
     def get_version(self) -> RayVersion:
         """Return what answers: its Ray version and session."""
@@ -367,18 +333,17 @@ class RayJobsClient(_Methods):
             response = self._http.request(**self._arguments(request))
         except _FAILURES as error:
             raise self._connection_error(request, error) from error
-        return endpoints.read_answer(request, self._answer(request, response))
+        return endpoints.read_answer(request, self._answer(response))
 
     def _read_log(self, request: LogRequest, log: TakesLog, show: OnLog) -> None:
         try:
-            with (self._agents if request.agent else self._http).stream(**self._arguments(request)) as response:
-                start = _start_of(request, response)
-                if start is None:
+            with self._http.stream(**self._arguments(request)) as response:
+                if not endpoints.is_log(response.status_code, response.headers.get("content-type", "")):
                     response.read()
-                    raise endpoints.error_of(request, self._answer(request, response))
+                    raise endpoints.error_of(request, self._answer(response))
                 body = _Body(request, self.address)
-                log.begin(start)
-                for chunk in response.iter_bytes(_LOG_CHUNK) if response.is_success else ():
+                log.begin()
+                for chunk in response.iter_bytes(_LOG_CHUNK):
                     for record in log.feed(body.decode(chunk)):
                         show(record)
                     if not log.wants_more:
@@ -394,13 +359,11 @@ class RayJobsClient(_Methods):
             response = self._http.request(content=chunks, **self._arguments(request))
         except _FAILURES as error:
             raise self._connection_error(request, error) from error
-        endpoints.check_upload(request, self._answer(request, response))
+        endpoints.check_upload(request, self._answer(response))
 
     def close(self) -> None:
         """Close the connections that are kept for the next request."""
         self._http.close()
-        if "_agents" in self.__dict__:
-            self._agents.close()
 
     def __enter__(self) -> Self:
         return self
@@ -422,7 +385,6 @@ class AsyncRayJobsClient(_Methods):
         access: Access | None = None,
         patience: float = PATIENCE,
         logger: TakesNotes | None = None,
-        agent_credentials: bool = False,
         on_token: OnToken | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
@@ -432,15 +394,9 @@ class AsyncRayJobsClient(_Methods):
             access=access,
             patience=patience,
             logger=logger,
-            agent_credentials=agent_credentials,
             on_token=on_token,
         )
-        self._transport = transport
         self._http = httpx.AsyncClient(transport=transport, **self._settings())
-
-    @cached_property
-    def _agents(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(transport=self._transport, **self._settings(of_agents=True))
 
     async def get_version(self) -> RayVersion:
         """See :meth:`RayJobsClient.get_version`."""
@@ -526,23 +482,21 @@ class AsyncRayJobsClient(_Methods):
             response = await self._http.request(**self._arguments(request))
         except _FAILURES as error:
             raise self._connection_error(request, error) from error
-        return endpoints.read_answer(request, self._answer(request, response))
+        return endpoints.read_answer(request, self._answer(response))
 
     async def _read_log(self, request: LogRequest, log: TakesLog, show: OnLog) -> None:
         try:
-            async with (self._agents if request.agent else self._http).stream(**self._arguments(request)) as response:
-                start = _start_of(request, response)
-                if start is None:
+            async with self._http.stream(**self._arguments(request)) as response:
+                if not endpoints.is_log(response.status_code, response.headers.get("content-type", "")):
                     await response.aread()
-                    raise endpoints.error_of(request, self._answer(request, response))
+                    raise endpoints.error_of(request, self._answer(response))
                 body = _Body(request, self.address)
-                log.begin(start)
-                if response.is_success:
-                    async for chunk in response.aiter_bytes(_LOG_CHUNK):
-                        for record in log.feed(body.decode(chunk)):
-                            show(record)
-                        if not log.wants_more:
-                            return
+                log.begin()
+                async for chunk in response.aiter_bytes(_LOG_CHUNK):
+                    for record in log.feed(body.decode(chunk)):
+                        show(record)
+                    if not log.wants_more:
+                        return
                 body.check()
         except _FAILURES as error:
             raise self._connection_error(request, error) from error
@@ -554,13 +508,11 @@ class AsyncRayJobsClient(_Methods):
             response = await self._http.request(content=chunks, **self._arguments(request))
         except _FAILURES as error:
             raise self._connection_error(request, error) from error
-        endpoints.check_upload(request, self._answer(request, response))
+        endpoints.check_upload(request, self._answer(response))
 
     async def aclose(self) -> None:
         """Close the connections that are kept for the next request."""
         await self._http.aclose()
-        if "_agents" in self.__dict__:
-            await self._agents.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -713,10 +665,6 @@ async def _in_a_thread(call: Callable[[], T]) -> T:
         work.exception()  # seen: nobody asks for it any more
         raise cancelled
     return work.result()
-
-
-def _start_of(request: LogRequest, response: httpx.Response) -> int | None:
-    return endpoints.start_of_log(request, response.status_code, response.headers.get("content-type", ""))
 
 
 def _reader(on_log: OnLog | None) -> LogReader | None:

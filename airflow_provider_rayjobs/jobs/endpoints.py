@@ -70,16 +70,12 @@ class LogRequest:
     """
     A request whose answer is a log's bytes, to be read piece by piece and never held whole.
 
-    :param offset: where in the log the answer is to begin; one that does not heed it begins at 0.
-    :param agent: the address of the node's agent, where it is asked for instead of the head.
     :param is_json: whether the answer is JSON that holds the log's text.
     """
 
     about: str
     path: str
     params: Mapping[str, str] | None = None
-    offset: int = 0
-    agent: str | None = None
     is_json: bool = False
     timeout: float = READ_TIMEOUT
     method: ClassVar[str] = "GET"
@@ -278,17 +274,6 @@ def get_log_file(submission_id: str, node_id: str, lines: int = -1) -> LogReques
     )
 
 
-def get_agent_log(submission_id: str, agent: str, offset: int) -> LogRequest:
-    """
-    Describe the request for a driver's log file from a byte on, to the agent of its node.
-
-    :param agent: ``JobDetails.driver_agent_http_address``.
-    :param offset: in bytes.
-    """
-    path = f"/logs/{quote(log_name(submission_id))}"
-    return LogRequest(f"read the log of job {submission_id}", path, offset=offset, agent=agent)
-
-
 def log_name(submission_id: str) -> str:
     """Return the name of a driver's log file."""
     return f"job-driver-{submission_id}.log"
@@ -315,17 +300,9 @@ def read_answer(request: Request[T], answer: Answer) -> T:
         ) from error
 
 
-def start_of_log(request: LogRequest, status_code: int, content_type: str) -> int | None:
-    """
-    Return where in the log an answer's bytes begin; ``None`` if it is an error, or some proxy's page.
-
-    416 says that the log has nothing beyond the offset: an answer without bytes.
-    """
-    if content_type.startswith("text/html"):
-        return None
-    if request.offset and status_code in (206, 416):
-        return request.offset
-    return 0 if status_code == 200 else None
+def is_log(status_code: int, content_type: str) -> bool:
+    """Tell whether an answer holds a log, and not an error or the page of a proxy."""
+    return status_code == 200 and not content_type.startswith("text/html")
 
 
 def check_upload(request: UploadRequest, answer: Answer) -> None:

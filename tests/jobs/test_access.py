@@ -21,8 +21,6 @@ import pytest
 from airflow_provider_rayjobs.exceptions import RayJobsAddressError, RayJobsConnectionError, RayJobsError
 from airflow_provider_rayjobs.jobs import AsyncRayJobsClient, RayJobsClient, endpoints
 from airflow_provider_rayjobs.jobs.access import Access
-from airflow_provider_rayjobs.jobs.logs.text import LogText
-from airflow_provider_rayjobs.jobs.steps import ReadLog
 
 ADDRESS = "http://ray-head:8265"
 SECRET = "m4rked-s3cret"
@@ -208,29 +206,6 @@ EVERYTHING = {
     "token": SECRET, "login": "me", "password": SECRET, "headers": {"X-Key": SECRET},
     "proxy": f"http://me:{SECRET}@127.0.0.1:9", "client_key_password": SECRET, "client_cert": "/none",
 }  # fmt: skip
-
-
-@pytest.mark.parametrize("credentials", [False, True])
-@pytest.mark.parametrize("kind", [RayJobsClient, AsyncRayJobsClient])
-def test_agents_are_shown_credentials_only_where_that_was_allowed(kind: type, credentials: bool):
-    """Whatever lets us in stays away from an agent, unless somebody said otherwise."""
-    wire = Wire(lambda _: httpx.Response(206, content=b"two\n"))
-    access = Access(token=SECRET, headers={"X-Key": SECRET}, auth=Signature())
-    client = kind(ADDRESS, access=access, agent_credentials=credentials, transport=httpx.MockTransport(wire))
-    log = LogText()
-    log.begin()
-
-    def engine():
-        yield ReadLog(endpoints.get_agent_log("a", "http://10.0.0.7:52365", 4), log)
-
-    if kind is RayJobsClient:
-        client.run(engine())
-    else:
-        asyncio.run(client.run(engine()))
-
-    [request] = wire.requests
-    shown = [request.headers.get(name) for name in ("authorization", "x-ray-authorization", "x-key")]
-    assert shown == (["Signature made-by-the-user", f"Bearer {SECRET}", SECRET] if credentials else [None] * 3)
 
 
 def test_nothing_secret_is_in_a_repr():

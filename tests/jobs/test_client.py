@@ -522,61 +522,6 @@ def test_client_alone() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-AGENT = "http://10.0.0.7:52365"
-
-
-@pytest.mark.parametrize("credentials", [False, True])
-def test_agents(call: Call, credentials: bool) -> None:
-    """An agent is asked for a log from a byte on, and is sent the token only if that was allowed."""
-    wire, log, shown = Wire(httpx.Response(206, content=b"two\nthree\n")), LogText(), []
-    log.begin()
-    shown += [*log.feed(b"one\ntwo\n"), *log.flush()]
-
-    def engine() -> Any:
-        yield ReadLog(endpoints.get_agent_log("a", AGENT, 4), log)
-
-    call("run", wire, engine(), shown.append, client_token=SECRET, client_agent_credentials=credentials)
-
-    [request] = wire.requests
-    assert str(request.url) == f"{AGENT}/logs/job-driver-a.log"
-    assert request.headers["range"] == "bytes=4-"
-    assert request.headers.get("authorization") == (f"Bearer {SECRET}" if credentials else None)
-    assert shown == ["one\ntwo", "three"]
-
-
-def test_agent_with_nothing_new(call: Call) -> None:
-    """416 means that the log has nothing beyond the byte that was asked for; its body is no log."""
-    log, shown = LogText(), []
-
-    def engine() -> Any:
-        yield ReadLog(endpoints.get_agent_log("a", AGENT, 4), log)
-
-    call("run", Wire(httpx.Response(416, content=b"416: Range Not Satisfiable")), engine(), shown.append)
-
-    assert (shown, log.position) == ([], 0)
-
-
-@pytest.mark.parametrize(
-    ("agent", "answer"),
-    [
-        (AGENT, httpx.ConnectError("refused")),
-        (AGENT, httpx.Response(404)),
-        ("10.0.0.7:52365", httpx.Response(200)),
-        ("http://[", httpx.Response(200)),
-    ],
-    ids=["refused", "no such file", "no scheme", "no address"],
-)
-def test_agents_that_do_not_answer(call: Call, agent: str, answer: Any) -> None:
-    """Whatever is wrong with an agent, or with its address, is an error of ours that names it."""
-
-    def engine() -> Any:
-        yield ReadLog(endpoints.get_agent_log("a", agent, 4), LogText())
-
-    with pytest.raises(RayJobsError) as caught:
-        call("run", Wire(answer), engine())
-    assert agent in str(caught.value)
-
-
 def test_text_of_old_heads(call: Call) -> None:
     """The text of a log is read out of its JSON while it arrives; one that breaks off, or is none, is an error."""
 

@@ -80,18 +80,12 @@ def test_log_text_request() -> None:
 
 
 @pytest.mark.parametrize(
-    ("offset", "status_code", "content_type", "start"),
-    [
-        (0, 200, "text/plain", 0), (7, 206, "text/plain", 7), (7, 416, "text/plain", 7), (7, 200, "text/plain", 0),
-        (0, 206, "text/plain", None), (0, 416, "text/plain", None), (7, 404, "text/plain", None),
-        (0, 200, "text/html; charset=utf-8", None), (7, 206, "text/html", None),
-    ],
-)  # fmt: skip
-def test_start_of_a_log(offset: int, status_code: int, content_type: str, start: int | None) -> None:
-    """An answer begins where it was asked to, or at 0 where that was not heeded; a page is no log."""
-    request = endpoints.get_agent_log("a", "http://node:1", offset)
-
-    assert endpoints.start_of_log(request, status_code, content_type) == start
+    ("status_code", "content_type", "is_log"),
+    [(200, "text/plain", True), (206, "text/plain", False), (404, "text/plain", False), (200, "text/html; a", False)],
+)
+def test_only_a_200_that_is_no_html_page_is_a_log(status_code: int, content_type: str, is_log: bool) -> None:
+    """An error and the page of a proxy are never shown as the job's log."""
+    assert endpoints.is_log(status_code, content_type) is is_log
 
 
 def test_submission_may_take_long() -> None:

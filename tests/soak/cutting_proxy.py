@@ -39,8 +39,6 @@ _CHUNK = 64 * 1024
 # An answer's headers are shorter.
 _HEADERS = 500
 _REQUEST = re.compile(rb"(GET|POST|PUT|DELETE) (\S+) HTTP/1\.1\r\n")
-# Where a log may be read from as well. Ports that the kernel chooses have five digits, so that the length stays.
-_AGENT = re.compile(rb'"driver_agent_http_address":\s*"http://([0-9.]+):(\d{5})"')
 
 
 @dataclass
@@ -77,8 +75,6 @@ class CuttingProxy:
         self.fates: Counter[str] = Counter()
         # answers of logs that were cut in the midst of their bytes
         self.logs_cut = 0
-        # reads of logs from the agent of a node
-        self.agent_reads = 0
         self._in_a_row: Counter[str] = Counter()
         self._longest: dict[str, int] = {}
         self._connections: set[asyncio.Task[None]] = set()
@@ -87,9 +83,6 @@ class CuttingProxy:
         # where Airflow takes the head to be
         self.port = int(self._socket.getsockname()[1])
         self._servers: list[asyncio.Server] = []
-        # our ports in the place of those of the nodes' agents
-        self._agents: dict[tuple[str, int], int] = {}
-        self._finds_agent = asyncio.Lock()
         self._is_up = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="cutting proxy", daemon=True)
         self._loop: asyncio.AbstractEventLoop
@@ -166,7 +159,6 @@ class CuttingProxy:
             # a request begins with the first bytes after an answer; its body may come by itself
             if begun := _REQUEST.match(data):
                 exchange.key = _key_of(*begun.groups())
-                self.agent_reads += begun[2].startswith(b"/logs/")
                 exchange.answered = 0
                 exchange.fate = self._draw(exchange.key)
                 await asyncio.sleep(exchange.fate.delay)
@@ -177,9 +169,6 @@ class CuttingProxy:
 
     async def _pass_answers(self, head: asyncio.StreamReader, writer: asyncio.StreamWriter, exchange: Exchange) -> None:
         while data := await head.read(_CHUNK):
-            if found := _AGENT.search(data):
-                ours = await self._way_to_agent(found[1].decode(), int(found[2]))
-                data = data[: found.start(2)] + str(ours).encode() + data[found.end(2) :]
             fate = exchange.fate
             room = len(data) if fate.cut is None else fate.cut - exchange.answered
             exchange.answered += len(data)
@@ -191,15 +180,6 @@ class CuttingProxy:
                     self.fates["cut"] += 1
                     self.logs_cut += exchange.key.startswith("log") and fate.cut >= _HEADERS
                 return
-
-    async def _way_to_agent(self, host: str, port: int) -> int:
-        """Return our port that leads to the agent of a node, which is another way to the logs."""
-        async with self._finds_agent:
-            if (host, port) not in self._agents:
-                server = await asyncio.start_server(partial(self._connect, (host, port)), host, 0)
-                self._servers.append(server)
-                self._agents[host, port] = int(server.sockets[0].getsockname()[1])
-            return self._agents[host, port]
 
     # -- fates ----------------------------------------------------------------------------------------------------
 
@@ -237,8 +217,8 @@ def _key_of(method: bytes, target: bytes) -> str:
     """Return what a request asks for: ``log job-driver-x.log`` however it is read, or ``GET /api/jobs/x``."""
     parts = urlsplit(target.decode())
     filename = parse_qs(parts.query).get("filename")
-    if filename or parts.path.startswith("/logs/"):
-        return f"log {filename[0] if filename else parts.path.rpartition('/')[2]}"
+    if filename:
+        return f"log {filename[0]}"
     if parts.path.endswith("/logs"):
         return f"log job-driver-{parts.path.split('/')[-2]}.log"
     return f"{method.decode()} {parts.path}"

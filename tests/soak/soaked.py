@@ -19,8 +19,6 @@ from sandbox.local_airflow import LocalAirflow
 from sandbox.ray_head import RayHead
 
 MODES = ("worker", "deferred")
-# A large log is read through the head alone, or with the help of the agent of the driver's node.
-WAYS = ("head", "agent")
 # The logger of a job's log; other records are ours or Airflow's.
 JOB_LOGGER = "airflow.task.ray_job"
 # Seconds in which the run must be over: so many to begin with, and so many for each job.
@@ -52,18 +50,13 @@ class SoakJob:
         return KINDS[self.number // 2 % len(KINDS)]
 
     @property
-    def way(self) -> str:
-        """Which way large logs are read; every kind goes both ways, each with another mode, and then the other way."""
-        return WAYS[(self.number // 2 + self.number % 2 + self.number // (2 * len(KINDS))) % 2]
-
-    @property
     def map_index(self) -> int:
         return self.number // 2
 
     @property
     def name(self) -> str:
         """The job's submission id, too."""
-        return f"soak-{self.seed}-{self.number:03}-{self.kind.name}-{self.mode}-{self.way}"
+        return f"soak-{self.seed}-{self.number:03}-{self.kind.name}-{self.mode}"
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -71,7 +64,6 @@ class SoakJob:
         return {
             "submission_id": self.name,
             "entrypoint": self.kind.entrypoint(self.seed * 1_000 + self.number),
-            "ray_conn_id": f"ray_jobs_{self.way}",
         }
 
     def keep(self, folder: Path, log: Path, task_logs: Path) -> None:
@@ -134,7 +126,6 @@ class Soaked:
     seed: int
     fates: Counter[str]
     log_reads: int
-    agent_reads: int
     logs_cut: int
 
 
@@ -150,10 +141,7 @@ def soak(number: int, seed: int, folder: Path) -> Soaked:
     }
     with RayHead(num_cpus=16) as head, CuttingProxy(head.port, seed) as proxy:
         connection: dict[str, Any] = {"conn_type": "ray_jobs", "host": "127.0.0.1", "port": proxy.port}
-        connections = {
-            "ray_jobs_head": connection,
-            "ray_jobs_agent": connection | {"extra": {"agent_log_access": "yes"}},
-        }
+        connections = {"ray_jobs_default": connection}
         with LocalAirflow(Path(__file__).parent / "dags", connections, settings, many_at_once=True) as airflow:
             run_id = airflow.trigger("soak")
             airflow.wait_for_run("soak", run_id, timeout=PATIENCE + PATIENCE_FOR_A_JOB * number)
@@ -168,7 +156,7 @@ def soak(number: int, seed: int, folder: Path) -> Soaked:
                     airflow.home / "logs" / "dag_id=soak" / f"run_id={run_id}" / f"task_id={job.mode}"
                     / f"map_index={job.map_index}",
                 )  # fmt: skip
-        return Soaked(jobs, seed, proxy.fates, proxy.log_reads, proxy.agent_reads, proxy.logs_cut)
+        return Soaked(jobs, seed, proxy.fates, proxy.log_reads, proxy.logs_cut)
 
 
 def _states(airflow: LocalAirflow, run_id: str) -> dict[tuple[str, int], str]:

@@ -27,9 +27,7 @@ def soaked(tmp_path_factory: pytest.TempPathFactory) -> Soaked:
     """All jobs, each of them over."""
     print(f"SOAK_SEED={SEED}")
     soaked = soak(NUMBER, SEED, tmp_path_factory.mktemp("soak"))
-    print(
-        f"{soaked.logs_cut} of {soaked.log_reads} reads of logs were cut in their midst, {soaked.agent_reads} by agents"
-    )
+    print(f"{soaked.logs_cut} of {soaked.log_reads} reads of logs were cut in their midst")
     print(f"all requests: {soaked.fates}")
     return soaked
 

@@ -30,9 +30,7 @@ class LogOptions:
         """Tell whether the log is shown while the job runs."""
         return self.fetch_logs == "live"
 
-    def reader(
-        self, state: Mapping[str, Any] | None = None, *, use_agent: bool = False, turns: Turns | None = None
-    ) -> LogReader | None:
+    def reader(self, state: Mapping[str, Any] | None = None, *, turns: Turns | None = None) -> LogReader | None:
         """
         Return a reader of the job's log; ``None`` where there is nothing for it to show.
 
@@ -41,9 +39,7 @@ class LogOptions:
         """
         if self.fetch_logs == "never" or (turns is not None and not self.is_live):
             return None
-        return LogReader(
-            state or None, live=self.is_live, lines_limit=self.lines_limit, use_agent=use_agent, turns=turns
-        )
+        return LogReader(state or None, live=self.is_live, lines_limit=self.lines_limit, turns=turns)
 
     def to_json(self) -> dict[str, Any]:
         """Return what may be stored with a trigger."""

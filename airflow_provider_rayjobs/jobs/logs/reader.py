@@ -7,13 +7,11 @@ what is read               when                                       how it is 
 the log from its start     while it is small; at the job's end        the bytes that were shown are passed over, and
                                                                       have to be the same
 its last lines             a large log whose lines tell the time      :mod:`.splice`
-the agent's file from      a large log, where the connection          by its number; the bytes before it have to be the
-a byte on                  allows it                                  same
 the log from its start,    every other large log, no more often       as above
 now and then               than a share of 5 % of the time allows
 =========================  =========================================  ==================================================
 
-The first three are bytes of one file, and a position means the same in all of them. Heads before Ray 2.47 have
+All of them are bytes of one file, and a position means the same in each. Heads before Ray 2.47 have
 the text endpoint alone, where it means something else: that is chosen before the first byte, and kept.
 """
 
@@ -56,12 +54,8 @@ LARGE = 8 * 1024 * 1024
 # Bytes of a log's end that are asked for, as a number of lines. So much that it reaches back to what was shown even
 # where a program has quoted thousands of its own lines since: a shorter end might hold the quotation alone.
 _END_BYTES = 4 * 1024 * 1024
-# An agent that does not answer so many times in a row is not asked again.
-_AGENT_TRIES = 3
 # Seconds that a read that failed counts for at most.
 _FAILED_READ = 1.0
-# Bytes before the position that an agent is asked for as well, to be compared.
-_AGENT_OVERLAP = 4 * 1024
 # A job whose turns were cut short so many times in a row prints more than its share, and no mere burst.
 _MANY_CUTS = 3
 # Seconds to go on asking for the log of a job that has ended: when no answer comes, and when it is an error. That is
@@ -79,7 +73,6 @@ class LogReader:
     :param state: of another reader, to go on where it has stopped.
     :param lines_limit: see :class:`.Excerpt`; no limit when not given.
     :param live: whether the log is shown while the job runs, too.
-    :param use_agent: whether the agent of the driver's node may be asked.
     :param turns: of a trigger, which shows no more than they allow, and leaves the rest to a worker.
     """
 
@@ -89,13 +82,10 @@ class LogReader:
         *,
         lines_limit: int | None = None,
         live: bool = True,
-        use_agent: bool = False,
         turns: Turns | None = None,
     ) -> None:
         self.live = live
         self._lines_limit = lines_limit
-        self._use_agent = use_agent
-        self._agent_failures = 0
         self._turns = turns
         # reads in a row that had more to show than they were allowed
         self._cuts = 0
@@ -132,9 +122,7 @@ class LogReader:
 
     def resumed(self, state: Mapping[str, Any]) -> LogReader:
         """Return a reader with the same settings that goes on where another one has stopped."""
-        return LogReader(
-            state, lines_limit=self._lines_limit, live=self.live, use_agent=self._use_agent, turns=self._turns
-        )
+        return LogReader(state, lines_limit=self._lines_limit, live=self.live, turns=self._turns)
 
     @property
     def hands_over(self) -> bool:
@@ -226,8 +214,6 @@ class LogReader:
 
     def _read_large(self, details: JobDetails, now: float, poll_interval: float) -> Engine[None]:
         """Show what is new in a large log, with as little reading as can be."""
-        if self._use_agent and (yield from self._read_from_agent(details)):
-            return
         now_there = details.seen_at or 0
         has_anchor = bool(anchor_of(self.log.recent, now_there))
         if now < self._next_whole and not has_anchor:
@@ -274,27 +260,6 @@ class LogReader:
         for record in sink.flush():
             yield Show(record)
 
-    def _read_from_agent(self, details: JobDetails) -> Engine[bool]:
-        """Read on from the position; ``False`` where the agent cannot be asked, which is said once."""
-        address = details.driver_agent_http_address
-        # what was shown is compared with what the agent gives, where it is known; a new process has to read it first
-        if self.source != FILE or not address or (self.log.position and not self.log.recent):
-            return False
-        offset = max(self.log.position - _AGENT_OVERLAP, 0)
-        try:
-            yield from self._take_all(details, endpoints.get_agent_log(details.name, address, offset))
-        except RayJobsError as error:
-            self._agent_failures += 1
-            if self._agent_failures < _AGENT_TRIES and not isinstance(error, RayJobsResponseError):
-                return False
-            self._use_agent = False
-            yield from self._say_once(
-                "agent", f"The log is read through the head, as its agent does not give it. {error}"
-            )
-            return False
-        self._agent_failures = 0
-        return True
-
     # -- when it has ended ----------------------------------------------------------------------------------------
 
     def _read_to_end(self, details: JobDetails) -> Engine[None]:
@@ -307,8 +272,7 @@ class LogReader:
             position = self.log.position
             try:
                 yield from self._choose_source(details)
-                if not (self._use_agent and (yield from self._read_from_agent(details))):
-                    yield from self._read_whole(details)
+                yield from self._read_whole(details)
                 yield from self._finish(details)
                 return
             except RayJobsError as error:

@@ -20,10 +20,7 @@ from airflow_provider_rayjobs.jobs.logs.trickle import Relay, Trickle
 from airflow_provider_rayjobs.jobs.steps import Engine, Note, ReadLog, Send, Show, Sleep
 
 BEGIN = datetime(2026, 11, 24, 1, 0, 0, tzinfo=UTC)
-AGENT = "http://node:52365"
-RUNNING = JobDetails(
-    JobType.SUBMISSION, JobStatus.RUNNING, submission_id="a", driver_node_id="node", driver_agent_http_address=AGENT
-)
+RUNNING = JobDetails(JobType.SUBMISSION, JobStatus.RUNNING, submission_id="a", driver_node_id="node")
 SUCCEEDED = replace(RUNNING, status=JobStatus.SUCCEEDED)
 LOST = RayJobsConnectionError("cut off")
 BUSY = RayJobsUnavailableError("busy", status_code=429)
@@ -90,16 +87,16 @@ class Head:
                 return self._read(request, log)
 
     def _read(self, request: LogRequest, log: Any) -> RayJobsError | None:
-        start = request.offset
+        start = 0
         lines = int((request.params or {}).get("lines", "-1"))
         if lines > 0:
             start = len(self.data) - len(b"".join(self.data[-8_000_000:].splitlines(keepends=True)[-lines:]))
         room = self.fail(request)
         data = self.data[start:] if room is None else self.data[start:][:room]
-        kind = "agent" if request.agent else "text" if request.is_json else "end" if lines > 0 else "whole"
+        kind = "text" if request.is_json else "end" if lines > 0 else "whole"
         size = 0
         if room != 0:
-            log.begin(request.offset)
+            log.begin()
             while size < len(data) and log.wants_more:
                 self.shown += log.feed(data[size : size + 65536])
                 size += 65536
@@ -243,18 +240,6 @@ def test_what_was_said_once_is_not_said_again_in_another_process() -> None:
     assert len(head.notes) == 1
 
 
-def test_an_agents_bytes_are_compared_in_another_process_too() -> None:
-    """A log that was replaced while a task was resumed is noticed, also where the agent is asked for it."""
-    head, reader = Head(untimed(0, 1000)), LogReader(use_agent=True)
-    head.look(reader)
-    head.data = b"NEW\n" * 40_000
-    head.clock += 5
-    head.look(reader.resumed(reader.state), SUCCEEDED)
-
-    assert "somebody cut or replaced it" in head.notes[0]
-    assert head.text.endswith(head.data.decode())
-
-
 def test_an_end_that_was_mistaken_in_another_process() -> None:
     """What was jumped over is shown from the last proved byte on, also where somebody else shows it."""
     head, reader = Head(timed(0, 5000)), LogReader()
@@ -279,36 +264,6 @@ def test_lines_that_repeat_arrive() -> None:
     head.look(reader, SUCCEEDED)
     assert head.text == head.data.decode()
     assert head.shown[-1].count("\n") < 3000, "most were shown while the job ran"
-
-
-def test_agent() -> None:
-    """Where the agent may be asked, a large log is read from the position on, whatever its lines look like."""
-    head, reader = Head(untimed(0, 10_000)), LogReader(use_agent=True)
-    for number in range(10):
-        head.look(reader)
-        assert head.text == head.data.decode()
-        head.clock += 5
-        head.data += untimed(10_000 + number * 10, 10)
-    head.look(reader, SUCCEEDED)
-
-    assert head.text == head.data.decode()
-    assert [kind for kind, _ in head.read] == ["whole", *["agent"] * 10]
-    assert max(size for kind, size in head.read if kind == "agent") < 10_000
-
-
-def test_agent_that_is_out_of_reach() -> None:
-    """An agent that does not answer three times in a row is not asked again, which is said once."""
-    head, reader = Head(timed(0, 10_000), fail=lambda request: 9 if request.agent else None), LogReader(use_agent=True)
-    for number in range(8):
-        head.look(reader)
-        head.clock += 5
-        head.data += timed(10_000 + number * 10, 10)
-    head.look(reader, SUCCEEDED)
-
-    assert head.text == head.data.decode()
-    assert [kind for kind, _ in head.read].count("agent") == 3
-    assert len(head.notes) == 1
-    assert "read through the head" in head.notes[0]
 
 
 def test_log_that_was_replaced() -> None:
@@ -436,13 +391,12 @@ def test_a_trigger_that_keeps_up_says_nothing() -> None:
 
 
 @pytest.mark.parametrize("make", [timed, untimed])
-@pytest.mark.parametrize("use_agent", [True, False])
 @pytest.mark.parametrize("size", [5, 2 * LARGE // 100])
-def test_a_relay_hands_over_what_is_new(make: Callable[[int, int], bytes], use_agent: bool, size: int) -> None:
+def test_a_relay_hands_over_what_is_new(make: Callable[[int, int], bytes], size: int) -> None:
     """A log is handed over as soon as the interval is over and there is something new in it, and not before."""
-    head, worker = Head(make(0, size)), LogReader(use_agent=use_agent)
+    head, worker = Head(make(0, size)), LogReader()
     head.look(worker)
-    relay = LogReader(worker.state, turns=Relay(30), use_agent=use_agent)
+    relay = LogReader(worker.state, turns=Relay(30))
     for _ in range(60):
         head.look(relay)
         head.clock += 5
@@ -471,10 +425,10 @@ PIECES = st.lists(
 
 
 @settings(deadline=None, max_examples=60)
-@given(pieces=PIECES, use_agent=st.booleans())
-def test_exactly_that_text(pieces: list[Any], use_agent: bool) -> None:
+@given(pieces=PIECES)
+def test_exactly_that_text(pieces: list[Any]) -> None:
     """Whatever is printed, fails, breaks off, is deferred or goes on elsewhere: the text is the log's, once."""
-    head, reader, count = Head(), LogReader(use_agent=use_agent), 0
+    head, reader, count = Head(), LogReader(), 0
     for make, size, pause, room, change in pieces:
         head.data += make(count, size)
         count += size
@@ -482,7 +436,7 @@ def test_exactly_that_text(pieces: list[Any], use_agent: bool) -> None:
         head.fail = lambda request, room=room: room
         if change == "deferred":
             with Trickle().share() as share:
-                trigger = LogReader(reader.state, use_agent=use_agent, turns=share)
+                trigger = LogReader(reader.state, turns=share)
                 head.look(trigger)
                 head.clock += 5
                 head.look(trigger)
