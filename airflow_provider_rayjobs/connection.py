@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from airflow_provider_rayjobs.jobs.access import Access
-from airflow_provider_rayjobs.jobs.client import check_address, shown_address
+from airflow_provider_rayjobs.jobs.client import check_address, redact_address
 
 if TYPE_CHECKING:
     import httpx
@@ -111,7 +111,7 @@ def find_auth(path: str) -> type[httpx.Auth]:
     return found
 
 
-def read_connection(connection: Connection, *, check_token_file: bool = True) -> Cluster:
+def parse_connection(connection: Connection, *, check_token_file: bool = True) -> Cluster:
     """
     Read a connection's fields as a cluster.
 
@@ -187,7 +187,7 @@ def _address_of(connection: Connection, base_path: str) -> str:
 def _only_one(what: str, in_host: T, in_field: T) -> T:
     """Return what the host says, or its own field; both may say it, if they say the same."""
     if in_host and in_field and in_host != in_field:
-        said = [shown_address(str(given)).strip("'") for given in (in_host, in_field)]
+        said = [redact_address(str(given)).strip("'") for given in (in_host, in_field)]
         raise ValueError(f"host says {what} {said[0]}, the field for it says {said[1]}; leave one out")
     return in_host or in_field
 

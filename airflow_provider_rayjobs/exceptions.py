@@ -4,20 +4,20 @@ Every error that this package raises, by what the caller can do about it.
 ::
 
     RayJobsError
-    ├── RayJobsConnectionError         no answer: refused, unknown host, timed out, cut off
-    │   ├── RayJobsTLSError            ... for a certificate, or a port that speaks no TLS: change the connection
-    │   └── RayJobsUnreachableError    ... and it stayed that way for the whole time we were told to bear it
-    ├── RayJobsResponseError           an answer, but not the one that was asked for (``status_code``)
-    │   ├── RayJobsUnavailableError    a proxy or a busy head says "later" (429, 502, 503, 504): ask again
-    │   ├── RayJobsRefusedError        Ray refuses the request itself (400): change it
-    │   ├── RayJobsNotAuthorizedError  no, or wrong, credentials (401, 403): change the connection
-    │   ├── RayJobsAddressError        nothing here looks like the Ray Jobs API: change the address
+    ├── RayApiConnectionError         no answer: refused, unknown host, timed out, cut off
+    │   ├── RayApiTLSError            ... for a certificate, or a port that speaks no TLS: change the connection
+    │   └── RayApiUnreachableError    ... and it stayed that way for the whole time we were told to bear it
+    ├── RayApiResponseError           an answer, but not the one that was asked for (``status_code``)
+    │   ├── RayApiUnavailableError    a proxy or a busy head says "later" (429, 502, 503, 504): ask again
+    │   ├── RayApiRejectedError        Ray refuses the request itself (400): change it
+    │   ├── RayApiAuthError  no, or wrong, credentials (401, 403): change the connection
+    │   ├── RayApiAddressError        nothing here looks like the Ray Jobs API: change the address
     │   ├── RayJobNotFoundError        this cluster does not know the job: a wrong id, or somebody deleted it
     │   ├── RayJobExistsError          the submission id is taken, by a job that is not ours
-    │   ├── RayJobNotEndedError        what was asked needs a job that has ended
+    │   ├── RayJobNotTerminalError        what was asked needs a job that has ended
     │   └── RayPackageNotFoundError    this cluster does not hold the package
     ├── RayPackageError                local code could not be read, packed or stored; nothing was submitted
-    ├── RayJobEndedError               the job ended, and not well (``details``, ``last_lines``)
+    ├── RayJobUnsuccessfulError               the job ended, and not well (``details``, ``last_lines``)
     │   ├── RayJobFailedError          FAILED, for a reason that Ray does not name; or one of these:
     │   │   ├── RayJobEntrypointError      the user's code ran and ended non-zero (``exit_code``)
     │   │   ├── RayJobRuntimeEnvError      its runtime environment could not be set up
@@ -45,10 +45,10 @@ class RayJobsError(Exception):
     """Base of all errors of this package; its text says what happened, to which job, where, and what to do."""
 
     # Whether the same request was sent before and its answer lost: it may have been carried out all the same.
-    was_repeated = False
+    was_retried = False
 
 
-class RayJobsConnectionError(RayJobsError):
+class RayApiConnectionError(RayJobsError):
     """
     No answer came from the cluster.
 
@@ -61,7 +61,7 @@ class RayJobsConnectionError(RayJobsError):
         self.sent = sent
 
 
-class RayJobsTLSError(RayJobsConnectionError):
+class RayApiTLSError(RayApiConnectionError):
     """
     No connection came about for its TLS.
 
@@ -69,11 +69,11 @@ class RayJobsTLSError(RayJobsConnectionError):
     """
 
 
-class RayJobsUnreachableError(RayJobsConnectionError):
+class RayApiUnreachableError(RayApiConnectionError):
     """The cluster could not be reached for the whole time that the caller allowed."""
 
 
-class RayJobsResponseError(RayJobsError):
+class RayApiResponseError(RayJobsError):
     """
     The answer is not the one that was asked for.
 
@@ -86,35 +86,35 @@ class RayJobsResponseError(RayJobsError):
         self.status_code = status_code
 
 
-class RayJobsUnavailableError(RayJobsResponseError):
+class RayApiUnavailableError(RayApiResponseError):
     """A proxy, or a head with too much to do, asks for the request to be made again later."""
 
 
-class RayJobsRefusedError(RayJobsResponseError):
+class RayApiRejectedError(RayApiResponseError):
     """Ray understood the request and refuses it; it will refuse it again."""
 
 
-class RayJobsNotAuthorizedError(RayJobsResponseError):
+class RayApiAuthError(RayApiResponseError):
     """The credentials of the connection are missing or wrong."""
 
 
-class RayJobsAddressError(RayJobsResponseError):
+class RayApiAddressError(RayApiResponseError):
     """What answers at this address is not the Ray Jobs API."""
 
 
-class RayJobNotFoundError(RayJobsResponseError):
+class RayJobNotFoundError(RayApiResponseError):
     """The cluster answered, and does not know the job."""
 
 
-class RayJobExistsError(RayJobsResponseError):
+class RayJobExistsError(RayApiResponseError):
     """The submission id belongs to a job that somebody else submitted."""
 
 
-class RayJobNotEndedError(RayJobsResponseError):
+class RayJobNotTerminalError(RayApiResponseError):
     """Ray deletes no job that has not ended: stop it first, or wait for its end."""
 
 
-class RayPackageNotFoundError(RayJobsResponseError):
+class RayPackageNotFoundError(RayApiResponseError):
     """The cluster answered, and does not hold the package."""
 
 
@@ -127,7 +127,7 @@ class RayPackageError(RayJobsError):
     """
 
 
-class RayJobEndedError(RayJobsError):
+class RayJobUnsuccessfulError(RayJobsError):
     """
     A job ended in a way that is not success.
 
@@ -142,7 +142,7 @@ class RayJobEndedError(RayJobsError):
         self.last_lines = last_lines
 
 
-class RayJobFailedError(RayJobEndedError):
+class RayJobFailedError(RayJobUnsuccessfulError):
     """The job ended FAILED; ``details.error_type`` and ``details.driver_exit_code`` say how."""
 
 
@@ -167,7 +167,7 @@ class RayJobSupervisorDiedError(RayJobFailedError):
     """The process that watches the job died, as it does when its node is lost, or could not be started."""
 
 
-class RayJobStoppedError(RayJobEndedError):
+class RayJobStoppedError(RayJobUnsuccessfulError):
     """The job ended STOPPED: somebody stopped it, in the dashboard, the CLI or another task, or we did."""
 
 

@@ -10,14 +10,14 @@ from typing import Any, Unpack
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
-from airflow_provider_rayjobs.connection import Cluster, read_connection
+from airflow_provider_rayjobs.connection import Cluster, parse_connection
 from airflow_provider_rayjobs.exceptions import RayJobsError
 from airflow_provider_rayjobs.jobs import endpoints, follow
 from airflow_provider_rayjobs.jobs.access import OFF, Access
 from airflow_provider_rayjobs.jobs.client import AsyncRayJobsClient, OnLog, RayJobsClient, check_address
 from airflow_provider_rayjobs.jobs.models import JobDetails, RayVersion
 from airflow_provider_rayjobs.jobs.packages.submit import CodeOptions
-from airflow_provider_rayjobs.masking import Tokens, amask_cluster, mask_cluster
+from airflow_provider_rayjobs.masking import TokenMasker, amask_cluster, mask_cluster
 
 DEFAULT_CONN_ID = "ray_jobs_default"
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -48,7 +48,7 @@ class RayJobsHook(BaseHook):
     def __init__(self, ray_conn_id: str = DEFAULT_CONN_ID, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.ray_conn_id = ray_conn_id
-        self._tokens = Tokens()
+        self._tokens = TokenMasker()
 
     def get_cluster(self, *, check_token_file: bool = True) -> Cluster:
         """
@@ -60,7 +60,7 @@ class RayJobsHook(BaseHook):
         :raises ValueError: for a connection that cannot be used, naming the field.
         """
         try:
-            cluster = read_connection(self.get_connection(self.ray_conn_id), check_token_file=check_token_file)
+            cluster = parse_connection(self.get_connection(self.ray_conn_id), check_token_file=check_token_file)
         except AirflowNotFoundException as missing:
             cluster = self._without_connection(missing, check_token_file=check_token_file)
         mask_cluster(cluster)
@@ -71,7 +71,7 @@ class RayJobsHook(BaseHook):
         """Do what :meth:`get_cluster` does without blocking the event loop."""
         try:
             connection = await self.aget_connection(self.ray_conn_id)
-            cluster = read_connection(connection, check_token_file=check_token_file)
+            cluster = parse_connection(connection, check_token_file=check_token_file)
         except AirflowNotFoundException as missing:
             cluster = self._without_connection(missing, check_token_file=check_token_file)
         await amask_cluster(cluster)
@@ -117,7 +117,7 @@ class RayJobsHook(BaseHook):
             return RayJobsClient(
                 cluster.address,
                 logger=self.log,
-                on_token=None if is_quiet else self._tokens.tell,
+                on_token=None if is_quiet else self._tokens.mask,
                 access=cluster.full_access(),
             )
 
@@ -125,7 +125,7 @@ class RayJobsHook(BaseHook):
         """Return a client for the running event loop without another look at the connection."""
         with self._named():
             return AsyncRayJobsClient(
-                cluster.address, logger=self.log, on_token=self._tokens.tell_soon, access=cluster.full_access()
+                cluster.address, logger=self.log, on_token=self._tokens.mask_soon, access=cluster.full_access()
             )
 
     @contextmanager

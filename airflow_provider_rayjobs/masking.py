@@ -16,11 +16,10 @@ from typing import Any, TypeVar
 # Not from the compatibility layer, which has it only since a later version than we ask for; it has not moved since 3.1.
 from airflow.sdk.log import mask_secret
 
-from airflow_provider_rayjobs import rendered
 from airflow_provider_rayjobs.connection import Cluster
-from airflow_provider_rayjobs.jobs.access import WORTH_HIDING
+from airflow_provider_rayjobs.jobs.access import MIN_SECRET_LENGTH
 from airflow_provider_rayjobs.jobs.models import JobDetails
-from airflow_provider_rayjobs.jobs.steps import Engine, Step, relayed
+from airflow_provider_rayjobs.jobs.steps import Engine, Step, map_steps
 
 T = TypeVar("T")
 
@@ -39,21 +38,21 @@ async def amask_cluster(cluster: Cluster) -> None:
     await _amask([*cluster.secrets()])
 
 
-class Tokens:
+class TokenMasker:
     """Tells Airflow of each token that a token's file turns out to hold, once."""
 
     def __init__(self) -> None:
         self._last = ""
         self._telling: set[asyncio.Future[None]] = set()
 
-    def tell(self, token: str) -> None:
+    def mask(self, token: str) -> None:
         """Tell of a token that is about to be shown to the cluster."""
         if token != self._last:
             self._last = token
             mask_secret([token])
 
-    def tell_soon(self, token: str) -> None:
-        """Do what :meth:`tell` does from an event loop: this process knows before the answer comes."""
+    def mask_soon(self, token: str) -> None:
+        """Do what :meth:`mask` does from an event loop: this process knows before the answer comes."""
         if token != self._last:
             self._last = token
             telling = asyncio.ensure_future(_amask([token]))
@@ -61,7 +60,7 @@ class Tokens:
             telling.add_done_callback(self._telling.discard)
 
 
-def mask_environment(runtime_env: Any) -> None:
+def mask_env_vars(runtime_env: Any) -> None:
     """
     Tell Airflow which of a job's ``env_vars`` are secret: those with telling names, such as ``API_TOKEN``.
 
@@ -72,8 +71,8 @@ def mask_environment(runtime_env: Any) -> None:
         mask_secret(env_vars)
 
 
-async def amask_environment(runtime_env: Any) -> None:
-    """Do what :func:`mask_environment` does on the triggerer's event loop."""
+async def amask_env_vars(runtime_env: Any) -> None:
+    """Do what :func:`mask_env_vars` does on the triggerer's event loop."""
     if env_vars := _env_vars_of(runtime_env):
         await _amask(env_vars)
 
@@ -82,12 +81,12 @@ def _env_vars_of(runtime_env: Any) -> dict[str, Any]:
     env_vars = runtime_env.get("env_vars") if isinstance(runtime_env, Mapping) else None
     if not isinstance(env_vars, Mapping):
         return {}
-    return {name: value for name, value in env_vars.items() if not _is_everyday(str(value))}
+    return {name: value for name, value in env_vars.items() if not _is_trivial(str(value))}
 
 
-def _is_everyday(value: str) -> bool:
+def _is_trivial(value: str) -> bool:
     """Tell whether a value cannot be secret, whatever its name: ``USE_TOKEN=false``, ``MAX_TOKENS=100000``."""
-    return len(value) < WORTH_HIDING or value.lower() in _FLAGS or _NUMBER.fullmatch(value) is not None
+    return len(value) < MIN_SECRET_LENGTH or value.lower() in _FLAGS or _NUMBER.fullmatch(value) is not None
 
 
 async def _amask(secret: Any) -> None:
@@ -99,7 +98,7 @@ async def _amask(secret: Any) -> None:
         await amask_secret(secret)
 
 
-def noting_secrets(engine: Engine[T], note: Callable[[Any], object] = mask_environment) -> Engine[T]:
+def masking_env_vars(engine: Engine[T], note: Callable[[Any], object] = mask_env_vars) -> Engine[T]:
     """
     Run an engine, and tell Airflow of the ``env_vars`` of the job that it sees before it shows any of its log.
 
@@ -117,10 +116,10 @@ def noting_secrets(engine: Engine[T], note: Callable[[Any], object] = mask_envir
             is_noted = True
         return answer
 
-    return relayed(engine, take)
+    return map_steps(engine, take)
 
 
-class HiddenEnvironment(Mapping[str, Any]):
+class RedactedRuntimeEnv(Mapping[str, Any]):
     """
     A runtime environment whose ``env_vars`` are for the cluster alone: Airflow's template view shows their names.
 
@@ -147,23 +146,41 @@ class HiddenEnvironment(Mapping[str, Any]):
             shown["env_vars"] = dict.fromkeys(env_vars, "***") if isinstance(env_vars, Mapping) else "***"
         return shown
 
-    def copy(self) -> HiddenEnvironment:
+    def copy(self) -> RedactedRuntimeEnv:
         """Return another of these, as a dictionary's ``copy`` would."""
-        return HiddenEnvironment(dict(self._runtime_env))
+        return RedactedRuntimeEnv(dict(self._runtime_env))
 
-    def __or__(self, other: Any) -> HiddenEnvironment:
-        return HiddenEnvironment({**self, **other}) if isinstance(other, Mapping) else NotImplemented
+    def __or__(self, other: Any) -> RedactedRuntimeEnv:
+        return RedactedRuntimeEnv({**self, **other}) if isinstance(other, Mapping) else NotImplemented
 
     def __repr__(self) -> str:
         return repr(self.serialize())
 
 
-def hide_environment(runtime_env: Any) -> Any:
+class RedactedText:
+    """What takes the place of the text of a runtime environment: that cannot be used, and Airflow would show it."""
+
+    def serialize(self) -> str:
+        """Return what Airflow may show, and keep."""
+        return "***"
+
+    def __repr__(self) -> str:
+        return "***"
+
+
+def looks_like_runtime_env_text(value: Any) -> bool:
+    """Tell whether a value is the text of a runtime environment, as JSON, Python or YAML has it, and no path."""
+    if not isinstance(value, str):
+        return False
+    return value.lstrip().startswith("{") or ("env_vars" in value and (":" in value or "\n" in value))
+
+
+def redact_env_vars(runtime_env: Any) -> Any:
     """
     Return a rendered runtime environment in the form that hides its ``env_vars``; what is none, as it is.
 
     The text of one, which execute refuses, is hidden whole.
     """
     if isinstance(runtime_env, Mapping):
-        return runtime_env if isinstance(runtime_env, HiddenEnvironment) else HiddenEnvironment(runtime_env)
-    return rendered.HiddenText() if rendered.is_text_of_environment(runtime_env) else runtime_env
+        return runtime_env if isinstance(runtime_env, RedactedRuntimeEnv) else RedactedRuntimeEnv(runtime_env)
+    return RedactedText() if looks_like_runtime_env_text(runtime_env) else runtime_env

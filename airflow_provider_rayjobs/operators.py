@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import BaseOperator, conf, context_to_airflow_vars
 
-from airflow_provider_rayjobs import links, masking, rendered
-from airflow_provider_rayjobs.attempts import HAS_STORE, Memory, Round
-from airflow_provider_rayjobs.exceptions import RayJobNotEndedError, RayJobNotFoundError
-from airflow_provider_rayjobs.execution import Execution, Settings
+from airflow_provider_rayjobs import links, masking
+from airflow_provider_rayjobs.exceptions import RayJobNotFoundError, RayJobNotTerminalError
 from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
 from airflow_provider_rayjobs.jobs import follow
 from airflow_provider_rayjobs.jobs.limits import Limits
 from airflow_provider_rayjobs.jobs.logs.options import LogOptions
 from airflow_provider_rayjobs.jobs.models import JobSubmission
-from airflow_provider_rayjobs.jobs.packages.places import has_local_code
-from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, delete_for_good, stop_until_over
-from airflow_provider_rayjobs.jobs.submission import check_runtime_env_keys, plan_submission
-from airflow_provider_rayjobs.kills import KillSwitch
-from airflow_provider_rayjobs.outcomes import as_task_errors
+from airflow_provider_rayjobs.jobs.packages.paths import has_local_code
+from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, delete_ended_job, stop_and_wait
+from airflow_provider_rayjobs.jobs.submission import build_submission, check_runtime_env_keys
+from airflow_provider_rayjobs.task import template_values
+from airflow_provider_rayjobs.task.attempts import HAS_STORE, JobRecordStore, RetryGeneration
+from airflow_provider_rayjobs.task.execution import Execution, Settings
+from airflow_provider_rayjobs.task.kill_switch import KillSwitch
+from airflow_provider_rayjobs.task.outcomes import raising_task_errors
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, ObjectStoragePath, XComArg
@@ -43,8 +44,8 @@ class RayJobSubmitOperator(BaseOperator):
 
     Each try has one job, whatever dies in between: a new try follows the job of the last one where that still runs,
     takes its success where nobody has, and submits anew where it failed or a person cleared the task
-    (:func:`~airflow_provider_rayjobs.attempts.decide`). The job dies with the task: when it is cleared, marked or timed
-    out, and when its worker is told to go.
+    (:func:`~airflow_provider_rayjobs.task.attempts.decide`). The job dies with the task: when it is cleared, marked or
+    timed out, and when its worker is told to go.
 
     The driver finds Airflow's ``AIRFLOW_CTX_...`` variables and ``RAY_JOB_SUBMISSION_ID`` in its environment;
     the job's metadata holds ``airflow_dag_id``, ``airflow_run_id``, ``airflow_task_id``,
@@ -199,8 +200,8 @@ class RayJobSubmitOperator(BaseOperator):
         super()._do_render_template_fields(parent, *args, **kwargs)
         if parent is self:
             with suppress(ValueError, OSError):  # a mistake in it is execute's to say
-                masking.mask_environment(rendered.as_runtime_env(self.runtime_env, self._folders()))
-            self.runtime_env = masking.hide_environment(self.runtime_env)
+                masking.mask_env_vars(template_values.as_runtime_env(self.runtime_env, self._folders()))
+            self.runtime_env = masking.redact_env_vars(self.runtime_env)
 
     def execute(self, context: Context) -> str:
         """Find this try's job or submit one, follow it if asked to, and return its submission id."""
@@ -219,52 +220,52 @@ class RayJobSubmitOperator(BaseOperator):
 
     def _execution(self, context: Context, *, is_resumed: bool = False) -> Execution:
         settings = self._settings()
-        self._kill.is_on = settings.stop_on_kill
+        self._kill.is_enabled = settings.stop_on_kill
         store = context.get("task_state_store") if self.durable else None
-        return Execution(self, context, settings, Memory(store), self._kill, is_resumed=is_resumed)
+        return Execution(self, context, settings, JobRecordStore(store), self._kill, is_resumed=is_resumed)
 
     def _settings(self) -> Settings:
         return Settings(
-            submission_id=rendered.as_optional_text("submission_id", self.submission_id),
-            wait_for_completion=rendered.as_flag("wait_for_completion", self.wait_for_completion),
+            submission_id=template_values.as_optional_text("submission_id", self.submission_id),
+            wait_for_completion=template_values.as_bool("wait_for_completion", self.wait_for_completion),
             logs=LogOptions(
-                fetch_logs=rendered.as_fetch_logs(self.fetch_logs),
-                lines_limit=rendered.as_count("log_lines_limit", self.log_lines_limit),
-                flush_interval=rendered.as_optional_seconds("log_flush_interval", self.log_flush_interval),
+                fetch_logs=template_values.as_fetch_logs(self.fetch_logs),
+                lines_limit=template_values.as_positive_int("log_lines_limit", self.log_lines_limit),
+                flush_interval=template_values.as_optional_seconds("log_flush_interval", self.log_flush_interval),
             ),
-            poll_interval=rendered.as_seconds("poll_interval", self.poll_interval),
-            unreachable_timeout=rendered.as_seconds("unreachable_timeout", self.unreachable_timeout),
-            stop_on_kill=rendered.as_flag("stop_on_kill", self.stop_on_kill),
-            stop_timeout=rendered.as_seconds("stop_timeout", self.stop_timeout),
+            poll_interval=template_values.as_seconds("poll_interval", self.poll_interval),
+            unreachable_timeout=template_values.as_seconds("unreachable_timeout", self.unreachable_timeout),
+            stop_on_kill=template_values.as_bool("stop_on_kill", self.stop_on_kill),
+            stop_timeout=template_values.as_seconds("stop_timeout", self.stop_timeout),
             limits=Limits(
-                pending_timeout=rendered.as_optional_seconds("pending_timeout", self.pending_timeout),
-                job_timeout=rendered.as_optional_seconds("job_timeout", self.job_timeout),
-                execution_timeout=rendered.as_optional_seconds("execution_timeout", self.execution_timeout),
+                pending_timeout=template_values.as_optional_seconds("pending_timeout", self.pending_timeout),
+                job_timeout=template_values.as_optional_seconds("job_timeout", self.job_timeout),
+                execution_timeout=template_values.as_optional_seconds("execution_timeout", self.execution_timeout),
             ),
-            fail_on=rendered.as_exit_codes("fail_on_exit_code", self.fail_on_exit_code),
-            skip_on=rendered.as_exit_codes("skip_on_exit_code", self.skip_on_exit_code),
+            fail_on=template_values.as_exit_codes("fail_on_exit_code", self.fail_on_exit_code),
+            skip_on=template_values.as_exit_codes("skip_on_exit_code", self.skip_on_exit_code),
         )
 
-    def name_packages(self, watch: Callable[[int], object] | None = None) -> LocalCode | None:
+    def resolve_local_code(self, watch: Callable[[int], object] | None = None) -> LocalCode | None:
         """
         Find and name the local code of the runtime environment; ``None`` if there is none.
 
         :param watch: told how many bytes more were read, from whatever thread; what it raises ends the naming.
         :raises ValueError: for what can never be packed, naming the field; nothing has been sent.
         """
-        runtime_env = rendered.as_runtime_env(self.runtime_env, self._folders())
+        runtime_env = template_values.as_runtime_env(self.runtime_env, self._folders())
         if runtime_env is None or not has_local_code(runtime_env):
             return None
         # here, as every DAG file that is read would pay for it
-        from airflow_provider_rayjobs.jobs.packages.local_code import name_packages  # noqa: PLC0415
-        from airflow_provider_rayjobs.package_storage import storage_at  # noqa: PLC0415
+        from airflow_provider_rayjobs.jobs.packages.local_code import resolve_local_code  # noqa: PLC0415
+        from airflow_provider_rayjobs.package_storage import open_storage  # noqa: PLC0415
 
         check_runtime_env_keys(runtime_env)
-        return name_packages(
+        return resolve_local_code(
             runtime_env,
-            folders=rendered.as_folders(self.runtime_env, self._folders()),
-            secrets=rendered.as_package_secrets(self.package_secrets),
-            storage=None if rendered.is_nothing(self.package_storage) else storage_at(self.package_storage),
+            folders=template_values.as_folders(self.runtime_env, self._folders()),
+            secrets=template_values.as_package_secrets(self.package_secrets),
+            storage=None if template_values.is_unset(self.package_storage) else open_storage(self.package_storage),
             watch=watch,
         )
 
@@ -284,22 +285,24 @@ class RayJobSubmitOperator(BaseOperator):
         :raises ValueError: for what can never work, naming the field; nothing has been sent.
         """
         if runtime_env is None:
-            runtime_env = rendered.as_runtime_env(self.runtime_env, self._folders()) or {}
-        metadata = rendered.as_texts("metadata", self.metadata) or {}
-        if job_name := rendered.as_optional_text("job_name", self.job_name):
+            runtime_env = template_values.as_runtime_env(self.runtime_env, self._folders()) or {}
+        metadata = template_values.as_text_dict("metadata", self.metadata) or {}
+        if job_name := template_values.as_optional_text("job_name", self.job_name):
             metadata["job_name"] = job_name
-        return plan_submission(
-            rendered.as_entrypoint(self.entrypoint),
+        return build_submission(
+            template_values.as_entrypoint(self.entrypoint),
             nonce=nonce,
             submission_id=submission_id,
             runtime_env={**runtime_env}
-            | {"env_vars": environment_of(context, submission_id) | (runtime_env.get("env_vars") or {})},
-            metadata=metadata_of(context, metadata),
-            entrypoint_num_cpus=rendered.as_number("entrypoint_num_cpus", self.entrypoint_num_cpus),
-            entrypoint_num_gpus=rendered.as_number("entrypoint_num_gpus", self.entrypoint_num_gpus),
-            entrypoint_memory=rendered.as_number("entrypoint_memory", self.entrypoint_memory),
-            entrypoint_resources=rendered.as_numbers("entrypoint_resources", self.entrypoint_resources),
-            entrypoint_label_selector=rendered.as_texts("entrypoint_label_selector", self.entrypoint_label_selector),
+            | {"env_vars": build_env_vars(context, submission_id) | (runtime_env.get("env_vars") or {})},
+            metadata=build_metadata(context, metadata),
+            entrypoint_num_cpus=template_values.as_number("entrypoint_num_cpus", self.entrypoint_num_cpus),
+            entrypoint_num_gpus=template_values.as_number("entrypoint_num_gpus", self.entrypoint_num_gpus),
+            entrypoint_memory=template_values.as_number("entrypoint_memory", self.entrypoint_memory),
+            entrypoint_resources=template_values.as_number_dict("entrypoint_resources", self.entrypoint_resources),
+            entrypoint_label_selector=template_values.as_text_dict(
+                "entrypoint_label_selector", self.entrypoint_label_selector
+            ),
         )
 
     def _folders(self) -> list[Path]:
@@ -308,7 +311,7 @@ class RayJobSubmitOperator(BaseOperator):
         return [Path(dag_file).parent, Path.cwd()] if dag_file else [Path.cwd()]
 
 
-def metadata_of(context: Context, given: Mapping[str, str]) -> dict[str, str]:
+def build_metadata(context: Context, given: Mapping[str, str]) -> dict[str, str]:
     """
     Return a job's metadata: what the user gives, and which task instance the job belongs to.
 
@@ -323,7 +326,7 @@ def metadata_of(context: Context, given: Mapping[str, str]) -> dict[str, str]:
         "airflow_map_index": str(-1 if task_instance.map_index is None else task_instance.map_index),
         "airflow_try_number": str(task_instance.try_number),
         "airflow_max_tries": str(task_instance.max_tries),
-        "airflow_run_start_date": Round.of(context).run_start,
+        "airflow_run_start_date": RetryGeneration.of(context).run_start,
         # a run that was triggered without a logical date has none
         "airflow_logical_date": logical_date.isoformat() if logical_date else "",
     }
@@ -332,7 +335,7 @@ def metadata_of(context: Context, given: Mapping[str, str]) -> dict[str, str]:
     return {"job_name": f"{task_instance.dag_id}.{task_instance.task_id}"} | dict(given) | ours
 
 
-def environment_of(context: Context, submission_id: str) -> dict[str, str]:
+def build_env_vars(context: Context, submission_id: str) -> dict[str, str]:
     """Return the variables by which the driver knows where it comes from; they reach its tasks and actors too."""
     return context_to_airflow_vars(context, in_env_var_format=True) | {"RAY_JOB_SUBMISSION_ID": submission_id}
 
@@ -372,22 +375,22 @@ class RayJobStopOperator(BaseOperator):
     def execute(self, context: Context) -> None:
         """Stop the job."""
         job = _job_of(self.submission_id)
-        timeout = rendered.as_seconds("stop_timeout", self.stop_timeout)
-        missing_ok = rendered.as_flag("missing_ok", self.missing_ok)
+        timeout = template_values.as_seconds("stop_timeout", self.stop_timeout)
+        missing_ok = template_values.as_bool("missing_ok", self.missing_ok)
         hook = RayJobsHook(self.ray_conn_id)
         cluster = hook.get_cluster()
         context["ti"].xcom_push(key=links.XCOM_KEY, value=cluster.job_url(job))
-        with as_task_errors(self), hook.client_of(cluster) as client:
-            stopped = client.run(stop_until_over(job, timeout))
-            if not stopped.is_over:
-                raise RayJobNotEndedError(f"{stopped.story} It was asked at {cluster.address}.")
+        with raising_task_errors(self), hook.client_of(cluster) as client:
+            stopped = client.run(stop_and_wait(job, timeout))
+            if not stopped.has_ended:
+                raise RayJobNotTerminalError(f"{stopped.summary} It was asked at {cluster.address}.")
             if stopped.details is None:
-                message = f"{stopped.story} (at {cluster.address})"
+                message = f"{stopped.summary} (at {cluster.address})"
                 if not missing_ok:
                     raise RayJobNotFoundError(message)
                 self.log.warning("%s", message)
             else:
-                self.log.info("%s", stopped.story)
+                self.log.info("%s", stopped.summary)
 
 
 class RayJobDeleteOperator(BaseOperator):
@@ -396,7 +399,7 @@ class RayJobDeleteOperator(BaseOperator):
 
     A job that has just ended is given 5 s, in which Ray still writes to its record and would bring it back. One that
     the cluster does not know is success, so that a second run does no harm. One that has not ended fails the
-    task with :class:`~airflow_provider_rayjobs.exceptions.RayJobNotEndedError`: a
+    task with :class:`~airflow_provider_rayjobs.exceptions.RayJobNotTerminalError`: a
     :class:`RayJobStopOperator` before this one, or a retry, may help.
 
     :param submission_id: of the job, often from XCom. (templated)
@@ -424,10 +427,10 @@ class RayJobDeleteOperator(BaseOperator):
     def execute(self, context: Context) -> None:  # noqa: ARG002  (Airflow's form)
         """Delete the job's record."""
         job = _job_of(self.submission_id)
-        missing_ok = rendered.as_flag("missing_ok", self.missing_ok)
-        with as_task_errors(self), RayJobsHook(self.ray_conn_id).get_conn() as client:
+        missing_ok = template_values.as_bool("missing_ok", self.missing_ok)
+        with raising_task_errors(self), RayJobsHook(self.ray_conn_id).get_conn() as client:
             try:
-                client.run(delete_for_good(job, client.patience))
+                client.run(delete_ended_job(job, client.retry_timeout))
             except RayJobNotFoundError as error:
                 if not missing_ok:
                     raise
@@ -437,7 +440,7 @@ class RayJobDeleteOperator(BaseOperator):
 
 
 def _job_of(submission_id: Any) -> str:
-    job = rendered.as_optional_text("submission_id", submission_id)
+    job = template_values.as_optional_text("submission_id", submission_id)
     if job is None:
         raise ValueError("submission_id is empty: no job is named. Did the task that submits it push it to XCom?")
     return job

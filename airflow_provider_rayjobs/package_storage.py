@@ -23,7 +23,7 @@ _SCHEMES = {"file": "file", "s3": "s3", "s3a": "s3", "s3n": "s3", "gs": "gs", "g
 _CHUNK = 8 * 1024 * 1024
 
 
-def storage_at(path: Any) -> Storage:
+def open_storage(path: Any) -> Storage:
     """
     Return the storage at an object storage path.
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from airflow_provider_rayjobs import rendered
 from airflow_provider_rayjobs.exceptions import (
+    RayApiUnreachableError,
     RayJobEntrypointError,
     RayJobLostError,
-    RayJobsUnreachableError,
     RayJobSupervisorDiedError,
 )
-from airflow_provider_rayjobs.outcomes import FINAL_ERRORS
+from airflow_provider_rayjobs.task import template_values
+from airflow_provider_rayjobs.task.outcomes import FINAL_ERRORS
 
 try:
     from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryDecision, RetryRule
@@ -29,7 +29,7 @@ DEFAULT_RULES: tuple[RetryRule, ...] = (
         reason="No retry can mend this: the DAG or the connection has to change.",
     ),
     RetryRule(
-        exception=[RayJobLostError, RayJobSupervisorDiedError, RayJobsUnreachableError],
+        exception=[RayJobLostError, RayJobSupervisorDiedError, RayApiUnreachableError],
         action=RetryAction.RETRY,
         reason="The cluster failed, not the job's code.",
     ),
@@ -57,7 +57,9 @@ class RayJobRetryPolicy(ExceptionRetryPolicy):
         """Return what becomes of the task after an error."""
         decision = super().evaluate(exception, try_number, max_tries, context)
         if decision.reason is None and isinstance(exception, RayJobEntrypointError) and context is not None:
-            codes = rendered.as_exit_codes("fail_on_exit_code", getattr(context["task"], "fail_on_exit_code", None))
+            codes = template_values.as_exit_codes(
+                "fail_on_exit_code", getattr(context["task"], "fail_on_exit_code", None)
+            )
             if exception.exit_code in codes:
                 return RetryDecision.fail(f"The exit code {exception.exit_code} is one of fail_on_exit_code.")
         return decision

@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.providers.common.compat.sdk import BaseSensorOperator, conf
 
-from airflow_provider_rayjobs import links, rendered
+from airflow_provider_rayjobs import links
 from airflow_provider_rayjobs.connection import Cluster
 from airflow_provider_rayjobs.exceptions import RayJobNotFoundError, RayJobsError
 from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
 from airflow_provider_rayjobs.jobs import endpoints, follow
 from airflow_provider_rayjobs.jobs.client import OnLog, RayJobsClient
+from airflow_provider_rayjobs.jobs.logs.cursor import NO_ENDING, LogEnding
 from airflow_provider_rayjobs.jobs.logs.options import LogOptions
-from airflow_provider_rayjobs.jobs.logs.text import NO_LOG, Ending
 from airflow_provider_rayjobs.jobs.models import JobDetails
 from airflow_provider_rayjobs.jobs.steps import send
-from airflow_provider_rayjobs.masking import noting_secrets
-from airflow_provider_rayjobs.outcomes import as_sensed, error_of_end
-from airflow_provider_rayjobs.triggers import RayJobTrigger, details_of_event, show
+from airflow_provider_rayjobs.masking import masking_env_vars
+from airflow_provider_rayjobs.task import template_values
+from airflow_provider_rayjobs.task.outcomes import error_for_outcome, to_sensor_error
+from airflow_provider_rayjobs.triggers import RayJobTrigger, details_from_event, emit_job_log
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg
@@ -122,7 +123,7 @@ class RayJobSensor(BaseSensorOperator):
             self._watch = self._begin(context)
         watch = self._watch
         with RayJobsHook(self.ray_conn_id).client_of(watch.cluster) as client:
-            details = watch.look(client, show)
+            details = watch.look(client, emit_job_log)
         if self.reschedule:
             watch.remember(context)
         return details is not None and self._has_succeeded(details, watch)
@@ -136,14 +137,14 @@ class RayJobSensor(BaseSensorOperator):
         watch = self._begin(context, is_resumed=True)
         watch.reader = watch.logs.reader(event.get("log_state"))
         try:
-            details = details_of_event(event)
+            details = details_from_event(event)
         except RayJobsError as error:
-            raise as_sensed(error) from error
+            raise to_sensor_error(error) from error
         if watch.reader is not None:
             with RayJobsHook(self.ray_conn_id).client_of(watch.cluster) as client:
                 with suppress(RayJobsError):  # an event holds none of the job's env_vars, and its log may
-                    client.run(noting_secrets(send(endpoints.get_job(watch.job), patience=0)))
-                client.run(watch.reader.read(details, watch.logs.flush_interval or 0.0), show)
+                    client.run(masking_env_vars(send(endpoints.get_job(watch.job), retry_timeout=0)))
+                client.run(watch.reader.read(details, watch.logs.flush_interval or 0.0), emit_job_log)
         if not self._has_succeeded(details, watch):
             self._defer(watch, time.time() + self.timeout if deadline is None else deadline)
 
@@ -151,11 +152,11 @@ class RayJobSensor(BaseSensorOperator):
         """Read the rendered arguments; push the link that leads to the job."""
         looked_first = context["ti"].get_first_reschedule_date(context) if self.reschedule else None
         logs = LogOptions(
-            fetch_logs=rendered.as_fetch_logs(self.fetch_logs),
-            lines_limit=rendered.as_count("log_lines_limit", self.log_lines_limit),
-            flush_interval=rendered.as_optional_seconds("log_flush_interval", self.log_flush_interval),
+            fetch_logs=template_values.as_fetch_logs(self.fetch_logs),
+            lines_limit=template_values.as_positive_int("log_lines_limit", self.log_lines_limit),
+            flush_interval=template_values.as_optional_seconds("log_flush_interval", self.log_flush_interval),
         )
-        job = rendered.as_optional_text("submission_id", self.submission_id)
+        job = template_values.as_optional_text("submission_id", self.submission_id)
         if job is None:
             raise ValueError(
                 "submission_id is empty: no job to wait for. Did the task that submits it push it to XCom?"
@@ -167,8 +168,8 @@ class RayJobSensor(BaseSensorOperator):
             job,
             cluster,
             logs,
-            missing_timeout=rendered.as_seconds("missing_timeout", self.missing_timeout),
-            unreachable_timeout=rendered.as_seconds("unreachable_timeout", self.unreachable_timeout),
+            missing_timeout=template_values.as_seconds("missing_timeout", self.missing_timeout),
+            unreachable_timeout=template_values.as_seconds("unreachable_timeout", self.unreachable_timeout),
         )
         if self.reschedule:
             watch.recall(context, looked_first)
@@ -177,9 +178,9 @@ class RayJobSensor(BaseSensorOperator):
     def _has_succeeded(self, details: JobDetails, watch: _Watch) -> bool:
         if not details.status.is_terminal():
             return False
-        error = error_of_end(details, watch.cluster.address, watch.ending)
+        error = error_for_outcome(details, watch.cluster.address, watch.ending)
         if error is not None:
-            raise as_sensed(error)
+            raise to_sensor_error(error)
         return True
 
 
@@ -215,22 +216,22 @@ class _Watch:
         """
         try:
             try:
-                details = client.run(noting_secrets(follow.look(self.job, self.reader)), on_log)
+                details = client.run(masking_env_vars(follow.poll_job(self.job, self.reader)), on_log)
             except RayJobNotFoundError:
                 if time.time() - self.began >= self.missing_timeout:
                     raise
             except RayJobsError as error:
-                client.run(self.outage.bear(error, time.time()))
+                client.run(self.outage.record_failure(error, time.time()))
             else:
-                client.run(self.outage.over(time.time()))
+                client.run(self.outage.record_success(time.time()))
                 return details
         except RayJobsError as error:
-            raise as_sensed(error) from error
+            raise to_sensor_error(error) from error
         return None
 
     @property
-    def ending(self) -> Ending:
-        return self.reader.log.ending if self.reader else NO_LOG
+    def ending(self) -> LogEnding:
+        return self.reader.log.ending if self.reader else NO_ENDING
 
     def recall(self, context: Context, first: datetime | None) -> None:
         """

@@ -16,29 +16,29 @@ from airflow.providers.common.compat.sdk import redact
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_rayjobs import exceptions
-from airflow_provider_rayjobs.bookmarks import Bookmark
 from airflow_provider_rayjobs.connection import Cluster
-from airflow_provider_rayjobs.exceptions import RayJobsError, RayJobsUnreachableError, RayJobTimeoutError
+from airflow_provider_rayjobs.exceptions import RayApiUnreachableError, RayJobsError, RayJobTimeoutError
 from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
 from airflow_provider_rayjobs.jobs import follow
 from airflow_provider_rayjobs.jobs.client import AsyncRayJobsClient
 from airflow_provider_rayjobs.jobs.limits import Limits
-from airflow_provider_rayjobs.jobs.logs.options import NO_LOG, LogOptions
+from airflow_provider_rayjobs.jobs.logs.options import LOGS_OFF, LogOptions
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
-from airflow_provider_rayjobs.jobs.logs.trickle import Relay, Trickle
+from airflow_provider_rayjobs.jobs.logs.trickle import FlushTimer, LogBudget
 from airflow_provider_rayjobs.jobs.models import JobDetails
-from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, stop_until_over
-from airflow_provider_rayjobs.masking import amask_environment, noting_secrets
+from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, stop_and_wait
+from airflow_provider_rayjobs.log_checkpoint import LogCheckpoint
+from airflow_provider_rayjobs.masking import amask_env_vars, masking_env_vars
 
 # What all triggers of this process may show of their jobs' logs.
-_trickle = Trickle()
+_trickle = LogBudget()
 # Under this name a job's own lines stand in the task's log: what tells them from ours.
-JOB_LOG = structlog.get_logger("airflow.task.ray_job")
+job_logger = structlog.get_logger("airflow.task.ray_job")
 # Seconds before which no event is fired. Airflow notices only after up to 5 s (``[workers] min_heartbeat_interval``)
 # and a scheduler loop that the process of a deferred task has gone; a task that has resumed by then it takes for
 # killed, and fails it (apache/airflow issues 66374, 67287, 72716). Seen for 2 of 10 tasks that deferred for 4 s on
 # Airflow 3.3.2 without any code of ours, and for none of 12 with this.
-SETTLING_TIME = 8.0
+MIN_DEFERRAL = 8.0
 # Seconds for a stop, of the 30 that Airflow gives a trigger's ``on_kill`` (``[triggerer] on_kill_timeout``).
 _KILL_TIMEOUT = 25.0
 # Seconds between two looks at a connection that leads nowhere.
@@ -129,7 +129,7 @@ class RayJobTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield one event, whatever happens: an error that is raised here loses its class on the way."""
         clock = asyncio.get_running_loop().time
-        settled = clock() + SETTLING_TIME
+        settled = clock() + MIN_DEFERRAL
         event = await self._follow()
         await asyncio.sleep(settled - clock())
         yield event
@@ -154,10 +154,10 @@ class RayJobTrigger(BaseTrigger):
             cluster = self._cluster or await hook.aget_cluster(check_token_file=False)
             async with shared_client(hook, cluster) as client:
                 stopped = await client.run(
-                    stop_until_over(self.submission_id, min(self.stop_timeout, _KILL_TIMEOUT), self.nonce)
+                    stop_and_wait(self.submission_id, min(self.stop_timeout, _KILL_TIMEOUT), self.nonce)
                 )
-            level = logging.INFO if stopped.is_over else logging.WARNING
-            self.log.log(level, "Airflow ended this task. %s", stopped.story)
+            level = logging.INFO if stopped.has_ended else logging.WARNING
+            self.log.log(level, "Airflow ended this task. %s", stopped.summary)
         except Exception as error:  # noqa: BLE001  (nobody is left to handle it)
             self.log.warning("Ray job %s could not be stopped and may run on. %s", self.submission_id, error)
 
@@ -168,11 +168,11 @@ class RayJobTrigger(BaseTrigger):
 
         def note(runtime_env: Any) -> None:
             # it knows them at once, and what is told to its supervisor takes its time
-            telling.append(asyncio.ensure_future(amask_environment(runtime_env)))
+            telling.append(asyncio.ensure_future(amask_env_vars(runtime_env)))
 
         try:
             # triggers that are started at once shall not look at the cluster, and show lines, all at once for ever
-            await asyncio.sleep(random.uniform(0, min(self.poll_interval, SETTLING_TIME / 2)))  # noqa: S311
+            await asyncio.sleep(random.uniform(0, min(self.poll_interval, MIN_DEFERRAL / 2)))  # noqa: S311
             hook = RayJobsHook(self.ray_conn_id)
             self._cluster = await self._find_cluster(hook)
             async with shared_client(hook, self._cluster) as client, self._reader() as reader:
@@ -185,21 +185,21 @@ class RayJobTrigger(BaseTrigger):
                     limits=Limits.from_json(self.limits),
                     session=self.session,
                 )
-                details = await client.run(noting_secrets(following, note), show)
-            event |= event_of_job(details)
+                details = await client.run(masking_env_vars(following, note), emit_job_log)
+            event |= job_event(details)
         except Exception as error:  # noqa: BLE001  (whatever it is, the worker shall say it)
-            event |= event_of_error(error)
+            event |= error_event(error)
         await asyncio.gather(*telling)
         return TriggerEvent(event | {"log_state": reader.state if reader else self.log_state})
 
     @asynccontextmanager
     async def _reader(self) -> AsyncIterator[LogReader | None]:
         """Lend what shows the job's log, or watches it for the worker that does."""
-        options = LogOptions.from_json(self.logs) if self.logs else NO_LOG
+        options = LogOptions.from_json(self.logs) if self.logs else LOGS_OFF
         if options.flush_interval is not None:
             # Airflow opens a trigger's log file anew each time that a try is deferred: what is shown here would be
             # lost. The log is read here and on the worker, so that it has to be left alone for twice as long.
-            relay = Relay(max(options.flush_interval, 2 * (self.log_state or {}).get("rest", 0)))
+            relay = FlushTimer(max(options.flush_interval, 2 * (self.log_state or {}).get("rest", 0)))
             yield options.reader(self.log_state, turns=relay)
             return
         with _trickle.share() as share:
@@ -207,7 +207,7 @@ class RayJobTrigger(BaseTrigger):
             if reader is None:
                 yield None
                 return
-            bookmark = Bookmark(self.task_instance, self.submission_id, self.deferred_at, self.log.warning)
+            bookmark = LogCheckpoint(self.task_instance, self.submission_id, self.deferred_at, self.log.warning)
             async with bookmark.following(reader, share):
                 yield reader
 
@@ -225,7 +225,7 @@ class RayJobTrigger(BaseTrigger):
                 cluster = await hook.aget_cluster(check_token_file=False)
                 if self.address in (None, cluster.address):
                     return cluster
-                raise RayJobsUnreachableError(
+                raise RayApiUnreachableError(
                     f"Ray job {self.submission_id} is at {self.address}, but connection {self.ray_conn_id} "
                     f"leads to {cluster.address} now. The job may run on there: look for it."
                 )
@@ -235,22 +235,22 @@ class RayJobTrigger(BaseTrigger):
             await asyncio.sleep(min(_LOOKUP_PAUSE, self.poll_interval))
 
 
-def show(record: str) -> None:
+def emit_job_log(record: str) -> None:
     """
     Write one record of a job's log into the task's log, masked in this process.
 
     Airflow's supervisor masks what it was told of; what this process alone has read, such as a template's, it does not
     know.
     """
-    JOB_LOG.info("%s", redact(record))
+    job_logger.info("%s", redact(record))
 
 
-def event_of_job(details: JobDetails) -> dict[str, Any]:
+def job_event(details: JobDetails) -> dict[str, Any]:
     """Return what an event says of a job: plain JSON, and no secret of the job's."""
     return {"job": _masked(details.to_event())}
 
 
-def event_of_error(error: Exception) -> dict[str, Any]:
+def error_event(error: Exception) -> dict[str, Any]:
     """Return what an event says where the follower gave up; for a limit with the job as it was seen then."""
     event = _masked({"error": type(error).__name__, "message": str(error)})
     if isinstance(error, RayJobTimeoutError) and error.details is not None:
@@ -263,7 +263,7 @@ def _masked(said: dict[str, Any]) -> dict[str, Any]:
     return {key: str(redact(value)) if key == "message" and value else value for key, value in said.items()}
 
 
-def details_of_event(event: Mapping[str, Any]) -> JobDetails:
+def details_from_event(event: Mapping[str, Any]) -> JobDetails:
     """
     Return the job that an event tells of; one that has not ended wants its log to be shown.
 
@@ -300,7 +300,7 @@ async def shared_client(hook: RayJobsHook, cluster: Cluster) -> AsyncIterator[As
     """Lend the client for a cluster on this event loop; the last one to leave closes it."""
     clients = _shared.setdefault(asyncio.get_running_loop(), {})
     # a certificate that was replaced is shown, or believed, from the next trigger on
-    key = (cluster, cluster.access.stamps())
+    key = (cluster, cluster.access.mtimes())
     if key not in clients:
         clients[key] = _Shared(hook.async_client_of(cluster))
     shared = clients[key]

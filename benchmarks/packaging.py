@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 
 from airflow_provider_rayjobs.jobs import RayJobsClient
-from airflow_provider_rayjobs.jobs.packages.local_code import name_packages
+from airflow_provider_rayjobs.jobs.packages.local_code import resolve_local_code
 from airflow_provider_rayjobs.jobs.packages.zip_file import Packing
 from benchmarks.results import Result, Wanted
 from sandbox.ray_head import RayHead
@@ -123,12 +123,12 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def _name(tree: Path) -> object:
-    return name_packages({"working_dir": str(tree)})
+    return resolve_local_code({"working_dir": str(tree)})
 
 
 def _pack(tree: Path) -> None:
     """Name and pack, as for a package that is missing."""
-    [package] = name_packages({"working_dir": str(tree)}).packages
+    [package] = resolve_local_code({"working_dir": str(tree)}).packages
     with tempfile.TemporaryFile() as file:
         if package.tree is None:
             raise RuntimeError("a directory has a tree")

@@ -50,10 +50,10 @@ def show_log(airflow: LocalAirflow, run_id: str) -> str:
     while True:
         # The state first: what was logged before it became final is in the log that is read after it.
         state = str(airflow.task_instance(DAG_ID, run_id, TASK_ID)["state"])
-        is_over = state in ("up_for_retry", *FINAL_STATES)  # a retry would write a log of its own
-        if is_over or state == "running":
+        has_ended = state in ("up_for_retry", *FINAL_STATES)  # a retry would write a log of its own
+        if has_ended or state == "running":
             show_new(airflow.log_records(DAG_ID, run_id, TASK_ID), shown)
-        if is_over or time.monotonic() > deadline:
+        if has_ended or time.monotonic() > deadline:
             return state
         time.sleep(1)
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from airflow.sdk import Connection
 
-from airflow_provider_rayjobs.connection import EXTRAS, Cluster, read_connection
+from airflow_provider_rayjobs.connection import EXTRAS, Cluster, parse_connection
 from airflow_provider_rayjobs.hooks import RayJobsHook
 from airflow_provider_rayjobs.jobs import Access
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
@@ -46,9 +46,9 @@ def test_a_connections_fields_make_an_address(fields: dict[str, Any], address: s
     """Host, port, schema and base path make the address; a whole address in the host field does as well."""
     if address is None:
         with pytest.raises(ValueError, match="connection mine: "):
-            read_connection(connection(**fields))
+            parse_connection(connection(**fields))
     else:
-        assert read_connection(connection(**fields)) == Cluster(address, dashboard_url=address)
+        assert parse_connection(connection(**fields)) == Cluster(address, dashboard_url=address)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_connections_fields_make_an_address(fields: dict[str, Any], address: s
 def test_a_connection_that_cannot_be_used_is_named(fields: dict[str, Any], message: str):
     """The error names the connection and the field, and never a secret."""
     with pytest.raises(ValueError, match="connection mine: ") as caught:
-        read_connection(connection(**fields))
+        parse_connection(connection(**fields))
 
     assert message in str(caught.value)
     assert "secret" not in str(caught.value)
@@ -147,7 +147,7 @@ MARKED = "secret"
 def test_what_may_be_a_password_is_quoted_from_no_field(fields: dict[str, Any]):
     """Of an address only what stands before a query and before no @ is shown."""
     with pytest.raises(ValueError, match="connection mine: ") as caught:
-        read_connection(connection(**fields))
+        parse_connection(connection(**fields))
 
     assert MARKED not in str(caught.value)
 
@@ -158,12 +158,12 @@ def test_a_module_that_fails_on_import_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.syspath_prepend(tmp_path)
 
     with pytest.raises(ValueError, match=r"auth_that_raises.Auth': its module fails on import with RuntimeError"):
-        read_connection(connection(host="head", extra={"auth": "auth_that_raises.Auth"}))
+        parse_connection(connection(host="head", extra={"auth": "auth_that_raises.Auth"}))
 
 
 def test_the_password_is_the_token_and_in_no_repr():
     """The token travels in the cluster's settings, and shows nowhere."""
-    cluster = read_connection(connection(host="head", password="marked-secret"))
+    cluster = parse_connection(connection(host="head", password="marked-secret"))
 
     assert cluster.access.token == "marked-secret"
     assert "marked-secret" not in repr(cluster) + repr(RayJobsHook().client_of(cluster))
@@ -171,7 +171,7 @@ def test_the_password_is_the_token_and_in_no_repr():
 
 def test_the_dashboard_may_have_another_address_for_browsers():
     """The link to a job uses the address that browsers reach."""
-    cluster = read_connection(connection(host="10.0.0.5", extra={"dashboard_url": "https://ray.example.com/a/"}))
+    cluster = parse_connection(connection(host="10.0.0.5", extra={"dashboard_url": "https://ray.example.com/a/"}))
 
     assert cluster.job_url("job-1") == "https://ray.example.com/a/#/jobs/job-1"
 
@@ -179,7 +179,7 @@ def test_the_dashboard_may_have_another_address_for_browsers():
 def test_an_extra_that_is_no_object_is_said():
     """Airflow would read an extra that is no JSON as none at all; here it is a mistake, and is not shown."""
     with pytest.raises(ValueError, match="connection mine: extra is no JSON object") as caught:
-        read_connection(Connection(conn_id="mine", conn_type="ray_jobs", host="head", extra="{secret"))
+        parse_connection(Connection(conn_id="mine", conn_type="ray_jobs", host="head", extra="{secret"))
 
     assert "secret" not in str(caught.value)
 
@@ -225,7 +225,7 @@ URI = (
 )
 def test_fields_json_and_uri_say_the_same(given: Connection):
     """Whichever form a connection has, it says all there is to say."""
-    cluster = read_connection(given)
+    cluster = parse_connection(given)
 
     assert cluster == Cluster(
         "https://ray.example.com:8443/team-a",
@@ -248,7 +248,7 @@ def test_fields_json_and_uri_say_the_same(given: Connection):
 
 def test_a_class_of_the_users_is_made_with_its_arguments():
     """``auth`` names a class, ``auth_kwargs`` what it is made with; the arguments are secret."""
-    cluster = read_connection(
+    cluster = parse_connection(
         connection(host="head", extra={"auth": f"{__name__}.Signature", "auth_kwargs": {"audience": "marked-secret"}})
     )
 

@@ -10,11 +10,11 @@ import pytest
 
 from airflow_provider_rayjobs import exceptions
 from airflow_provider_rayjobs.exceptions import (
-    RayJobEndedError,
-    RayJobsConnectionError,
+    RayApiConnectionError,
+    RayApiResponseError,
     RayJobsError,
-    RayJobsResponseError,
     RayJobTimeoutError,
+    RayJobUnsuccessfulError,
 )
 from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType
 
@@ -23,13 +23,13 @@ DETAILS = JobDetails(JobType.SUBMISSION, JobStatus("NEW"), submission_id="a", ru
 
 
 def attributes_of(kind: type[Exception]) -> dict[str, object]:
-    if issubclass(kind, RayJobsConnectionError):
+    if issubclass(kind, RayApiConnectionError):
         return {"sent": False}
-    if issubclass(kind, RayJobsResponseError):
+    if issubclass(kind, RayApiResponseError):
         return {"status_code": 418}
     if issubclass(kind, RayJobTimeoutError):
         return {"limit": "job_timeout", "details": DETAILS}
-    return {"details": DETAILS, "last_lines": ("one", "two")} if issubclass(kind, RayJobEndedError) else {}
+    return {"details": DETAILS, "last_lines": ("one", "two")} if issubclass(kind, RayJobUnsuccessfulError) else {}
 
 
 @pytest.mark.parametrize("kind", CLASSES)
@@ -68,10 +68,10 @@ def test_tree_of_errors() -> None:
 def test_a_repeated_request_is_remembered() -> None:
     """Whether the request of an error was sent before is known after a pickle, too; unless it is said it was not."""
     error = RayJobsError("what happened")
-    assert error.was_repeated is False
+    assert error.was_retried is False
 
-    error.was_repeated = True
-    assert pickle.loads(pickle.dumps(error)).was_repeated is True
+    error.was_retried = True
+    assert pickle.loads(pickle.dumps(error)).was_retried is True
 
 
 def test_every_error_has_a_line_of_its_own() -> None:

@@ -15,16 +15,17 @@ from airflow.sdk import DAG
 from airflow.sdk._shared.secrets_masker import _secrets_masker
 from airflow.serialization.helpers import serialize_template_field
 
-from airflow_provider_rayjobs import masking, rendered
+from airflow_provider_rayjobs import masking
 from airflow_provider_rayjobs.connection import Cluster
-from airflow_provider_rayjobs.exceptions import RayJobsConnectionError, RayJobsUnavailableError
+from airflow_provider_rayjobs.exceptions import RayApiConnectionError, RayApiUnavailableError
 from airflow_provider_rayjobs.hooks import RayJobsHook
 from airflow_provider_rayjobs.jobs import Access, JobDetails
 from airflow_provider_rayjobs.jobs.endpoints import get_job, get_version
-from airflow_provider_rayjobs.jobs.logs.text import Ending
-from airflow_provider_rayjobs.jobs.steps import Send, Show
+from airflow_provider_rayjobs.jobs.logs.cursor import LogEnding
+from airflow_provider_rayjobs.jobs.steps import EmitRecord, Send
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
-from airflow_provider_rayjobs.outcomes import error_of_end
+from airflow_provider_rayjobs.task import template_values
+from airflow_provider_rayjobs.task.outcomes import error_for_outcome
 
 SECRET = "m4rked-s3cret"
 
@@ -88,7 +89,7 @@ def test_the_template_view_shows_the_names_of_variables_alone():
 
     assert shown == {"env_vars": {"PLAIN": "***"}, "pip": ["torch"]}
     assert SECRET not in f"{task.runtime_env!r} {task.runtime_env}"
-    assert rendered.as_runtime_env(task.runtime_env, []) == {"env_vars": {"PLAIN": SECRET}, "pip": ["torch"]}
+    assert template_values.as_runtime_env(task.runtime_env, []) == {"env_vars": {"PLAIN": SECRET}, "pip": ["torch"]}
     assert json.dumps(shown)
 
 
@@ -128,12 +129,12 @@ def test_hidden_text_is_refused_for_what_it_is():
     task = rendered_task("{{ {'env_vars': {'A': secret}} }}", secret=SECRET)
 
     with pytest.raises(ValueError, match="runtime_env is the text of a dictionary"):
-        rendered.as_runtime_env(task.runtime_env, [])
+        template_values.as_runtime_env(task.runtime_env, [])
 
 
 def test_a_hidden_environment_stays_hidden_in_what_is_made_of_it():
     """A copy, and a union with more, show no value either."""
-    hidden = masking.hide_environment({"env_vars": {"A": SECRET}})
+    hidden = masking.redact_env_vars({"env_vars": {"A": SECRET}})
 
     for made in (hidden.copy(), hidden | {"pip": ["torch"]}):
         assert made["env_vars"] == {"A": SECRET}
@@ -142,7 +143,7 @@ def test_a_hidden_environment_stays_hidden_in_what_is_made_of_it():
 
 def test_everyday_values_are_masked_under_no_name():
     """A flag, a number and a short word stay readable in every line of the log, whatever their variable is called."""
-    masking.mask_environment(
+    masking.mask_env_vars(
         {"env_vars": {"USE_TOKEN": "false", "MAX_TOKENS": "100000", "SECRET_NAME": "none", "API_KEY": "abcd"}}
     )
 
@@ -159,14 +160,14 @@ def test_a_token_that_changed_in_its_file_is_masked_before_it_is_shown(tmp_path:
     hook = RayJobsHook("mine")
     cluster = hook.get_cluster()
     file.write_text("second-token")
-    with hook.client_of(cluster) as client, pytest.raises(RayJobsConnectionError):
+    with hook.client_of(cluster) as client, pytest.raises(RayApiConnectionError):
         client.send(get_version())
     blocking = redact("first-token second-token third-token")
     file.write_text("third-token")
 
     async def ask() -> None:
         async with hook.async_client_of(cluster) as client:
-            with pytest.raises(RayJobsConnectionError):
+            with pytest.raises(RayApiConnectionError):
                 await client.send(get_version())
 
     asyncio.run(ask())
@@ -181,7 +182,7 @@ def test_a_signal_handlers_client_tells_airflow_nothing(tmp_path: Path):
     file.write_text("unheard-of-token")
     cluster = Cluster("http://127.0.0.1:9", "http://127.0.0.1:9", access=Access(token_file=str(file)))
 
-    with RayJobsHook().client_of(cluster, is_quiet=True) as client, pytest.raises(RayJobsConnectionError):
+    with RayJobsHook().client_of(cluster, is_quiet=True) as client, pytest.raises(RayApiConnectionError):
         client.send(get_version())
 
     assert redact("unheard-of-token") == "unheard-of-token"
@@ -204,14 +205,14 @@ def test_a_job_that_is_followed_tells_its_secrets_before_its_log_is_shown():
     def follow() -> Any:
         try:
             yield Send(get_job("a"))
-        except RayJobsUnavailableError:
+        except RayApiUnavailableError:
             details = yield Send(get_job("a"))
-        yield Show(f"key {SECRET}")
+        yield EmitRecord(f"key {SECRET}")
         return details
 
-    engine = masking.noting_secrets(follow())
+    engine = masking.masking_env_vars(follow())
     assert isinstance(next(engine), Send)
-    assert isinstance(engine.throw(RayJobsUnavailableError("busy")), Send)
+    assert isinstance(engine.throw(RayApiUnavailableError("busy")), Send)
     show = engine.send(job)
     masked = redact(show.record)
     with pytest.raises(StopIteration) as end:
@@ -224,17 +225,17 @@ def test_a_job_that_is_followed_tells_its_secrets_before_its_log_is_shown():
 @pytest.mark.parametrize("runtime_env", [None, {}, {"env_vars": None}, {"env_vars": "{{ none }}"}, "a.yaml", [1]])
 def test_what_is_no_environment_passes_unseen(runtime_env: Any):
     """Only what has variables has secrets."""
-    masking.mask_environment(runtime_env)
+    masking.mask_env_vars(runtime_env)
 
-    assert masking.hide_environment(runtime_env) == runtime_env
+    assert masking.redact_env_vars(runtime_env) == runtime_env
 
 
 def test_the_error_of_a_failed_job_quotes_no_secret_of_its_log():
     """What the job printed last goes with the error to callbacks and consoles, where nobody else masks it."""
-    masking.mask_environment({"env_vars": {"API_TOKEN": SECRET}})
+    masking.mask_env_vars({"env_vars": {"API_TOKEN": SECRET}})
     job = JobDetails.from_json({"type": "SUBMISSION", "status": "FAILED", "message": f"it said {SECRET}"})
 
-    error = error_of_end(job, "http://a:8265", Ending(last_lines=(f"key {SECRET}",)))
+    error = error_for_outcome(job, "http://a:8265", LogEnding(last_lines=(f"key {SECRET}",)))
 
     assert "key ***" in str(error)
     assert error.last_lines == ("key ***",)

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG
 
-from airflow_provider_rayjobs.attempts import new_submission_id
-from airflow_provider_rayjobs.execution import Execution
 from airflow_provider_rayjobs.jobs.steps import Interrupted
 from airflow_provider_rayjobs.jobs.submission import SubmissionOptions
 from airflow_provider_rayjobs.operators import RayJobDeleteOperator, RayJobStopOperator, RayJobSubmitOperator
 from airflow_provider_rayjobs.sensors import RayJobSensor
+from airflow_provider_rayjobs.task.attempts import new_submission_id
+from airflow_provider_rayjobs.task.execution import Execution
 
 
 def context(**changes: Any) -> Any:
@@ -170,7 +170,7 @@ def test_local_code_is_looked_for_beside_the_dag_file_first(tmp_path: Path, monk
         with DAG("nightly") as dag:
             operator = RayJobSubmitOperator(task_id="t", entrypoint="true", runtime_env=runtime_env)
         dag.fileloc = str(tmp_path / "dags" / "nightly.py")
-        [package] = operator.name_packages().packages
+        [package] = operator.resolve_local_code().packages
         return str(package.source.relative_to(tmp_path))
 
     assert source({"working_dir": "code"}) == "dags/code"
@@ -197,14 +197,14 @@ def test_local_code_becomes_part_of_the_plan(tmp_path: Path):
         package_secrets="True",
     )
 
-    code = operator.name_packages()
+    code = operator.resolve_local_code()
     planned = operator.plan(context(), "job-1", runtime_env=code.runtime_env).runtime_env
 
     large, small = (package.name for package in code.packages)
     assert planned["working_dir"] == f"file://{tmp_path}/storage/{large}"
     assert planned["py_modules"] == [f"gcs://{small}"]
     assert planned["env_vars"]["RAY_JOB_SUBMISSION_ID"] == "job-1"
-    assert RayJobSubmitOperator(task_id="t", entrypoint="true").name_packages() is None
+    assert RayJobSubmitOperator(task_id="t", entrypoint="true").resolve_local_code() is None
 
 
 @pytest.mark.parametrize("storage", ["", "None", None])
@@ -215,7 +215,7 @@ def test_a_storage_that_renders_to_nothing_is_none(tmp_path: Path, storage: str 
     operator = RayJobSubmitOperator(
         task_id="t", entrypoint="true", runtime_env={"working_dir": str(tmp_path)}, package_storage=storage
     )
-    assert operator.name_packages().runtime_env["working_dir"].startswith("gcs://")
+    assert operator.resolve_local_code().runtime_env["working_dir"].startswith("gcs://")
 
 
 class Unbegun(Execution):
@@ -229,7 +229,7 @@ class Unbegun(Execution):
     @property
     def kill(self) -> Any:
         self.looks -= 1
-        return SimpleNamespace(is_asked=self.looks < 0)
+        return SimpleNamespace(is_triggered=self.looks < 0)
 
 
 @pytest.mark.parametrize("looks", [0, 3])
@@ -240,7 +240,7 @@ def test_a_task_that_is_killed_names_nothing_more(
     for name in ("a", "b", "c"):
         (tmp_path / name).write_bytes(bytes(2**20))
     operator = RayJobSubmitOperator(task_id="t", entrypoint="true", runtime_env={"working_dir": str(tmp_path)})
-    monkeypatch.setattr("airflow_provider_rayjobs.jobs.packages.news._PAUSE", 0.0)
+    monkeypatch.setattr("airflow_provider_rayjobs.jobs.progress._PAUSE", 0.0)
 
     with caplog.at_level(logging.INFO), pytest.raises(Interrupted):
         Unbegun(operator, looks)._submit(None, again=SimpleNamespace(submission_id="x", nonce="n", given=""))

@@ -12,14 +12,14 @@ from airflow.sdk import ObjectStoragePath
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from airflow_provider_rayjobs.exceptions import RayPackageError
-from airflow_provider_rayjobs.package_storage import Storage, storage_at
+from airflow_provider_rayjobs.package_storage import Storage, open_storage
 
 NAME = "_ray_pkg_0.zip"
 
 
 def test_a_file_is_stored_whole(tmp_path: Path):
     """The directory is made, the package appears under its name, and nothing else is left beside it."""
-    storage = storage_at(f"file://{tmp_path}/deep/below")
+    storage = open_storage(f"file://{tmp_path}/deep/below")
     assert storage.uri_of(NAME) == f"file://{tmp_path}/deep/below/{NAME}"
     assert not storage.has(NAME)
 
@@ -40,7 +40,7 @@ class Breaks(io.BytesIO):
 
 def test_what_breaks_off_is_not_there(tmp_path: Path):
     """A package whose storing breaks off is not there, nor is a part of it, and the error names the place."""
-    storage = storage_at(str(tmp_path))
+    storage = open_storage(str(tmp_path))
 
     with pytest.raises(RayPackageError, match=f"Could not store package {NAME} at .*the disk broke.*package_storage"):
         list(storage.put(NAME, Breaks(b"content")))
@@ -53,12 +53,12 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path: Path):
     """A place that is a file is an error that names it."""
     (tmp_path / "file").touch()
     with pytest.raises(RayPackageError, match=f"{tmp_path}/file"):
-        list(storage_at(str(tmp_path / "file")).put(NAME, io.BytesIO(b"a")))
+        list(open_storage(str(tmp_path / "file")).put(NAME, io.BytesIO(b"a")))
 
 
 def test_storing_can_be_stopped(tmp_path: Path):
     """A package is stored in turns, and one that is stopped between them leaves nothing behind."""
-    storing = storage_at(str(tmp_path)).put(NAME, io.BytesIO(bytes(20 * 2**20)))
+    storing = open_storage(str(tmp_path)).put(NAME, io.BytesIO(bytes(20 * 2**20)))
     assert next(storing) == 8 * 2**20
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -131,14 +131,14 @@ def test_objects_appear_when_they_are_whole():
 def test_what_ray_cannot_read_is_refused(path: str):
     """A storage that Ray's workers do not know is an error that names those that they do."""
     with pytest.raises(ValueError, match=f"package_storage .*{path[:6]}"):
-        storage_at(path)
+        open_storage(path)
 
 
 def test_a_path_of_this_machine_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A relative path, and one that begins with ``~``, lead Ray's workers to a place."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    uris = {storage_at(path).uri_of(NAME) for path in ("packages", "./packages/", "~/packages", "file://~/packages")}
+    uris = {open_storage(path).uri_of(NAME) for path in ("packages", "./packages/", "~/packages", "file://~/packages")}
     assert uris == {f"file://{tmp_path}/packages/{NAME}"}
 
 
@@ -146,7 +146,7 @@ def test_a_path_may_be_an_object_and_hold_variables(tmp_path: Path, monkeypatch:
     """An ObjectStoragePath does as well as text; variables in text are filled in."""
     monkeypatch.setenv("HERE", str(tmp_path))
     uris = {
-        storage_at(path).uri_of(NAME)
+        open_storage(path).uri_of(NAME)
         for path in (ObjectStoragePath(f"file://{tmp_path}"), "file://$HERE/", f"{tmp_path}")
     }
     assert uris == {f"file://{tmp_path}/{NAME}"}

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_rayjobs.exceptions import RayJobsRefusedError
+from airflow_provider_rayjobs.exceptions import RayApiRejectedError
 from airflow_provider_rayjobs.jobs import AsyncRayJobsClient, JobStatus, RayJobsClient, endpoints
 from airflow_provider_rayjobs.jobs.packages.local_code import LIMIT
 from airflow_provider_rayjobs.jobs.packages.upload import Body
@@ -195,7 +195,7 @@ def test_ray_takes_what_we_let_through(client: RayJobsClient, size: int, fits: b
             client.run(engine())
             client.send(endpoints.get_package(name))
         else:
-            with pytest.raises(RayJobsRefusedError, match="more than the server takes"):
+            with pytest.raises(RayApiRejectedError, match="more than the server takes"):
                 client.run(engine())
 
 

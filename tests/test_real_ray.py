@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from airflow_provider_rayjobs.exceptions import (
+    RayApiAuthError,
+    RayApiConnectionError,
+    RayApiRejectedError,
     RayJobExistsError,
-    RayJobNotEndedError,
     RayJobNotFoundError,
-    RayJobsConnectionError,
-    RayJobsNotAuthorizedError,
-    RayJobsRefusedError,
+    RayJobNotTerminalError,
 )
 from airflow_provider_rayjobs.jobs import JobDetails, JobErrorType, JobStatus, JobType, RayJobsClient
 from sandbox.ray_head import RayHead
@@ -135,7 +135,7 @@ def test_an_interactive_job_can_be_listed_and_read(client: RayJobsClient, driver
 def test_what_ray_refuses_for_an_interactive_job_is_one_clear_error(client: RayJobsClient, driver: JobDetails):
     """Stop, logs and delete of a DRIVER job say what such a job is, and whom to turn to."""
     for refused in (client.stop_job, client.get_job_logs, client.delete_job):
-        with pytest.raises(RayJobsRefusedError, match=r"started interactively \(type DRIVER\)"):
+        with pytest.raises(RayApiRejectedError, match=r"started interactively \(type DRIVER\)"):
             refused(driver.job_id)
 
 
@@ -173,7 +173,7 @@ def test_a_job_that_has_not_ended_is_not_deleted(client: RayJobsClient):
     """Deleting is for jobs that have ended; afterwards the cluster does not know them."""
     job = client.submit_job("sleep 2")
 
-    with pytest.raises(RayJobNotEndedError, match="has not ended"):
+    with pytest.raises(RayJobNotTerminalError, match="has not ended"):
         client.delete_job(job)
     follow(client, job)
     assert client.delete_job(job)
@@ -190,7 +190,7 @@ def test_a_head_that_asks_for_a_token_gets_it_and_says_when_it_is_wrong():
         for wrong, said in ((None, "is missing"), ("marked-secret-that-is-wrong-0123", "is wrong")):
             with (
                 RayJobsClient(head.address, token=wrong) as client,
-                pytest.raises(RayJobsNotAuthorizedError, match=f"The token {said}") as caught,
+                pytest.raises(RayApiAuthError, match=f"The token {said}") as caught,
             ):
                 client.submit_job("true")
             assert "marked-secret" not in str(caught.value)
@@ -198,7 +198,7 @@ def test_a_head_that_asks_for_a_token_gets_it_and_says_when_it_is_wrong():
 
 def test_nobody_there_is_said_with_the_address():
     """A head that is not there is an error that names the address, after the time that was allowed."""
-    with RayJobsClient("http://127.0.0.1:9", patience=0) as client, pytest.raises(RayJobsConnectionError) as caught:
+    with RayJobsClient("http://127.0.0.1:9", retry_timeout=0) as client, pytest.raises(RayApiConnectionError) as caught:
         client.get_version()
 
     assert "no answer from http://127.0.0.1:9" in str(caught.value)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_rayjobs.attempts import HAS_STORE
+from airflow_provider_rayjobs.task.attempts import HAS_STORE
 
 if not HAS_STORE:
     pytest.skip("retry policies came with Airflow 3.3, as the store did", allow_module_level=True)
@@ -17,26 +17,26 @@ if not HAS_STORE:
 from airflow.sdk import BaseOperator, ExceptionRetryPolicy, RetryAction, RetryRule
 
 from airflow_provider_rayjobs.exceptions import (
+    RayApiAddressError,
+    RayApiAuthError,
+    RayApiRejectedError,
+    RayApiUnreachableError,
     RayJobEntrypointError,
     RayJobExistsError,
     RayJobFailedError,
     RayJobLostError,
     RayJobNotFoundError,
     RayJobRuntimeEnvError,
-    RayJobsAddressError,
     RayJobsError,
-    RayJobsNotAuthorizedError,
-    RayJobsRefusedError,
     RayJobStoppedError,
-    RayJobsUnreachableError,
     RayJobSupervisorDiedError,
     RayJobTimeoutError,
     RayJobUnschedulableError,
 )
 from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
-from airflow_provider_rayjobs.outcomes import as_raised, is_last_try
 from airflow_provider_rayjobs.retries import RayJobRetryPolicy
+from airflow_provider_rayjobs.task.outcomes import is_last_try, to_task_error
 
 
 def code_failed(exit_code: int | None) -> RayJobEntrypointError:
@@ -50,12 +50,12 @@ def decided(policy: RayJobRetryPolicy, error: BaseException, **task: Any) -> Ret
 
 
 FAILS = [
-    RayJobsRefusedError("no", status_code=400),
-    RayJobsNotAuthorizedError("token", status_code=401),
-    RayJobsAddressError("a page"),
+    RayApiRejectedError("no", status_code=400),
+    RayApiAuthError("token", status_code=401),
+    RayApiAddressError("a page"),
     RayJobExistsError("taken"),
 ]
-RETRIES = [RayJobLostError("lost"), RayJobSupervisorDiedError("died"), RayJobsUnreachableError("away")]
+RETRIES = [RayJobLostError("lost"), RayJobSupervisorDiedError("died"), RayApiUnreachableError("away")]
 OTHERS = [
     RayJobsError("odd"),
     RayJobNotFoundError("gone"),
@@ -98,16 +98,16 @@ def test_rules_come_first() -> None:
     delay = timedelta(minutes=5)
     policy = RayJobRetryPolicy(
         rules=[
-            RetryRule(RayJobsNotAuthorizedError, RetryAction.RETRY, retry_delay=delay),
+            RetryRule(RayApiAuthError, RetryAction.RETRY, retry_delay=delay),
             RetryRule("airflow_provider_rayjobs.exceptions.RayJobLostError", RetryAction.FAIL, reason="not here"),
             RetryRule(RayJobsError, RetryAction.DEFAULT),
         ]
     )
 
-    decision = policy.evaluate(RayJobsNotAuthorizedError("token"), 1, 3)
+    decision = policy.evaluate(RayApiAuthError("token"), 1, 3)
     assert (decision.action, decision.retry_delay) == (RetryAction.RETRY, delay)
     assert policy.evaluate(RayJobLostError("lost"), 1, 3).reason == "not here"
-    assert decided(policy, RayJobsRefusedError("no")) is RetryAction.DEFAULT
+    assert decided(policy, RayApiRejectedError("no")) is RetryAction.DEFAULT
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_the_policy_of_a_task() -> None:
 
     assert isinstance(task, BaseOperator)
     for error in (*FAILS, *RETRIES, *OTHERS):
-        raised = as_raised(error, has_retry_policy=True)
+        raised = to_task_error(error, has_retry_policy=True)
         assert raised is error
         assert is_last_try(raised, task, context) is (error in FAILS)
 
@@ -152,7 +152,7 @@ def test_the_policy_of_a_task() -> None:
 def test_a_timeout_of_both_classes() -> None:
     """The end by execution_timeout is told by our class, too."""
     policy = RayJobRetryPolicy(rules=[RetryRule(RayJobTimeoutError, RetryAction.FAIL)])
-    raised = as_raised(RayJobTimeoutError("late", limit="execution_timeout"), has_retry_policy=True)
+    raised = to_task_error(RayJobTimeoutError("late", limit="execution_timeout"), has_retry_policy=True)
 
     assert decided(policy, raised) is RetryAction.FAIL
 

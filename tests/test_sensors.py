@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, TaskDeferred
 
-from airflow_provider_rayjobs.exceptions import RayJobFailedError, RayJobNotFoundError, RayJobsUnreachableError
+from airflow_provider_rayjobs.exceptions import RayApiUnreachableError, RayJobFailedError, RayJobNotFoundError
 from airflow_provider_rayjobs.jobs import JobDetails, RayJobsClient
 from airflow_provider_rayjobs.sensors import RayJobSensor
 from sandbox.ray_head import RayHead
@@ -150,7 +150,7 @@ def test_a_head_that_is_away_is_borne_for_a_while(monkeypatch: pytest.MonkeyPatc
     assert sum("Lost sight of job job-1" in line for line in shown.lines) == 1
     assert not sensor(submission_id="job-1", ray_conn_id="ray_nobody", mode="reschedule").poke(context(store))
     store["ray_job_sensor"]["outage_since"] -= 601
-    with pytest.raises(RayJobsUnreachableError):
+    with pytest.raises(RayApiUnreachableError):
         sensor(submission_id="job-1", ray_conn_id="ray_nobody", mode="reschedule").poke(context(store))
 
 
@@ -207,7 +207,7 @@ def test_a_sensor_that_watches_already_bears_a_token_file_that_is_missing(token_
         sensor(submission_id="job-1", mode="reschedule").poke(context())
     with pytest.raises(ValueError, match="token_file .* cannot be read"):
         sensor(submission_id="job-1", deferrable=True).execute(context())
-    with pytest.raises(AirflowException, match="RayJobsUnreachableError|gave up"):
+    with pytest.raises(AirflowException, match="RayApiUnreachableError|gave up"):
         sensor(submission_id="job-1", deferrable=True).execute_complete(
-            context(), {"submission_id": "job-1", "error": "RayJobsUnreachableError", "message": "gave up"}
+            context(), {"submission_id": "job-1", "error": "RayApiUnreachableError", "message": "gave up"}
         )

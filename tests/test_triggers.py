@@ -17,13 +17,11 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.sdk.execution_time.comms import SetXCom, XComResult
 
 from airflow_provider_rayjobs import triggers
-from airflow_provider_rayjobs.attempts import HAS_STORE
-from airflow_provider_rayjobs.bookmarks import Bookmark
 from airflow_provider_rayjobs.connection import Cluster
 from airflow_provider_rayjobs.exceptions import (
+    RayApiUnreachableError,
     RayJobNotFoundError,
     RayJobsError,
-    RayJobsUnreachableError,
     RayJobTimeoutError,
 )
 from airflow_provider_rayjobs.hooks import RayJobsHook
@@ -32,12 +30,14 @@ from airflow_provider_rayjobs.jobs.access import Access
 from airflow_provider_rayjobs.jobs.limits import Limits
 from airflow_provider_rayjobs.jobs.logs.options import LogOptions
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
-from airflow_provider_rayjobs.jobs.logs.trickle import BURST, Trickle
+from airflow_provider_rayjobs.jobs.logs.trickle import BURST, LogBudget
+from airflow_provider_rayjobs.log_checkpoint import LogCheckpoint
+from airflow_provider_rayjobs.task.attempts import HAS_STORE
 from airflow_provider_rayjobs.triggers import (
     RayJobTrigger,
-    details_of_event,
-    event_of_error,
-    event_of_job,
+    details_from_event,
+    error_event,
+    job_event,
     shared_client,
 )
 from sandbox.ray_head import RayHead
@@ -79,7 +79,7 @@ def test_the_event_carries_the_jobs_end(ray_head: RayHead, monkeypatch: pytest.M
 
     assert event["submission_id"] == job
     assert event["job"]["status"] == status
-    assert details_of_event(event).status == JobStatus(status)
+    assert details_from_event(event).status == JobStatus(status)
     assert "marked-secret" not in json.dumps(event)
 
 
@@ -144,13 +144,13 @@ def test_a_trigger_calls_a_worker_when_there_is_something_to_show(ray_head: RayH
     with RayJobsClient(ray_head.address) as client:
         job = client.submit_job("echo first; sleep 14")
         event = fire(RayJobTrigger(job, poll_interval=0.5, logs=logs))
-        assert details_of_event(event).status == JobStatus.RUNNING
+        assert details_from_event(event).status == JobStatus.RUNNING
         assert event["log_state"]["position"] == 0
 
         reader = LogReader(event["log_state"])
         client.run(reader.read(client.get_job(job)))
         event = fire(RayJobTrigger(job, poll_interval=0.5, logs=logs, log_state=reader.state))
-        assert details_of_event(event).status == JobStatus.SUCCEEDED
+        assert details_from_event(event).status == JobStatus.SUCCEEDED
         assert event["log_state"]["position"] == reader.log.position > 0
 
 
@@ -180,17 +180,17 @@ def instance(try_number: int = 1) -> SimpleNamespace:
     return SimpleNamespace(dag_id="d", run_id="r", task_id="t", map_index=-1, try_number=try_number)
 
 
-async def show(data: bytes, bookmark: Bookmark, *, looks: int = 8) -> tuple[list[str], LogReader]:
+async def emit_job_log(data: bytes, bookmark: LogCheckpoint, *, looks: int = 8) -> tuple[list[str], LogReader]:
     """Let a trigger's reader, with its bookmark, take turns at a log."""
     shown: list[str] = []
-    with Trickle().share() as share:
+    with LogBudget().share() as share:
         reader = LogReader(turns=share)
         async with bookmark.following(reader, share):
-            for look in range(looks):
-                if share.begin(look * 10.0):
+            for poll_job in range(looks):
+                if share.begin(poll_job * 10.0):
                     reader.log.begin()
                     shown += [*reader.log.feed(data), *reader.log.flush()]
-                    share.end(look * 10.0, is_cut=reader.log.is_cut)
+                    share.end(poll_job * 10.0, is_throttled=reader.log.is_throttled)
                 await asyncio.sleep(0.3)
     return shown, reader
 
@@ -205,14 +205,14 @@ def test_a_trigger_goes_on_where_a_lost_one_has_stopped(supervisor: Supervisor):
     data = b"".join(b"line %d\n" % number for number in range(20_000))
     now = time.time()
 
-    _, reader = asyncio.run(show(data, Bookmark(instance(), "job-1", now, warnings.append), looks=4))
+    _, reader = asyncio.run(emit_job_log(data, LogCheckpoint(instance(), "job-1", now, warnings.append), looks=4))
     kept = supervisor.xcoms["t"]["log"]["position"]
     assert 0 < kept <= reader.log.position <= kept + BURST
     assert "GetXCom" not in supervisor.messages, "a trigger that was deferred just now has nothing to look up"
     assert warnings == []
 
     again, _ = asyncio.run(
-        show(data, Bookmark(instance(), "job-1", now - 60, lambda *words: warnings.append(words)), looks=4)
+        emit_job_log(data, LogCheckpoint(instance(), "job-1", now - 60, lambda *words: warnings.append(words)), looks=4)
     )
     assert data[kept:].decode().startswith("\n".join(again))
     assert len(again) > 0
@@ -223,8 +223,8 @@ def test_a_trigger_goes_on_where_a_lost_one_has_stopped(supervisor: Supervisor):
 @pytest.mark.parametrize(("try_number", "job"), [(2, "job-1"), (1, "job-2")])
 def test_the_bookmark_of_another_try_or_job_is_none(supervisor: Supervisor, try_number: int, job: str):
     """A cleared task's old trigger may write late: what it kept is nothing to the new one."""
-    asyncio.run(show(b"one\n", Bookmark(instance(), "job-1", time.time(), print)))
-    shown, _ = asyncio.run(show(b"one\n", Bookmark(instance(try_number), job, None, print)))
+    asyncio.run(emit_job_log(b"one\n", LogCheckpoint(instance(), "job-1", time.time(), print)))
+    shown, _ = asyncio.run(emit_job_log(b"one\n", LogCheckpoint(instance(try_number), job, None, print)))
 
     assert shown == ["one"]
 
@@ -232,7 +232,7 @@ def test_the_bookmark_of_another_try_or_job_is_none(supervisor: Supervisor, try_
 @needs_xcoms
 def test_a_job_that_prints_nothing_leaves_no_bookmark(supervisor: Supervisor):
     """XComs go through the triggerer's supervisor: there are none where nothing was shown."""
-    asyncio.run(show(b"", Bookmark(instance(), "job-1", time.time(), print)))
+    asyncio.run(emit_job_log(b"", LogCheckpoint(instance(), "job-1", time.time(), print)))
 
     assert supervisor.messages == []
 
@@ -240,11 +240,11 @@ def test_a_job_that_prints_nothing_leaves_no_bookmark(supervisor: Supervisor):
 def test_a_bookmark_that_cannot_be_kept_is_no_error():
     """Where Airflow keeps no XCom of a trigger, nothing is remembered, nothing breaks, and lines are shown."""
     for bookmark in (
-        Bookmark(instance(), "job-1", None, print),
-        Bookmark(instance(), "job-1", time.time(), print),
-        Bookmark(None, "job-1", None, print),
+        LogCheckpoint(instance(), "job-1", None, print),
+        LogCheckpoint(instance(), "job-1", time.time(), print),
+        LogCheckpoint(None, "job-1", None, print),
     ):
-        shown, _ = asyncio.run(show(b"one\n", bookmark))
+        shown, _ = asyncio.run(emit_job_log(b"one\n", bookmark))
 
         assert shown == ["one"]
 
@@ -256,7 +256,7 @@ def test_an_unknown_job_ends_the_trigger_with_its_error(ray_head: RayHead, monke
     event = fire(RayJobTrigger("no-such-job"))
 
     with pytest.raises(RayJobNotFoundError, match="Job no-such-job does not exist"):
-        details_of_event(event)
+        details_from_event(event)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_an_unknown_job_ends_the_trigger_with_its_error(ray_head: RayHead, monke
         ),
         pytest.param(
             RayJobTrigger("job-1", "ray_nobody", unreachable_timeout=0),
-            RayJobsUnreachableError,
+            RayApiUnreachableError,
             "no answer",
             id="no head",
         ),
@@ -280,18 +280,18 @@ def test_a_trigger_never_raises(
     monkeypatch.setenv("AIRFLOW_CONN_RAY_NOBODY", '{"conn_type": "ray_jobs", "host": "127.0.0.1", "port": 9}')
 
     with pytest.raises(error, match=message):
-        details_of_event(fire(trigger))
+        details_from_event(fire(trigger))
 
 
 def test_events_without_a_job_are_errors():
     """An event that tells of no end is never taken for success."""
     job = JobDetails(type=JobType.SUBMISSION, status=JobStatus.SUCCEEDED, submission_id="job-1")
 
-    assert details_of_event(event_of_job(job)) == job
+    assert details_from_event(job_event(job)) == job
     with pytest.raises(RayJobsError, match="KeyError: 'x'"):
-        details_of_event(event_of_error(KeyError("x")))
+        details_from_event(error_event(KeyError("x")))
     with pytest.raises(RayJobsError, match="trigger of job job-1 ended without a word"):
-        details_of_event({"submission_id": "job-1"})
+        details_from_event({"submission_id": "job-1"})
 
 
 @pytest.mark.ray
@@ -305,7 +305,7 @@ def test_a_limit_that_is_over_is_an_event_and_stops_nothing(ray_head: RayHead, m
         assert client.get_job(job).status == "RUNNING"
         client.stop_job(job)
     with pytest.raises(RayJobTimeoutError, match=r"job_timeout is 3 s") as caught:
-        details_of_event(event)
+        details_from_event(event)
     assert caught.value.limit == "job_timeout"
     assert caught.value.details.status == "RUNNING"
 
@@ -357,8 +357,8 @@ def test_a_connection_that_leads_elsewhere_is_out_of_reach(monkeypatch: pytest.M
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
     event = fire(RayJobTrigger("job-1", address="http://ray-head:8265", unreachable_timeout=1, poll_interval=0.2))
 
-    with pytest.raises(RayJobsUnreachableError, match="is at http://ray-head:8265, but connection"):
-        details_of_event(event)
+    with pytest.raises(RayApiUnreachableError, match="is at http://ray-head:8265, but connection"):
+        details_from_event(event)
 
 
 def test_triggers_of_one_cluster_share_a_client_until_the_last_one_leaves():
@@ -382,12 +382,12 @@ def test_a_missing_token_file_is_an_outage_to_a_trigger(monkeypatch: pytest.Monk
     """It is borne as long as every other, with or without an address, and then named (Airflow masks the path)."""
     given = {"conn_type": "ray_jobs", "host": "127.0.0.1", "port": 9, "extra": {"token_file": "/no/such/file"}}
     monkeypatch.setenv("AIRFLOW_CONN_RAY_JOBS_DEFAULT", json.dumps(given))
-    monkeypatch.setattr(triggers, "SETTLING_TIME", 0.0)
+    monkeypatch.setattr(triggers, "MIN_DEFERRAL", 0.0)
 
     event = fire(RayJobTrigger("job-1", unreachable_timeout=1, poll_interval=0.2))
 
-    with pytest.raises(RayJobsUnreachableError, match=r"token_file .* cannot be read"):
-        details_of_event(event)
+    with pytest.raises(RayApiUnreachableError, match=r"token_file .* cannot be read"):
+        details_from_event(event)
 
 
 def test_a_certificate_that_was_replaced_makes_another_client(tmp_path: Path):

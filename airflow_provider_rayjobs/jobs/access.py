@@ -38,9 +38,9 @@ CONNECT_TIMEOUT = 10.0
 READ_TIMEOUT = 30.0
 
 # Characters of a secret that is looked for in texts: a shorter one is in every other word. As in Airflow's masker.
-WORTH_HIDING = 5
+MIN_SECRET_LENGTH = 5
 # And of a header's value whose name does not tell: "https" and "team-a" say nothing that others do not.
-_HEADER_WORTH_HIDING = 8
+_MIN_HEADER_SECRET_LENGTH = 8
 _TELLING_NAME = re.compile("auth|key|token|secret|cookie|passw|credential|signature|assertion|jwt", re.IGNORECASE)
 # Characters of a path; what is longer is the content of a file.
 _LONGEST_PATH = 1024
@@ -126,8 +126,8 @@ class Access:
         owners = self._owners()
         if len(owners) > 1:
             raise ValueError(f"{' and '.join(owners)} both claim the header {AUTHORIZATION}; leave one out")
-        if self.has_token and self.header_of_token.lower() in {name.lower() for name in self.headers}:
-            raise ValueError(f"headers holds {self.header_of_token}, where the token goes; leave one out")
+        if self.has_token and self.token_header_name.lower() in {name.lower() for name in self.headers}:
+            raise ValueError(f"headers holds {self.token_header_name}, where the token goes; leave one out")
         if owners and self.token_header == AUTHORIZATION:
             raise ValueError(f"token_header is {AUTHORIZATION}, which belongs to {owners[0]}; leave one out")
 
@@ -155,11 +155,11 @@ class Access:
         return self.token is not None or self.token_file is not None
 
     @property
-    def header_of_token(self) -> str:
+    def token_header_name(self) -> str:
         """The header that Ray's token goes into."""
         return self.token_header or (RAY_AUTHORIZATION if self._owners() else AUTHORIZATION)
 
-    def sent_headers(self) -> dict[str, str]:
+    def request_headers(self) -> dict[str, str]:
         """
         Return what a request is sent with; the token's file is read for it.
 
@@ -170,7 +170,7 @@ class Access:
         if self.login is not None:
             headers[AUTHORIZATION] = f"Basic {_basic(self.login, self.password or '')}"
         if (token := self.current_token()) is not None:
-            headers[self.header_of_token] = f"Bearer {token}"
+            headers[self.token_header_name] = f"Bearer {token}"
         return headers
 
     def current_token(self) -> str | None:
@@ -188,7 +188,7 @@ class Access:
         shown = []
         if self.has_token:
             place = f"from {self.token_file} " if self.token_file else ""
-            shown.append(f"a token {place}in {self.header_of_token}")
+            shown.append(f"a token {place}in {self.token_header_name}")
         if self.login is not None:
             shown.append(f"basic authentication in {AUTHORIZATION}")
         if self.auth is not None:
@@ -207,9 +207,9 @@ class Access:
             given = []
         given += [self.password, self.client_key_password]
         for name, value in self.headers.items():
-            if is_telling(name):
-                given += forms_of(value)
-            elif len(value) >= _HEADER_WORTH_HIDING:
+            if is_sensitive_name(name):
+                given += secret_variants(value)
+            elif len(value) >= _MIN_HEADER_SECRET_LENGTH:
                 given.append(value)
         if self.login is not None:
             given.append(_basic(self.login, self.password or ""))
@@ -218,20 +218,20 @@ class Access:
             given += [password, unquote(password), _basic(user, unquote(password))]
         yield from (secret for secret in given if secret)
 
-    def scrub(self, text: str, sent: Iterable[str] = ()) -> str:
+    def redact(self, text: str, sent: Iterable[str] = ()) -> str:
         """
         Return somebody else's words without what is secret in them: a proxy may quote what it does not like.
 
         :param sent: further secrets, such as the token that was sent before the token's file changed.
         """
-        secrets = {secret for secret in (*self.secrets(), *sent) if len(secret) >= WORTH_HIDING}
+        secrets = {secret for secret in (*self.secrets(), *sent) if len(secret) >= MIN_SECRET_LENGTH}
         written = {form for secret in secrets for form in _ways_to_write(secret)}
         # the longest first: of "abcdef-1" nothing shall be left where "abcdef" is secret as well
         for form in sorted(written, key=len, reverse=True):
             text = text.replace(form, "***")
         return text
 
-    def about_file(self, error: OSError | ValueError) -> str:
+    def describe_token_file_error(self, error: OSError | ValueError) -> str:
         """Return what is wrong with the token's file."""
         return (
             f"token_file{_shown(self.token_file or '')} cannot be read: {error.strerror}"
@@ -258,7 +258,7 @@ class Access:
             try:
                 self.current_token()
             except OSError as error:
-                raise ValueError(self.about_file(error)) from None
+                raise ValueError(self.describe_token_file_error(error)) from None
 
     def check_certificates(self) -> None:
         """
@@ -267,9 +267,9 @@ class Access:
         :raises ValueError: for one that cannot be read, or that does not hold what it should.
         """
         if self.verify not in (SYSTEM, OFF) or self.client_cert is not None:
-            _check_certificates(self.verify, self.client_cert, self.client_key, self.client_key_password, self.stamps())
+            _check_certificates(self.verify, self.client_cert, self.client_key, self.client_key_password, self.mtimes())
 
-    def stamps(self) -> tuple[int, ...]:
+    def mtimes(self) -> tuple[int, ...]:
         """Return when each file of certificates was changed, in nanoseconds; 0 for one that is not there."""
         paths = (None if self.verify in (SYSTEM, OFF) else self.verify, self.client_cert, self.client_key)
         return tuple(0 if path is None else _changed_at(path) for path in paths)
@@ -308,7 +308,7 @@ class Access:
             ) from None
 
     @property
-    def shown_proxy(self) -> str:
+    def proxy_origin(self) -> str:
         """The proxy's address without what is secret in it; empty for none."""
         if self.proxy is None:
             return ""
@@ -318,7 +318,7 @@ class Access:
 
 @lru_cache
 def _check_certificates(
-    verify: str, client_cert: str | None, client_key: str | None, password: str | None, _stamps: tuple[int, ...]
+    verify: str, client_cert: str | None, client_key: str | None, password: str | None, _mtimes: tuple[int, ...]
 ) -> None:
     Access(verify=verify, client_cert=client_cert, client_key=client_key, client_key_password=password).tls()
 
@@ -371,12 +371,12 @@ def _shown(path: str) -> str:
     return f" {path}" if "/" in path else ""
 
 
-def is_telling(name: str) -> bool:
+def is_sensitive_name(name: str) -> bool:
     """Tell whether a header's name says that its value is secret."""
     return bool(_TELLING_NAME.search(name))
 
 
-def forms_of(value: str) -> list[str]:
+def secret_variants(value: str) -> list[str]:
     """Return a secret header's value, and what stands in it behind a scheme such as ``Bearer``."""
     _, _, rest = value.partition(" ")
     return [value, rest.strip()] if rest.strip() else [value]

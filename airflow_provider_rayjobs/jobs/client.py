@@ -26,31 +26,31 @@ import httpx
 
 from airflow_provider_rayjobs import __version__
 from airflow_provider_rayjobs.exceptions import (
-    RayJobsAddressError,
-    RayJobsConnectionError,
+    RayApiAddressError,
+    RayApiConnectionError,
+    RayApiTLSError,
     RayJobsError,
-    RayJobsTLSError,
 )
 from airflow_provider_rayjobs.jobs import endpoints, follow
-from airflow_provider_rayjobs.jobs.access import READ_TIMEOUT, Access, forms_of, is_telling
+from airflow_provider_rayjobs.jobs.access import READ_TIMEOUT, Access, is_sensitive_name, secret_variants
 from airflow_provider_rayjobs.jobs.diagnosis import diagnose_failure
-from airflow_provider_rayjobs.jobs.endpoints import Answer, AnyRequest, LogRequest, Request, UploadRequest
 from airflow_provider_rayjobs.jobs.logs.download import LogFile, get_job_logs, save_job_logs
 from airflow_provider_rayjobs.jobs.logs.json_text import JsonText
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.models import JobDetails, RayVersion
 from airflow_provider_rayjobs.jobs.packages.submit import CodeOptions, submit_with_code
+from airflow_provider_rayjobs.jobs.requests import Answer, AnyRequest, LogRequest, Request, UploadRequest
 from airflow_provider_rayjobs.jobs.steps import (
+    EmitRecord,
     Engine,
-    Note,
+    LogMessage,
+    LogSink,
     ReadLog,
+    RunBlocking,
     Send,
-    Show,
     Sleep,
     Step,
-    TakesLog,
     Upload,
-    Work,
     send,
 )
 
@@ -59,7 +59,7 @@ OnLog = Callable[[str], object]
 OnToken = Callable[[str], object]
 
 # Seconds for which a method goes on trying when the cluster does not answer.
-PATIENCE = 30.0
+RETRY_TIMEOUT = 30.0
 _LOG_CHUNK = 64 * 1024
 # What of an answer's headers tells who answers.
 _TELLING_HEADERS = ("location", "server", "www-authenticate")
@@ -77,14 +77,14 @@ _NEVER_SENT = (
 )
 
 
-class TakesNotes(Protocol):
+class LoggerLike(Protocol):
     """A logger, as far as it is needed here: Python's, structlog's and Airflow's all are one."""
 
     def log(self, level: int, message: Any, /, *args: Any) -> Any:
         """Log a message of a level."""
 
 
-class _Methods:
+class _BaseClient:
     """What both clients share: where the cluster is, how to introduce ourselves, what a failure means."""
 
     def __init__(
@@ -93,8 +93,8 @@ class _Methods:
         *,
         token: str | None = None,
         access: Access | None = None,
-        patience: float = PATIENCE,
-        logger: TakesNotes | None = None,
+        retry_timeout: float = RETRY_TIMEOUT,
+        logger: LoggerLike | None = None,
         on_token: OnToken | None = None,
     ) -> None:
         self.address = check_address(address)
@@ -102,8 +102,8 @@ class _Methods:
             raise ValueError("token and access were both given; access has a token of its own")
         self._access = access or Access(token=token)
         self._on_token = on_token
-        self.patience = patience
-        self._logger: TakesNotes = logger or logging.getLogger(__name__)
+        self.retry_timeout = retry_timeout
+        self._logger: LoggerLike = logger or logging.getLogger(__name__)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r})"
@@ -133,14 +133,15 @@ class _Methods:
         access = self._access
         timeout = access.read_timeout if request.timeout == READ_TIMEOUT else request.timeout
         try:
-            headers = access.sent_headers()
+            headers = access.request_headers()
         except (OSError, ValueError) as error:
-            raise RayJobsConnectionError(
-                f"Could not {request.about} at {self.address}: there is no token to show. {access.about_file(error)}",
+            raise RayApiConnectionError(
+                f"Could not {request.purpose} at {self.address}: there is no token to send. "
+                f"{access.describe_token_file_error(error)}",
                 sent=False,
             ) from None
         if self._on_token is not None and access.token_file is not None:
-            bearer = headers.get(access.header_of_token, "")
+            bearer = headers.get(access.token_header_name, "")
             if token := bearer.removeprefix("Bearer "):
                 self._on_token(token)
         arguments = {
@@ -167,39 +168,39 @@ class _Methods:
             tuple(
                 secret
                 for name, value in response.request.headers.items()
-                if is_telling(name)
-                for secret in forms_of(value)
+                if is_sensitive_name(name)
+                for secret in secret_variants(value)
             ),
         )
 
-    def _connection_error(self, request: AnyRequest, error: Exception) -> RayJobsConnectionError:
+    def _connection_error(self, request: AnyRequest, error: Exception) -> RayApiConnectionError:
         """Translate httpx's errors, here and nowhere else."""
         address = self.address
         if isinstance(error, _AuthError):
-            return RayJobsConnectionError(f"Could not {request.about} at {address}: {error}", sent=False)
+            return RayApiConnectionError(f"Could not {request.purpose} at {address}: {error}", sent=False)
         if isinstance(error, httpx.LocalProtocolError):
             # It quotes the header that cannot be sent, and so does what it was raised from.
             error.args = ("what was to be sent is no HTTP",)
             error.__cause__ = error.__context__ = None
         kind, advice = diagnose_failure(error, address, self._access)
-        said = self._access.scrub(str(error))
+        said = self._access.redact(str(error))
         return kind(
-            f"Could not {request.about}: no answer from {address} ({type(error).__name__}: {said}). {advice}",
-            sent=not isinstance(error, _NEVER_SENT) and kind is not RayJobsTLSError,
+            f"Could not {request.purpose}: no answer from {address} ({type(error).__name__}: {said}). {advice}",
+            sent=not isinstance(error, _NEVER_SENT) and kind is not RayApiTLSError,
         )
 
-    def _note(self, note: Note) -> None:
+    def _note(self, note: LogMessage) -> None:
         self._logger.log(note.level, "%s", note.message)
 
 
-class RayJobsClient(_Methods):
+class RayJobsClient(_BaseClient):
     """
     A blocking client of the Ray Jobs API.
 
     :param address: of the head's dashboard, e.g. ``http://ray-head:8265`` or ``https://ray.example.com/team-a``.
     :param token: Ray's authentication token, sent as ``Authorization: Bearer``; short for ``Access(token=...)``.
     :param access: everything else that it may take to get in: :class:`~.access.Access`.
-    :param patience: seconds for which a method goes on trying when the cluster does not answer.
+    :param retry_timeout: seconds for which a method goes on trying when the cluster does not answer.
     :param logger: where notes on outages and incomplete logs go.
     :param on_token: called with the token before each request that shows one from a token's file: such tokens change,
         and whoever masks them in a log has to know.
@@ -212,8 +213,8 @@ class RayJobsClient(_Methods):
         *,
         token: str | None = None,
         access: Access | None = None,
-        patience: float = PATIENCE,
-        logger: TakesNotes | None = None,
+        retry_timeout: float = RETRY_TIMEOUT,
+        logger: LoggerLike | None = None,
         on_token: OnToken | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
@@ -221,7 +222,7 @@ class RayJobsClient(_Methods):
             address,
             token=token,
             access=access,
-            patience=patience,
+            retry_timeout=retry_timeout,
             logger=logger,
             on_token=on_token,
         )
@@ -229,7 +230,7 @@ class RayJobsClient(_Methods):
 
     def get_version(self) -> RayVersion:
         """Return what answers: its Ray version and session."""
-        return self.run(send(endpoints.get_version(), self.patience))
+        return self.run(send(endpoints.get_version(), self.retry_timeout))
 
     def submit_job(self, entrypoint: str | Sequence[str], **options: Unpack[CodeOptions]) -> str:
         """
@@ -244,27 +245,27 @@ class RayJobsClient(_Methods):
         :raises ValueError: for what can never work; nothing was submitted.
         :raises RayPackageError: for local code that cannot be packed; nothing was submitted.
         """
-        return self.run(submit_with_code(entrypoint, options, self.patience))
+        return self.run(submit_with_code(entrypoint, options, self.retry_timeout))
 
     def get_job(self, submission_id: str) -> JobDetails:
         """Return a job's current state; the id may be a Ray Core job id as well."""
-        return self.run(send(endpoints.get_job(submission_id), self.patience))
+        return self.run(send(endpoints.get_job(submission_id), self.retry_timeout))
 
     def list_jobs(self) -> list[JobDetails]:
         """Return all jobs that the cluster remembers, interactive ones included. 0.3 ms of the head for each."""
-        return self.run(send(endpoints.list_jobs(), self.patience))
+        return self.run(send(endpoints.list_jobs(), self.retry_timeout))
 
     def stop_job(self, submission_id: str) -> bool:
         """Ask for a job to be stopped; ``False`` if it had ended. It may take seconds until it has stopped."""
-        return self.run(send(endpoints.stop_job(submission_id), self.patience))
+        return self.run(send(endpoints.stop_job(submission_id), self.retry_timeout))
 
     def delete_job(self, submission_id: str) -> bool:
         """Delete what the cluster remembers of a job that has ended."""
-        return self.run(send(endpoints.delete_job(submission_id), self.patience))
+        return self.run(send(endpoints.delete_job(submission_id), self.retry_timeout))
 
     def get_job_logs(self, submission_id: str) -> str:
         """Return a driver's log so far as one text, held in memory."""
-        return self.run(get_job_logs(submission_id, self.patience))
+        return self.run(get_job_logs(submission_id, self.retry_timeout))
 
     def save_job_logs(self, submission_id: str, path: str | PathLike[str]) -> int:
         """
@@ -275,7 +276,7 @@ class RayJobsClient(_Methods):
         :param path: of the file; an existing one is replaced when all of the log is there.
         """
         with LogFile(Path(path)) as file:
-            return self.run(save_job_logs(submission_id, file, self.patience))
+            return self.run(save_job_logs(submission_id, file, self.retry_timeout))
 
     def follow_job(
         self, submission_id: str, *, on_log: OnLog | None = None, **options: Unpack[follow.FollowOptions]
@@ -314,11 +315,11 @@ class RayJobsClient(_Methods):
                 return self._read_log(request, log, show)
             case Upload(request):
                 return self._upload(request, _Chunks(step, self._note))
-            case Work(call):
+            case RunBlocking(call):
                 return call()
-            case Show(record):
+            case EmitRecord(record):
                 return show(record)
-            case Note():
+            case LogMessage():
                 return self._note(step)
             case Sleep(seconds):
                 if seconds:
@@ -333,14 +334,14 @@ class RayJobsClient(_Methods):
             response = self._http.request(**self._arguments(request))
         except _FAILURES as error:
             raise self._connection_error(request, error) from error
-        return endpoints.read_answer(request, self._answer(response))
+        return endpoints.parse_answer(request, self._answer(response))
 
-    def _read_log(self, request: LogRequest, log: TakesLog, show: OnLog) -> None:
+    def _read_log(self, request: LogRequest, log: LogSink, show: OnLog) -> None:
         try:
             with self._http.stream(**self._arguments(request)) as response:
                 if not endpoints.is_log(response.status_code, response.headers.get("content-type", "")):
                     response.read()
-                    raise endpoints.error_of(request, self._answer(response))
+                    raise endpoints.error_for_answer(request, self._answer(response))
                 body = _Body(request, self.address)
                 log.begin()
                 for chunk in response.iter_bytes(_LOG_CHUNK):
@@ -374,7 +375,7 @@ class RayJobsClient(_Methods):
         self.close()
 
 
-class AsyncRayJobsClient(_Methods):
+class AsyncRayJobsClient(_BaseClient):
     """:class:`RayJobsClient` for an event loop: the same arguments, the same methods, awaited."""
 
     def __init__(
@@ -383,8 +384,8 @@ class AsyncRayJobsClient(_Methods):
         *,
         token: str | None = None,
         access: Access | None = None,
-        patience: float = PATIENCE,
-        logger: TakesNotes | None = None,
+        retry_timeout: float = RETRY_TIMEOUT,
+        logger: LoggerLike | None = None,
         on_token: OnToken | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
@@ -392,7 +393,7 @@ class AsyncRayJobsClient(_Methods):
             address,
             token=token,
             access=access,
-            patience=patience,
+            retry_timeout=retry_timeout,
             logger=logger,
             on_token=on_token,
         )
@@ -400,36 +401,36 @@ class AsyncRayJobsClient(_Methods):
 
     async def get_version(self) -> RayVersion:
         """See :meth:`RayJobsClient.get_version`."""
-        return await self.run(send(endpoints.get_version(), self.patience))
+        return await self.run(send(endpoints.get_version(), self.retry_timeout))
 
     async def submit_job(self, entrypoint: str | Sequence[str], **options: Unpack[CodeOptions]) -> str:
         """See :meth:`RayJobsClient.submit_job`."""
-        return await self.run(submit_with_code(entrypoint, options, self.patience))
+        return await self.run(submit_with_code(entrypoint, options, self.retry_timeout))
 
     async def get_job(self, submission_id: str) -> JobDetails:
         """See :meth:`RayJobsClient.get_job`."""
-        return await self.run(send(endpoints.get_job(submission_id), self.patience))
+        return await self.run(send(endpoints.get_job(submission_id), self.retry_timeout))
 
     async def list_jobs(self) -> list[JobDetails]:
         """See :meth:`RayJobsClient.list_jobs`."""
-        return await self.run(send(endpoints.list_jobs(), self.patience))
+        return await self.run(send(endpoints.list_jobs(), self.retry_timeout))
 
     async def stop_job(self, submission_id: str) -> bool:
         """See :meth:`RayJobsClient.stop_job`."""
-        return await self.run(send(endpoints.stop_job(submission_id), self.patience))
+        return await self.run(send(endpoints.stop_job(submission_id), self.retry_timeout))
 
     async def delete_job(self, submission_id: str) -> bool:
         """See :meth:`RayJobsClient.delete_job`."""
-        return await self.run(send(endpoints.delete_job(submission_id), self.patience))
+        return await self.run(send(endpoints.delete_job(submission_id), self.retry_timeout))
 
     async def get_job_logs(self, submission_id: str) -> str:
         """See :meth:`RayJobsClient.get_job_logs`."""
-        return await self.run(get_job_logs(submission_id, self.patience))
+        return await self.run(get_job_logs(submission_id, self.retry_timeout))
 
     async def save_job_logs(self, submission_id: str, path: str | PathLike[str]) -> int:
         """See :meth:`RayJobsClient.save_job_logs`; the file is written on the event loop, in pieces of 64 KiB."""
         with LogFile(Path(path)) as file:
-            return await self.run(save_job_logs(submission_id, file, self.patience))
+            return await self.run(save_job_logs(submission_id, file, self.retry_timeout))
 
     async def follow_job(
         self, submission_id: str, *, on_log: OnLog | None = None, **options: Unpack[follow.FollowOptions]
@@ -463,11 +464,11 @@ class AsyncRayJobsClient(_Methods):
                 return await self._read_log(request, log, show)
             case Upload(request):
                 return await self._upload(request, _ChunksOnALoop(_Chunks(step, self._note)))
-            case Work(call):
+            case RunBlocking(call):
                 return await _in_a_thread(call)
-            case Show(record):
+            case EmitRecord(record):
                 return show(record)
-            case Note():
+            case LogMessage():
                 return self._note(step)
             case Sleep(seconds):
                 if seconds:
@@ -482,14 +483,14 @@ class AsyncRayJobsClient(_Methods):
             response = await self._http.request(**self._arguments(request))
         except _FAILURES as error:
             raise self._connection_error(request, error) from error
-        return endpoints.read_answer(request, self._answer(response))
+        return endpoints.parse_answer(request, self._answer(response))
 
-    async def _read_log(self, request: LogRequest, log: TakesLog, show: OnLog) -> None:
+    async def _read_log(self, request: LogRequest, log: LogSink, show: OnLog) -> None:
         try:
             async with self._http.stream(**self._arguments(request)) as response:
                 if not endpoints.is_log(response.status_code, response.headers.get("content-type", "")):
                     await response.aread()
-                    raise endpoints.error_of(request, self._answer(response))
+                    raise endpoints.error_for_answer(request, self._answer(response))
                 body = _Body(request, self.address)
                 log.begin()
                 async for chunk in response.aiter_bytes(_LOG_CHUNK):
@@ -529,7 +530,7 @@ def check_address(address: str) -> str:
 
     :raises ValueError: for what is not an http or https URL, and for one that holds credentials.
     """
-    shown = shown_address(address)
+    shown = redact_address(address)
     try:
         parts = urlsplit(address)
         httpx.URL(address)
@@ -551,7 +552,7 @@ def check_address(address: str) -> str:
     return address.rstrip("/")
 
 
-def shown_address(address: str) -> str:
+def redact_address(address: str) -> str:
     """Return of what may be an address what may be shown: no query, and nothing where there may be a password."""
     return "what holds an @" if "@" in address else repr(re.split("[?#]", address, maxsplit=1)[0])
 
@@ -613,7 +614,7 @@ class _Body:
 
     def __init__(self, request: LogRequest, address: str) -> None:
         self._json = JsonText() if request.is_json else None
-        self._about = f"Could not {request.about} at {address}"
+        self._about = f"Could not {request.purpose} at {address}"
 
     def decode(self, chunk: bytes) -> bytes:
         """Return the log's next bytes."""
@@ -622,18 +623,18 @@ class _Body:
         try:
             return self._json.decode(chunk)
         except ValueError as error:
-            raise RayJobsAddressError(f"{self._about}: {error}", status_code=200) from error
+            raise RayApiAddressError(f"{self._about}: {error}", status_code=200) from error
 
     def check(self) -> None:
         """Make sure that the answer has come to its end."""
         if self._json is not None and not self._json.is_whole:
-            raise RayJobsAddressError(f"{self._about}: the answer is not what the Ray Jobs API says.", status_code=200)
+            raise RayApiAddressError(f"{self._about}: the answer is not what the Ray Jobs API says.", status_code=200)
 
 
 class _Chunks:
     """The body of an upload, from its start each time: an authentication may send it again when it was challenged."""
 
-    def __init__(self, step: Upload, note: Callable[[Note], object]) -> None:
+    def __init__(self, step: Upload, note: Callable[[LogMessage], object]) -> None:
         self._step = step
         self._note = note
 

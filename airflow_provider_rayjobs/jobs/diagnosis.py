@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 from airflow_provider_rayjobs.exceptions import (
-    RayJobsAddressError,
-    RayJobsConnectionError,
+    RayApiAddressError,
+    RayApiAuthError,
+    RayApiConnectionError,
+    RayApiResponseError,
+    RayApiTLSError,
     RayJobsError,
-    RayJobsNotAuthorizedError,
-    RayJobsResponseError,
-    RayJobsTLSError,
 )
 from airflow_provider_rayjobs.jobs.access import AUTHORIZATION, RAY_AUTHORIZATION, SYSTEM, Access
 
 if TYPE_CHECKING:
-    from airflow_provider_rayjobs.jobs.endpoints import Answer
+    from airflow_provider_rayjobs.jobs.requests import Answer
 
 CHECK_ADDRESS = "Check host, port, schema and base path of the connection: they must lead to a Ray dashboard."
 
@@ -52,7 +52,7 @@ _NO_CERTIFICATE = "No required SSL certificate was sent"
 _WRONG_CERTIFICATE = "The SSL certificate error"
 
 
-def diagnose_failure(error: Exception, address: str, access: Access) -> tuple[type[RayJobsConnectionError], str]:
+def diagnose_failure(error: Exception, address: str, access: Access) -> tuple[type[RayApiConnectionError], str]:
     """
     Return the error class and the advice for a connection that did not come about, or broke.
 
@@ -61,27 +61,27 @@ def diagnose_failure(error: Exception, address: str, access: Access) -> tuple[ty
     """
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return RayJobsTLSError, _about_certificate(cause, access)
+            return RayApiTLSError, _about_certificate(cause, access)
         if isinstance(cause, ssl.SSLError) and _ABOUT_OUR_CERTIFICATE.search(cause.reason or ""):
-            return RayJobsTLSError, _about_our_certificate(access)
+            return RayApiTLSError, _about_our_certificate(access)
         if isinstance(cause, ssl.SSLError) and _NO_TLS.search(cause.reason or "") and _is(error, "ConnectError"):
-            return RayJobsTLSError, (
+            return RayApiTLSError, (
                 f"Port {urlsplit(address).port or 443} speaks no TLS that we do: the connection's schema is http, or "
                 "the port is another one."
             )
         if isinstance(cause, socket.gaierror):
-            return RayJobsConnectionError, f"This machine knows no such name.{_by_proxy(access)} {CHECK_ADDRESS}"
+            return RayApiConnectionError, f"This machine knows no such name.{_by_proxy(access)} {CHECK_ADDRESS}"
     if _is(error, "ProxyError"):
-        return RayJobsConnectionError, (
-            f"The proxy {access.shown_proxy or 'that the environment names'} does not let us through; 407 means that "
+        return RayApiConnectionError, (
+            f"The proxy {access.proxy_origin or 'that the environment names'} does not let us through; 407 means that "
             "it wants a user and a password, in the connection's proxy (http://user:password@host:port)."
         )
     if _is(error, "RemoteProtocolError") and not _CUT_OFF.match(str(error)):
-        return RayJobsConnectionError, (
+        return RayApiConnectionError, (
             "Something answers there, and not as a Ray dashboard does: it may be a port of another service of Ray's "
             f"(6379, 10001), or one that speaks TLS. {CHECK_ADDRESS}"
         )
-    return RayJobsConnectionError, (
+    return RayApiConnectionError, (
         f"Check that the Ray head runs, that this machine may reach it, and the address in the Airflow connection."
         f"{_by_proxy(access)}"
     )
@@ -107,7 +107,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _by_proxy(access: Access) -> str:
-    return f" It was tried through the proxy {access.shown_proxy}." if access.proxy else ""
+    return f" It was tried through the proxy {access.proxy_origin}." if access.proxy else ""
 
 
 def _about_certificate(error: ssl.SSLCertVerificationError, access: Access) -> str:
@@ -138,47 +138,47 @@ def _about_our_certificate(access: Access) -> str:
     return f"The server ended the TLS handshake: it does not accept our certificate ({access.client_cert})."
 
 
-def diagnose_answer(answer: Answer) -> tuple[type[RayJobsResponseError], str] | None:
+def diagnose_answer(answer: Answer) -> tuple[type[RayApiResponseError], str] | None:
     """Return the error class and the advice for an answer that keeps us out; ``None`` for every other one."""
     text = answer.text
     match answer.status_code:
-        case 401 | 403 if _is_rays(answer):
-            return RayJobsNotAuthorizedError, _about_token(answer)
+        case 401 | 403 if _is_from_ray(answer):
+            return RayApiAuthError, _about_token(answer)
         case 401:
-            return RayJobsNotAuthorizedError, _about_proxys_login(answer)
+            return RayApiAuthError, _about_proxy_login(answer)
         case 403:
-            return RayJobsNotAuthorizedError, (
+            return RayApiAuthError, (
                 f"It is not Ray that refuses, but {_who(answer)}: it does not let in who shows "
                 f"{answer.access.describe()}. Ask whoever runs it what it wants."
             )
         case 407:
-            return RayJobsNotAuthorizedError, (
+            return RayApiAuthError, (
                 "A proxy on the way wants a user and a password, in the connection's proxy "
                 "(http://user:password@host:port)."
             )
         case 400 if _NO_CERTIFICATE in text:
-            return RayJobsNotAuthorizedError, (
+            return RayApiAuthError, (
                 f"{_capital(_who(answer))} wants a client's certificate: give client_cert and client_key in the "
                 "connection."
             )
         case 400 if _WRONG_CERTIFICATE in text:
-            return RayJobsNotAuthorizedError, (
+            return RayApiAuthError, (
                 f"{_capital(_who(answer))} does not accept our client certificate: it has expired, or comes from "
                 "another authority."
             )
         case 400 if any(words in text for words in _WANTS_TLS):
-            return RayJobsAddressError, "This port speaks TLS: the connection's schema is https."
+            return RayApiAddressError, "This port speaks TLS: the connection's schema is https."
         case 301 | 302 | 303 | 307 | 308:
-            return RayJobsAddressError, _about_redirect(answer)
-        case 200 if is_page(answer):
-            return RayJobsAddressError, (
+            return RayApiAddressError, _about_redirect(answer)
+        case 200 if is_html_page(answer):
+            return RayApiAddressError, (
                 f"A page came instead of the answer{_title(answer)}, as from a login. {_LOGIN} {CHECK_ADDRESS}"
             )
         case _:
             return None
 
 
-def is_page(answer: Answer) -> bool:
+def is_html_page(answer: Answer) -> bool:
     """Tell whether an answer is made for people."""
     return answer.content_type.startswith("text/html")
 
@@ -189,7 +189,7 @@ _LOGIN = (
 )
 
 
-def _is_rays(answer: Answer) -> bool:
+def _is_from_ray(answer: Answer) -> bool:
     return answer.text.startswith(("Unauthorized: ", "Forbidden: ")) and "authentication token" in answer.text
 
 
@@ -198,7 +198,7 @@ def _about_token(answer: Answer) -> str:
     shown = access.describe()
     if answer.status_code == 401:
         if access.has_token:
-            header = access.header_of_token
+            header = access.token_header_name
             other = RAY_AUTHORIZATION if header == AUTHORIZATION else AUTHORIZATION
             return (
                 f"The token is missing, as Ray sees it, although it was sent in {header}: a proxy on the "
@@ -213,7 +213,7 @@ def _about_token(answer: Answer) -> str:
             f"The token is wrong: Ray takes for one what reaches it in {AUTHORIZATION} ({shown} was sent). The proxy "
             f"before Ray has to take its own {AUTHORIZATION} out, and the connection needs a token for Ray."
         )
-    if access.header_of_token == RAY_AUTHORIZATION:
+    if access.token_header_name == RAY_AUTHORIZATION:
         return (
             f"The token is wrong ({shown} was sent), or hidden: Ray does not read {RAY_AUTHORIZATION} where "
             f"any {AUTHORIZATION} reaches it, so the proxy before Ray has to take that out."
@@ -224,8 +224,8 @@ def _about_token(answer: Answer) -> str:
     )
 
 
-def _about_proxys_login(answer: Answer) -> str:
-    wanted = answer.scrub(answer.headers.get("www-authenticate", ""))
+def _about_proxy_login(answer: Answer) -> str:
+    wanted = answer.redact(answer.headers.get("www-authenticate", ""))
     scheme = wanted.partition(" ")[0]
     realm = re.search(r'realm="?([^",]{1,80})', wanted)
     place = f" for {realm.group(1)!r}" if realm else ""
@@ -244,7 +244,7 @@ def _about_proxys_login(answer: Answer) -> str:
 def _about_redirect(answer: Answer) -> str:
     try:
         here = urlsplit(answer.address)
-        there = urlsplit(urljoin(f"{answer.address}/", answer.scrub(answer.headers.get("location", ""))))
+        there = urlsplit(urljoin(f"{answer.address}/", answer.redact(answer.headers.get("location", ""))))
         origin = f"{there.scheme}://{there.netloc.rpartition('@')[2]}"
     except ValueError:
         return f"It leads elsewhere, to no address. This is not a Ray dashboard. {CHECK_ADDRESS}"
@@ -259,7 +259,7 @@ def _about_redirect(answer: Answer) -> str:
 
 
 def _who(answer: Answer) -> str:
-    server = re.sub(r"[^A-Za-z0-9 ._/-]", "", answer.scrub(answer.headers.get("server", "")))[:40].strip()
+    server = re.sub(r"[^A-Za-z0-9 ._/-]", "", answer.redact(answer.headers.get("server", "")))[:40].strip()
     return f"a proxy before it ({server})" if server else "a proxy before it"
 
 
@@ -270,5 +270,5 @@ def _capital(text: str) -> str:
 def _title(answer: Answer) -> str:
     found = re.search(r"<title[^>]*>([^<]{1,2000})", answer.text[:20_000], re.IGNORECASE)
     # without secrets before it is cut: of half a secret nobody would know that it is one
-    title = " ".join(answer.scrub(html.unescape(found.group(1))).split())[:80] if found else ""
+    title = " ".join(answer.redact(html.unescape(found.group(1))).split())[:80] if found else ""
     return f", titled {title!r}" if title else ""

@@ -10,128 +10,30 @@ plain "this id is taken", so the text decides where the code cannot.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Generic, TypeVar
+from dataclasses import replace
+from typing import TypeVar
 from urllib.parse import quote
 
 from airflow_provider_rayjobs.exceptions import (
+    RayApiAddressError,
+    RayApiRejectedError,
+    RayApiResponseError,
+    RayApiUnavailableError,
     RayJobExistsError,
-    RayJobNotEndedError,
     RayJobNotFoundError,
-    RayJobsAddressError,
-    RayJobsRefusedError,
-    RayJobsResponseError,
-    RayJobsUnavailableError,
+    RayJobNotTerminalError,
     RayPackageNotFoundError,
 )
-from airflow_provider_rayjobs.jobs.access import READ_TIMEOUT, Access
 from airflow_provider_rayjobs.jobs.diagnosis import CHECK_ADDRESS, diagnose_answer
 from airflow_provider_rayjobs.jobs.models import ClusterResources, JobDetails, JobSubmission, RayVersion
+from airflow_provider_rayjobs.jobs.requests import Answer, AnyRequest, LogRequest, Request, UploadRequest
 
 T = TypeVar("T")
 
 # A client that leaves in the middle of a submission can leave a job PENDING for ever (ray-project/ray 62766).
 SUBMIT_TIMEOUT = 120.0
-# For each piece of an upload to be taken, and for the answer once all of it was: the head stores it first.
-UPLOAD_TIMEOUT = 120.0
 # Seconds in which the head's agent has to send a log: a gigabyte through a slow network.
 _LOG_TIMEOUT = 3600
-
-
-@dataclass(frozen=True)
-class Request(Generic[T]):
-    """
-    One request to the head, and how to read its answer.
-
-    :param about: what is asked, for messages: ``"get job nightly-1"``.
-    :param path: below the cluster's address, with its leading slash.
-    :param read: turns the JSON of a 200 into the answer.
-    :param repeatable: whether sending it twice does what sending it once does.
-    :param timeout: seconds to wait for the answer's next bytes; the usual 30 stand for the client's own.
-    :param stamp: puts the time of the answer, Unix milliseconds by the head's clock, into what was read.
-    :param has_content: whether a 200 holds JSON; without, ``read`` is given ``None``.
-    """
-
-    about: str
-    method: str
-    path: str
-    read: Callable[[Any], T]
-    params: Mapping[str, str] | None = None
-    body: Mapping[str, Any] | None = field(default=None, repr=False)
-    repeatable: bool = True
-    timeout: float = READ_TIMEOUT
-    stamp: Callable[[T, int], T] | None = None
-    has_content: bool = True
-
-
-@dataclass(frozen=True)
-class LogRequest:
-    """
-    A request whose answer is a log's bytes, to be read piece by piece and never held whole.
-
-    :param is_json: whether the answer is JSON that holds the log's text.
-    """
-
-    about: str
-    path: str
-    params: Mapping[str, str] | None = None
-    is_json: bool = False
-    timeout: float = READ_TIMEOUT
-    method: ClassVar[str] = "GET"
-    body: ClassVar[None] = None
-    repeatable: ClassVar[bool] = True
-
-
-@dataclass(frozen=True)
-class UploadRequest:
-    """
-    A request whose body is sent piece by piece and never held whole.
-
-    :param size: of the body, in bytes.
-    """
-
-    about: str
-    path: str
-    size: int
-    timeout: float = UPLOAD_TIMEOUT
-    params: ClassVar[None] = None
-    method: ClassVar[str] = "PUT"
-    body: ClassVar[None] = None
-    repeatable: ClassVar[bool] = True
-
-
-AnyRequest = Request[Any] | LogRequest | UploadRequest
-
-
-@dataclass(frozen=True)
-class Answer:
-    """
-    What came back, stripped of its transport.
-
-    :param address: the cluster's, for messages.
-    :param time: when it was sent, Unix milliseconds by the head's clock.
-    :param headers: ``location``, ``server`` and ``www-authenticate``.
-    :param access: with which it was asked for.
-    :param sent: what was secret in that request: a token's file may hold another token by now.
-    """
-
-    status_code: int
-    content: bytes = field(repr=False)
-    address: str
-    content_type: str = ""
-    time: int = 0
-    headers: Mapping[str, str] = field(default_factory=dict)
-    access: Access = field(default_factory=Access, repr=False)
-    sent: tuple[str, ...] = field(default=(), repr=False)
-
-    @property
-    def text(self) -> str:
-        return self.content.decode("utf-8", errors="replace").strip()
-
-    def scrub(self, text: str) -> str:
-        """Return words of this answer without what is secret in them; before anything is cut off."""
-        return self.access.scrub(text, self.sent)
 
 
 def get_version() -> Request[RayVersion]:
@@ -154,7 +56,7 @@ def submit_job(submission: JobSubmission) -> Request[str]:
 
     It may be repeated, as its id is ours: Ray refuses an id twice, with :class:`RayJobExistsError`.
 
-    :raises RayJobsRefusedError: on sending, when Ray cannot accept the request as it is.
+    :raises RayApiRejectedError: on sending, when Ray cannot accept the request as it is.
     """
     return Request(
         f"submit job {submission.submission_id}",
@@ -193,7 +95,7 @@ def stop_job(submission_id: str) -> Request[bool]:
 
     Ray answers before the job has ended. Asking again does no harm.
 
-    :raises RayJobsRefusedError: on sending, for a job of type DRIVER.
+    :raises RayApiRejectedError: on sending, for a job of type DRIVER.
     """
     return Request(
         f"stop job {submission_id}",
@@ -209,15 +111,15 @@ def delete_job(submission_id: str) -> Request[bool]:
 
     Not repeatable: when the first answer is lost, the second says that there is no such job.
 
-    :raises RayJobNotEndedError: on sending, for a job that has not ended.
-    :raises RayJobsRefusedError: on sending, for a job of type DRIVER.
+    :raises RayJobNotTerminalError: on sending, for a job that has not ended.
+    :raises RayApiRejectedError: on sending, for a job of type DRIVER.
     """
     return Request(
         f"delete job {submission_id}",
         "DELETE",
         _job_path(submission_id),
         lambda answer: bool(answer["deleted"]),
-        repeatable=False,
+        idempotent=False,
     )
 
 
@@ -251,7 +153,7 @@ def get_log_text(submission_id: str) -> LogRequest:
     Every Ray version has it, but the head holds the log in memory for it, turns ``\r\n`` and ``\r`` into
     ``\n``, and fails for bytes that are not UTF-8. So positions in it mean nothing in :func:`get_log_file`.
 
-    :raises RayJobsRefusedError: on sending, for a job of type DRIVER.
+    :raises RayApiRejectedError: on sending, for a job of type DRIVER.
     """
     return LogRequest(f"read the log of job {submission_id}", f"{_job_path(submission_id)}/logs", is_json=True)
 
@@ -279,22 +181,22 @@ def log_name(submission_id: str) -> str:
     return f"job-driver-{submission_id}.log"
 
 
-def read_answer(request: Request[T], answer: Answer) -> T:
+def parse_answer(request: Request[T], answer: Answer) -> T:
     """
     Turn an answer into what was asked for.
 
-    :raises RayJobsResponseError: one of its subclasses, when the answer is something else.
+    :raises RayApiResponseError: one of its subclasses, when the answer is something else.
     """
     # where no content is expected, nothing else would tell a page of a login from Ray's own answer
     if answer.status_code != 200 or (not request.has_content and answer.content_type.startswith("text/html")):
-        raise error_of(request, answer)
+        raise error_for_answer(request, answer)
     try:
         result = request.read(json.loads(answer.content) if request.has_content else None)
         return request.stamp(result, answer.time) if request.stamp else result
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         advice = diagnosis[1] if (diagnosis := diagnose_answer(answer)) else CHECK_ADDRESS
-        raise RayJobsAddressError(
-            f"Could not {request.about} at {answer.address}: the answer is {_kind_of(answer)}, not what the Ray "
+        raise RayApiAddressError(
+            f"Could not {request.purpose} at {answer.address}: the answer is {_kind_of(answer)}, not what the Ray "
             f"Jobs API says. {advice}",
             status_code=answer.status_code,
         ) from error
@@ -309,45 +211,45 @@ def check_upload(request: UploadRequest, answer: Answer) -> None:
     """
     Make sure that an upload has arrived.
 
-    :raises RayJobsResponseError: one of its subclasses, when the answer says something else.
+    :raises RayApiResponseError: one of its subclasses, when the answer says something else.
     """
     if answer.status_code != 200 or answer.content_type.startswith("text/html"):
-        raise error_of(request, answer)
+        raise error_for_answer(request, answer)
 
 
-def error_of(request: AnyRequest, answer: Answer) -> RayJobsResponseError:
+def error_for_answer(request: AnyRequest, answer: Answer) -> RayApiResponseError:
     """Return the error that an answer other than 200 means: by Ray's words first, then by the status code."""
-    kind, advice = _meaning(answer)
-    said = _gist(answer.scrub(answer.text))
-    message = f"Could not {request.about} at {answer.address}: HTTP {answer.status_code}. {advice}"
+    kind, advice = _classify(answer)
+    said = _summarize(answer.redact(answer.text))
+    message = f"Could not {request.purpose} at {answer.address}: HTTP {answer.status_code}. {advice}"
     return kind(f"{message} It said: {said}" if said else message, status_code=answer.status_code)
 
 
-def _meaning(answer: Answer) -> tuple[type[RayJobsResponseError], str]:  # noqa: PLR0912  (a table)
+def _classify(answer: Answer) -> tuple[type[RayApiResponseError], str]:  # noqa: PLR0912  (a table)
     """Return an answer's error class and what the reader can do about it."""
     text = answer.text
     if diagnosis := diagnose_answer(answer):
         return diagnosis
     match answer.status_code:
         case 200:
-            return RayJobsAddressError, f"What came is not the answer. {CHECK_ADDRESS}"
+            return RayApiAddressError, f"What came is not the answer. {CHECK_ADDRESS}"
         case 500 if "Please use a different submission_id" in text:
             return (
                 RayJobExistsError,
                 "This submission id belongs to another job of this cluster; choose another.",
             )
         case 500 if "try again later" in text:
-            return RayJobsUnavailableError, "The cluster is not ready for it."
+            return RayApiUnavailableError, "The cluster is not ready for it."
         case 500 if "non-terminal state" in text:
-            return RayJobNotEndedError, "The job has not ended; stop it and wait for its end first."
+            return RayJobNotTerminalError, "The job has not ended; stop it and wait for its end first."
         case 400 if "submission type jobs" in text:
-            return RayJobsRefusedError, (
+            return RayApiRejectedError, (
                 "The job was started interactively (type DRIVER): Ray's Jobs API lists such jobs, and that is all. "
                 "Whoever runs its driver can stop it and has its log."
             )
         case 400:
             return (
-                RayJobsRefusedError,
+                RayApiRejectedError,
                 "Ray cannot accept this request; an older Ray also refuses newer fields.",
             )
         case 404 if text.startswith("Job ") and text.endswith("does not exist"):
@@ -357,17 +259,17 @@ def _meaning(answer: Answer) -> tuple[type[RayJobsResponseError], str]:  # noqa:
         case 404 if text.startswith("Package ") and text.endswith("does not exist"):
             return RayPackageNotFoundError, "The cluster does not hold it."
         case 413:
-            return RayJobsRefusedError, (
+            return RayApiRejectedError, (
                 "That is more than the server takes. Ray's own limit is 100 MiB; less than that is a proxy before it "
                 "(nginx: client_max_body_size). Raise it, exclude what the job does not need, or give a URI of the "
                 "package."
             )
         case 429 | 502 | 503 | 504:
-            return RayJobsUnavailableError, "The head, or a proxy before it, is not able to answer now."
+            return RayApiUnavailableError, "The head, or a proxy before it, is not able to answer now."
         case 404 | 405:
-            return RayJobsAddressError, f"This is not a Ray dashboard, or not its address. {CHECK_ADDRESS}"
+            return RayApiAddressError, f"This is not a Ray dashboard, or not its address. {CHECK_ADDRESS}"
         case _:
-            return RayJobsResponseError, "The head's own logs (dashboard_JobHead.log) may tell more."
+            return RayApiResponseError, "The head's own logs (dashboard_JobHead.log) may tell more."
 
 
 def _job_path(submission_id: str) -> str:
@@ -382,7 +284,7 @@ def _kind_of(answer: Answer) -> str:
     return answer.content_type.partition(";")[0] or "of no stated type"
 
 
-def _gist(text: str, limit: int = 500) -> str:
+def _summarize(text: str, limit: int = 500) -> str:
     """Return what an answer says in a few words: of a traceback its last line, of a page of HTML nothing."""
     if text.startswith("<"):
         return ""

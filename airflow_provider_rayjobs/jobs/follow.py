@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from airflow_provider_rayjobs.exceptions import (
+    RayApiUnreachableError,
     RayJobLostError,
     RayJobNotFoundError,
     RayJobsError,
-    RayJobsUnreachableError,
 )
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.limits import NO_LIMITS, Limits
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobStatus
-from airflow_provider_rayjobs.jobs.steps import Engine, Note, Send, Sleep
+from airflow_provider_rayjobs.jobs.steps import Engine, LogMessage, Send, Sleep
 
 # Seconds between the first looks at a job, and how they grow: a job that ends after a second is seen to have
 # ended within the next, and one that runs for hours costs the head 4 ms every ``poll_interval``.
@@ -70,11 +70,11 @@ def follow_job(
     :param limits: how long the job may wait and run.
     :param session: the cluster's name for the life in which the job was submitted.
     :return: the job as it ended, every line of its log having been shown; where the reader hands the log over to
-        somebody else (:attr:`.LogReader.hands_over`), the job as it is when that is due.
+        somebody else (:attr:`.LogReader.defers_to_worker`), the job as it is when that is due.
     :raises RayJobNotFoundError: the cluster does not know the job.
     :raises RayJobLostError: it does not, and it was started anew since the submission.
     :raises RayJobTimeoutError: a limit is over; the job goes on until somebody stops it.
-    :raises RayJobsUnreachableError: ``unreachable_timeout`` is over.
+    :raises RayApiUnreachableError: ``unreachable_timeout`` is over.
     """
     now = yield Sleep(0)
     outage = Outage(submission_id, unreachable_timeout)
@@ -89,18 +89,18 @@ def follow_job(
         except RayJobNotFoundError:
             if now >= missing_until:
                 raise
-            yield from outage.over(now)
+            yield from outage.record_success(now)
         except RayJobLostError:
             raise
         except RayJobsError as error:
             now = yield Sleep(0)
-            yield from outage.bear(error, now)
+            yield from outage.record_failure(error, now)
             remaining = float("inf")
         else:
-            yield from outage.over(now)
+            yield from outage.record_success(now)
             if not details.status.is_known and details.status != unknown:
                 unknown = details.status
-                yield Note(
+                yield LogMessage(
                     f"Ray says that job {submission_id} is {unknown}, a status that this version of the provider "
                     "does not know; it is followed as a job that has not ended.",
                     logging.WARNING,
@@ -110,7 +110,7 @@ def follow_job(
             if details.status.is_terminal():
                 return details
             limits.check(details)
-            if reader is not None and reader.hands_over:
+            if reader is not None and reader.defers_to_worker:
                 return details
             remaining = max(limits.remaining(details), FIRST_PAUSE)
         now = yield Sleep(min(pause, remaining))
@@ -137,7 +137,7 @@ def _get_job(submission_id: str, session: str | None) -> Engine[JobDetails]:
         raise
 
 
-def look(submission_id: str, reader: LogReader | None) -> Engine[JobDetails]:
+def poll_job(submission_id: str, reader: LogReader | None) -> Engine[JobDetails]:
     """Look at a job once and show what is new in its log: one round of :func:`follow_job`."""
     details: JobDetails = yield Send(endpoints.get_job(submission_id))
     if reader is not None:
@@ -158,27 +158,27 @@ class Outage:
     timeout: float
     since: float | None = None
 
-    def bear(self, error: RayJobsError, now: float) -> Engine[None]:
+    def record_failure(self, error: RayJobsError, now: float) -> Engine[None]:
         """
         Take note of a failure.
 
-        :raises RayJobsUnreachableError: when it has lasted for too long.
+        :raises RayApiUnreachableError: when it has lasted for too long.
         """
         if self.since is None:
             self.since = now
-            yield Note(
+            yield LogMessage(
                 f"Lost sight of job {self.job}, which may well run on; trying again for {self.timeout:.0f} s. {error}",
                 logging.WARNING,
             )
         if now - self.since >= self.timeout:
-            raise RayJobsUnreachableError(
+            raise RayApiUnreachableError(
                 f"Could not see job {self.job} for {now - self.since:.0f} s (unreachable_timeout is "
                 f"{self.timeout:.0f} s). It may still run: look at the cluster before you start it again. "
                 f"Last error: {error}"
             ) from error
 
-    def over(self, now: float) -> Engine[None]:
+    def record_success(self, now: float) -> Engine[None]:
         """Take note of an answer."""
         if self.since is not None:
-            yield Note(f"Job {self.job} is in sight again after {now - self.since:.0f} s.")
+            yield LogMessage(f"Job {self.job} is in sight again after {now - self.since:.0f} s.")
             self.since = None

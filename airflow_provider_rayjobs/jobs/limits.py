@@ -24,14 +24,14 @@ class Limits:
     :param job_timeout: for a job that has not ended.
     :param execution_timeout: Airflow's name for the same; Airflow itself enforces it on a worker only, and anew for
         each try.
-    :param is_answered: whether Ray's answer to the submission was seen; a job without, which has not started after 20
+    :param is_confirmed: whether Ray's answer to the submission was seen; a job without, which has not started after 20
         minutes, is given up in any case.
     """
 
     pending_timeout: float | None = None
     job_timeout: float | None = None
     execution_timeout: float | None = None
-    is_answered: bool = True
+    is_confirmed: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Return what may be stored with a trigger."""
@@ -70,7 +70,7 @@ class Limits:
         limits = {"job_timeout": self.job_timeout, "execution_timeout": self.execution_timeout}
         if details.status == JobStatus.PENDING:
             limits["pending_timeout"] = self.pending_timeout
-            limits["lost_answer"] = None if self.is_answered else UNANSWERED_TIMEOUT
+            limits["lost_answer"] = None if self.is_confirmed else UNANSWERED_TIMEOUT
         return [(name, seconds) for name, seconds in limits.items() if seconds is not None]
 
 

@@ -8,11 +8,11 @@ from enum import StrEnum
 from typing import Any
 
 
-class _RaysWord(StrEnum):
+class _OpenEnum(StrEnum):
     """A closed set of Ray's words that a newer Ray may open: an unknown word is kept, and says so of itself."""
 
     @classmethod
-    def _missing_(cls, value: object) -> _RaysWord | None:
+    def _missing_(cls, value: object) -> _OpenEnum | None:
         if not isinstance(value, str):
             return None
         word = str.__new__(cls, value)
@@ -25,7 +25,7 @@ class _RaysWord(StrEnum):
         return self.name in type(self).__members__
 
 
-class JobStatus(_RaysWord):
+class JobStatus(_OpenEnum):
     """
     Where a job stands. A word that we do not know is not terminal: a new Ray must not break running DAGs.
 
@@ -43,14 +43,14 @@ class JobStatus(_RaysWord):
         return self in (JobStatus.STOPPED, JobStatus.SUCCEEDED, JobStatus.FAILED)
 
 
-class JobType(_RaysWord):
+class JobType(_OpenEnum):
     """How a job came to be: through the Jobs API, or by a driver that connected by itself (``ray.init``)."""
 
     SUBMISSION = "SUBMISSION"
     DRIVER = "DRIVER"
 
 
-class JobErrorType(_RaysWord):
+class JobErrorType(_OpenEnum):
     """
     Why a job FAILED, as far as Ray knows (Ray 2.49 to 2.51 and later; older heads leave it out).
 
@@ -92,7 +92,7 @@ class RayVersion:
 
 
 # Where Ray's message on a failed job turns into a copy of the log's end.
-RAYS_COPY_OF_THE_LOG = ", last available logs"
+LOG_EXCERPT_MARKER = ", last available logs"
 # What may leave a worker in an event or an XCom. The runtime environment, the entrypoint and the metadata
 # stay: Ray returns env_vars in clear text, and an event is a row in Airflow's database.
 _PUBLIC_FIELDS = (
@@ -159,7 +159,7 @@ class JobDetails:
         Ray's message goes without its copy of the log's end: whatever a job prints is masked in logs, and in no row.
         """
         everything = asdict(self)
-        everything["message"] = self.message and self.message.partition(RAYS_COPY_OF_THE_LOG)[0]
+        everything["message"] = self.message and self.message.partition(LOG_EXCERPT_MARKER)[0]
         return {
             name: str(value) if isinstance(value, StrEnum) else value
             for name in _PUBLIC_FIELDS
@@ -215,7 +215,7 @@ def _plain(name: str) -> str:
 @dataclass(frozen=True)
 class JobSubmission:
     """
-    What is sent to Ray to start a job; made, and checked, by :func:`~.submission.plan_submission`.
+    What is sent to Ray to start a job; made, and checked, by :func:`~.submission.build_submission`.
 
     :param submission_id: ours, chosen before anything is sent; Ray refuses an id twice.
     :param entrypoint: a shell command.

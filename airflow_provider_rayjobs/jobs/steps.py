@@ -5,17 +5,17 @@ An engine is a generator that does no I/O and has no clock. It yields steps and 
 of the cluster (:class:`~airflow_provider_rayjobs.exceptions.RayJobsError`) are thrown into it at the step
 that met them.
 
-=============  ==================================================================================================
-it yields      and is sent
-=============  ==================================================================================================
-``Send``       the request's answer; the driver sends once, repeating is the engine's decision
-``ReadLog``    nothing; the driver feeds the log's bytes to what takes them, and shows the records that come out
-``Upload``     nothing; the driver sends the body's bytes as they are read, once, and logs the notes that come with them
-``Work``       what the call returns; it may block for a moment, as for a disk, so the async driver has a thread do it
-``Show``       nothing; one record of the job's log for whoever reads along
-``Note``       nothing; a sentence of ours for the log
-``Sleep``      the time afterwards, in seconds of a clock that never goes back; ``Sleep(0)`` asks for the time
-=============  ==================================================================================================
+================  ==============================================================================================
+yields            is sent
+================  ==============================================================================================
+``Send``          the parsed answer; the driver sends the request once, the engine decides about retries
+``ReadLog``       nothing; the driver feeds the log's bytes to the sink and emits the records that it returns
+``Upload``        nothing; the driver sends the body's bytes once and logs the messages that come with them
+``RunBlocking``   the result of the call; it may block briefly, so the async driver runs it in a thread
+``EmitRecord``    nothing; one record of the job's log for the caller's ``on_log``
+``LogMessage``    nothing; a message of this package for the log
+``Sleep``         the time afterwards, in seconds of a monotonic clock; ``Sleep(0)`` asks for the time
+================  ==============================================================================================
 
 :mod:`.client` holds the two drivers, one that blocks and one for an event loop. Everything else that runs an
 engine is a test.
@@ -31,12 +31,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from airflow_provider_rayjobs.exceptions import (
-    RayJobsConnectionError,
+    RayApiConnectionError,
+    RayApiTLSError,
+    RayApiUnavailableError,
     RayJobsError,
-    RayJobsTLSError,
-    RayJobsUnavailableError,
 )
-from airflow_provider_rayjobs.jobs.endpoints import AnyRequest, LogRequest, Request, UploadRequest
+from airflow_provider_rayjobs.jobs.requests import AnyRequest, LogRequest, Request, UploadRequest
 
 T = TypeVar("T")
 
@@ -46,8 +46,8 @@ class Send:
     request: Request[Any]
 
 
-class TakesLog(Protocol):
-    """Whatever takes the bytes of a read of a log: a :class:`~.logs.text.LogText`, a file, a text."""
+class LogSink(Protocol):
+    """Whatever takes the bytes of a read of a log: a :class:`~.logs.text.LogCursor`, a file, a text."""
 
     @property
     def wants_more(self) -> bool:
@@ -66,13 +66,13 @@ class TakesLog(Protocol):
 @dataclass(frozen=True)
 class ReadLog:
     request: LogRequest
-    log: TakesLog
+    log: LogSink
 
 
-class SendsBody(Protocol):
+class UploadBody(Protocol):
     """The body of an upload, read anew for each try."""
 
-    def chunks(self, clock: Callable[[], float], note: Callable[[Note], object]) -> Iterator[bytes]:
+    def chunks(self, clock: Callable[[], float], note: Callable[[LogMessage], object]) -> Iterator[bytes]:
         """Yield the bytes; the clock is the driver's, and it logs the notes."""
 
 
@@ -85,10 +85,10 @@ class Upload:
     """``is_interrupted`` is asked before each piece: an upload is too long to be waited for."""
 
     request: UploadRequest
-    body: SendsBody
+    body: UploadBody
     is_interrupted: Callable[[], bool] = _never
 
-    def chunks(self, clock: Callable[[], float], note: Callable[[Note], object]) -> Iterator[bytes]:
+    def chunks(self, clock: Callable[[], float], note: Callable[[LogMessage], object]) -> Iterator[bytes]:
         """Yield the body's bytes until somebody asks for the end."""
         for chunk in self.body.chunks(clock, note):
             if self.is_interrupted():
@@ -97,17 +97,17 @@ class Upload:
 
 
 @dataclass(frozen=True)
-class Work:
+class RunBlocking:
     call: Callable[[], Any]
 
 
 @dataclass(frozen=True)
-class Show:
+class EmitRecord:
     record: str
 
 
 @dataclass(frozen=True)
-class Note:
+class LogMessage:
     message: str
     level: int = logging.INFO
 
@@ -117,7 +117,7 @@ class Sleep:
     seconds: float
 
 
-Step = Send | ReadLog | Upload | Work | Show | Note | Sleep
+Step = Send | ReadLog | Upload | RunBlocking | EmitRecord | LogMessage | Sleep
 Engine = Generator[Step, Any, T]
 
 # Pieces, in seconds, that the pauses of an interruptible engine are cut into.
@@ -128,18 +128,18 @@ _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 10.0
 
 
-def send(request: Request[T], patience: float) -> Engine[T]:
+def send(request: Request[T], retry_timeout: float) -> Engine[T]:
     """
     Send a request, and again after failures that may pass, where repeating is safe.
 
-    :param patience: seconds after the first failure in which further tries are begun; 0 for none. How long the
+    :param retry_timeout: seconds after the first failure in which further tries are begun; 0 for none. How long the
         first try took, as a time-out may, does not count.
     """
-    answer: T = yield from repeated(Send(request), patience)
+    answer: T = yield from with_retries(Send(request), retry_timeout)
     return answer
 
 
-def repeated(step: Send | ReadLog | Upload, patience: float) -> Engine[Any]:
+def with_retries(step: Send | ReadLog | Upload, retry_timeout: float) -> Engine[Any]:
     """Take a step as :func:`send` sends a request."""
     pause = _FIRST_PAUSE
     failed_at: float | None = None
@@ -147,20 +147,22 @@ def repeated(step: Send | ReadLog | Upload, patience: float) -> Engine[Any]:
         try:
             answer = yield step
         except RayJobsError as error:
-            if not may_repeat(step.request, error):
-                error.was_repeated = failed_at is not None
+            if not may_retry(step.request, error):
+                error.was_retried = failed_at is not None
                 raise
             wait = with_jitter(pause)
             now = yield Sleep(0)
-            if now + wait > (now if failed_at is None else failed_at) + patience:
+            if now + wait > (now if failed_at is None else failed_at) + retry_timeout:
                 raise
             if failed_at is None:
                 failed_at = now
-                yield Note(f"{error} Trying again for {patience:.0f} s.", logging.WARNING)
+                yield LogMessage(f"{error} Trying again for {retry_timeout:.0f} s.", logging.WARNING)
         else:
             if failed_at is not None:
                 now = yield Sleep(0)
-                yield Note(f"Could {step.request.about} after all, {now - failed_at:.0f} s after the first failure.")
+                yield LogMessage(
+                    f"Could {step.request.purpose} after all, {now - failed_at:.0f} s after the first failure."
+                )
             return answer
         yield Sleep(wait)
         pause = min(pause * 2, _LONGEST_PAUSE)
@@ -170,7 +172,9 @@ class Interrupted(BaseException):
     """Whoever runs an engine was asked to end; no error, and nothing for those who handle errors."""
 
 
-def relayed(engine: Engine[T], take: Callable[[Step], Engine[Any]], before: Callable[[], object] = _never) -> Engine[T]:
+def map_steps(
+    engine: Engine[T], take: Callable[[Step], Engine[Any]], before: Callable[[], object] = _never
+) -> Engine[T]:
     """
     Run an engine, and take its steps in a way of one's own.
 
@@ -212,7 +216,7 @@ def interruptible(engine: Engine[T], is_interrupted: Callable[[], bool]) -> Engi
             return (yield from _in_pieces(step.seconds, is_interrupted))
         return (yield replace(step, is_interrupted=is_interrupted) if isinstance(step, Upload) else step)
 
-    return relayed(engine, take, obey)
+    return map_steps(engine, take, obey)
 
 
 def _in_pieces(seconds: float, is_interrupted: Callable[[], bool]) -> Engine[float]:
@@ -223,13 +227,13 @@ def _in_pieces(seconds: float, is_interrupted: Callable[[], bool]) -> Engine[flo
     return now
 
 
-def may_repeat(request: AnyRequest, error: RayJobsError) -> bool:
+def may_retry(request: AnyRequest, error: RayJobsError) -> bool:
     """Tell whether sending a request again is safe, and of use."""
-    if isinstance(error, RayJobsTLSError):
+    if isinstance(error, RayApiTLSError):
         return False  # certificates do not mend themselves
-    if isinstance(error, RayJobsConnectionError):
-        return request.repeatable or not error.sent
-    return request.repeatable and isinstance(error, RayJobsUnavailableError)
+    if isinstance(error, RayApiConnectionError):
+        return request.idempotent or not error.sent
+    return request.idempotent and isinstance(error, RayApiUnavailableError)
 
 
 def with_jitter(pause: float) -> float:

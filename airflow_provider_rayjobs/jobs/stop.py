@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from airflow_provider_rayjobs.exceptions import RayJobNotFoundError, RayJobsError, RayJobsRefusedError
+from airflow_provider_rayjobs.exceptions import RayApiRejectedError, RayJobNotFoundError, RayJobsError
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobStatus
+from airflow_provider_rayjobs.jobs.requests import Request
 from airflow_provider_rayjobs.jobs.steps import Engine, Send, Sleep, send
 from airflow_provider_rayjobs.jobs.submission import NONCE
 
@@ -28,21 +29,21 @@ _SHORTEST_TIMEOUT = 1.0
 
 
 @dataclass(frozen=True)
-class Stopped:
+class StopResult:
     """
     What came of a stop.
 
-    :param is_over: whether the job has ended, does not exist, or was stopped before it started.
-    :param story: the same as a sentence for the log.
+    :param has_ended: whether the job has ended, does not exist, or was stopped before it started.
+    :param summary: the same as a sentence for the log.
     :param details: the job as it was seen last; ``None`` where it was not seen, or is unknown.
     """
 
-    is_over: bool
-    story: str
+    has_ended: bool
+    summary: str
     details: JobDetails | None = None
 
 
-def stop_until_over(submission_id: str, timeout: float = STOP_TIMEOUT, nonce: str | None = None) -> Engine[Stopped]:
+def stop_and_wait(submission_id: str, timeout: float = STOP_TIMEOUT, nonce: str | None = None) -> Engine[StopResult]:
     """
     Stop a job, again and again until it is over; what cannot be confirmed in time is told, not raised.
 
@@ -50,7 +51,7 @@ def stop_until_over(submission_id: str, timeout: float = STOP_TIMEOUT, nonce: st
 
     :param timeout: seconds for all of it; one request is made in any case.
     :param nonce: by which a job of ours is known; another one is left alone.
-    :raises RayJobsRefusedError: for a job of type DRIVER, which Ray stops for nobody.
+    :raises RayApiRejectedError: for a job of type DRIVER, which Ray stops for nobody.
     """
     began = now = yield Sleep(0)
     pause = _FIRST_PAUSE
@@ -61,25 +62,25 @@ def stop_until_over(submission_id: str, timeout: float = STOP_TIMEOUT, nonce: st
         try:
             details = yield Send(_within(endpoints.get_job(submission_id), began + timeout - now))
             if nonce is not None and details.metadata.get(NONCE) != nonce:
-                story = f"Job {submission_id} is not ours, as its metadata says; it is left alone."
-                return Stopped(True, story, details)
+                summary = f"Job {submission_id} is not ours, as its metadata says; it is left alone."
+                return StopResult(True, summary, details)
             if details.status.is_terminal():
-                return Stopped(True, f"Job {submission_id} is over: {details.status}.", details)
+                return StopResult(True, f"Job {submission_id} is over: {details.status}.", details)
             if details.status == JobStatus.PENDING and has_taken_it:
-                return Stopped(True, f"Job {submission_id} has not started; Ray ends it when it does.", details)
+                return StopResult(True, f"Job {submission_id} has not started; Ray ends it when it does.", details)
             seen = f"it was {details.status} when it was seen last"
             now = yield Sleep(0)
             stop = _within(endpoints.stop_job(submission_id), began + timeout - now)
             has_taken_it = (yield Send(stop)) or has_taken_it
         except RayJobNotFoundError:
-            return Stopped(True, f"The cluster does not know job {submission_id}; there is nothing to stop.")
-        except RayJobsRefusedError:
+            return StopResult(True, f"The cluster does not know job {submission_id}; there is nothing to stop.")
+        except RayApiRejectedError:
             raise
         except RayJobsError as error:
             seen = f"{seen.partition(';')[0]}; last error: {error}"
         now = yield Sleep(0)
         if now - began + pause > timeout:
-            return Stopped(
+            return StopResult(
                 False,
                 f"The end of job {submission_id} could not be confirmed within {timeout:.12g} s: {seen}. It may run "
                 "on: look for it on the cluster.",
@@ -89,19 +90,19 @@ def stop_until_over(submission_id: str, timeout: float = STOP_TIMEOUT, nonce: st
         pause = min(pause * 2, _LONGEST_PAUSE)
 
 
-def delete_for_good(submission_id: str, patience: float) -> Engine[None]:
+def delete_ended_job(submission_id: str, retry_timeout: float) -> Engine[None]:
     """
     Delete what Ray remembers of a job that has ended, once Ray has written the last of it.
 
-    :param patience: seconds for which failures that may pass are borne.
-    :raises RayJobNotEndedError: the job has not ended.
+    :param retry_timeout: seconds for which failures that may pass are borne.
+    :raises RayJobNotTerminalError: the job has not ended.
     :raises RayJobNotFoundError: the cluster does not know it.
     """
-    details: JobDetails = yield from send(endpoints.get_job(submission_id), patience)
+    details: JobDetails = yield from send(endpoints.get_job(submission_id), retry_timeout)
     if details.end_time is not None and details.seen_at is not None:
         yield Sleep(max(_SETTLING_TIME - (details.seen_at - details.end_time) / 1000, 0))
-    yield from send(endpoints.delete_job(submission_id), patience)
+    yield from send(endpoints.delete_job(submission_id), retry_timeout)
 
 
-def _within(request: endpoints.Request[T], seconds: float) -> endpoints.Request[T]:
+def _within(request: Request[T], seconds: float) -> Request[T]:
     return replace(request, timeout=min(request.timeout, max(seconds, _SHORTEST_TIMEOUT)))

@@ -18,15 +18,15 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from airflow_provider_rayjobs.exceptions import (
+    RayApiConnectionError,
+    RayApiTLSError,
+    RayApiUnavailableError,
+    RayApiUnreachableError,
     RayJobExistsError,
-    RayJobsConnectionError,
-    RayJobsTLSError,
-    RayJobsUnavailableError,
-    RayJobsUnreachableError,
 )
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobSubmission
-from airflow_provider_rayjobs.jobs.steps import Engine, Note, send
+from airflow_provider_rayjobs.jobs.steps import Engine, LogMessage, send
 
 
 class SubmissionOptions(TypedDict, total=False):
@@ -65,8 +65,8 @@ class SubmissionOptions(TypedDict, total=False):
 NONCE = "submission_nonce"
 
 # Ray keeps the id in file names (255 bytes with "job-driver-" and ".log") and in URLs.
-LONGEST_ID = 200
-_SUBMISSION_ID = re.compile(rf"[A-Za-z0-9_.-]{{1,{LONGEST_ID}}}")
+MAX_ID_LENGTH = 200
+_SUBMISSION_ID = re.compile(rf"[A-Za-z0-9_.-]{{1,{MAX_ID_LENGTH}}}")
 # The form of a Ray Core job id: Ray would take such a submission id for one.
 _RAY_CORE_JOB_ID = re.compile(r"[0-9a-f]{8}")
 
@@ -107,7 +107,7 @@ def new_nonce() -> str:
     return secrets.token_hex(8)
 
 
-def plan_submission(entrypoint: str | Sequence[str], *, nonce: str | None = None, **options: Any) -> JobSubmission:
+def build_submission(entrypoint: str | Sequence[str], *, nonce: str | None = None, **options: Any) -> JobSubmission:
     """
     Make a submission of what a caller asks for.
 
@@ -138,46 +138,46 @@ def plan_submission(entrypoint: str | Sequence[str], *, nonce: str | None = None
 
 
 @dataclass(frozen=True)
-class Submitted:
+class SubmitResult:
     """
     A submission that Ray has.
 
-    :param is_answered: whether Ray's answer to it was seen. Without, the job is known to exist by its nonce alone; the
+    :param is_confirmed: whether Ray's answer to it was seen. Without, the job is known to exist by its nonce alone; the
         client may have left in the middle of the request, which can leave a record that nothing ever starts
         (ray-project/ray 62766).
     """
 
     submission_id: str
-    is_answered: bool
+    is_confirmed: bool
 
 
-def submit_job(submission: JobSubmission, patience: float) -> Engine[Submitted]:
+def submit_job(submission: JobSubmission, retry_timeout: float) -> Engine[SubmitResult]:
     """
     Submit, and see to it that exactly one job comes of it whatever happens to the answers.
 
     A lost answer is followed by the same submission again. If Ray then says that the id is taken, the job's
     own metadata tells whether it was us.
 
-    :param patience: seconds for which failures that may pass are borne.
+    :param retry_timeout: seconds for which failures that may pass are borne.
     :raises RayJobExistsError: the id belongs to a job that is not this submission's.
-    :raises RayJobsUnreachableError: the patience is over; the job may exist all the same.
+    :raises RayApiUnreachableError: the patience is over; the job may exist all the same.
     """
     try:
-        yield from send(endpoints.submit_job(submission), patience)
+        yield from send(endpoints.submit_job(submission), retry_timeout)
     except RayJobExistsError:
-        existing: JobDetails = yield from send(endpoints.get_job(submission.submission_id), patience)
+        existing: JobDetails = yield from send(endpoints.get_job(submission.submission_id), retry_timeout)
         if existing.metadata.get(NONCE) != submission.metadata[NONCE]:
             raise
         yield from _tell_other_code(submission, existing)
-        return Submitted(submission.submission_id, is_answered=False)
-    except RayJobsTLSError:
+        return SubmitResult(submission.submission_id, is_confirmed=False)
+    except RayApiTLSError:
         raise
-    except (RayJobsConnectionError, RayJobsUnavailableError) as error:
-        raise RayJobsUnreachableError(
-            f"{error} It was tried for {patience:.0f} s. The submission may have arrived all the same: look for job "
-            f"{submission.submission_id} on the cluster before you start another."
+    except (RayApiConnectionError, RayApiUnavailableError) as error:
+        raise RayApiUnreachableError(
+            f"{error} It was tried for {retry_timeout:.0f} s. The submission may have arrived all the same: look for "
+            f"job {submission.submission_id} on the cluster before you start another."
         ) from error
-    return Submitted(submission.submission_id, is_answered=True)
+    return SubmitResult(submission.submission_id, is_confirmed=True)
 
 
 def _tell_other_code(submission: JobSubmission, existing: JobDetails) -> Engine[None]:
@@ -187,28 +187,28 @@ def _tell_other_code(submission: JobSubmission, existing: JobDetails) -> Engine[
     for key in ("working_dir", "py_modules"):
         ours, runs = (submission.runtime_env or {}).get(key) or None, existing.runtime_env.get(key) or None
         if ours != runs:
-            yield Note(
+            yield LogMessage(
                 f"Job {submission.submission_id} had arrived before, with other code: its {key} is {runs}, and now it "
                 f"would be {ours}. It goes on with the former. Clear the task to have the present code run.",
                 logging.WARNING,
             )
 
 
-def get_session(submission_id: str, patience: float) -> Engine[str | None]:
+def get_session(submission_id: str, retry_timeout: float) -> Engine[str | None]:
     """
     Return the name of the cluster's present life, before a submission to it.
 
     :param submission_id: of the job that is to be submitted, for the message.
-    :param patience: seconds for which failures that may pass are borne.
-    :raises RayJobsUnreachableError: the patience is over.
+    :param retry_timeout: seconds for which failures that may pass are borne.
+    :raises RayApiUnreachableError: the patience is over.
     """
     try:
-        version = yield from send(endpoints.get_version(), patience)
-    except RayJobsTLSError:
+        version = yield from send(endpoints.get_version(), retry_timeout)
+    except RayApiTLSError:
         raise
-    except (RayJobsConnectionError, RayJobsUnavailableError) as error:
-        raise RayJobsUnreachableError(
-            f"{error} It was tried for {patience:.0f} s; job {submission_id} was not submitted.", sent=False
+    except (RayApiConnectionError, RayApiUnavailableError) as error:
+        raise RayApiUnreachableError(
+            f"{error} It was tried for {retry_timeout:.0f} s; job {submission_id} was not submitted.", sent=False
         ) from error
     return version.session_name
 

@@ -18,9 +18,10 @@ import certifi
 import httpx
 import pytest
 
-from airflow_provider_rayjobs.exceptions import RayJobsAddressError, RayJobsConnectionError, RayJobsError
+from airflow_provider_rayjobs.exceptions import RayApiAddressError, RayApiConnectionError, RayJobsError
 from airflow_provider_rayjobs.jobs import AsyncRayJobsClient, RayJobsClient, endpoints
 from airflow_provider_rayjobs.jobs.access import Access
+from airflow_provider_rayjobs.jobs.requests import Request
 
 ADDRESS = "http://ray-head:8265"
 SECRET = "m4rked-s3cret"
@@ -43,7 +44,9 @@ class Wire:
 
 
 def blocking(access: Access, wire: Respond, times: int = 1, **options: Any) -> None:
-    with RayJobsClient(ADDRESS, access=access, patience=0, transport=httpx.MockTransport(wire), **options) as client:
+    with RayJobsClient(
+        ADDRESS, access=access, retry_timeout=0, transport=httpx.MockTransport(wire), **options
+    ) as client:
         for _ in range(times):
             client.get_version()
 
@@ -51,7 +54,7 @@ def blocking(access: Access, wire: Respond, times: int = 1, **options: Any) -> N
 def on_a_loop(access: Access, wire: Respond, times: int = 1, **options: Any) -> None:
     async def call() -> None:
         async with AsyncRayJobsClient(
-            ADDRESS, access=access, patience=0, transport=httpx.MockTransport(wire), **options
+            ADDRESS, access=access, retry_timeout=0, transport=httpx.MockTransport(wire), **options
         ) as client:
             for _ in range(times):
                 await client.get_version()
@@ -128,7 +131,7 @@ def test_a_token_file_that_holds_none_is_an_outage_that_may_pass(ask, tmp_path: 
         file.write_bytes(content)
     wire = Wire()
 
-    with pytest.raises(RayJobsConnectionError, match=said) as caught:
+    with pytest.raises(RayApiConnectionError, match=said) as caught:
         ask(Access(token_file=str(file)), wire)
 
     assert str(file) in str(caught.value)
@@ -161,7 +164,7 @@ def test_an_authentication_of_the_users_may_ask_twice(ask):
 
 def test_an_authentication_that_fails_is_an_outage_that_may_pass(ask):
     """Whatever a class of the user's raises is a failure of the connection; what it says may hold a secret."""
-    with pytest.raises(RayJobsConnectionError, match="auth Broken failed with LookupError") as caught:
+    with pytest.raises(RayApiConnectionError, match="auth Broken failed with LookupError") as caught:
         ask(Access(auth=Broken()), Wire())
 
     assert caught.value.sent is False
@@ -182,8 +185,8 @@ def test_time_outs_are_the_users(ask):
 def test_a_requests_own_time_out_stays():
     """What has to be quick, or has to be waited for, is so whatever the time-outs of the connection."""
     with RayJobsClient(ADDRESS, access=Access(read_timeout=77)) as client:
-        hasty = client._arguments(endpoints.Request("stop", "POST", "/", bool, timeout=1.0))
-        submission = client._arguments(endpoints.Request("submit", "POST", "/", bool, timeout=endpoints.SUBMIT_TIMEOUT))
+        hasty = client._arguments(Request("stop", "POST", "/", bool, timeout=1.0))
+        submission = client._arguments(Request("submit", "POST", "/", bool, timeout=endpoints.SUBMIT_TIMEOUT))
 
     assert (hasty["timeout"].read, hasty["timeout"].connect) == (1.0, 1.0)
     assert submission["timeout"].read == endpoints.SUBMIT_TIMEOUT
@@ -195,7 +198,7 @@ def test_a_redirect_is_not_followed(ask, location: str):
     wire = Wire(lambda _: httpx.Response(302, headers={"location": location}))
     access = Access(login="me", password=SECRET, token="t", headers={"X-Key": SECRET})
 
-    with pytest.raises(RayJobsAddressError) as caught:
+    with pytest.raises(RayApiAddressError) as caught:
         ask(access, wire)
 
     assert [request.url.host for request in wire.requests] == ["ray-head"]
@@ -212,7 +215,7 @@ def test_nothing_secret_is_in_a_repr():
     """An access, and clients with it, can be printed; and they can be compared and kept as keys."""
     access = Access(**EVERYTHING)
 
-    assert SECRET not in repr(access) + str(access) + f"{access.describe()} {access.shown_proxy}"
+    assert SECRET not in repr(access) + str(access) + f"{access.describe()} {access.proxy_origin}"
     assert SECRET not in repr(RayJobsClient(ADDRESS, access=Access(token=SECRET)))
     assert {access: 1}[Access(**EVERYTHING)] == 1
     assert {SECRET, basic("me", SECRET).split()[1]} == set(access.secrets())
@@ -248,8 +251,8 @@ def test_nothing_secret_is_in_what_is_logged_of_a_proxy(caplog: pytest.LogCaptur
     access = Access(proxy=f"http://me:{SECRET}@127.0.0.1:9", token=SECRET)
 
     with (
-        RayJobsClient(ADDRESS, access=access, patience=0) as client,
-        pytest.raises(RayJobsConnectionError, match=r"proxy http://127\.0\.0\.1:9\.") as caught,
+        RayJobsClient(ADDRESS, access=access, retry_timeout=0) as client,
+        pytest.raises(RayApiConnectionError, match=r"proxy http://127\.0\.0\.1:9\.") as caught,
     ):
         client.get_version()
 
@@ -350,7 +353,7 @@ def test_certificates_are_looked_at_once_for_each_state_of_their_files(tmp_path:
     file.write_bytes(Path(certifi.where()).read_bytes())
     access = Access(verify=str(file))
     access.check_files()
-    stamps = access.stamps()
+    mtimes = access.mtimes()
     began = time.perf_counter()
     for _ in range(100):
         access.check_files()
@@ -359,7 +362,7 @@ def test_certificates_are_looked_at_once_for_each_state_of_their_files(tmp_path:
     os.utime(file, (1, 1))
 
     assert seconds < 0.1
-    assert access.stamps() != stamps
+    assert access.mtimes() != mtimes
     with pytest.raises(ValueError, match="holds no certificates"):
         access.check_files()
 
@@ -415,7 +418,7 @@ def test_the_longest_secret_is_scrubbed_first():
     """Where one secret begins another nothing of either is left."""
     access = Access(headers={"X-Key": "abcdef", "X-Secret": "abcdef-the-rest"})
 
-    assert access.scrub("said abcdef-the-rest") == "said ***"
+    assert access.redact("said abcdef-the-rest") == "said ***"
 
 
 def test_a_header_that_says_nothing_secret_is_no_secret():
@@ -436,7 +439,7 @@ def test_a_header_that_cannot_be_sent_is_not_shown():
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
         RayJobsClient(f"http://127.0.0.1:{server.getsockname()[1]}", access=Access(auth=Unsendable())) as client,
-        pytest.raises(RayJobsConnectionError, match="what was to be sent is no HTTP") as caught,
+        pytest.raises(RayApiConnectionError, match="what was to be sent is no HTTP") as caught,
     ):
         client.send(endpoints.get_version())
 
@@ -446,7 +449,7 @@ def test_a_header_that_cannot_be_sent_is_not_shown():
 
 def test_an_authentication_that_fails_shows_nothing_in_its_traceback(ask):
     """What a class of the user's says of its failure may hold what it was given."""
-    with pytest.raises(RayJobsConnectionError) as caught:
+    with pytest.raises(RayApiConnectionError) as caught:
         ask(Access(auth=Broken()), Wire())
 
     assert SECRET not in "".join(traceback.format_exception(caught.value))

@@ -19,19 +19,19 @@ import httpx
 import pytest
 
 from airflow_provider_rayjobs.exceptions import (
+    RayApiAddressError,
+    RayApiAuthError,
+    RayApiConnectionError,
+    RayApiUnavailableError,
+    RayApiUnreachableError,
     RayJobExistsError,
     RayJobNotFoundError,
-    RayJobsAddressError,
-    RayJobsConnectionError,
     RayJobsError,
-    RayJobsNotAuthorizedError,
-    RayJobsUnavailableError,
-    RayJobsUnreachableError,
 )
 from airflow_provider_rayjobs.jobs import AsyncRayJobsClient, JobStatus, JobSubmission, RayJobsClient, endpoints
 from airflow_provider_rayjobs.jobs.client import check_address
-from airflow_provider_rayjobs.jobs.logs.text import LogText
-from airflow_provider_rayjobs.jobs.steps import ReadLog, Show, Sleep
+from airflow_provider_rayjobs.jobs.logs.cursor import LogCursor
+from airflow_provider_rayjobs.jobs.steps import EmitRecord, ReadLog, Sleep
 
 SAMPLES = Path(__file__).parents[1] / "samples" / "2.60.0"
 ADDRESS = "http://ray-head:8265"
@@ -229,7 +229,7 @@ def test_failures_that_pass(call: Call, failure: httpx.Response | httpx.HTTPErro
     """A request that may be repeated is repeated after a failure that may pass."""
     wire = Wire(failure, sample("job_running.json"))
 
-    assert call("get_job", wire, "a", client_patience=5).status == JobStatus.RUNNING
+    assert call("get_job", wire, "a", client_retry_timeout=5).status == JobStatus.RUNNING
     assert wire.asked == [f"GET {JOB}"] * 2
 
 
@@ -246,10 +246,10 @@ def test_deletion_is_sent_once(call: Call, failure: httpx.Response | httpx.HTTPE
     wire = Wire(failure, sample("deleted.json"))
 
     if tries == 1:
-        with pytest.raises((RayJobsConnectionError, RayJobsUnavailableError)):
-            call("delete_job", wire, "a", client_patience=5)
+        with pytest.raises((RayApiConnectionError, RayApiUnavailableError)):
+            call("delete_job", wire, "a", client_retry_timeout=5)
     else:
-        assert call("delete_job", wire, "a", client_patience=5) is True
+        assert call("delete_job", wire, "a", client_retry_timeout=5) is True
     assert len(wire.requests) == tries
 
 
@@ -267,8 +267,8 @@ def test_deletion_is_sent_once(call: Call, failure: httpx.Response | httpx.HTTPE
 )
 def test_connection_errors(call: Call, failure: httpx.HTTPError, sent: bool) -> None:
     """Every failure of the connection is one error that says what, where, how, and whether it may have arrived."""
-    with pytest.raises(RayJobsConnectionError) as caught:
-        call("get_job", Wire(failure), "a", client_patience=0)
+    with pytest.raises(RayApiConnectionError) as caught:
+        call("get_job", Wire(failure), "a", client_retry_timeout=0)
 
     assert caught.value.sent is sent
     assert caught.value.__cause__ is failure
@@ -282,7 +282,7 @@ def test_redirects(call: Call, code: int) -> None:
     """A redirect is not followed: the token goes to the address of the connection and nowhere else."""
     wire = Wire(httpx.Response(code, headers={"location": "https://elsewhere.example.com/"}))
 
-    with pytest.raises(RayJobsAddressError, match=f"HTTP {code}"):
+    with pytest.raises(RayApiAddressError, match=f"HTTP {code}"):
         call("get_job", wire, "a", client_token=SECRET)
     assert len(wire.requests) == 1
 
@@ -315,7 +315,7 @@ def test_token_in_no_repr(kind: type[RayJobsClient | AsyncRayJobsClient]) -> Non
 def test_token_in_no_error(call: Call, failure: httpx.Response | httpx.HTTPError) -> None:
     """No error shows the token, neither in its text nor in its traceback."""
     with pytest.raises(RayJobsError) as caught:
-        call("get_version", Wire(failure), client_token=SECRET, client_patience=0)
+        call("get_version", Wire(failure), client_token=SECRET, client_retry_timeout=0)
 
     assert SECRET not in "".join(traceback.format_exception(caught.value))
     assert SECRET.encode() not in pickle.dumps(caught.value)
@@ -327,7 +327,7 @@ def test_token_that_no_header_can_hold(call: Call, token: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises((RayJobsError, ValueError)) as caught:
-            call("get_version", None, address=address, client_token=token, client_patience=0)
+            call("get_version", None, address=address, client_token=token, client_retry_timeout=0)
 
     assert SECRET not in "".join(traceback.format_exception(caught.value))
     assert SECRET not in repr(vars(caught.value)) + repr(caught.value.args)
@@ -337,13 +337,13 @@ def test_log_that_is_cut(call: Call) -> None:
     """A log that breaks off is a failure of the connection, and the next read goes on exactly there."""
     text = "".join(f"line {number}\n" for number in range(20_000)).encode()
     cut = httpx.Response(200, stream=Cut(text[:20_000], text[20_000:150_001]))
-    wire, log, shown = Wire(cut, httpx.Response(200, content=text)), LogText(), []
+    wire, log, shown = Wire(cut, httpx.Response(200, content=text)), LogCursor(), []
     step = ReadLog(endpoints.get_log_file("a", "node"), log)
 
     def engine() -> Any:
         try:
             yield step
-        except RayJobsConnectionError as error:
+        except RayApiConnectionError as error:
             caught = error
         before = len(shown)
         yield step
@@ -360,8 +360,8 @@ def test_log_that_is_cut(call: Call) -> None:
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
-        pytest.param(httpx.Response(401, text="Unauthorized"), RayJobsNotAuthorizedError, id="error"),
-        pytest.param(httpx.Response(200, html="<html>log in"), RayJobsAddressError, id="login page"),
+        pytest.param(httpx.Response(401, text="Unauthorized"), RayApiAuthError, id="error"),
+        pytest.param(httpx.Response(200, html="<html>log in"), RayApiAddressError, id="login page"),
     ],
 )
 def test_log_that_there_is_not(call: Call, answer: httpx.Response, error: type[Exception]) -> None:
@@ -369,7 +369,7 @@ def test_log_that_there_is_not(call: Call, answer: httpx.Response, error: type[E
     shown: list[str] = []
 
     def engine() -> Any:
-        yield ReadLog(endpoints.get_log_file("a", "node"), LogText())
+        yield ReadLog(endpoints.get_log_file("a", "node"), LogCursor())
 
     with pytest.raises(error, match="read the log of job a"):
         call("run", Wire(answer), engine(), shown.append)
@@ -409,7 +409,7 @@ def test_following_ends(call: Call) -> None:
     """Following ends where the job is unknown, or the cluster out of reach for too long."""
     with pytest.raises(RayJobNotFoundError, match="Job nobody-1 does not exist"):
         call("follow_job", Wire(sample("unknown_job.404.txt")), "nobody-1")
-    with pytest.raises(RayJobsUnreachableError, match="unreachable_timeout is 0 s"):
+    with pytest.raises(RayApiUnreachableError, match="unreachable_timeout is 0 s"):
         call("follow_job", Wire(httpx.ConnectError("refused")), "a", unreachable_timeout=0)
     wire = Wire(sample("unknown_job.404.txt"), sample("job_succeeded.json"))
     assert call("follow_job", wire, "a", poll_interval=0.01, missing_timeout=60).status == "SUCCEEDED"
@@ -436,7 +436,7 @@ def test_engines_are_closed(call: Call) -> None:
 
     def engine() -> Any:
         try:
-            yield Show("one")
+            yield EmitRecord("one")
         finally:
             closed.append(True)
 
@@ -453,7 +453,7 @@ def test_records_that_nobody_reads(call: Call) -> None:
 
     def engine() -> Any:
         before = yield Sleep(0)
-        assert (yield Show("one")) is None
+        assert (yield EmitRecord("one")) is None
         after = yield Sleep(0.001)
         return after - before
 
@@ -474,7 +474,7 @@ def test_one_request(call: Call) -> None:
     """A request can be sent once, without an engine and its patience."""
     wire = Wire(httpx.Response(503))
 
-    with pytest.raises(RayJobsUnavailableError):
+    with pytest.raises(RayApiUnavailableError):
         call("send", wire, endpoints.submit_job(JobSubmission("a", "true")))
     assert wire.requests[0].extensions["timeout"]["read"] == endpoints.SUBMIT_TIMEOUT
     assert wire.requests[0].extensions["timeout"]["connect"] <= 10
@@ -526,7 +526,7 @@ def test_text_of_old_heads(call: Call) -> None:
     """The text of a log is read out of its JSON while it arrives; one that breaks off, or is none, is an error."""
 
     def read(answer: httpx.Response) -> list[str]:
-        log, shown = LogText(), []
+        log, shown = LogCursor(), []
 
         def engine() -> Any:
             yield ReadLog(endpoints.get_log_text("a"), log)
@@ -535,9 +535,9 @@ def test_text_of_old_heads(call: Call) -> None:
         return shown
 
     assert read(httpx.Response(200, json={"logs": "one\n zwei ü\n"})) == ["one\n zwei ü"]
-    with pytest.raises(RayJobsAddressError, match="not what the Ray Jobs API says"):
+    with pytest.raises(RayApiAddressError, match="not what the Ray Jobs API says"):
         read(httpx.Response(200, content=b'{"logs": "one\\n'))
-    with pytest.raises(RayJobsAddressError, match="does not begin with a text named logs"):
+    with pytest.raises(RayApiAddressError, match="does not begin with a text named logs"):
         read(httpx.Response(200, json={"something": "else", "that": "has nothing to do with it"}))
 
 
@@ -548,8 +548,8 @@ def test_saving_a_log(call: Call, tmp_path: Path) -> None:
     path.write_text("before")
     found = (sample("job_running.json"), sample("version.json"))
 
-    with pytest.raises(RayJobsNotAuthorizedError):
-        call("save_job_logs", Wire(*found, httpx.Response(401)), "a", path, client_patience=0)
+    with pytest.raises(RayApiAuthError):
+        call("save_job_logs", Wire(*found, httpx.Response(401)), "a", path, client_retry_timeout=0)
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("job.log", "before")]
 
     wire = Wire(*found, httpx.Response(200, stream=Cut(data[:5000])), httpx.Response(200, content=data))

@@ -9,16 +9,16 @@ import httpx
 import pytest
 
 from airflow_provider_rayjobs.exceptions import (
-    RayJobsAddressError,
-    RayJobsConnectionError,
-    RayJobsNotAuthorizedError,
-    RayJobsTLSError,
+    RayApiAddressError,
+    RayApiAuthError,
+    RayApiConnectionError,
+    RayApiTLSError,
 )
 from airflow_provider_rayjobs.jobs import RayJobsClient, endpoints
 from airflow_provider_rayjobs.jobs.access import Access
 from airflow_provider_rayjobs.jobs.diagnosis import diagnose_answer, diagnose_failure
-from airflow_provider_rayjobs.jobs.endpoints import Answer
-from airflow_provider_rayjobs.jobs.steps import may_repeat
+from airflow_provider_rayjobs.jobs.requests import Answer
+from airflow_provider_rayjobs.jobs.steps import may_retry
 
 RAY_401, RAY_403 = "Unauthorized: Missing authentication token", "Forbidden: Invalid authentication token"
 TOKEN = {"token": "t"}
@@ -36,93 +36,93 @@ def answer(code: int, text: str = "", access: dict[str, Any] | None = None, **he
 @pytest.mark.parametrize(
     ("given", "kind", "said"),
     [
-        pytest.param(answer(401, RAY_401), RayJobsNotAuthorizedError, "Ray wants one. It is the password", id="none"),
+        pytest.param(answer(401, RAY_401), RayApiAuthError, "Ray wants one. It is the password", id="none"),
         pytest.param(
             answer(401, RAY_401, TOKEN),
-            RayJobsNotAuthorizedError,
+            RayApiAuthError,
             "token_header to X-Ray-Authorization",
             id="lost",
         ),
         pytest.param(
             answer(401, RAY_401, TOKEN | LOGIN),
-            RayJobsNotAuthorizedError,
+            RayApiAuthError,
             "token_header to Authorization",
             id="the other taken out",
         ),
-        pytest.param(answer(403, RAY_403, TOKEN), RayJobsNotAuthorizedError, "is wrong, of another", id="wrong"),
+        pytest.param(answer(403, RAY_403, TOKEN), RayApiAuthError, "is wrong, of another", id="wrong"),
         pytest.param(
             answer(403, RAY_403, LOGIN),
-            RayJobsNotAuthorizedError,
+            RayApiAuthError,
             "has to take its own Authorization out",
             id="stray",
         ),
         pytest.param(
             answer(403, RAY_403, TOKEN | LOGIN),
-            RayJobsNotAuthorizedError,
+            RayApiAuthError,
             "Ray does not read X-Ray-Authorization",
             id="hidden",
         ),
         pytest.param(
             answer(401, "<html>", **BASIC),
-            RayJobsNotAuthorizedError,
+            RayApiAuthError,
             "a proxy before it (nginx/1.22.1): it wants basic authentication for 'the ingress'",
             id="basic wanted",
         ),
         pytest.param(
             answer(401, "<html>", LOGIN, **BASIC),
-            RayJobsNotAuthorizedError,
+            RayApiAuthError,
             "does not accept the connection's login and password for 'the ingress'",
             id="basic refused",
         ),
         pytest.param(
             answer(401, "no", TOKEN, www_authenticate="Bearer"),
-            RayJobsNotAuthorizedError,
+            RayApiAuthError,
             "it wants a login (Bearer), and a token in Authorization was sent",
             id="another kind",
         ),
-        pytest.param(answer(403, "<html>"), RayJobsNotAuthorizedError, "who shows no credentials", id="proxy's 403"),
-        pytest.param(answer(407), RayJobsNotAuthorizedError, "wants a user and a password", id="forward proxy"),
+        pytest.param(answer(403, "<html>"), RayApiAuthError, "who shows no credentials", id="proxy's 403"),
+        pytest.param(answer(407), RayApiAuthError, "wants a user and a password", id="forward proxy"),
         pytest.param(
             answer(200, "<html><title>\n Sign in &amp; go</title>"),
-            RayJobsAddressError,
+            RayApiAddressError,
             "titled 'Sign in & go'",
             id="page",
         ),
         pytest.param(
             answer(302, location=SEE),
-            RayJobsAddressError,
+            RayApiAddressError,
             "leads to https://sso.example.com, as to a login",
             id="login",
         ),
         pytest.param(
             answer(301, location="https://ray.example.com/"),
-            RayJobsAddressError,
+            RayApiAddressError,
             "It leads to https://ray.example.com: give that",
             id="to https",
         ),
-        pytest.param(answer(302, location="/login?a=b"), RayJobsAddressError, "It leads to /login here", id="here"),
-        pytest.param(answer(302, location="//["), RayJobsAddressError, "to no address", id="nowhere"),
+        pytest.param(answer(302, location="/login?a=b"), RayApiAddressError, "It leads to /login here", id="here"),
+        pytest.param(answer(302, location="//["), RayApiAddressError, "to no address", id="nowhere"),
         pytest.param(
             answer(400, "<title>400 The plain HTTP request was sent to HTTPS port</title>"),
-            RayJobsAddressError,
+            RayApiAddressError,
             "the connection's schema is https",
             id="TLS wanted by nginx",
         ),
         pytest.param(
             answer(400, "Client sent an HTTP request to an HTTPS server."),
-            RayJobsAddressError,
+            RayApiAddressError,
             "the connection's schema is https",
             id="TLS wanted by Go",
         ),
         pytest.param(
             answer(400, "<title>400 No required SSL certificate was sent</title>"),
-            RayJobsNotAuthorizedError,
+            RayApiAuthError,
             "wants a client's certificate: give client_cert",
             id="no certificate",
         ),
         pytest.param(
             answer(400, "<title>400 The SSL certificate error</title>"),
-            RayJobsNotAuthorizedError,
+            RayApiAuthError,
             "does not accept our client certificate",
             id="wrong certificate",
         ),
@@ -130,7 +130,7 @@ def answer(code: int, text: str = "", access: dict[str, Any] | None = None, **he
 )
 def test_each_refusal_has_words_of_its_own(given: Answer, kind: type[Exception], said: str):
     """Who refuses, and what to do about it, is in the message; no part of an address that may hold a secret is."""
-    error = endpoints.error_of(endpoints.get_version(), given)
+    error = endpoints.error_for_answer(endpoints.get_version(), given)
 
     assert type(error) is kind
     assert said in str(error)
@@ -159,12 +159,12 @@ def test_what_a_transport_says_becomes_advice(error: Exception, said: str):
     """A proxy is named without its password."""
     kind, advice = diagnose_failure(error, "http://ray:8265", Access(proxy="http://me:m4rked@proxy:3128"))
 
-    assert kind is RayJobsConnectionError
+    assert kind is RayApiConnectionError
     assert said in advice
     assert "m4rked" not in advice
 
 
-@pytest.mark.parametrize("handled", [ssl.SSLCertVerificationError("another's"), RayJobsTLSError("another's")])
+@pytest.mark.parametrize("handled", [ssl.SSLCertVerificationError("another's"), RayApiTLSError("another's")])
 def test_what_the_caller_was_handling_is_no_cause(handled: Exception):
     """A port that refuses is that also where it is asked while an error about a certificate is handled."""
 
@@ -172,13 +172,13 @@ def test_what_the_caller_was_handling_is_no_cause(handled: Exception):
         try:
             raise handled
         except Exception:  # noqa: BLE001
-            with RayJobsClient("http://127.0.0.1:9", patience=0) as client:
+            with RayJobsClient("http://127.0.0.1:9", retry_timeout=0) as client:
                 client.get_version()
 
-    with pytest.raises(RayJobsConnectionError, match="Check that the Ray head runs") as caught:
+    with pytest.raises(RayApiConnectionError, match="Check that the Ray head runs") as caught:
         ask()
 
-    assert type(caught.value) is RayJobsConnectionError
+    assert type(caught.value) is RayApiConnectionError
 
 
 def test_an_error_about_a_certificate_that_openssl_did_not_make_is_one():
@@ -188,7 +188,7 @@ def test_an_error_about_a_certificate_that_openssl_did_not_make_is_one():
 
     kind, advice = diagnose_failure(error, "https://ray:8265", Access())
 
-    assert kind is RayJobsTLSError
+    assert kind is RayApiTLSError
     assert "is not believed: " in advice
 
 
@@ -204,11 +204,11 @@ def test_a_tls_connection_that_breaks_is_an_outage_like_others(kind: type[ssl.SS
         raise error
 
     with (
-        RayJobsClient("https://ray:8265", transport=httpx.MockTransport(cut), patience=0) as client,
-        pytest.raises(RayJobsConnectionError) as caught,
+        RayJobsClient("https://ray:8265", transport=httpx.MockTransport(cut), retry_timeout=0) as client,
+        pytest.raises(RayApiConnectionError) as caught,
     ):
         client.get_version()
 
-    assert type(caught.value) is RayJobsConnectionError
+    assert type(caught.value) is RayApiConnectionError
     assert caught.value.sent is True
-    assert may_repeat(endpoints.get_version(), caught.value)
+    assert may_retry(endpoints.get_version(), caught.value)

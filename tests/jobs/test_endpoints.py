@@ -10,18 +10,19 @@ from typing import Any
 import pytest
 
 from airflow_provider_rayjobs.exceptions import (
+    RayApiAddressError,
+    RayApiAuthError,
+    RayApiRejectedError,
+    RayApiResponseError,
+    RayApiUnavailableError,
     RayJobExistsError,
-    RayJobNotEndedError,
     RayJobNotFoundError,
-    RayJobsAddressError,
-    RayJobsNotAuthorizedError,
-    RayJobsRefusedError,
-    RayJobsResponseError,
-    RayJobsUnavailableError,
+    RayJobNotTerminalError,
 )
 from airflow_provider_rayjobs.jobs import JobSubmission, RayVersion, endpoints
-from airflow_provider_rayjobs.jobs.endpoints import Answer, Request, error_of, read_answer
+from airflow_provider_rayjobs.jobs.endpoints import error_for_answer, parse_answer
 from airflow_provider_rayjobs.jobs.logs.json_text import JsonText
+from airflow_provider_rayjobs.jobs.requests import Answer, Request
 
 SAMPLES = Path(__file__).parents[1] / "samples" / "2.60.0"
 ADDRESS = "http://ray-head:8265"
@@ -35,7 +36,7 @@ def sample(name: str) -> Answer:
 
 
 @pytest.mark.parametrize(
-    ("request_", "method", "path", "body", "repeatable"),
+    ("request_", "method", "path", "body", "idempotent"),
     [
         pytest.param(endpoints.get_version(), "GET", "/api/version", None, True, id="version"),
         pytest.param(
@@ -56,10 +57,10 @@ def sample(name: str) -> Answer:
         pytest.param(endpoints.get_cluster_status(), "GET", "/api/cluster_status", None, True, id="cluster"),
     ],
 )
-def test_requests(request_: Request[Any], method: str, path: str, body: Any, repeatable: bool) -> None:
+def test_requests(request_: Request[Any], method: str, path: str, body: Any, idempotent: bool) -> None:
     """Each request says what Ray wants to hear, with ids quoted and nothing in the body that was not set."""
     assert (request_.method, request_.path, request_.params, request_.body) == (method, path, None, body)
-    assert request_.repeatable is repeatable
+    assert request_.idempotent is idempotent
     assert 0 < request_.timeout <= endpoints.SUBMIT_TIMEOUT
 
 
@@ -67,7 +68,7 @@ def test_log_file_request() -> None:
     """A log file is asked for whole, by its name and node, never by the id that makes the head search."""
     request = endpoints.get_log_file("a", "node")
 
-    assert (request.method, request.path, request.body, request.repeatable) == ("GET", "/api/v0/logs/file", None, True)
+    assert (request.method, request.path, request.body, request.idempotent) == ("GET", "/api/v0/logs/file", None, True)
     assert request.params == {"node_id": "node", "filename": "job-driver-a.log", "lines": "-1", "timeout": "3600"}
     assert endpoints.get_log_file("a", "node", 10).params["lines"] == "10"
 
@@ -112,13 +113,13 @@ def test_submission_may_take_long() -> None:
 )
 def test_answers(request_: Request[Any], name: str, expected: Any) -> None:
     """Each recorded answer is read as what was asked for."""
-    assert read_answer(request_, sample(name)) == expected
+    assert parse_answer(request_, sample(name)) == expected
 
 
 def test_jobs_as_answers() -> None:
     """A job and the list of jobs are read as details, interactive jobs included, and a log as its text."""
-    assert read_answer(endpoints.get_job("a"), sample("job_failed.json")).driver_exit_code == 3
-    jobs = read_answer(endpoints.list_jobs(), sample("jobs_list.json"))
+    assert parse_answer(endpoints.get_job("a"), sample("job_failed.json")).driver_exit_code == 3
+    jobs = parse_answer(endpoints.list_jobs(), sample("jobs_list.json"))
     assert [job.type for job in jobs] == ["SUBMISSION"] * 4 + ["DRIVER"]
     assert {job.name for job in jobs} >= {"sample-failed", "sample-stopped", "03000000"}
     log = JsonText().decode(sample("job_logs.json").content).decode()
@@ -130,8 +131,8 @@ def test_answers_of_older_heads() -> None:
     version = Answer(200, b'{"version": "4", "ray_version": "2.9.3"}', ADDRESS)
     submitted = Answer(200, b'{"job_id": "a"}', ADDRESS)
 
-    assert read_answer(endpoints.get_version(), version) == RayVersion("4", "2.9.3", None)
-    assert read_answer(endpoints.submit_job(JobSubmission("a", "true")), submitted) == "a"
+    assert parse_answer(endpoints.get_version(), version) == RayVersion("4", "2.9.3", None)
+    assert parse_answer(endpoints.submit_job(JobSubmission("a", "true")), submitted) == "a"
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ def test_answers_of_older_heads() -> None:
         ),
         pytest.param(
             sample("delete_running.500.txt"),
-            RayJobNotEndedError,
+            RayJobNotTerminalError,
             "RuntimeError: Attempted to delete job 'sample-stopped', but it is in a non-terminal state RUNNING",
             id="job has not ended",
         ),
@@ -153,44 +154,44 @@ def test_answers_of_older_heads() -> None:
             sample("unknown_job.404.txt"), RayJobNotFoundError, "Job nobody-1 does not exist", id="unknown job"
         ),
         pytest.param(
-            sample("stop_driver.400.txt"), RayJobsRefusedError, "Can only stop submission type jobs", id="stop a driver"
+            sample("stop_driver.400.txt"), RayApiRejectedError, "Can only stop submission type jobs", id="stop a driver"
         ),
         pytest.param(
             sample("logs_driver.400.txt"),
-            RayJobsRefusedError,
+            RayApiRejectedError,
             "Can only get logs of submission type jobs",
             id="log of a driver",
         ),
         pytest.param(
             sample("unknown_field.400.txt"),
-            RayJobsRefusedError,
+            RayApiRejectedError,
             "TypeError: JobSubmitRequest.__init__() got an unexpected keyword argument 'colour'",
             id="unknown field",
         ),
-        pytest.param(sample("no_such_path.404.txt"), RayJobsAddressError, "404: Not Found", id="not Ray's path"),
+        pytest.param(sample("no_such_path.404.txt"), RayApiAddressError, "404: Not Found", id="not Ray's path"),
         pytest.param(
-            sample("no_log_file.500.txt"), RayJobsResponseError, "A file is not found at: /opt/ray", id="no log file"
+            sample("no_log_file.500.txt"), RayApiResponseError, "A file is not found at: /opt/ray", id="no log file"
         ),
         pytest.param(
             Answer(500, b"No available agent to submit job, please try again later.", ADDRESS),
-            RayJobsUnavailableError,
+            RayApiUnavailableError,
             "No available agent",
             id="no agent yet",
         ),
-        pytest.param(Answer(401, b"Unauthorized", ADDRESS), RayJobsNotAuthorizedError, "Unauthorized", id="no token"),
-        pytest.param(Answer(403, b"Forbidden", ADDRESS), RayJobsNotAuthorizedError, "Forbidden", id="wrong token"),
-        pytest.param(Answer(405, b"no", ADDRESS), RayJobsAddressError, "no", id="method not allowed"),
-        pytest.param(Answer(418, b"short and stout", ADDRESS), RayJobsResponseError, "short", id="a teapot"),
-        *(pytest.param(Answer(code, b"busy", ADDRESS), RayJobsUnavailableError, "busy", id=f"{code}")
+        pytest.param(Answer(401, b"Unauthorized", ADDRESS), RayApiAuthError, "Unauthorized", id="no token"),
+        pytest.param(Answer(403, b"Forbidden", ADDRESS), RayApiAuthError, "Forbidden", id="wrong token"),
+        pytest.param(Answer(405, b"no", ADDRESS), RayApiAddressError, "no", id="method not allowed"),
+        pytest.param(Answer(418, b"short and stout", ADDRESS), RayApiResponseError, "short", id="a teapot"),
+        *(pytest.param(Answer(code, b"busy", ADDRESS), RayApiUnavailableError, "busy", id=f"{code}")
           for code in (429, 502, 503, 504)),
-        *(pytest.param(Answer(code, b"moved", ADDRESS), RayJobsAddressError, "moved", id=f"{code}")
+        *(pytest.param(Answer(code, b"moved", ADDRESS), RayApiAddressError, "moved", id=f"{code}")
           for code in (301, 302, 303, 307, 308)),
     ],
 )  # fmt: skip
-def test_errors(answer: Answer, kind: type[RayJobsResponseError], gist: str) -> None:
+def test_errors(answer: Answer, kind: type[RayApiResponseError], gist: str) -> None:
     """An answer other than 200 becomes the error that Ray's words mean, and says what, where and which code."""
-    with pytest.raises(RayJobsResponseError) as caught:
-        read_answer(endpoints.get_job("nightly-1"), answer)
+    with pytest.raises(RayApiResponseError) as caught:
+        parse_answer(endpoints.get_job("nightly-1"), answer)
 
     assert type(caught.value) is kind
     assert caught.value.status_code == answer.status_code
@@ -205,16 +206,16 @@ def test_errors(answer: Answer, kind: type[RayJobsResponseError], gist: str) -> 
 @pytest.mark.parametrize("content", [LOGIN, b"", b" \n"], ids=["page", "nothing", "blank"])
 def test_pages_are_not_quoted(content: bytes) -> None:
     """Of an HTML page, and of an empty answer, no message quotes anything."""
-    error = error_of(endpoints.get_log_file("a", "node"), Answer(502, content, ADDRESS, "text/html"))
+    error = error_for_answer(endpoints.get_log_file("a", "node"), Answer(502, content, ADDRESS, "text/html"))
 
-    assert isinstance(error, RayJobsUnavailableError)
+    assert isinstance(error, RayApiUnavailableError)
     assert "sign in" not in str(error)
     assert "It said" not in str(error)
 
 
 def test_long_answers_are_cut() -> None:
     """Of a long answer a message quotes the beginning."""
-    error = error_of(endpoints.get_version(), Answer(418, b"x" * 5000 + b"\xff", ADDRESS))
+    error = error_for_answer(endpoints.get_version(), Answer(418, b"x" * 5000 + b"\xff", ADDRESS))
 
     assert str(error).endswith(f"{'x' * 500} ...")
     assert len(str(error)) < 1000
@@ -242,8 +243,8 @@ def test_long_answers_are_cut() -> None:
 )
 def test_answers_of_something_else(request_: Request[Any], content: bytes) -> None:
     """A 200 that is not what Ray's API says means that something else answers at this address."""
-    with pytest.raises(RayJobsAddressError, match="Check host, port, schema and base path") as caught:
-        read_answer(request_, Answer(200, content, ADDRESS, "text/html; charset=utf-8"))
+    with pytest.raises(RayApiAddressError, match="Check host, port, schema and base path") as caught:
+        parse_answer(request_, Answer(200, content, ADDRESS, "text/html; charset=utf-8"))
 
     assert caught.value.status_code == 200
     assert "the answer is text/html, not" in str(caught.value)
@@ -252,8 +253,8 @@ def test_answers_of_something_else(request_: Request[Any], content: bytes) -> No
 
 def test_answer_of_no_type() -> None:
     """An answer that does not even state its type is described as such."""
-    with pytest.raises(RayJobsAddressError, match="the answer is of no stated type"):
-        read_answer(endpoints.get_version(), Answer(200, b"?", ADDRESS))
+    with pytest.raises(RayApiAddressError, match="the answer is of no stated type"):
+        parse_answer(endpoints.get_version(), Answer(200, b"?", ADDRESS))
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in SAMPLES.glob("*.json")))
@@ -267,7 +268,7 @@ def test_samples_are_json(name: str) -> None:
 
 def test_cluster_status() -> None:
     """The autoscaler's report is read as what the cluster has, and what of it is in use."""
-    cluster = read_answer(endpoints.get_cluster_status(), sample("cluster_status.json"))
+    cluster = parse_answer(endpoints.get_cluster_status(), sample("cluster_status.json"))
 
     assert [(node["CPU"], node["special_chip"]) for node in cluster.nodes] == [(4, 2)]
     assert (cluster.used["CPU"], cluster.used["special_chip"]) == (2, 1)
@@ -276,10 +277,10 @@ def test_cluster_status() -> None:
 def test_a_job_is_stamped_with_the_time_of_its_answer() -> None:
     """A job knows when the head described it, by the head's clock, and so how old it was then."""
     answer = replace(sample("job_running.json"), time=0)
-    submitted = read_answer(endpoints.get_job("a"), answer).start_time
+    submitted = parse_answer(endpoints.get_job("a"), answer).start_time
     assert submitted is not None
 
-    details = read_answer(endpoints.get_job("a"), replace(answer, time=submitted + 7_500))
+    details = parse_answer(endpoints.get_job("a"), replace(answer, time=submitted + 7_500))
     assert details.seen_at == submitted + 7_500
     assert details.age == 7.5
     assert "seen_at" not in details.to_event()
@@ -289,7 +290,9 @@ def test_other_answers_have_no_stamp() -> None:
     """What says nothing about time is read the same whenever it was answered."""
     answer = sample("version.json")
 
-    assert read_answer(endpoints.get_version(), replace(answer, time=5)) == read_answer(endpoints.get_version(), answer)
+    assert parse_answer(endpoints.get_version(), replace(answer, time=5)) == parse_answer(
+        endpoints.get_version(), answer
+    )
 
 
 def test_nothing_that_is_sent_or_came_is_in_a_repr():

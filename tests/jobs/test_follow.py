@@ -12,30 +12,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_rayjobs.exceptions import (
+    RayApiAddressError,
+    RayApiAuthError,
+    RayApiConnectionError,
+    RayApiRejectedError,
+    RayApiResponseError,
+    RayApiUnavailableError,
+    RayApiUnreachableError,
     RayJobLostError,
     RayJobNotFoundError,
-    RayJobsAddressError,
-    RayJobsConnectionError,
     RayJobsError,
-    RayJobsNotAuthorizedError,
-    RayJobsRefusedError,
-    RayJobsResponseError,
-    RayJobsUnavailableError,
-    RayJobsUnreachableError,
     RayJobTimeoutError,
 )
 from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType, RayVersion
-from airflow_provider_rayjobs.jobs.follow import follow_job, look
+from airflow_provider_rayjobs.jobs.follow import follow_job, poll_job
 from airflow_provider_rayjobs.jobs.limits import Limits
+from airflow_provider_rayjobs.jobs.logs.cursor import NO_ENDING
 from airflow_provider_rayjobs.jobs.logs.download import get_job_logs
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
-from airflow_provider_rayjobs.jobs.logs.text import NO_LOG
-from airflow_provider_rayjobs.jobs.steps import Engine, Note, ReadLog, Send, Show, Sleep
+from airflow_provider_rayjobs.jobs.steps import EmitRecord, Engine, LogMessage, ReadLog, Send, Sleep
 
-LOST = RayJobsConnectionError("cut off")
-BUSY = RayJobsUnavailableError("busy", status_code=503)
+LOST = RayApiConnectionError("cut off")
+BUSY = RayApiUnavailableError("busy", status_code=503)
 GONE = RayJobNotFoundError("gone", status_code=404)
-NO_FILE = RayJobsResponseError("A file is not found", status_code=500)
+NO_FILE = RayApiResponseError("A file is not found", status_code=500)
 
 RUNNING = JobDetails(JobType.SUBMISSION, JobStatus.RUNNING, submission_id="a", driver_node_id="node")
 PENDING = replace(RUNNING, status=JobStatus.PENDING, driver_node_id=None)
@@ -62,7 +62,7 @@ class Cluster:
     clock: float = 1000.0
     asked: list[str] = field(default_factory=list)
     shown: list[str] = field(default_factory=list)
-    notes: list[Note] = field(default_factory=list)
+    notes: list[LogMessage] = field(default_factory=list)
     pauses: list[float] = field(default_factory=list)
     reads: list[float] = field(default_factory=list)
 
@@ -84,9 +84,9 @@ class Cluster:
                 self.clock += seconds
                 self.pauses += [seconds] if seconds else []
                 return self.clock
-            case Note():
+            case LogMessage():
                 return self.notes.append(step)
-            case Show(record):
+            case EmitRecord(record):
                 return self.shown.append(record)
             case Send(request):
                 self.asked.append(request.path)
@@ -178,7 +178,7 @@ def test_pauses(poll_interval: float, pauses: list[float]) -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [LOST, BUSY, NO_FILE, RayJobsNotAuthorizedError("token", status_code=401), RayJobsAddressError("a page")],
+    [LOST, BUSY, NO_FILE, RayApiAuthError("token", status_code=401), RayApiAddressError("a page")],
     ids=lambda error: type(error).__name__,
 )
 def test_outage(error: RayJobsError) -> None:
@@ -200,9 +200,7 @@ def test_unreachable(timeout: float) -> None:
     """A cluster out of reach for unreachable_timeout in a row ends the following, but not before."""
     cluster = Cluster(jobs=[RUNNING, LOST])
 
-    with pytest.raises(
-        RayJobsUnreachableError, match=rf"unreachable_timeout is {timeout} s.*It may still run.*cut off"
-    ):
+    with pytest.raises(RayApiUnreachableError, match=rf"unreachable_timeout is {timeout} s.*It may still run.*cut off"):
         cluster.drive(follow_job("a", unreachable_timeout=timeout))
 
     assert timeout <= cluster.clock - 1000.5 < timeout + 5
@@ -278,7 +276,7 @@ def test_interactive_job() -> None:
         pytest.param("2.9.3", TEXT, id="old"),
         pytest.param("3.0.0", FILE, id="next"),
         pytest.param("nightly", TEXT, id="unreadable"),
-        pytest.param(RayJobsAddressError("no version", status_code=404), TEXT, id="no version at all"),
+        pytest.param(RayApiAddressError("no version", status_code=404), TEXT, id="no version at all"),
     ],
 )
 def test_log_source(version: str | RayJobsError, source: str) -> None:
@@ -374,7 +372,7 @@ def test_log_of_an_ended_job_is_worth_waiting_for(error: RayJobsError) -> None:
         pytest.param([BUSY], [b""], [""], id="no version for ever"),
         pytest.param(["2.60.0"], [NO_FILE], [NO_FILE], id="neither file nor text"),
         pytest.param(["2.40.0"], [b""], [NO_FILE], id="no text"),
-        pytest.param([RayJobsNotAuthorizedError("token", status_code=403)], [b""], [""], id="not for us"),
+        pytest.param([RayApiAuthError("token", status_code=403)], [b""], [""], id="not for us"),
     ],
 )
 def test_log_that_cannot_be_read(version: Any, files: Any, texts: Any) -> None:
@@ -410,7 +408,7 @@ def test_text_after_a_part_of_the_file() -> None:
 
 def test_head_without_the_state_api() -> None:
     """Where there is no endpoint for the file, the text is shown from the next read on, while the job still runs."""
-    no_endpoint = RayJobsAddressError("no such path", status_code=404)
+    no_endpoint = RayApiAddressError("no such path", status_code=404)
     cluster = Cluster(jobs=[RUNNING, RUNNING, SUCCEEDED], files=[no_endpoint], texts=["one\n", "one\ntwo\n"])
 
     assert cluster.drive(follow_job("a", reader=LogReader())) is SUCCEEDED
@@ -420,7 +418,7 @@ def test_head_without_the_state_api() -> None:
 
 def test_page_in_mid_log() -> None:
     """Once a part of the file was shown, a proxy's page does not change the source: positions differ there."""
-    page = RayJobsAddressError("a page", status_code=404)
+    page = RayApiAddressError("a page", status_code=404)
     cluster = Cluster(jobs=[RUNNING, RUNNING, SUCCEEDED], files=[b"one\n", page, b"one\ntwo\n"])
 
     cluster.drive(follow_job("a", reader=LogReader()))
@@ -437,7 +435,7 @@ def test_file_that_is_lost() -> None:
     assert cluster.shown == ["one\ntwo"]
     assert "8 bytes were shown, the rest cannot be read" in cluster.warnings[0]
     assert TEXT not in cluster.asked
-    assert reader.log.ending == NO_LOG
+    assert reader.log.ending == NO_ENDING
 
 
 def test_file_that_is_lost_for_a_moment() -> None:
@@ -469,15 +467,15 @@ def test_look() -> None:
     cluster = Cluster(jobs=[RUNNING, RUNNING, SUCCEEDED], files=[b"one\n", b"one\ntwo\n"])
     reader = LogReader()
 
-    assert cluster.drive(look("a", None)) is RUNNING
+    assert cluster.drive(poll_job("a", None)) is RUNNING
     assert cluster.asked == [JOB]
-    cluster.drive(look("a", reader))
+    cluster.drive(poll_job("a", reader))
     assert cluster.shown == ["one"]
     reader.live = False
-    cluster.drive(look("a", reader))
+    cluster.drive(poll_job("a", reader))
     assert cluster.shown == ["one"]
     with pytest.raises(RayJobNotFoundError):
-        Cluster(jobs=[GONE]).drive(look("a", reader))
+        Cluster(jobs=[GONE]).drive(poll_job("a", reader))
 
 
 answers = st.sampled_from([PENDING, RUNNING, LOST, BUSY, replace(RUNNING, status=JobStatus("NEW"))])
@@ -537,22 +535,22 @@ def test_every_history_has_one_end(
 )
 def test_whole_log(cluster: Cluster, asked: list[str]) -> None:
     """A log is returned as one text from wherever it can be had; failures that may pass are borne."""
-    assert cluster.drive(get_job_logs("a", patience=30)) == "one\ntwo"
+    assert cluster.drive(get_job_logs("a", retry_timeout=30)) == "one\ntwo"
     assert cluster.asked == asked
 
 
 def test_whole_log_that_there_is_not() -> None:
     """Asked for the log of an interactive job, of an unknown one, or out of reach, the error says so."""
-    refused = RayJobsRefusedError("Can only get logs of submission type jobs", status_code=400)
+    refused = RayApiRejectedError("Can only get logs of submission type jobs", status_code=400)
     interactive = Cluster(jobs=[INTERACTIVE], texts=[refused])
 
-    with pytest.raises(RayJobsRefusedError):
-        interactive.drive(get_job_logs("02000000", patience=30))
+    with pytest.raises(RayApiRejectedError):
+        interactive.drive(get_job_logs("02000000", retry_timeout=30))
     assert VERSION not in interactive.asked
     with pytest.raises(RayJobNotFoundError):
-        Cluster(jobs=[GONE]).drive(get_job_logs("a", patience=30))
-    with pytest.raises(RayJobsConnectionError):
-        Cluster(files=[LOST]).drive(get_job_logs("a", patience=30))
+        Cluster(jobs=[GONE]).drive(get_job_logs("a", retry_timeout=30))
+    with pytest.raises(RayApiConnectionError):
+        Cluster(files=[LOST]).drive(get_job_logs("a", retry_timeout=30))
 
 
 @dataclass

@@ -35,9 +35,9 @@ def job(status: str, age: float | None = 60.0) -> JobDetails:
         pytest.param(Limits(job_timeout=60), job("PAUSED"), "job_timeout", id="a status of a newer Ray"),
         pytest.param(Limits(execution_timeout=60), job("RUNNING"), "execution_timeout", id="Airflow's own limit"),
         pytest.param(Limits(execution_timeout=60), job("PENDING"), "execution_timeout", id="Airflow's, waiting"),
-        pytest.param(Limits(is_answered=False), job("PENDING", 1200), "lost_answer", id="a record nobody starts"),
-        pytest.param(Limits(is_answered=False), job("PENDING", 1199), None, id="a record somebody may start"),
-        pytest.param(Limits(is_answered=False), job("RUNNING", 9e9), None, id="a record somebody started"),
+        pytest.param(Limits(is_confirmed=False), job("PENDING", 1200), "lost_answer", id="a record nobody starts"),
+        pytest.param(Limits(is_confirmed=False), job("PENDING", 1199), None, id="a record somebody may start"),
+        pytest.param(Limits(is_confirmed=False), job("RUNNING", 9e9), None, id="a record somebody started"),
         pytest.param(Limits(job_timeout=0), job("RUNNING", 0), "job_timeout", id="no time at all"),
         pytest.param(Limits(job_timeout=60, execution_timeout=30), job("RUNNING", 40), "execution_timeout", id="both"),
         pytest.param(NO_LIMITS, job("PENDING", 9e9), None, id="no limit, waiting"),
@@ -69,7 +69,7 @@ def test_limits(limits: Limits, details: JobDetails, limit: str | None) -> None:
             Limits(job_timeout=14 * 86400), job("RUNNING", 15 * 86400), "job_timeout is 1209600 s.", id="two weeks"
         ),
         pytest.param(
-            Limits(is_answered=False),
+            Limits(is_confirmed=False),
             job("PENDING", 1300),
             "the answer to its submission was lost, so it may be a record that nothing will ever start, and is given "
             "up after 1200 s.",
@@ -94,8 +94,8 @@ def test_words(limits: Limits, details: JobDetails, words: str) -> None:
         pytest.param(Limits(job_timeout=100, execution_timeout=90), job("RUNNING"), 30, id="the next of two"),
         pytest.param(Limits(pending_timeout=70, job_timeout=100), job("PENDING"), 10, id="waiting"),
         pytest.param(Limits(pending_timeout=70, job_timeout=100), job("RUNNING"), 40, id="no longer waiting"),
-        pytest.param(Limits(is_answered=False), job("PENDING"), UNANSWERED_TIMEOUT - 60, id="answer lost"),
-        pytest.param(Limits(is_answered=False), job("RUNNING"), math.inf, id="answer lost, and found"),
+        pytest.param(Limits(is_confirmed=False), job("PENDING"), UNANSWERED_TIMEOUT - 60, id="answer lost"),
+        pytest.param(Limits(is_confirmed=False), job("RUNNING"), math.inf, id="answer lost, and found"),
         pytest.param(Limits(job_timeout=50), job("RUNNING"), -10, id="over"),
         pytest.param(Limits(job_timeout=50), job("RUNNING", None), 50, id="unknown start"),
         pytest.param(NO_LIMITS, job("PENDING"), math.inf, id="none"),
@@ -106,7 +106,7 @@ def test_remaining(limits: Limits, details: JobDetails, seconds: float) -> None:
     assert limits.remaining(details) == seconds
 
 
-@pytest.mark.parametrize("limits", [NO_LIMITS, Limits(1.5, 2, 3, is_answered=False)], ids=["none", "all"])
+@pytest.mark.parametrize("limits", [NO_LIMITS, Limits(1.5, 2, 3, is_confirmed=False)], ids=["none", "all"])
 def test_limits_travel(limits: Limits) -> None:
     """Limits come out of a trigger's stored arguments as they went in, and a trigger without any has none."""
     assert Limits.from_json(json.loads(json.dumps(limits.to_json()))) == limits
@@ -118,7 +118,7 @@ GPU = {"CPU": 2.0, "GPU": 1.0, "memory": 16.0 * GIB, "special_chip": 2.0}
 
 
 @pytest.mark.parametrize(
-    ("demand", "cluster", "story"),
+    ("demand", "cluster", "summary"),
     [
         pytest.param(
             {"GPU": 2.0},
@@ -176,6 +176,6 @@ GPU = {"CPU": 2.0, "GPU": 1.0, "memory": 16.0 * GIB, "special_chip": 2.0}
         ),
     ],
 )
-def test_shortage(demand: dict[str, Any], cluster: ClusterResources | None, story: str) -> None:
+def test_shortage(demand: dict[str, Any], cluster: ClusterResources | None, summary: str) -> None:
     """A job that does not start is described by what it asks for, what the cluster has, and what is missing."""
-    assert describe_shortage(demand, cluster) == story
+    assert describe_shortage(demand, cluster) == summary

@@ -9,34 +9,34 @@ from typing import Any
 import pytest
 
 from airflow_provider_rayjobs.exceptions import (
+    RayApiAuthError,
+    RayApiConnectionError,
+    RayApiUnavailableError,
     RayJobNotFoundError,
-    RayJobsConnectionError,
     RayJobsError,
-    RayJobsNotAuthorizedError,
-    RayJobsUnavailableError,
 )
 from airflow_provider_rayjobs.jobs import endpoints
-from airflow_provider_rayjobs.jobs.logs.kept import KeptLog
+from airflow_provider_rayjobs.jobs.logs.buffer import LogBuffer
 from airflow_provider_rayjobs.jobs.steps import (
+    EmitRecord,
     Engine,
     Interrupted,
-    Note,
+    LogMessage,
     ReadLog,
     Send,
-    Show,
     Sleep,
     Step,
     interruptible,
-    may_repeat,
-    repeated,
+    may_retry,
     send,
     with_jitter,
+    with_retries,
 )
-from airflow_provider_rayjobs.jobs.submission import plan_submission
+from airflow_provider_rayjobs.jobs.submission import build_submission
 
-BUSY = RayJobsUnavailableError("busy", status_code=503)
-LOST = RayJobsConnectionError("cut off")
-UNSENT = RayJobsConnectionError("refused", sent=False)
+BUSY = RayApiUnavailableError("busy", status_code=503)
+LOST = RayApiConnectionError("cut off")
+UNSENT = RayApiConnectionError("refused", sent=False)
 
 
 @pytest.mark.parametrize(
@@ -46,25 +46,25 @@ UNSENT = RayJobsConnectionError("refused", sent=False)
         pytest.param(LOST, True, False, id="answer lost"),
         pytest.param(UNSENT, True, True, id="never sent"),
         pytest.param(RayJobNotFoundError("no", status_code=404), False, False, id="unknown job"),
-        pytest.param(RayJobsNotAuthorizedError("no", status_code=403), False, False, id="wrong token"),
+        pytest.param(RayApiAuthError("no", status_code=403), False, False, id="wrong token"),
         pytest.param(RayJobsError("no"), False, False, id="anything else"),
     ],
 )
 def test_may_repeat(error: RayJobsError, read: bool, delete: bool) -> None:
     """What may pass is asked again, but a deletion only when it never left this machine."""
-    assert may_repeat(endpoints.get_job("a"), error) is read
-    assert may_repeat(endpoints.get_log_file("a", "node"), error) is read
-    assert may_repeat(endpoints.delete_job("a"), error) is delete
+    assert may_retry(endpoints.get_job("a"), error) is read
+    assert may_retry(endpoints.get_log_file("a", "node"), error) is read
+    assert may_retry(endpoints.delete_job("a"), error) is delete
 
 
-@pytest.mark.parametrize("step", [Send(endpoints.get_job("a")), ReadLog(endpoints.get_log_file("a", "n"), KeptLog())])
+@pytest.mark.parametrize("step", [Send(endpoints.get_job("a")), ReadLog(endpoints.get_log_file("a", "n"), LogBuffer())])
 def test_repeated_by_hand(step: Send | ReadLog) -> None:
     """An engine takes its step, says a failure once, sleeps, takes it again, and says when it is over."""
-    engine = repeated(step, patience=10)
+    engine = with_retries(step, retry_timeout=10)
 
     assert next(engine) == step
     assert engine.throw(BUSY) == Sleep(0)
-    assert engine.send(101.0) == Note("busy Trying again for 10 s.", logging.WARNING)
+    assert engine.send(101.0) == LogMessage("busy Trying again for 10 s.", logging.WARNING)
     pause = next(engine)
     assert isinstance(pause, Sleep)
     assert 0.25 <= pause.seconds <= 0.5
@@ -79,8 +79,8 @@ def test_repeated_by_hand(step: Send | ReadLog) -> None:
     assert end.value.value == "answer"
 
 
-@pytest.mark.parametrize("patience", [0, 1, 30, 600])
-def test_patience(patience: float) -> None:
+@pytest.mark.parametrize("retry_timeout", [0, 1, 30, 600])
+def test_patience(retry_timeout: float) -> None:
     """Pauses grow from half a second to ten, and when another try would come too late the error is raised."""
     clock, pauses = 0.0, []
 
@@ -92,20 +92,20 @@ def test_patience(patience: float) -> None:
                 pauses.extend([step.seconds] if step.seconds else [])
                 step = engine.send(clock)
             else:
-                step = next(engine) if isinstance(step, Note) else engine.throw(BUSY)
+                step = next(engine) if isinstance(step, LogMessage) else engine.throw(BUSY)
 
-    engine = send(endpoints.get_job("a"), patience)
-    with pytest.raises(RayJobsUnavailableError) as caught:
+    engine = send(endpoints.get_job("a"), retry_timeout)
+    with pytest.raises(RayApiUnavailableError) as caught:
         drive(next(engine))
 
     assert caught.value is BUSY
-    assert patience - 10 <= clock <= patience
+    assert retry_timeout - 10 <= clock <= retry_timeout
     assert all(min(10, 0.5 * 2**n) / 2 <= pause <= min(10, 0.5 * 2**n) for n, pause in enumerate(pauses))
 
 
 def test_a_first_try_that_took_long_is_repeated() -> None:
     """Patience counts from the first failure: a time-out longer than all of it is followed by a second try."""
-    engine = send(endpoints.submit_job(plan_submission("true")), patience=30)
+    engine = send(endpoints.submit_job(build_submission("true")), retry_timeout=30)
     submission = next(engine)
     engine.throw(LOST)
     engine.send(120.0)
@@ -117,7 +117,7 @@ def test_a_first_try_that_took_long_is_repeated() -> None:
 
 def test_final_errors() -> None:
     """An error that will not pass is raised at once."""
-    engine = send(endpoints.get_job("a"), patience=10)
+    engine = send(endpoints.get_job("a"), retry_timeout=10)
     next(engine)
 
     with pytest.raises(RayJobNotFoundError):
@@ -133,11 +133,11 @@ def test_jitter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("failures", "was_repeated"), [pytest.param([], False, id="first try"), pytest.param([LOST], True, id="second try")]
+    ("failures", "was_retried"), [pytest.param([], False, id="first try"), pytest.param([LOST], True, id="second try")]
 )
-def test_final_errors_say_whether_the_request_was_repeated(failures: list[RayJobsError], was_repeated: bool) -> None:
+def test_final_errors_say_whether_the_request_was_repeated(failures: list[RayJobsError], was_retried: bool) -> None:
     """An error that will not pass says whether the same request was sent before and its answer lost."""
-    engine = send(endpoints.submit_job(plan_submission("true")), patience=10)
+    engine = send(endpoints.submit_job(build_submission("true")), retry_timeout=10)
     next(engine)
     for failure in failures:
         engine.throw(failure)
@@ -147,7 +147,7 @@ def test_final_errors_say_whether_the_request_was_repeated(failures: list[RayJob
 
     with pytest.raises(RayJobNotFoundError) as caught:
         engine.throw(RayJobNotFoundError("no", status_code=404))
-    assert caught.value.was_repeated is was_repeated
+    assert caught.value.was_retried is was_retried
 
 
 JOB = Send(endpoints.get_job("a"))
@@ -191,7 +191,7 @@ def drive(engine: Engine[Any], do: Callable[[Step], Any]) -> tuple[Any, list[Ste
 
 def test_interruptible_that_nobody_interrupts() -> None:
     """Without an interruption the steps, their answers, their errors and the result are the engine's own."""
-    steps: list[Step] = [JOB, Note("a note"), Show("a line"), JOB, JOB]
+    steps: list[Step] = [JOB, LogMessage("a note"), EmitRecord("a line"), JOB, JOB]
     answers = ["one", None, None, BUSY, "two"]
     script = iter(answers)
 
@@ -203,7 +203,7 @@ def test_interruptible_that_nobody_interrupts() -> None:
 
 def test_interruptible_raises_what_the_engine_raises() -> None:
     """An error that the engine does not bear is raised, and is no interruption."""
-    engine = interruptible(send(endpoints.get_job("a"), patience=0), Mark())
+    engine = interruptible(send(endpoints.get_job("a"), retry_timeout=0), Mark())
     next(engine)
 
     with pytest.raises(RayJobNotFoundError):

@@ -8,25 +8,25 @@ from typing import Any
 import pytest
 
 from airflow_provider_rayjobs.exceptions import (
+    RayApiAuthError,
+    RayApiConnectionError,
+    RayApiRejectedError,
+    RayApiUnavailableError,
     RayJobNotFoundError,
-    RayJobsConnectionError,
     RayJobsError,
-    RayJobsNotAuthorizedError,
-    RayJobsRefusedError,
-    RayJobsUnavailableError,
 )
 from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType
-from airflow_provider_rayjobs.jobs.endpoints import READ_TIMEOUT
+from airflow_provider_rayjobs.jobs.requests import READ_TIMEOUT
 from airflow_provider_rayjobs.jobs.steps import Engine, Send, Sleep
-from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, Stopped, delete_for_good, stop_until_over
+from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, StopResult, delete_ended_job, stop_and_wait
 from airflow_provider_rayjobs.jobs.submission import NONCE
 
 RUNNING = JobDetails(JobType.SUBMISSION, JobStatus.RUNNING, submission_id="a", metadata={NONCE: "ours"})
 PENDING = replace(RUNNING, status=JobStatus.PENDING)
 ENDED = [replace(RUNNING, status=status) for status in (JobStatus.STOPPED, JobStatus.SUCCEEDED, JobStatus.FAILED)]
 STOPPED = ENDED[0]
-LOST = RayJobsConnectionError("cut off")
-BUSY = RayJobsUnavailableError("busy", status_code=503)
+LOST = RayApiConnectionError("cut off")
+BUSY = RayApiUnavailableError("busy", status_code=503)
 GONE = RayJobNotFoundError("gone", status_code=404)
 GET, STOP = "GET /api/jobs/a", "POST /api/jobs/a/stop"
 
@@ -42,7 +42,7 @@ class Cluster:
     timeouts: list[float] = field(default_factory=list)
     pauses: list[float] = field(default_factory=list)
 
-    def drive(self, engine: Engine[Stopped]) -> Stopped:
+    def drive(self, engine: Engine[StopResult]) -> StopResult:
         step: Any = next(engine)
         try:
             while True:
@@ -65,7 +65,7 @@ class Cluster:
 
 def test_by_hand() -> None:
     """A stop asks for the time, looks at the job, asks for its end, and looks again until it is over."""
-    engine = stop_until_over("a")
+    engine = stop_and_wait("a")
 
     assert next(engine) == Sleep(0)
     looked = engine.send(0.0)
@@ -78,7 +78,7 @@ def test_by_hand() -> None:
     assert engine.send(0.6).request.method == "GET"
     with pytest.raises(StopIteration) as end:
         engine.send(STOPPED)
-    assert end.value.value == Stopped(True, "Job a is over: STOPPED.", STOPPED)
+    assert end.value.value == StopResult(True, "Job a is over: STOPPED.", STOPPED)
 
 
 @pytest.mark.parametrize("ended", ENDED, ids=lambda ended: ended.status)
@@ -86,7 +86,7 @@ def test_a_job_that_has_ended(ended: JobDetails) -> None:
     """A job that has ended is looked at once, and nothing is asked of it."""
     cluster = Cluster([ended])
 
-    assert cluster.drive(stop_until_over("a")) == Stopped(True, f"Job a is over: {ended.status}.", ended)
+    assert cluster.drive(stop_and_wait("a")) == StopResult(True, f"Job a is over: {ended.status}.", ended)
     assert cluster.asked == [GET]
 
 
@@ -94,7 +94,7 @@ def test_asked_again_and_again() -> None:
     """A stop is repeated, with pauses that grow to 3 s, until Ray says that the job is over."""
     cluster = Cluster([*[RUNNING, True] * 6, STOPPED])
 
-    assert cluster.drive(stop_until_over("a")).is_over
+    assert cluster.drive(stop_and_wait("a")).has_ended
     assert cluster.asked == [GET, STOP] * 6 + [GET]
     assert cluster.pauses == [0.5, 1, 2, 3, 3, 3]
 
@@ -103,8 +103,8 @@ def test_pending() -> None:
     """A PENDING job that took the stop counts as stopped: Ray ends it when it starts."""
     cluster = Cluster([PENDING, True, PENDING])
 
-    stopped = cluster.drive(stop_until_over("a"))
-    assert stopped == Stopped(True, "Job a has not started; Ray ends it when it does.", PENDING)
+    stopped = cluster.drive(stop_and_wait("a"))
+    assert stopped == StopResult(True, "Job a has not started; Ray ends it when it does.", PENDING)
     assert cluster.asked == [GET, STOP, GET]
 
 
@@ -112,7 +112,7 @@ def test_pending_that_does_not_listen() -> None:
     """A PENDING job that no stop reaches yet is asked again, and only then counts as stopped."""
     cluster = Cluster([PENDING, False, PENDING, LOST, PENDING, True, PENDING])
 
-    assert cluster.drive(stop_until_over("a")).is_over
+    assert cluster.drive(stop_and_wait("a")).has_ended
     assert cluster.asked == [GET, STOP] * 3 + [GET]
 
 
@@ -120,16 +120,16 @@ def test_pending_that_started() -> None:
     """A PENDING job that took the stop and started all the same is stopped as a running one."""
     cluster = Cluster([PENDING, True, RUNNING, True, STOPPED])
 
-    assert cluster.drive(stop_until_over("a")).details is STOPPED
+    assert cluster.drive(stop_and_wait("a")).details is STOPPED
     assert cluster.asked == [GET, STOP, GET, STOP, GET]
 
 
 @pytest.mark.parametrize("answers", [[GONE], [RUNNING, GONE], [RUNNING, True, GONE]], ids=["at once", "stop", "later"])
 def test_unknown_job(answers: list[Any]) -> None:
     """Of a job that the cluster does not know, or not any more, there is nothing to stop."""
-    stopped = Cluster(answers).drive(stop_until_over("a"))
+    stopped = Cluster(answers).drive(stop_and_wait("a"))
 
-    assert stopped == Stopped(True, "The cluster does not know job a; there is nothing to stop.")
+    assert stopped == StopResult(True, "The cluster does not know job a; there is nothing to stop.")
 
 
 @pytest.mark.parametrize("metadata", [{}, {NONCE: "theirs"}], ids=["no nonce", "another nonce"])
@@ -139,36 +139,36 @@ def test_a_job_of_somebody_else(status: JobStatus, metadata: dict[str, str]) -> 
     theirs = replace(RUNNING, status=status, metadata=metadata)
     cluster = Cluster([theirs])
 
-    stopped = cluster.drive(stop_until_over("a", nonce="ours"))
-    assert stopped == Stopped(True, "Job a is not ours, as its metadata says; it is left alone.", theirs)
+    stopped = cluster.drive(stop_and_wait("a", nonce="ours"))
+    assert stopped == StopResult(True, "Job a is not ours, as its metadata says; it is left alone.", theirs)
     assert cluster.asked == [GET]
 
 
 @pytest.mark.parametrize("nonce", ["ours", None])
 def test_a_job_of_ours(nonce: str | None) -> None:
     """A job with our nonce is stopped, and without a nonce to compare any job is."""
-    assert Cluster([RUNNING, True, STOPPED]).drive(stop_until_over("a", nonce=nonce)).details is STOPPED
+    assert Cluster([RUNNING, True, STOPPED]).drive(stop_and_wait("a", nonce=nonce)).details is STOPPED
 
 
 @pytest.mark.parametrize(
-    "answers", [[RayJobsRefusedError("DRIVER")], [RUNNING, RayJobsRefusedError("DRIVER")]], ids=["get", "stop"]
+    "answers", [[RayApiRejectedError("DRIVER")], [RUNNING, RayApiRejectedError("DRIVER")]], ids=["get", "stop"]
 )
 def test_refusals_are_raised(answers: list[Any]) -> None:
     """What Ray stops for nobody is an error at once."""
-    with pytest.raises(RayJobsRefusedError, match="DRIVER"):
-        Cluster(answers).drive(stop_until_over("a"))
+    with pytest.raises(RayApiRejectedError, match="DRIVER"):
+        Cluster(answers).drive(stop_and_wait("a"))
 
 
-@pytest.mark.parametrize("error", [LOST, BUSY, RayJobsNotAuthorizedError("token"), RayJobsError("odd")], ids=repr)
+@pytest.mark.parametrize("error", [LOST, BUSY, RayApiAuthError("token"), RayJobsError("odd")], ids=repr)
 def test_failures_are_borne(error: RayJobsError) -> None:
     """Failures of any other kind are borne: the stop goes on when they are over."""
     cluster = Cluster([error, error, RUNNING, error, error, RUNNING, True, STOPPED])
 
-    assert cluster.drive(stop_until_over("a")) == Stopped(True, "Job a is over: STOPPED.", STOPPED)
+    assert cluster.drive(stop_and_wait("a")) == StopResult(True, "Job a is over: STOPPED.", STOPPED)
 
 
 @pytest.mark.parametrize(
-    ("answers", "timeout", "story", "details"),
+    ("answers", "timeout", "summary", "details"),
     [
         pytest.param(
             [RUNNING, True], 30, "within 30 s: it was RUNNING when it was seen last. It may", RUNNING, id="deaf"
@@ -193,14 +193,14 @@ def test_failures_are_borne(error: RayJobsError) -> None:
         ),
     ],
 )
-def test_not_confirmed(answers: list[Any], timeout: float, story: str, details: JobDetails | None) -> None:
+def test_not_confirmed(answers: list[Any], timeout: float, summary: str, details: JobDetails | None) -> None:
     """What could not be confirmed in time is told, with what was seen last, and the job may run on."""
     cluster = Cluster(answers)
 
-    stopped = cluster.drive(stop_until_over("a", timeout))
-    assert not stopped.is_over
-    assert f"The end of job a could not be confirmed {story}" in stopped.story
-    assert stopped.story.endswith("It may run on: look for it on the cluster.")
+    stopped = cluster.drive(stop_and_wait("a", timeout))
+    assert not stopped.has_ended
+    assert f"The end of job a could not be confirmed {summary}" in stopped.summary
+    assert stopped.summary.endswith("It may run on: look for it on the cluster.")
     assert stopped.details is details
     assert timeout - 3 <= cluster.clock - 1000 <= timeout
 
@@ -209,7 +209,7 @@ def test_no_time_at_all() -> None:
     """With a timeout of 0 the job is asked once, in requests that may take a second."""
     cluster = Cluster([RUNNING, True])
 
-    assert not cluster.drive(stop_until_over("a", 0)).is_over
+    assert not cluster.drive(stop_and_wait("a", 0)).has_ended
     assert (cluster.asked, cluster.timeouts, cluster.pauses) == ([GET, STOP], [1, 1], [])
 
 
@@ -218,9 +218,9 @@ def test_requests_keep_to_the_time() -> None:
     cluster = Cluster([LOST], takes=99)
     many = Cluster([LOST], takes=4)
 
-    assert not cluster.drive(stop_until_over("a", 10)).is_over
+    assert not cluster.drive(stop_and_wait("a", 10)).has_ended
     assert cluster.timeouts == [10]
-    assert not many.drive(stop_until_over("a", 10)).is_over
+    assert not many.drive(stop_and_wait("a", 10)).has_ended
     assert many.timeouts == [10, 5.5, 1]
     assert max(many.timeouts) <= READ_TIMEOUT
     assert STOP_TIMEOUT == 30
@@ -230,7 +230,7 @@ def test_a_slow_head_does_not_double_the_time() -> None:
     """A look that takes most of the time leaves the rest, or a second, for the stop: the whole keeps to the timeout."""
     cluster = Cluster([RUNNING, LOST], takes=28)
 
-    assert not cluster.drive(stop_until_over("a", 30)).is_over
+    assert not cluster.drive(stop_and_wait("a", 30)).has_ended
     assert cluster.asked[:2] == [GET, STOP]
     assert cluster.clock - 1000 <= 31
 
@@ -240,7 +240,7 @@ def test_a_slow_head_does_not_double_the_time() -> None:
 )
 def test_a_job_that_has_just_ended_is_deleted_a_little_later(seen_at: int | None, rest: float | None) -> None:
     """Ray still writes to the record of a job for some seconds after its end; deleted before, it would come back."""
-    engine = delete_for_good("a", patience=0)
+    engine = delete_ended_job("a", retry_timeout=0)
     next(engine)
     step = engine.send(replace(STOPPED, end_time=1_000_000, seen_at=seen_at))
     if rest is not None:

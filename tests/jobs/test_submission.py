@@ -14,23 +14,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_rayjobs.exceptions import (
+    RayApiConnectionError,
+    RayApiRejectedError,
+    RayApiUnavailableError,
+    RayApiUnreachableError,
     RayJobExistsError,
     RayJobNotFoundError,
-    RayJobsConnectionError,
     RayJobsError,
-    RayJobsRefusedError,
-    RayJobsUnavailableError,
-    RayJobsUnreachableError,
 )
 from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType, RayVersion
-from airflow_provider_rayjobs.jobs.steps import Engine, Note, Send, Sleep
+from airflow_provider_rayjobs.jobs.steps import Engine, LogMessage, Send, Sleep
 from airflow_provider_rayjobs.jobs.submission import (
     NONCE,
     RUNTIME_ENV_KEYS,
-    Submitted,
+    SubmitResult,
+    build_submission,
     get_session,
     new_nonce,
-    plan_submission,
     submit_job,
 )
 
@@ -42,7 +42,7 @@ arguments = st.lists(
 
 def test_submission_of_everything() -> None:
     """A submission holds what was asked for, under Ray's names and as Ray's types."""
-    submission = plan_submission(
+    submission = build_submission(
         ["python", "main.py", "--day", "2026 01"],
         submission_id="nightly-1",
         runtime_env={"pip": ["emoji"], "env_vars": {"A": "b"}},
@@ -74,8 +74,8 @@ def test_submission_of_everything() -> None:
 def test_submission_of_a_command() -> None:
     """A command is taken as it is, and a submission that says no more gets an id and a nonce of its own."""
     one, other = (
-        plan_submission("echo $HOME | cat"),
-        plan_submission("echo $HOME | cat", submission_id=None, metadata=None),
+        build_submission("echo $HOME | cat"),
+        build_submission("echo $HOME | cat", submission_id=None, metadata=None),
     )
 
     assert one.entrypoint == "echo $HOME | cat"
@@ -87,26 +87,26 @@ def test_submission_of_a_command() -> None:
 def test_nonce_is_not_given() -> None:
     """A nonce that was copied from another job's metadata is refused: it would make that job pass for this one."""
     with pytest.raises(ValueError, match="metadata must not hold submission_nonce"):
-        plan_submission("true", metadata={NONCE: "copied"})
+        build_submission("true", metadata={NONCE: "copied"})
 
 
 def test_unknown_options() -> None:
     """An option that a submission does not have is refused by its name, as of any function."""
     with pytest.raises(TypeError, match="a submission has no colour, shape"):
-        plan_submission("true", shape=1, colour="red")
+        build_submission("true", shape=1, colour="red")
 
 
 @given(arguments)
 def test_quoting(given_arguments: list[str]) -> None:
     """Arguments given as a list are read by a shell as exactly those arguments."""
-    assert shlex.split(plan_submission(given_arguments).entrypoint) == given_arguments
+    assert shlex.split(build_submission(given_arguments).entrypoint) == given_arguments
 
 
 @settings(max_examples=25, deadline=None)
 @given(arguments)
 def test_quoting_in_a_shell(given_arguments: list[str]) -> None:
     """No argument given as a list breaks out of its place, whatever it holds."""
-    command = plan_submission(["printf", "%s\\0", *given_arguments]).entrypoint
+    command = build_submission(["printf", "%s\\0", *given_arguments]).entrypoint
 
     shown = subprocess.run(["/bin/sh", "-c", command], capture_output=True, check=True).stdout
     assert shown == b"".join(argument.encode() + b"\0" for argument in given_arguments)
@@ -119,7 +119,7 @@ def test_quoting_in_a_shell(given_arguments: list[str]) -> None:
 )
 def test_submission_ids(submission_id: str) -> None:
     """Ids of up to 200 letters, digits, dots, dashes and underscores are taken as they are."""
-    assert plan_submission("true", submission_id=submission_id).submission_id == submission_id
+    assert build_submission("true", submission_id=submission_id).submission_id == submission_id
 
 
 WRONG: list[Any] = [
@@ -166,7 +166,7 @@ WRONG: list[Any] = [
 def test_refusals(entrypoint: Any, options: dict[str, Any], message: str) -> None:
     """What can never work is refused before anything is sent, by the field's name."""
     with pytest.raises(ValueError, match=f"^{message}"):
-        plan_submission(entrypoint, **options)
+        build_submission(entrypoint, **options)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_refusals(entrypoint: Any, options: dict[str, Any], message: str) -> Non
 def test_wrong_runtime_envs(runtime_env: Any, message: str) -> None:
     """A runtime environment that Ray would ignore in part, or look for on its own disk, is refused."""
     with pytest.raises(ValueError, match=rf"^runtime_env.*{message}"):
-        plan_submission("true", runtime_env=runtime_env)
+        build_submission("true", runtime_env=runtime_env)
 
 
 @pytest.mark.parametrize(
@@ -222,12 +222,12 @@ def test_wrong_runtime_envs(runtime_env: Any, message: str) -> None:
 )
 def test_right_runtime_envs(runtime_env: dict[str, Any]) -> None:
     """A runtime environment that the cluster can read is sent as it is."""
-    assert plan_submission("true", runtime_env=runtime_env).runtime_env == runtime_env
+    assert build_submission("true", runtime_env=runtime_env).runtime_env == runtime_env
 
 
 def test_empty_is_not_given() -> None:
     """An empty runtime environment, and empty metadata, are as good as none."""
-    submission = plan_submission("true", runtime_env={}, metadata={}, submission_id="")
+    submission = build_submission("true", runtime_env={}, metadata={}, submission_id="")
 
     assert submission.runtime_env is None
     assert submission.metadata.keys() == {NONCE}
@@ -251,7 +251,7 @@ def labelled(body: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("entrypoint", "options", "over"),
+    ("entrypoint", "options", "record_success"),
     [
         pytest.param("x" * ARGUMENT, {}, None, id="the longest command"),
         pytest.param("x" * (ARGUMENT + 1), {}, "entrypoint has 131072 bytes", id="a longer command"),
@@ -262,13 +262,13 @@ def labelled(body: int) -> dict[str, Any]:
         pytest.param("true", labelled(1024 * 1024 + 1), "the submission has 1048577 bytes", id="a larger request"),
     ],
 )
-def test_sizes(entrypoint: str, options: dict[str, Any], over: str | None) -> None:
+def test_sizes(entrypoint: str, options: dict[str, Any], record_success: str | None) -> None:
     """What is too large for Linux, or for Ray, is refused from the first byte too many."""
-    if over is None:
-        assert plan_submission(entrypoint, **options)
+    if record_success is None:
+        assert build_submission(entrypoint, **options)
     else:
-        with pytest.raises(ValueError, match=f"^{over}"):
-            plan_submission(entrypoint, **options)
+        with pytest.raises(ValueError, match=f"^{record_success}"):
+            build_submission(entrypoint, **options)
 
 
 @pytest.mark.parametrize(
@@ -285,13 +285,13 @@ def test_sizes(entrypoint: str, options: dict[str, Any], over: str | None) -> No
 def test_what_is_too_large_is_named(options: dict[str, Any], said: str) -> None:
     """The largest part of an environment that is too large is named, with what helps there."""
     with pytest.raises(ValueError, match=said):
-        plan_submission("true", **options)
+        build_submission("true", **options)
 
 
-SUBMISSION = replace(plan_submission("true", submission_id="mine"), metadata={NONCE: "ours"})
-LOST = RayJobsConnectionError("cut off")
+SUBMISSION = replace(build_submission("true", submission_id="mine"), metadata={NONCE: "ours"})
+LOST = RayApiConnectionError("cut off")
 TAKEN = RayJobExistsError("taken", status_code=500)
-BUSY = RayJobsUnavailableError("busy", status_code=503)
+BUSY = RayApiUnavailableError("busy", status_code=503)
 
 
 def existing(**metadata: str) -> JobDetails:
@@ -309,7 +309,7 @@ def drive(engine: Engine[Any], *answers: Any) -> tuple[Any, list[str]]:
                 clock += step.seconds
                 step = engine.send(clock)
                 continue
-            if isinstance(step, Note):
+            if isinstance(step, LogMessage):
                 step = next(engine)
                 continue
             assert isinstance(step, Send)
@@ -335,16 +335,16 @@ def test_a_job_that_runs_other_code_is_told(runs: dict[str, Any], warnings: int)
     engine = submit_job(submission, 0)
     next(engine)
     engine.throw(TAKEN)
-    notes: list[Note] = []
+    notes: list[LogMessage] = []
     try:
         step = engine.send(replace(existing(submission_nonce="ours"), runtime_env=runs))
         while True:
-            assert isinstance(step, Note)
+            assert isinstance(step, LogMessage)
             notes.append(step)
             step = next(engine)
     except StopIteration as end:
         submitted = end.value
-    assert submitted == Submitted("mine", is_answered=False)
+    assert submitted == SubmitResult("mine", is_confirmed=False)
     assert len(notes) == warnings
     for note in notes:
         assert note.level == logging.WARNING
@@ -355,7 +355,7 @@ POST, GET = "POST /api/jobs/", "GET /api/jobs/mine"
 
 
 @pytest.mark.parametrize(
-    ("answers", "requests", "is_answered"),
+    ("answers", "requests", "is_confirmed"),
     [
         pytest.param(["mine"], [POST], True, id="accepted"),
         pytest.param([LOST, "mine"], [POST, POST], True, id="lost on the way there"),
@@ -374,9 +374,9 @@ POST, GET = "POST /api/jobs/", "GET /api/jobs/mine"
         pytest.param([BUSY, BUSY, "mine"], [POST, POST, POST], True, id="busy for a while"),
     ],
 )
-def test_exactly_one_job(answers: list[Any], requests: list[str], is_answered: bool) -> None:
+def test_exactly_one_job(answers: list[Any], requests: list[str], is_confirmed: bool) -> None:
     """Whatever happens to the answers, one job comes of a submission, and it is known whether one was seen."""
-    assert drive(submit_job(SUBMISSION, 60), *answers) == (Submitted("mine", is_answered), requests)
+    assert drive(submit_job(SUBMISSION, 60), *answers) == (SubmitResult("mine", is_confirmed), requests)
 
 
 @pytest.mark.parametrize(
@@ -384,7 +384,7 @@ def test_exactly_one_job(answers: list[Any], requests: list[str], is_answered: b
     [
         pytest.param([TAKEN, existing(submission_nonce="theirs")], RayJobExistsError, id="somebody else's"),
         pytest.param([LOST, TAKEN, existing()], RayJobExistsError, id="somebody's without a nonce"),
-        pytest.param([RayJobsRefusedError("no", status_code=400)], RayJobsRefusedError, id="refused"),
+        pytest.param([RayApiRejectedError("no", status_code=400)], RayApiRejectedError, id="refused"),
         pytest.param(
             [TAKEN, RayJobNotFoundError("gone", status_code=404)], RayJobNotFoundError, id="deleted meanwhile"
         ),
@@ -397,49 +397,49 @@ def test_no_job_of_ours(answers: list[Any], error: type[RayJobsError]) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [BUSY, LOST, RayJobsConnectionError("refused", sent=False)], ids=["busy", "lost", "refused"]
+    "error", [BUSY, LOST, RayApiConnectionError("refused", sent=False)], ids=["busy", "lost", "refused"]
 )
 def test_patience_ends(error: RayJobsError) -> None:
     """A submission is repeated until the patience is over; the error then says that the job may exist."""
-    with pytest.raises(RayJobsUnreachableError, match="look for job mine on the cluster") as caught:
+    with pytest.raises(RayApiUnreachableError, match="look for job mine on the cluster") as caught:
         drive(submit_job(SUBMISSION, 30), *[error] * 100)
-    with pytest.raises(RayJobsUnreachableError):
+    with pytest.raises(RayApiUnreachableError):
         drive(submit_job(SUBMISSION, 0), error)
 
     assert caught.value.__cause__ is error
 
 
 @pytest.mark.parametrize(
-    ("failures", "error", "was_repeated"),
+    ("failures", "error", "was_retried"),
     [
-        pytest.param([], RayJobsRefusedError("no", status_code=400), False, id="refused at once"),
-        pytest.param([LOST], RayJobsRefusedError("no", status_code=400), True, id="refused after a lost answer"),
-        pytest.param([BUSY], RayJobsRefusedError("no", status_code=400), True, id="refused after a busy head"),
+        pytest.param([], RayApiRejectedError("no", status_code=400), False, id="refused at once"),
+        pytest.param([LOST], RayApiRejectedError("no", status_code=400), True, id="refused after a lost answer"),
+        pytest.param([BUSY], RayApiRejectedError("no", status_code=400), True, id="refused after a busy head"),
     ],
 )
 def test_refusals_after_a_lost_answer(
-    failures: list[RayJobsError], error: RayJobsRefusedError, was_repeated: bool
+    failures: list[RayJobsError], error: RayApiRejectedError, was_retried: bool
 ) -> None:
     """A refusal says whether the same submission was sent before, as a job may have come of that one."""
-    with pytest.raises(RayJobsRefusedError) as caught:
+    with pytest.raises(RayApiRejectedError) as caught:
         drive(submit_job(SUBMISSION, 60), *failures, error)
 
-    assert caught.value.was_repeated is was_repeated
+    assert caught.value.was_retried is was_retried
 
 
 def test_the_same_submission_again() -> None:
     """With the nonce of an earlier submission the same one is planned, and without it another."""
     nonce = new_nonce()
-    first, again = (plan_submission("true", submission_id="a", nonce=nonce) for _ in range(2))
+    first, again = (build_submission("true", submission_id="a", nonce=nonce) for _ in range(2))
 
     assert first == again
     assert first.metadata == {NONCE: nonce}
-    assert plan_submission("true", submission_id="a", metadata={"b": "c"}, nonce=nonce).metadata == {
+    assert build_submission("true", submission_id="a", metadata={"b": "c"}, nonce=nonce).metadata == {
         NONCE: nonce,
         "b": "c",
     }
     assert nonce != new_nonce()
-    assert plan_submission("true", nonce=None).metadata[NONCE]
+    assert build_submission("true", nonce=None).metadata[NONCE]
 
 
 VERSION = "GET /api/version"
@@ -461,7 +461,7 @@ def test_session(answers: list[Any], session: str | None) -> None:
 @pytest.mark.parametrize("error", [BUSY, LOST], ids=["busy", "lost"])
 def test_session_out_of_reach(error: RayJobsError) -> None:
     """A cluster that stays out of reach before a submission is an error, which says that nothing was submitted."""
-    with pytest.raises(RayJobsUnreachableError, match="tried for 30 s; job mine was not submitted") as caught:
+    with pytest.raises(RayApiUnreachableError, match="tried for 30 s; job mine was not submitted") as caught:
         drive(get_session("mine", 30), *[error] * 100)
 
     assert caught.value.sent is False

@@ -17,27 +17,27 @@ from certificates import Authority
 from nginx import Nginx, Server
 
 from airflow_provider_rayjobs.exceptions import (
-    RayJobsAddressError,
-    RayJobsConnectionError,
+    RayApiAddressError,
+    RayApiAuthError,
+    RayApiConnectionError,
+    RayApiTLSError,
     RayJobsError,
-    RayJobsNotAuthorizedError,
-    RayJobsTLSError,
 )
 from airflow_provider_rayjobs.jobs import Access, AsyncRayJobsClient, RayJobsClient, endpoints
-from airflow_provider_rayjobs.jobs.steps import may_repeat
+from airflow_provider_rayjobs.jobs.steps import may_retry
 
 VERSION = 'default_type application/json; return 200 \'{"version": "4", "ray_version": "2.60.0"}\';'
 SECRET = "m4rked-s3cret"
 
 
 def blocking(address: str, **access: Any) -> str:
-    with RayJobsClient(address, access=Access(**access), patience=0) as client:
+    with RayJobsClient(address, access=Access(**access), retry_timeout=0) as client:
         return client.get_version().ray_version
 
 
 def on_a_loop(address: str, **access: Any) -> str:
     async def ask() -> str:
-        async with AsyncRayJobsClient(address, access=Access(**access), patience=0) as client:
+        async with AsyncRayJobsClient(address, access=Access(**access), retry_timeout=0) as client:
             return (await client.get_version()).ray_version
 
     return asyncio.run(ask())
@@ -87,10 +87,10 @@ def listening(talk: Callable[[socket.socket], None]) -> Iterator[int]:
     """A server that talks to each connection as it is told, in a thread; yields its port."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.1)
-        is_over = threading.Event()
+        has_ended = threading.Event()
 
         def serve() -> None:
-            while not is_over.is_set():
+            while not has_ended.is_set():
                 try:
                     connection, _ = server.accept()
                 except TimeoutError:
@@ -104,7 +104,7 @@ def listening(talk: Callable[[socket.socket], None]) -> Iterator[int]:
         try:
             yield server.getsockname()[1]
         finally:
-            is_over.set()
+            has_ended.set()
             thread.join()
 
 
@@ -146,16 +146,16 @@ def test_a_certificate_that_is_not_believed_is_named(
     believed = {"company": str(authority.cert), "stranger": str(stranger.cert)}.get(verify, verify)
     address = servers[server].address.replace("http:", "https:")
 
-    error = refused(RayJobsTLSError, words, ask, address, verify=believed, token=SECRET)
+    error = refused(RayApiTLSError, words, ask, address, verify=believed, token=SECRET)
     assert error.sent is False
-    assert not may_repeat(endpoints.get_version(), error)
+    assert not may_retry(endpoints.get_version(), error)
 
 
 def test_tls_at_a_port_that_was_asked_without(ask, servers):
     """An http address of a TLS port is told which schema to use."""
     address = servers["good"].address.replace("https:", "http:")
 
-    refused(RayJobsAddressError, "This port speaks TLS: the connection's schema is https.", ask, address)
+    refused(RayApiAddressError, "This port speaks TLS: the connection's schema is https.", ask, address)
 
 
 @pytest.mark.parametrize("password", [None, "of the key"])
@@ -191,9 +191,9 @@ def test_a_client_certificate_that_is_missing_or_wrong_is_named(
     address, verify = servers["mtls"].address, str(authority.cert)
     pair = stranger.issue("foreign")
 
-    refused(RayJobsNotAuthorizedError, "wants a client's certificate: give client_cert", ask, address, verify=verify)
+    refused(RayApiAuthError, "wants a client's certificate: give client_cert", ask, address, verify=verify)
     refused(
-        RayJobsNotAuthorizedError, "does not accept our client certificate", ask, address, verify=verify,
+        RayApiAuthError, "does not accept our client certificate", ask, address, verify=verify,
         client_cert=str(pair.cert), client_key=str(pair.key),
     )  # fmt: skip
 
@@ -220,7 +220,7 @@ def test_a_server_that_ends_the_handshake_for_want_of_a_certificate(ask, authori
 
     with listening(talk) as port:
         refused(
-            RayJobsTLSError, "as one does that wants a client's certificate: give client_cert", ask,
+            RayApiTLSError, "as one does that wants a client's certificate: give client_cert", ask,
             f"https://127.0.0.1:{port}", verify=str(authority.cert),
         )  # fmt: skip
 
@@ -259,13 +259,13 @@ def test_a_key_that_does_not_fit_is_named_before_anything_is_sent(
 @pytest.mark.parametrize(
     ("server", "kind", "words"),
     [
-        ("basic", RayJobsNotAuthorizedError, "(nginx/"),
-        ("basic", RayJobsNotAuthorizedError, "it wants basic authentication for 'team a'"),
-        ("forbidden", RayJobsNotAuthorizedError, "It is not Ray that refuses, but a proxy before it"),
-        ("login page", RayJobsAddressError, "titled 'Sign in', as from a login"),
-        ("login elsewhere", RayJobsAddressError, "leads to https://sso.example.com, as to a login"),
-        ("to https", RayJobsAddressError, ": give that as the connection's address"),
-        ("something else", RayJobsAddressError, "This is not a Ray dashboard"),
+        ("basic", RayApiAuthError, "(nginx/"),
+        ("basic", RayApiAuthError, "it wants basic authentication for 'team a'"),
+        ("forbidden", RayApiAuthError, "It is not Ray that refuses, but a proxy before it"),
+        ("login page", RayApiAddressError, "titled 'Sign in', as from a login"),
+        ("login elsewhere", RayApiAddressError, "leads to https://sso.example.com, as to a login"),
+        ("to https", RayApiAddressError, ": give that as the connection's address"),
+        ("something else", RayApiAddressError, "This is not a Ray dashboard"),
     ],
 )
 def test_somebody_before_ray_is_told_from_ray(ask, servers, server: str, kind: type[RayJobsError], words: str):
@@ -279,7 +279,7 @@ def test_a_login_that_is_wrong_is_named(ask, servers):
 
     assert ask(address, login="me", password="right") == "2.60.0"
     refused(
-        RayJobsNotAuthorizedError, "does not accept the connection's login and password for 'team a'", ask, address,
+        RayApiAuthError, "does not accept the connection's login and password for 'team a'", ask, address,
         login="me", password=SECRET,
     )  # fmt: skip
 
@@ -292,9 +292,9 @@ def test_a_port_of_another_service_is_told(ask):
         connection.sendall(b"\x00\x00\x12\x04\x00\x00\x00\x00\x00")  # as gRPC begins
 
     with listening(talk) as port:
-        refused(RayJobsConnectionError, "not as a Ray dashboard does", ask, f"http://127.0.0.1:{port}")
-    refused(RayJobsConnectionError, "Check that the Ray head runs", ask, "http://127.0.0.1:9")
-    refused(RayJobsConnectionError, "This machine knows no such name", ask, "http://nobody.invalid:8265")
+        refused(RayApiConnectionError, "not as a Ray dashboard does", ask, f"http://127.0.0.1:{port}")
+    refused(RayApiConnectionError, "Check that the Ray head runs", ask, "http://127.0.0.1:9")
+    refused(RayApiConnectionError, "This machine knows no such name", ask, "http://nobody.invalid:8265")
 
 
 def test_a_proxy_is_used_and_named_without_its_password(ask, servers):
@@ -308,10 +308,10 @@ def test_a_proxy_is_used_and_named_without_its_password(ask, servers):
     with listening(serve) as port:
         proxy = f"http://me:{SECRET}@127.0.0.1:{port}"
         refused(
-            RayJobsNotAuthorizedError, "A proxy on the way wants a user and a password", ask,
+            RayApiAuthError, "A proxy on the way wants a user and a password", ask,
             "http://ray.example.com:8265", proxy=proxy,
         )  # fmt: skip
-        error = refused(RayJobsConnectionError, "does not let us through", ask, "https://ray.example.com", proxy=proxy)
+        error = refused(RayApiConnectionError, "does not let us through", ask, "https://ray.example.com", proxy=proxy)
 
     assert [head.split(b" ", 2)[:2] for head in heads] == [
         [b"GET", b"http://ray.example.com:8265/api/version"],

@@ -18,7 +18,7 @@ from marked import BY_AIRFLOW, BY_NAME, HEADER, PASSWORD, PROXY, QUIET, SECRETS,
 from nginx import Nginx, Server
 from packaging.version import Version
 
-from airflow_provider_rayjobs.exceptions import RayJobNotFoundError, RayJobsNotAuthorizedError
+from airflow_provider_rayjobs.exceptions import RayApiAuthError, RayJobNotFoundError
 from airflow_provider_rayjobs.hooks import RayJobsHook
 from airflow_provider_rayjobs.jobs import Access, AsyncRayJobsClient, RayJobsClient
 from sandbox.local_airflow import LocalAirflow
@@ -166,18 +166,18 @@ def test_rays_own_refusals_say_what_to_do(token_head: RayHead, kind: type):
 
     def ask(**access: Any) -> None:
         if kind is RayJobsClient:
-            with RayJobsClient(token_head.address, access=Access(**access), patience=0) as client:
+            with RayJobsClient(token_head.address, access=Access(**access), retry_timeout=0) as client:
                 client.get_version()
         else:
             asyncio.run(ask_on_a_loop(access))
 
     async def ask_on_a_loop(access: dict[str, Any]) -> None:
-        async with AsyncRayJobsClient(token_head.address, access=Access(**access), patience=0) as client:
+        async with AsyncRayJobsClient(token_head.address, access=Access(**access), retry_timeout=0) as client:
             await client.get_version()
 
-    with pytest.raises(RayJobsNotAuthorizedError, match="The token is missing: Ray wants one"):
+    with pytest.raises(RayApiAuthError, match="The token is missing: Ray wants one"):
         ask()
-    with pytest.raises(RayJobsNotAuthorizedError, match="The token is wrong, of another cluster") as caught:
+    with pytest.raises(RayApiAuthError, match="The token is wrong, of another cluster") as caught:
         ask(token=WRONG)
     assert WRONG not in str(caught.value)
     ask(token=TOKEN, token_header="X-Ray-Authorization")
@@ -333,7 +333,7 @@ def test_a_wrong_token_fails_a_task_at_once(airflow: LocalAirflow, run_id: str, 
     log = airflow.log_text("secured", run_id, f"not_let_in_{mode}")
 
     assert airflow.task_instance("secured", run_id, f"not_let_in_{mode}")["state"] == "failed"
-    assert "RayJobsNotAuthorizedError" in log
+    assert "RayApiAuthError" in log
     assert "The token is wrong, of another cluster, or not valid any more" in log
 
 

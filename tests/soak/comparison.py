@@ -50,7 +50,7 @@ def _ends(expected: str, place: int, record: str, has_bars: bool) -> set[int]:
     places = {place}
     *lines, last = record.split("\n")
     for line in lines:
-        places = {end for one in places for end, is_over in _after(expected, one, line) if is_over}
+        places = {end for one in places for end, has_ended in _after(expected, one, line) if has_ended}
     return {end for one in places for end, _ in _after(expected, one, last)}
 
 
@@ -121,7 +121,7 @@ def _last_good_line(expected: str, place: int, record: str) -> tuple[int, int]:
     """Return where the first line of a record that is not as it should be begins, in the log and in the record."""
     places, begun = {place}, 0
     for line in record.split("\n"):
-        after = {end for one in places for end, is_over in _after(expected, one, line) if is_over}
+        after = {end for one in places for end, has_ended in _after(expected, one, line) if has_ended}
         if not after:
             break
         places, begun = after, begun + len(line) + 1

@@ -7,12 +7,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from airflow_provider_rayjobs.exceptions import RayJobsResponseError
+from airflow_provider_rayjobs.exceptions import RayApiResponseError
 from airflow_provider_rayjobs.jobs import endpoints
-from airflow_provider_rayjobs.jobs.logs.kept import KeptLog
+from airflow_provider_rayjobs.jobs.logs.buffer import LogBuffer
 from airflow_provider_rayjobs.jobs.logs.reader import FILE, best_source
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobType
-from airflow_provider_rayjobs.jobs.steps import Engine, ReadLog, TakesLog, repeated, send
+from airflow_provider_rayjobs.jobs.steps import Engine, LogSink, ReadLog, send, with_retries
 
 
 class LogFile:
@@ -61,27 +61,27 @@ class LogFile:
             self._part.unlink()
 
 
-def get_job_logs(submission_id: str, patience: float) -> Engine[str]:
+def get_job_logs(submission_id: str, retry_timeout: float) -> Engine[str]:
     """Return a driver's log so far as one text; it is held in memory."""
-    log = KeptLog()
-    yield from _download(submission_id, log, patience)
+    log = LogBuffer()
+    yield from _download(submission_id, log, retry_timeout)
     return log.text
 
 
-def save_job_logs(submission_id: str, file: LogFile, patience: float) -> Engine[int]:
+def save_job_logs(submission_id: str, file: LogFile, retry_timeout: float) -> Engine[int]:
     """Write a driver's log so far to a file, and return how many bytes it has."""
-    yield from _download(submission_id, file, patience)
+    yield from _download(submission_id, file, retry_timeout)
     return file.size
 
 
-def _download(submission_id: str, log: TakesLog, patience: float) -> Engine[None]:
-    details: JobDetails = yield from send(endpoints.get_job(submission_id), patience)
-    if details.type == JobType.SUBMISSION and (yield from best_source(details, patience)) == FILE:
+def _download(submission_id: str, log: LogSink, retry_timeout: float) -> Engine[None]:
+    details: JobDetails = yield from send(endpoints.get_job(submission_id), retry_timeout)
+    if details.type == JobType.SUBMISSION and (yield from best_source(details, retry_timeout)) == FILE:
         try:
-            yield from repeated(
-                ReadLog(endpoints.get_log_file(details.name, str(details.driver_node_id)), log), patience
+            yield from with_retries(
+                ReadLog(endpoints.get_log_file(details.name, str(details.driver_node_id)), log), retry_timeout
             )
             return
-        except RayJobsResponseError:
+        except RayApiResponseError:
             pass  # no such file yet, or no state API: the text endpoint tells which
-    yield from repeated(ReadLog(endpoints.get_log_text(submission_id), log), patience)
+    yield from with_retries(ReadLog(endpoints.get_log_text(submission_id), log), retry_timeout)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
-from airflow_provider_rayjobs.jobs.logs.trickle import Turns
+from airflow_provider_rayjobs.jobs.logs.trickle import ReadPolicy
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class LogOptions:
         """Tell whether the log is shown while the job runs."""
         return self.fetch_logs == "live"
 
-    def reader(self, state: Mapping[str, Any] | None = None, *, turns: Turns | None = None) -> LogReader | None:
+    def reader(self, state: Mapping[str, Any] | None = None, *, turns: ReadPolicy | None = None) -> LogReader | None:
         """
         Return a reader of the job's log; ``None`` where there is nothing for it to show.
 
@@ -51,4 +51,4 @@ class LogOptions:
         return cls(**stored)
 
 
-NO_LOG = LogOptions(fetch_logs="never")
+LOGS_OFF = LogOptions(fetch_logs="never")

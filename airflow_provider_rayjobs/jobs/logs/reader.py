@@ -22,20 +22,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from airflow_provider_rayjobs.exceptions import (
-    RayJobsAddressError,
-    RayJobsConnectionError,
+    RayApiAddressError,
+    RayApiConnectionError,
+    RayApiResponseError,
+    RayApiUnavailableError,
     RayJobsError,
-    RayJobsResponseError,
-    RayJobsUnavailableError,
 )
 from airflow_provider_rayjobs.jobs import endpoints
-from airflow_provider_rayjobs.jobs.logs.excerpt import Excerpt
-from airflow_provider_rayjobs.jobs.logs.kept import KeptLog
+from airflow_provider_rayjobs.jobs.logs.buffer import LogBuffer
+from airflow_provider_rayjobs.jobs.logs.cursor import LogCursor
+from airflow_provider_rayjobs.jobs.logs.head_tail import HeadTail
 from airflow_provider_rayjobs.jobs.logs.splice import anchor_of, known_part, seems_unchanged
-from airflow_provider_rayjobs.jobs.logs.text import LogText
-from airflow_provider_rayjobs.jobs.logs.trickle import PIECE, Turns
+from airflow_provider_rayjobs.jobs.logs.trickle import PIECE, ReadPolicy
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobType
-from airflow_provider_rayjobs.jobs.steps import Engine, Note, ReadLog, Show, Sleep, send
+from airflow_provider_rayjobs.jobs.requests import LogRequest
+from airflow_provider_rayjobs.jobs.steps import EmitRecord, Engine, LogMessage, ReadLog, Sleep, send
 
 # The places that a log is read from, as a position of one is remembered.
 FILE = "file"
@@ -60,8 +61,8 @@ _FAILED_READ = 1.0
 _MANY_CUTS = 3
 # Seconds to go on asking for the log of a job that has ended: when no answer comes, and when it is an error. That is
 # mostly final (the node is gone), but a head that is being restarted also says so for a moment.
-PATIENCE = 60.0
-ERROR_PATIENCE = 5.0
+END_OUTAGE_TIMEOUT = 60.0
+END_ERROR_TIMEOUT = 5.0
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 10.0
 
@@ -71,7 +72,7 @@ class LogReader:
     Reads one job's log, again and again, so that every line is shown once.
 
     :param state: of another reader, to go on where it has stopped.
-    :param lines_limit: see :class:`.Excerpt`; no limit when not given.
+    :param lines_limit: see :class:`.HeadTail`; no limit when not given.
     :param live: whether the log is shown while the job runs, too.
     :param turns: of a trigger, which shows no more than they allow, and leaves the rest to a worker.
     """
@@ -82,7 +83,7 @@ class LogReader:
         *,
         lines_limit: int | None = None,
         live: bool = True,
-        turns: Turns | None = None,
+        turns: ReadPolicy | None = None,
     ) -> None:
         self.live = live
         self._lines_limit = lines_limit
@@ -94,9 +95,9 @@ class LogReader:
         self._next_whole = 0.0
         self._whole_rest = 0.0
         self._skips = self._skips_left = 0
-        self.go_to(state)
+        self.restore(state)
 
-    def go_to(self, state: Mapping[str, Any] | None) -> None:
+    def restore(self, state: Mapping[str, Any] | None) -> None:
         """
         Go on where another reader has stopped, before anything is read.
 
@@ -104,16 +105,16 @@ class LogReader:
         """
         known = state or {}
         self.log = (
-            LogText.from_state(state)
+            LogCursor.from_state(state)
             if self._turns is None
-            else LogText.from_state(state, record_bytes=PIECE, meter=self._turns.take)
+            else LogCursor.from_state(state, record_bytes=PIECE, meter=self._turns.take)
         )
         # where the log is read from, once that is decided; a position means nothing in another source
         self.source: str | None = known.get("source")
         self.said_no_log = bool(known.get("said_no_log"))
-        self.excerpt: Excerpt | None = None
+        self.excerpt: HeadTail | None = None
         if self._lines_limit is not None:
-            self.excerpt = Excerpt(self.log, self._lines_limit, live=self.live, shown=known.get("shown", 0))
+            self.excerpt = HeadTail(self.log, self._lines_limit, live=self.live, shown=known.get("shown", 0))
         # what was shown when the log was last known to be what it seemed
         self._proved: Mapping[str, Any] = known.get("proved", self.log.state)
         self._said = set(known.get("said", ()))
@@ -125,9 +126,9 @@ class LogReader:
         return LogReader(state, lines_limit=self._lines_limit, live=self.live, turns=self._turns)
 
     @property
-    def hands_over(self) -> bool:
+    def defers_to_worker(self) -> bool:
         """Tell whether there is something to show that this reader leaves to a worker, which is to come now."""
-        return self._turns is not None and self._turns.hands_over and self._cuts > 0
+        return self._turns is not None and self._turns.defers_to_worker and self._cuts > 0
 
     @property
     def state(self) -> dict[str, Any]:
@@ -150,7 +151,7 @@ class LogReader:
         if details.type == JobType.DRIVER:
             if not self.said_no_log:
                 self.said_no_log = True
-                yield Note(
+                yield LogMessage(
                     f"Job {details.name} was started interactively (type DRIVER): Ray's Jobs API has no log of it. "
                     "Its output goes to the terminal, or wherever its driver runs."
                 )
@@ -180,7 +181,7 @@ class LogReader:
         before = yield Sleep(0)
         if before < self._next_read or not (self._turns is None or self._turns.begin(before)):
             return
-        self.log.is_cut = False
+        self.log.is_throttled = False
         longest = _FAILED_READ
         try:
             yield from self._choose_source(details)
@@ -191,9 +192,9 @@ class LogReader:
                 yield from self._read_whole(details)
                 yield from self._say_late(details, poll_interval)
             longest = float("inf")
-        except RayJobsAddressError as error:
+        except RayApiAddressError as error:
             yield from self._fall_back(details, error)
-        except RayJobsUnavailableError as error:
+        except RayApiUnavailableError as error:
             yield from self._say_once(
                 "busy", f"The log of job {details.name} cannot be read for the moment; nothing of it is lost. {error}"
             )
@@ -203,9 +204,9 @@ class LogReader:
         self.rest = REST * min(after - before, longest)
         self._next_read = after + self.rest
         if self._turns is not None:
-            self._cuts = self._cuts + 1 if self.log.is_cut else 0
-            self._turns.end(after, is_cut=self.log.is_cut)
-            if self._cuts == _MANY_CUTS and not self._turns.hands_over:
+            self._cuts = self._cuts + 1 if self.log.is_throttled else 0
+            self._turns.end(after, is_throttled=self.log.is_throttled)
+            if self._cuts == _MANY_CUTS and not self._turns.defers_to_worker:
                 yield from self._say_once(
                     "trickle",
                     f"Job {details.name} prints more than a triggerer can show: its lines come in order here, but "
@@ -218,7 +219,7 @@ class LogReader:
         has_anchor = bool(anchor_of(self.log.recent, now_there))
         if now < self._next_whole and not has_anchor:
             return
-        end = KeptLog(2 * _END_BYTES)  # a line of any length may be among the last ones
+        end = LogBuffer(2 * _END_BYTES)  # a line of any length may be among the last ones
         average = len(self.log.recent) / max(self.log.recent.count(b"\n"), 1)
         lines = max(int(_END_BYTES / max(average, 1)), 1)
         yield ReadLog(endpoints.get_log_file(details.name, str(details.driver_node_id), lines), end)
@@ -242,7 +243,7 @@ class LogReader:
         yield from self._say_late(details, poll_interval)
 
     def _say_late(self, details: JobDetails, poll_interval: float) -> Engine[None]:
-        is_late = self.log.position >= LARGE and self._whole_rest > poll_interval and not self.log.is_cut
+        is_late = self.log.position >= LARGE and self._whole_rest > poll_interval and not self.log.is_throttled
         if is_late and not anchor_of(self.log.recent, details.seen_at or 0):
             yield from self._say_once(
                 "late",
@@ -256,9 +257,9 @@ class LogReader:
         sink = self._sink
         sink.begin(self.log.position)
         for record in sink.feed(data):
-            yield Show(record)
+            yield EmitRecord(record)
         for record in sink.flush():
-            yield Show(record)
+            yield EmitRecord(record)
 
     # -- when it has ended ----------------------------------------------------------------------------------------
 
@@ -276,20 +277,20 @@ class LogReader:
                 yield from self._finish(details)
                 return
             except RayJobsError as error:
-                is_refused = isinstance(error, RayJobsResponseError) and not isinstance(error, RayJobsUnavailableError)
+                is_refused = isinstance(error, RayApiResponseError) and not isinstance(error, RayApiUnavailableError)
                 if is_refused and (yield from self._fall_back(details, error)):
                     continue
                 now = yield Sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
                 if self.log.position > position:  # a read that was cut off, but brought something
                     since, pause = now, _FIRST_PAUSE
-                is_lost = isinstance(error, RayJobsConnectionError | RayJobsUnavailableError)
-                if now < since + (PATIENCE if is_lost else ERROR_PATIENCE):
+                is_lost = isinstance(error, RayApiConnectionError | RayApiUnavailableError)
+                if now < since + (END_OUTAGE_TIMEOUT if is_lost else END_ERROR_TIMEOUT):
                     continue
                 # such as a state API that answers too many others
-                if isinstance(error, RayJobsUnavailableError) and (yield from self._fall_back(details, error)):
+                if isinstance(error, RayApiUnavailableError) and (yield from self._fall_back(details, error)):
                     continue
-                yield Note(
+                yield LogMessage(
                     f"The log of job {details.name} is not complete here: {self.log.position} bytes were shown, the "
                     f"rest cannot be read. The file is {_place_of(details)}. {error}",
                     logging.WARNING,
@@ -298,7 +299,7 @@ class LogReader:
 
     def _finish(self, details: JobDetails) -> Engine[None]:
         if self.log.read_to < self.log.position:
-            yield Note(
+            yield LogMessage(
                 f"The log of job {details.name} has fewer bytes now than the {self.log.position} that were shown: "
                 "somebody cut or replaced it.",
                 logging.WARNING,
@@ -306,17 +307,17 @@ class LogReader:
         records = self.log.finish() if self.excerpt is None else self.excerpt.finish()
         for number, record in enumerate(records):
             if number == 0 and self.excerpt is not None and self.excerpt.left_out:
-                yield Note(
+                yield LogMessage(
                     f"{self.excerpt.left_out} lines of the log were left out here, as log_lines_limit is "
                     f"{self.excerpt.limit}; its last ones follow. The whole log is {_place_of(details)}, and "
                     "RayJobsHook.save_job_logs writes it to a file."
                 )
-            yield Show(record)
+            yield EmitRecord(record)
 
     # -- what both are made of ------------------------------------------------------------------------------------
 
     @property
-    def _sink(self) -> LogText | Excerpt:
+    def _sink(self) -> LogCursor | HeadTail:
         return self.log if self.excerpt is None else self.excerpt
 
     def _read_whole(self, details: JobDetails) -> Engine[None]:
@@ -330,21 +331,21 @@ class LogReader:
         self._whole_rest = REST * (after - before)
         self._next_whole = after + self._whole_rest
 
-    def _take_all(self, details: JobDetails, request: endpoints.LogRequest) -> Engine[None]:
+    def _take_all(self, details: JobDetails, request: LogRequest) -> Engine[None]:
         """Take all bytes of a read; if they are not those that were shown, show the log anew from where they were."""
         yield ReadLog(request, self._sink)
-        if not self.log.is_torn:
+        if not self.log.is_mismatch:
             self._proved = self.log.state
         else:
             since = self._proved if self._proved["position"] < self.log.position else None
-            yield Note(
+            yield LogMessage(
                 f"The log of job {details.name} does not begin with the {self.log.position} bytes that were shown of "
                 "it: somebody cut or replaced it, or its end was mistaken. It is shown again from byte "
                 f"{since['position'] if since else 0} on.",
                 logging.WARNING,
             )
-            self.log = self.log.anew(since)
-            self._proved = LogText().state
+            self.log = self.log.restarted(since)
+            self._proved = LogCursor().state
             if self.excerpt is not None:
                 self.excerpt.log = self.log
             yield from self._read_whole(details)
@@ -363,7 +364,7 @@ class LogReader:
         if self.source != FILE or self.log.position:
             return False
         self.source = TEXT
-        if isinstance(error, RayJobsAddressError | RayJobsUnavailableError):
+        if isinstance(error, RayApiAddressError | RayApiUnavailableError):
             yield from self._say_once(
                 "text", f"The log of job {details.name} is read as text, as the head does not give the file. {error}"
             )
@@ -372,16 +373,16 @@ class LogReader:
     def _say_once(self, what: str, message: str) -> Engine[None]:
         if what not in self._said:
             self._said.add(what)
-            yield Note(message)
+            yield LogMessage(message)
 
 
-def best_source(details: JobDetails, patience: float = 0.0) -> Engine[str]:
+def best_source(details: JobDetails, retry_timeout: float = 0.0) -> Engine[str]:
     """Choose where a log is read from: the file as it is, or its text where the head is too old for that."""
     if details.driver_node_id is None:
         return TEXT
     try:
-        version = yield from send(endpoints.get_version(), patience)
-    except RayJobsAddressError:
+        version = yield from send(endpoints.get_version(), retry_timeout)
+    except RayApiAddressError:
         return TEXT
     return FILE if version.release() >= FILE_ENDPOINT_SINCE else TEXT
 

@@ -28,11 +28,11 @@ _PATIENCE = 3.0
 _NEVER = float("inf")
 
 
-class Turns(Protocol):
+class ReadPolicy(Protocol):
     """When a reader may read, and how much of what it finds it may show."""
 
     @property
-    def hands_over(self) -> bool:
+    def defers_to_worker(self) -> bool:
         """Tell whether somebody with more room is to take the log over when there is something to show."""
 
     def begin(self, now: float) -> bool:
@@ -41,11 +41,11 @@ class Turns(Protocol):
     def take(self, record: bytes) -> bool:
         """Tell whether a record may be shown; if so, it counts as shown."""
 
-    def end(self, now: float, *, is_cut: bool) -> None:
+    def end(self, now: float, *, is_throttled: bool) -> None:
         """Take note that a read is over, and whether it had more to show than it was allowed."""
 
 
-class Trickle:
+class LogBudget:
     """
     What one pipe takes, and the jobs that share it.
 
@@ -58,13 +58,13 @@ class Trickle:
         self.burst = burst
         # how many bytes the pipe takes at once, as of the last look at the clock
         self.room = float(burst)
-        self.shares: set[Share] = set()
+        self.shares: set[BudgetShare] = set()
         self._looked_at = 0.0
 
     @contextmanager
-    def share(self) -> Iterator[Share]:
+    def share(self) -> Iterator[BudgetShare]:
         """Let one more job share the pipe."""
-        share = Share(self)
+        share = BudgetShare(self)
         self.shares.add(share)
         try:
             yield share
@@ -80,7 +80,7 @@ class Trickle:
         """Return how many jobs have more to show than they may."""
         return sum(share.is_hungry and share.is_asking(now) for share in self.shares)
 
-    def kept_free(self, share: Share, now: float) -> int:
+    def kept_free(self, share: BudgetShare, now: float) -> int:
         """Return the bytes that are kept free for jobs that have waited for room for longer, and by some seconds."""
         return sum(
             other.wanted
@@ -89,17 +89,17 @@ class Trickle:
         )
 
 
-class Share:
+class BudgetShare:
     """
-    One job's share of a :class:`Trickle`.
+    One job's share of a :class:`LogBudget`.
 
     After n bytes a job rests for as long as it takes all of its rivals to show n bytes each, and who found no room
     comes first: so all get the same, in whatever order they ask.
     """
 
-    hands_over = False
+    defers_to_worker = False
 
-    def __init__(self, trickle: Trickle) -> None:
+    def __init__(self, trickle: LogBudget) -> None:
         # since when it has found no room for what it has to show
         self.waiting_since = _NEVER
         # and how many bytes that are
@@ -120,7 +120,7 @@ class Share:
         return self._now >= now - _LONGEST_PAUSE
 
     def begin(self, now: float) -> bool:
-        """See :class:`Turns`."""
+        """See :class:`ReadPolicy`."""
         if self._awaits_bookmark or now < self._resting_until:
             return False
         self._now = now
@@ -129,7 +129,7 @@ class Share:
         return True
 
     def take(self, record: bytes) -> bool:
-        """See :class:`Turns`."""
+        """See :class:`ReadPolicy`."""
         if self._ask_bookmark is not None and not self._is_marked:
             self.await_bookmark()
             return False
@@ -148,9 +148,9 @@ class Share:
         self._shown += size
         return True
 
-    def end(self, now: float, *, is_cut: bool) -> None:
-        """See :class:`Turns`."""
-        self.is_hungry = is_cut
+    def end(self, now: float, *, is_throttled: bool) -> None:
+        """See :class:`ReadPolicy`."""
+        self.is_hungry = is_throttled
         self._resting_until = now + self._shown * max(self._trickle.rivals(now), 1) / self._trickle.rate
         if self._shown and self._ask_bookmark is not None:
             self.await_bookmark()
@@ -179,31 +179,31 @@ class Share:
         self._awaits_bookmark = False
 
 
-class Relay:
+class FlushTimer:
     """
     Turns of somebody who shows nothing, and tells after a while whether there is anything to show.
 
     :param interval: seconds from the first read on.
     """
 
-    hands_over = True
+    defers_to_worker = True
 
     def __init__(self, interval: float) -> None:
         self.interval = interval
         self._began: float | None = None
 
     def begin(self, now: float) -> bool:
-        """See :class:`Turns`."""
+        """See :class:`ReadPolicy`."""
         if self._began is None:
             self._began = now
         return now >= self._began + self.interval
 
     def take(self, record: bytes) -> bool:  # noqa: ARG002  (it shows none)
-        """See :class:`Turns`."""
+        """See :class:`ReadPolicy`."""
         return False
 
-    def end(self, now: float, *, is_cut: bool) -> None:
-        """See :class:`Turns`."""
+    def end(self, now: float, *, is_throttled: bool) -> None:
+        """See :class:`ReadPolicy`."""
 
 
 def _size_in_pipe(record: bytes) -> int:

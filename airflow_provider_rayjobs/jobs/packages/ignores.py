@@ -77,7 +77,7 @@ def default_excludes(environ: Mapping[str, str]) -> list[str]:
     return [pattern.strip() for pattern in given.split(",") if pattern.strip()]
 
 
-def heeds_gitignore(environ: Mapping[str, str]) -> bool:
+def uses_gitignore(environ: Mapping[str, str]) -> bool:
     """Tell whether ``.gitignore`` files count."""
     return environ.get(_IGNORE_GITIGNORE_VARIABLE, "0") != "1"
 

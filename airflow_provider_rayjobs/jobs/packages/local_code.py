@@ -17,14 +17,14 @@ from os import PathLike
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from airflow_provider_rayjobs.jobs.packages.ignores import default_excludes, heeds_gitignore
-from airflow_provider_rayjobs.jobs.packages.naming import Watch, name_archive, name_tree, unwatched
-from airflow_provider_rayjobs.jobs.packages.places import filled_in, find_path, is_path
+from airflow_provider_rayjobs.jobs.packages.digest import Watch, name_archive, name_tree, unwatched
+from airflow_provider_rayjobs.jobs.packages.ignores import default_excludes, uses_gitignore
+from airflow_provider_rayjobs.jobs.packages.paths import expand_uri, find_path, is_path
 from airflow_provider_rayjobs.jobs.packages.requirements import read_requirements
 from airflow_provider_rayjobs.jobs.packages.tree import (
     Entry,
+    FileStamp,
     Selection,
-    Stamp,
     Tree,
     check_name,
     is_dropped,
@@ -106,7 +106,7 @@ class LocalCode:
     packages: tuple[Package, ...] = ()
 
 
-def name_packages(
+def resolve_local_code(
     runtime_env: Mapping[str, Any],
     *,
     folders: Sequence[Path] = (),
@@ -130,7 +130,7 @@ def name_packages(
     requirements = read_requirements(runtime_env, naming.folders)
     changed = dict(runtime_env) | requirements.changed
     packages = []
-    working_dir = filled_in(runtime_env.get("working_dir"))
+    working_dir = expand_uri(runtime_env.get("working_dir"))
     if working_dir is not None:
         changed["working_dir"] = working_dir
     if is_path(working_dir) or (requirements.files and not working_dir):
@@ -144,7 +144,7 @@ def name_packages(
     modules = runtime_env.get("py_modules")
     if isinstance(modules, Sequence) and not isinstance(modules, str):
         uris = []
-        for number, module in enumerate(map(filled_in, modules)):
+        for number, module in enumerate(map(expand_uri, modules)):
             if is_path(module):
                 packages.append(naming.name_module(f"py_modules[{number}]", module))
                 module = packages[-1].uri  # noqa: PLW2901  (an entry and what stands for it)
@@ -213,7 +213,7 @@ class _Naming:
         return find_path(f"runtime_env[{owner!r}]", given, self.folders)
 
     def _selection(self, excludes: Sequence[str], top: str) -> Selection:
-        return Selection(tuple(excludes), heeds_gitignore(os.environ), self.secrets, top)
+        return Selection(tuple(excludes), uses_gitignore(os.environ), self.secrets, top)
 
     def _named(self, owner: str, source: Path, tree: Tree, top: str, selection: Selection) -> Package:
         digests: dict[str, bytes] = {}
@@ -259,7 +259,7 @@ class _Naming:
 
 
 def _with_files(tree: Tree, files: Mapping[str, bytes]) -> Tree:
-    ours = [Entry(name, "", 0o644, Stamp(len(data), 0, 0), data) for name, data in files.items()]
+    ours = [Entry(name, "", 0o644, FileStamp(len(data), 0, 0), data) for name, data in files.items()]
     if not ours:
         return tree
     entries = [entry for entry in tree.entries if entry.name not in files and entry.name != "./"]
@@ -290,7 +290,7 @@ def _single_file(source: Path) -> Tree:
         raise unreadable(str(source), error) from error
     _check_packable(source, source.name)
     mode = 0o755 if status.st_mode & 0o111 else 0o644
-    return Tree("", (Entry(source.name, str(source), mode, Stamp.of(status)),))
+    return Tree("", (Entry(source.name, str(source), mode, FileStamp.of(status)),))
 
 
 def _single_top(source: Path, *, is_zip: bool) -> str | None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from airflow_provider_rayjobs.jobs.packages.places import find_path, is_path, is_uri
+from airflow_provider_rayjobs.jobs.packages.paths import find_path, is_path, is_uri
 from airflow_provider_rayjobs.jobs.packages.tree import unreadable
 
 # What Ray sets to the working directory's place on a node while pip and uv run.

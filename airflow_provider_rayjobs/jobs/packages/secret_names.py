@@ -32,7 +32,7 @@ _PLACE = re.compile(
 )
 
 
-def looks_secret(name: str) -> bool:
+def is_secret_file(name: str) -> bool:
     """
     Tell whether a file's name is one that secrets go by.
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from airflow_provider_rayjobs.jobs.packages.places import has_local_code
-from airflow_provider_rayjobs.jobs.steps import Engine, Work
+from airflow_provider_rayjobs.jobs.packages.paths import has_local_code
+from airflow_provider_rayjobs.jobs.steps import Engine, RunBlocking
 from airflow_provider_rayjobs.jobs.submission import (
     SubmissionOptions,
+    build_submission,
     check_runtime_env_keys,
-    plan_submission,
     submit_job,
 )
 
@@ -27,26 +27,26 @@ class CodeOptions(SubmissionOptions, total=False):
     package_secrets: bool | Sequence[str]
 
 
-def submit_with_code(entrypoint: str | Sequence[str], options: CodeOptions, patience: float) -> Engine[str]:
+def submit_with_code(entrypoint: str | Sequence[str], options: CodeOptions, retry_timeout: float) -> Engine[str]:
     """
     Submit a job, after the local code that its runtime environment names; answered by its submission id.
 
     What is wrong with the rest of the submission is said before anything is sent.
 
-    :param patience: seconds for which failures that may pass are borne.
+    :param retry_timeout: seconds for which failures that may pass are borne.
     """
     arguments: dict[str, Any] = dict(options)
     secrets = arguments.pop("package_secrets", False)
     runtime_env: Any = arguments.get("runtime_env")
     if not has_local_code(runtime_env):
-        submission = plan_submission(entrypoint, **arguments)
+        submission = build_submission(entrypoint, **arguments)
     else:
         # here, as few submissions need it, and every DAG file that is read would pay
-        from airflow_provider_rayjobs.jobs.packages.local_code import name_packages  # noqa: PLC0415
-        from airflow_provider_rayjobs.jobs.packages.upload import provide  # noqa: PLC0415
+        from airflow_provider_rayjobs.jobs.packages.local_code import resolve_local_code  # noqa: PLC0415
+        from airflow_provider_rayjobs.jobs.packages.upload import upload_packages  # noqa: PLC0415
 
         check_runtime_env_keys(runtime_env)
-        code = yield Work(lambda: name_packages(runtime_env, secrets=secrets))
-        submission = plan_submission(entrypoint, **{**arguments, "runtime_env": code.runtime_env})
-        yield from provide(code, patience)
-    return (yield from submit_job(submission, patience)).submission_id
+        code = yield RunBlocking(lambda: resolve_local_code(runtime_env, secrets=secrets))
+        submission = build_submission(entrypoint, **{**arguments, "runtime_env": code.runtime_env})
+        yield from upload_packages(code, retry_timeout)
+    return (yield from submit_job(submission, retry_timeout)).submission_id

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from airflow_provider_rayjobs.exceptions import RayPackageError
 from airflow_provider_rayjobs.jobs.packages.ignores import GITIGNORE, RAYIGNORE, IgnoreRules, read_ignore_file
-from airflow_provider_rayjobs.jobs.packages.secret_names import looks_secret
+from airflow_provider_rayjobs.jobs.packages.secret_names import is_secret_file
 
 # What Ray drops when it unpacks: a backslash, or what Windows would take for a drive.
 _DROPPED = re.compile(r".*\\|.:", re.DOTALL)
@@ -35,7 +35,7 @@ _DROPPED = re.compile(r".*\\|.:", re.DOTALL)
 _OFTEN = 100
 
 
-class Stamp(NamedTuple):
+class FileStamp(NamedTuple):
     """By what a change of a file shows without reading it."""
 
     size: int
@@ -43,7 +43,7 @@ class Stamp(NamedTuple):
     number: int
 
     @classmethod
-    def of(cls, status: os.stat_result) -> Stamp:
+    def of(cls, status: os.stat_result) -> FileStamp:
         """Return a file's stamp."""
         return cls(status.st_size, max(status.st_mtime_ns, status.st_ctime_ns), status.st_ino)
 
@@ -63,7 +63,7 @@ class Entry:
     name: str
     path: str
     mode: int
-    stamp: Stamp
+    stamp: FileStamp
     data: bytes | None = None
 
     @property
@@ -208,7 +208,7 @@ class _Walk:
             return
         if not found:
             check_name(path, below)
-            self.entries.append(Entry(below or "./", path, 0o755, Stamp(0, 0, 0)))
+            self.entries.append(Entry(below or "./", path, 0o755, FileStamp(0, 0, 0)))
         inside = _Directory(path, below, rules, within, real, by_link)
         for each in found:
             self._take(each, inside)
@@ -264,12 +264,12 @@ class _Walk:
         check_name(path, name)
         # a link under another name, to the file or to a directory around it, does not make a secret less of one
         real = self.real_name(target) if target else f"{directory.real}/{name[len(directory.below) :]}"
-        is_secret = looks_secret(real) or ((bool(target) or directory.by_link) and looks_secret(name))
+        is_secret = is_secret_file(real) or ((bool(target) or directory.by_link) and is_secret_file(name))
         if is_secret and self.selection.secrets is not True and not self._wanted.match(name):
             self.secrets.append(name)
             return
         mode = 0o600 if is_secret else 0o755 if status.st_mode & 0o111 else 0o644
-        self.entries.append(Entry(name, path, mode, Stamp.of(status)))
+        self.entries.append(Entry(name, path, mode, FileStamp.of(status)))
 
     def _target_of(self, link: str) -> str:
         """

@@ -14,19 +14,19 @@ from contextlib import closing
 from typing import IO, Self
 
 from airflow_provider_rayjobs.exceptions import (
-    RayJobsConnectionError,
-    RayJobsUnavailableError,
-    RayJobsUnreachableError,
+    RayApiConnectionError,
+    RayApiUnavailableError,
+    RayApiUnreachableError,
     RayPackageError,
     RayPackageNotFoundError,
 )
 from airflow_provider_rayjobs.jobs import endpoints
+from airflow_provider_rayjobs.jobs.packages.digest import name_archive
 from airflow_provider_rayjobs.jobs.packages.local_code import LIMIT, MIB, LocalCode, Package, PackageStorage, too_large
-from airflow_provider_rayjobs.jobs.packages.naming import name_archive
-from airflow_provider_rayjobs.jobs.packages.news import News
 from airflow_provider_rayjobs.jobs.packages.tree import changed, printable, unwritable
 from airflow_provider_rayjobs.jobs.packages.zip_file import Packing, check_unchanged
-from airflow_provider_rayjobs.jobs.steps import Engine, Note, Sleep, Upload, Work, repeated, send
+from airflow_provider_rayjobs.jobs.progress import Throttle
+from airflow_provider_rayjobs.jobs.steps import Engine, LogMessage, RunBlocking, Sleep, Upload, send, with_retries
 
 # Seconds of packing at once; between them the engine can be stopped.
 _TURN = 0.25
@@ -38,14 +38,14 @@ _WORTH_A_WORD = 16 * MIB
 _SECRETS_SHOWN = 10
 
 
-def provide(code: LocalCode, patience: float) -> Engine[None]:
+def upload_packages(code: LocalCode, retry_timeout: float) -> Engine[None]:
     """
     See to it that all packages are where the job will look for them.
 
-    :param patience: seconds for which failures that may pass are borne.
+    :param retry_timeout: seconds for which failures that may pass are borne.
     :raises ValueError: for a package over the limit of Ray's HTTP server.
     :raises RayPackageError: for what cannot be packed or stored.
-    :raises RayJobsUnreachableError: the patience is over.
+    :raises RayApiUnreachableError: the patience is over.
     """
     asked: dict[str, float] = {}
     for package in code.packages:
@@ -54,54 +54,54 @@ def provide(code: LocalCode, patience: float) -> Engine[None]:
         if package.storage is not None:
             done = yield from _store(package, package.storage)
         else:
-            done = yield from _reachable(_upload_if_missing(package, patience, asked), patience)
+            done = yield from _reachable(_upload_if_missing(package, retry_timeout, asked), retry_timeout)
         now = yield Sleep(0)
         took = "" if done.startswith("already") else f" in {now - began:.1f} s"
-        yield Note(
+        yield LogMessage(
             f"{package.owner} {package.source}: package {package.name}, {package.content}; named in "
             f"{package.seconds:.1f} s, {done}{took}."
         )
     for package in code.packages:
         now = yield Sleep(0)
         if package.name in asked and now - asked[package.name] > _ASK_AGAIN:
-            yield from _reachable(_upload_if_missing(package, patience, asked), patience)
+            yield from _reachable(_upload_if_missing(package, retry_timeout, asked), retry_timeout)
 
 
 def _tell(package: Package) -> Engine[None]:
     if package.tree is None:
         return
     for warning in package.tree.warnings:
-        yield Note(f"{package.owner}: {warning}", logging.WARNING)
+        yield LogMessage(f"{package.owner}: {warning}", logging.WARNING)
     if secrets := package.tree.secrets:
         shown = ", ".join(map(printable, secrets[:_SECRETS_SHOWN]))
         more = f" and {len(secrets) - _SECRETS_SHOWN} more" if len(secrets) > _SECRETS_SHOWN else ""
-        yield Note(
+        yield LogMessage(
             f"{package.owner}: left out, as they look like secrets: {shown}{more}. "
             "package_secrets says which are packed all the same.",
             logging.WARNING,
         )
 
 
-def _reachable(engine: Engine[str], patience: float) -> Engine[str]:
+def _reachable(engine: Engine[str], retry_timeout: float) -> Engine[str]:
     try:
         return (yield from engine)
-    except (RayJobsConnectionError, RayJobsUnavailableError) as error:
-        raise RayJobsUnreachableError(
-            f"{error} It was tried for {patience:.0f} s; no job was submitted.", sent=False
+    except (RayApiConnectionError, RayApiUnavailableError) as error:
+        raise RayApiUnreachableError(
+            f"{error} It was tried for {retry_timeout:.0f} s; no job was submitted.", sent=False
         ) from error
 
 
-def _upload_if_missing(package: Package, patience: float, asked: dict[str, float]) -> Engine[str]:
+def _upload_if_missing(package: Package, retry_timeout: float, asked: dict[str, float]) -> Engine[str]:
     """Return what was done, in words."""
-    if (yield from _is_held(package, patience, asked)):
+    if (yield from _is_held(package, retry_timeout, asked)):
         return "already on the cluster"
     with _Scratch() as scratch:
-        file = yield Work(scratch.open)
+        file = yield RunBlocking(scratch.open)
         size = yield from _fill(package, file, LIMIT)
         for _ in range(2):
             body = Body(file, size, package.name)
-            yield from repeated(Upload(endpoints.put_package(package.name, size), body), patience)
-            if (yield from _is_held(package, patience, asked)):
+            yield from with_retries(Upload(endpoints.put_package(package.name, size), body), retry_timeout)
+            if (yield from _is_held(package, retry_timeout, asked)):
                 return f"uploaded ({size / MIB:.1f} MiB)"
     raise RayPackageError(
         f"The cluster took package {package.name} ({size} bytes), and does not hold it when asked: it is short of "
@@ -109,29 +109,29 @@ def _upload_if_missing(package: Package, patience: float, asked: dict[str, float
     )
 
 
-def _is_held(package: Package, patience: float, asked: dict[str, float]) -> Engine[bool]:
+def _is_held(package: Package, retry_timeout: float, asked: dict[str, float]) -> Engine[bool]:
     asked[package.name] = yield Sleep(0)
     try:
-        yield from send(endpoints.get_package(package.name), patience)
+        yield from send(endpoints.get_package(package.name), retry_timeout)
     except RayPackageNotFoundError:
         return False
     return True
 
 
 def _store(package: Package, storage: PackageStorage) -> Engine[str]:
-    if (yield Work(lambda: storage.has(package.name))):
+    if (yield RunBlocking(lambda: storage.has(package.name))):
         return f"already at {package.uri}"
     with _Scratch() as scratch:
-        file = yield Work(scratch.open)
+        file = yield RunBlocking(scratch.open)
         size = yield from _fill(package, file, None)
         if size > _WORTH_A_WORD:
-            yield Note(f"Storing {package.name} ({size / MIB:.1f} MiB) at {package.uri} ...")
+            yield LogMessage(f"Storing {package.name} ({size / MIB:.1f} MiB) at {package.uri} ...")
         storing = storage.put(package.name, file)
-        news = News((yield Sleep(0)))
+        news = Throttle((yield Sleep(0)))
         with closing(storing):
-            while (done := (yield Work(lambda: next(storing, None)))) is not None:
-                if news.are_due((yield Sleep(0))):
-                    yield Note(f"Storing {package.name}: {done // MIB} of {size // MIB} MiB.")
+            while (done := (yield RunBlocking(lambda: next(storing, None)))) is not None:
+                if news.is_due((yield Sleep(0))):
+                    yield LogMessage(f"Storing {package.name}: {done // MIB} of {size // MIB} MiB.")
     return f"stored at {package.uri} ({size / MIB:.1f} MiB)"
 
 
@@ -139,18 +139,18 @@ def _fill(package: Package, file: IO[bytes], limit: int | None) -> Engine[int]:
     """Write a package's bytes into a file, and return how many they are."""
     tree = package.tree
     if tree is None:
-        size: int = yield Work(lambda: _copy(package, file))
+        size: int = yield RunBlocking(lambda: _copy(package, file))
         return size
     packing = Packing(tree, package.top, package.digests, file, limit)
-    news = News((yield Sleep(0)))
+    news = Throttle((yield Sleep(0)))
     with closing(packing):
-        while (yield Work(lambda: packing.advance(_TURN))):
-            if news.are_due((yield Sleep(0))):
-                yield Note(f"Packing {package.source}: {packing.done // MIB} of {packing.size // MIB} MiB read.")
+        while (yield RunBlocking(lambda: packing.advance(_TURN))):
+            if news.is_due((yield Sleep(0))):
+                yield LogMessage(f"Packing {package.source}: {packing.done // MIB} of {packing.size // MIB} MiB read.")
         if packing.is_too_large:
             raise ValueError(too_large(package))
     if tree.root:
-        yield Work(lambda: check_unchanged(tree, package.selection))
+        yield RunBlocking(lambda: check_unchanged(tree, package.selection))
     return file.tell()
 
 
@@ -196,14 +196,14 @@ class Body:
         self._size = size
         self._name = name
 
-    def chunks(self, clock: Callable[[], float], note: Callable[[Note], object]) -> Iterator[bytes]:
+    def chunks(self, clock: Callable[[], float], note: Callable[[LogMessage], object]) -> Iterator[bytes]:
         """Read the file, and say every few seconds how much of it was taken."""
         self._file.seek(0)
         sent = 0
-        news = News(clock())
+        news = Throttle(clock())
         while chunk := self._file.read(_CHUNK):
             yield chunk
             sent += len(chunk)
-            if sent < self._size and news.are_due(clock()):
+            if sent < self._size and news.is_due(clock()):
                 share = 100 * sent // self._size
-                note(Note(f"Uploading {self._name}: {sent // MIB} of {self._size // MIB} MiB ({share} %)."))
+                note(LogMessage(f"Uploading {self._name}: {sent // MIB} of {self._size // MIB} MiB ({share} %)."))

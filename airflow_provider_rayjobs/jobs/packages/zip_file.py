@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO
 
-from airflow_provider_rayjobs.jobs.packages.naming import read
+from airflow_provider_rayjobs.jobs.packages.digest import read
 from airflow_provider_rayjobs.jobs.packages.tree import Entry, Selection, Tree, changed, select, unwritable
 
 _LEVEL = 1

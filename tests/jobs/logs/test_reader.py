@@ -11,19 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_rayjobs.exceptions import RayJobsConnectionError, RayJobsError, RayJobsUnavailableError
+from airflow_provider_rayjobs.exceptions import RayApiConnectionError, RayApiUnavailableError, RayJobsError
 from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType, RayVersion
-from airflow_provider_rayjobs.jobs.endpoints import LogRequest
 from airflow_provider_rayjobs.jobs.logs import reader as reader_room
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
-from airflow_provider_rayjobs.jobs.logs.trickle import Relay, Trickle
-from airflow_provider_rayjobs.jobs.steps import Engine, Note, ReadLog, Send, Show, Sleep
+from airflow_provider_rayjobs.jobs.logs.trickle import FlushTimer, LogBudget
+from airflow_provider_rayjobs.jobs.requests import LogRequest
+from airflow_provider_rayjobs.jobs.steps import EmitRecord, Engine, LogMessage, ReadLog, Send, Sleep
 
 BEGIN = datetime(2026, 11, 24, 1, 0, 0, tzinfo=UTC)
 RUNNING = JobDetails(JobType.SUBMISSION, JobStatus.RUNNING, submission_id="a", driver_node_id="node")
 SUCCEEDED = replace(RUNNING, status=JobStatus.SUCCEEDED)
-LOST = RayJobsConnectionError("cut off")
-BUSY = RayJobsUnavailableError("busy", status_code=429)
+LOST = RayApiConnectionError("cut off")
+BUSY = RayApiUnavailableError("busy", status_code=429)
 
 
 # Smaller than in earnest, so that a large log is quickly made.
@@ -77,9 +77,9 @@ class Head:
             case Sleep(seconds):
                 self.clock += seconds
                 return self.clock
-            case Note(message):
+            case LogMessage(message):
                 return self.notes.append(message)
-            case Show(record):
+            case EmitRecord(record):
                 return self.shown.append(record)
             case Send():
                 return RayVersion("4", self.version)
@@ -217,8 +217,8 @@ def test_share_of_the_time_of_tasks_that_come_back(interval: float) -> None:
     head.reading = 0.0
     began = head.clock
     while head.clock < began + 1200:
-        relay = LogReader(worker.state, turns=Relay(max(interval, 2 * worker.rest)))
-        while not relay.hands_over:
+        relay = LogReader(worker.state, turns=FlushTimer(max(interval, 2 * worker.rest)))
+        while not relay.defers_to_worker:
             head.clock += 5
             head.data += untimed(0, 1)
             head.look(relay)
@@ -357,7 +357,7 @@ def test_a_limit_across_processes() -> None:
 
 def test_a_trigger_shows_a_little_and_a_worker_the_rest() -> None:
     """The first lines come as they are printed; what is more than the share follows on the worker, each line once."""
-    with Trickle(rate=2000, burst=8000).share() as share:
+    with LogBudget(rate=2000, burst=8000).share() as share:
         head, reader = Head(), LogReader(turns=share)
         for number in range(60):
             head.data += untimed(100 * number, 100)
@@ -374,12 +374,12 @@ def test_a_trigger_shows_a_little_and_a_worker_the_rest() -> None:
     assert [note for note in head.notes if "prints more than a triggerer can show" in note] == head.notes
     assert len(head.notes) == 1
     assert max(size for _, size in head.read[:-1]) < len(live) + 2 * 65536, "no more of it is read than is shown"
-    assert not reader.hands_over
+    assert not reader.defers_to_worker
 
 
 def test_a_trigger_that_keeps_up_says_nothing() -> None:
     """Lines that fit into the share all come as they are printed."""
-    with Trickle().share() as share:
+    with LogBudget().share() as share:
         head, reader = Head(), LogReader(turns=share)
         for number in range(60):
             head.data += untimed(10 * number, 10)
@@ -396,17 +396,17 @@ def test_a_relay_hands_over_what_is_new(make: Callable[[int, int], bytes], size:
     """A log is handed over as soon as the interval is over and there is something new in it, and not before."""
     head, worker = Head(make(0, size)), LogReader()
     head.look(worker)
-    relay = LogReader(worker.state, turns=Relay(30))
+    relay = LogReader(worker.state, turns=FlushTimer(30))
     for _ in range(60):
         head.look(relay)
         head.clock += 5
-        assert not relay.hands_over
+        assert not relay.defers_to_worker
     head.data += make(size, 1)
     for _ in range(20):
         head.look(relay)
         head.clock += 5
 
-    assert relay.hands_over
+    assert relay.defers_to_worker
     assert relay.log.state == worker.log.state
     head.look(LogReader(relay.state))
     assert head.text == head.data.decode()
@@ -435,7 +435,7 @@ def test_exactly_that_text(pieces: list[Any]) -> None:
         head.clock += pause
         head.fail = lambda request, room=room: room
         if change == "deferred":
-            with Trickle().share() as share:
+            with LogBudget().share() as share:
                 trigger = LogReader(reader.state, turns=share)
                 head.look(trigger)
                 head.clock += 5

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_rayjobs.jobs.logs.trickle import BURST, RATE, Relay, Trickle
+from airflow_provider_rayjobs.jobs.logs.trickle import BURST, RATE, FlushTimer, LogBudget
 
 SECONDS = 300
 # what a record of 1,000 characters takes in the pipe, as far as this test needs to know
@@ -29,7 +29,7 @@ def simulate(
     :param is_spread: whether they ask one after the other, and not all at the same moment.
     :return: how many records each has shown, its longest time between two reads, and the bytes of the busiest second.
     """
-    trickle = Trickle()
+    trickle = LogBudget()
     shown = [0] * len(speeds)
     last_read = [0.0] * len(speeds)
     longest = [0.0] * len(speeds)
@@ -50,12 +50,12 @@ def simulate(
                 heappush(events, (now + duration, job, speeds[job] * now if begun else -1))
                 continue
             if found >= 0:
-                is_cut = False
-                while shown[job] + 1 <= found and not is_cut:
-                    is_cut = not shares[job].take(LINE)
-                    shown[job] += not is_cut
-                    seconds[int(now)] += 0 if is_cut else COST
-                shares[job].end(now, is_cut=is_cut)
+                is_throttled = False
+                while shown[job] + 1 <= found and not is_throttled:
+                    is_throttled = not shares[job].take(LINE)
+                    shown[job] += not is_throttled
+                    seconds[int(now)] += 0 if is_throttled else COST
+                shares[job].end(now, is_throttled=is_throttled)
                 longest[job] = max(longest[job], now - last_read[job])
                 last_read[job] = now
             heappush(events, (now + intervals[job], job, None))
@@ -133,7 +133,7 @@ def test_what_counts_is_what_goes_through_the_pipe() -> None:
     """Control codes take six bytes each in the pipe's JSON: fewer of them are shown."""
     counts = []
     for record in (b"x" * 1_000, b"\x00" * 1_000, b"\xff" * 1_000):
-        with Trickle().share() as share:
+        with LogBudget().share() as share:
             assert share.begin(1.0)
             counts.append(sum(share.take(record) for _ in range(100)))
 
@@ -144,29 +144,29 @@ def test_what_counts_is_what_goes_through_the_pipe() -> None:
 def test_no_turn_before_what_was_shown_is_kept() -> None:
     """Somebody who keeps how far a log was shown does so before the first turn, and between any two."""
     asked: list[bool] = []
-    with Trickle().share() as share:
+    with LogBudget().share() as share:
         share.keep_bookmark(lambda: asked.append(True))
         assert share.begin(1.0)
         assert not share.take(LINE), "nobody would know that anything was shown"
-        share.end(1.1, is_cut=True)
+        share.end(1.1, is_throttled=True)
         assert [share.begin(2.0), len(asked)] == [False, 1]
         share.bookmark_kept()
         assert share.begin(3.0)
         assert share.take(LINE)
-        share.end(3.1, is_cut=False)
+        share.end(3.1, is_throttled=False)
         assert [share.begin(9.0), len(asked)] == [False, 2]
         share.bookmark_kept()
         assert share.begin(10.0)
-        share.end(10.1, is_cut=False)
+        share.end(10.1, is_throttled=False)
         assert share.begin(15.0), "nothing new was shown"
 
 
 def test_a_relay_shows_nothing_and_looks_after_its_interval() -> None:
     """Whoever hands a log over looks for something new when the interval is over, and never shows any of it."""
-    relay = Relay(30.0)
+    relay = FlushTimer(30.0)
 
     turns = [relay.begin(now) for now in itertools.accumulate([100.0] + [10.0] * 4)]
 
     assert turns == [False, False, False, True, True]
     assert not relay.take(LINE)
-    assert relay.hands_over
+    assert relay.defers_to_worker

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
+from airflow_provider_rayjobs.jobs.packages.digest import name_tree
 from airflow_provider_rayjobs.jobs.packages.ignores import IgnoreRules, default_excludes
-from airflow_provider_rayjobs.jobs.packages.local_code import name_packages
-from airflow_provider_rayjobs.jobs.packages.naming import name_tree
+from airflow_provider_rayjobs.jobs.packages.local_code import resolve_local_code
 from airflow_provider_rayjobs.jobs.packages.tree import Selection, select
 from airflow_provider_rayjobs.jobs.packages.zip_file import Packing
 
@@ -175,7 +175,7 @@ def test_the_same_environment_variables_count(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "code" / "a.log").touch()
 
     def names(**environment: Any) -> set[str]:
-        code = name_packages(environment, folders=[tmp_path])
+        code = resolve_local_code(environment, folders=[tmp_path])
         return {entry.name for entry in code.packages[0].tree.entries}
 
     assert names(working_dir="code") == {".gitignore"}

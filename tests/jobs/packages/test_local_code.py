@@ -13,8 +13,8 @@ import yaml
 from hypothesis import example, settings
 from hypothesis import strategies as st
 
-from airflow_provider_rayjobs.jobs.packages.local_code import LIMIT, name_packages, too_large
-from airflow_provider_rayjobs.jobs.packages.places import has_local_code
+from airflow_provider_rayjobs.jobs.packages.local_code import LIMIT, resolve_local_code, too_large
+from airflow_provider_rayjobs.jobs.packages.paths import has_local_code
 from airflow_provider_rayjobs.jobs.packages.requirements import logical_lines
 
 
@@ -39,7 +39,7 @@ def test_local_code_becomes_uris(folder: Path):
         "pip": ["torch"],
     }
 
-    code = name_packages(given, folders=[folder])
+    code = resolve_local_code(given, folders=[folder])
 
     assert set(code.runtime_env) == set(given)
     assert [package.owner for package in code.packages] == ["working_dir", "py_modules[1]", "py_modules[2]"]
@@ -60,7 +60,7 @@ def test_paths_are_looked_for_in_order(folder: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("HOME", str(folder))
 
     def source(path: str, *folders: Path) -> str:
-        return str(name_packages({"py_modules": [path]}, folders=folders).packages[0].source)
+        return str(resolve_local_code({"py_modules": [path]}, folders=folders).packages[0].source)
 
     assert source("module.py", other, folder) == f"{other}/module.py"
     assert source("code", other, folder) == f"{folder}/code"
@@ -70,9 +70,9 @@ def test_paths_are_looked_for_in_order(folder: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_module_that_is_the_folder_itself_keeps_its_name(folder: Path):
     """``.`` and ``..`` are called by the directory that they mean."""
-    [package] = name_packages({"py_modules": ["."]}, folders=[folder / "code"]).packages
+    [package] = resolve_local_code({"py_modules": ["."]}, folders=[folder / "code"]).packages
     assert package.top == "code"
-    [package] = name_packages({"py_modules": [".."]}, folders=[folder / "code" / "sub"]).packages
+    [package] = resolve_local_code({"py_modules": [".."]}, folders=[folder / "code" / "sub"]).packages
     assert package.top == "code"
 
 
@@ -104,7 +104,7 @@ def test_a_module_that_is_the_folder_itself_keeps_its_name(folder: Path):
 def test_what_can_never_work_is_said(folder: Path, given: dict[str, Any], message: str):
     """What is missing or of the wrong kind is an error that names the field, and where it was looked for."""
     with pytest.raises(ValueError, match=message):
-        name_packages(given, folders=[folder, folder / "code"])
+        resolve_local_code(given, folders=[folder, folder / "code"])
 
 
 @pytest.mark.parametrize("name", ["a\\b", "a:b"])
@@ -114,7 +114,7 @@ def test_a_module_that_ray_drops_is_refused(folder: Path, name: str):
     (folder / name).mkdir()
     for module in (name, f"{name}.py"):
         with pytest.raises(ValueError, match="Ray drops names with a backslash"):
-            name_packages({"py_modules": [module]}, folders=[folder])
+            resolve_local_code({"py_modules": [module]}, folders=[folder])
 
 
 def test_a_module_whose_name_is_not_utf_8_is_refused(folder: Path):
@@ -122,7 +122,7 @@ def test_a_module_whose_name_is_not_utf_8_is_refused(folder: Path):
     bad = os.fsdecode(b"bad\xff")
     (folder / bad).mkdir()
     with pytest.raises(ValueError, match=r"bad\\xff' has a name that is not UTF-8"):
-        name_packages({"py_modules": [bad]}, folders=[folder])
+        resolve_local_code({"py_modules": [bad]}, folders=[folder])
 
 
 def test_a_variable_may_hold_an_address(folder: Path, monkeypatch: pytest.MonkeyPatch):
@@ -130,7 +130,7 @@ def test_a_variable_may_hold_an_address(folder: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("CODE", "s3://bucket/code.zip")
     given = {"working_dir": "$CODE", "py_modules": ["${CODE}", "code"]}
 
-    code = name_packages(given, folders=[folder])
+    code = resolve_local_code(given, folders=[folder])
 
     assert code.runtime_env["working_dir"] == code.runtime_env["py_modules"][0] == "s3://bucket/code.zip"
     assert [package.owner for package in code.packages] == ["py_modules[1]"]
@@ -139,16 +139,16 @@ def test_a_variable_may_hold_an_address(folder: Path, monkeypatch: pytest.Monkey
 def test_a_tilde_that_means_nobody_is_a_name(folder: Path):
     """``~`` before the name of no user is part of a name: found if it exists, and otherwise said."""
     (folder / "~nosuchuser").mkdir()
-    [package] = name_packages({"working_dir": "~nosuchuser"}, folders=[folder]).packages
+    [package] = resolve_local_code({"working_dir": "~nosuchuser"}, folders=[folder]).packages
     assert package.source == folder / "~nosuchuser"
     with pytest.raises(ValueError, match="there is no such file or directory"):
-        name_packages({"working_dir": "~nosuchuser/x"}, folders=[folder])
+        resolve_local_code({"working_dir": "~nosuchuser/x"}, folders=[folder])
 
 
 def test_secrets_are_no_text(folder: Path):
     """One pattern as text is an error: it would be a list of single characters, "*" among them."""
     with pytest.raises(ValueError, match="package_secrets must be True, False or a list of patterns"):
-        name_packages({"working_dir": "code"}, folders=[folder], secrets="*.pem")
+        resolve_local_code({"working_dir": "code"}, folders=[folder], secrets="*.pem")
 
 
 class Anywhere:
@@ -164,7 +164,7 @@ def test_what_a_zip_adds_counts_for_where_it_goes(folder: Path):
         file.truncate(LIMIT - 1000)
 
     def uri(**arguments: Any) -> str:
-        return name_packages({"working_dir": "code"}, folders=[folder], **arguments).packages[0].uri
+        return resolve_local_code({"working_dir": "code"}, folders=[folder], **arguments).packages[0].uri
 
     assert uri(storage=Anywhere()).startswith("s3://b/")
     assert uri().startswith("gcs://")
@@ -175,7 +175,7 @@ def test_what_a_zip_adds_counts_for_where_it_goes(folder: Path):
 def test_a_missing_path_shows_all_places(folder: Path):
     """Every folder in which a path was looked for is named."""
     with pytest.raises(ValueError, match="looked for") as error:
-        name_packages({"working_dir": "nowhere"}, folders=[folder, folder / "code"])
+        resolve_local_code({"working_dir": "nowhere"}, folders=[folder, folder / "code"])
     assert f"{folder}/nowhere, {folder}/code/nowhere." in str(error.value)
 
 
@@ -184,7 +184,7 @@ def test_the_largest_entries_are_shown(folder: Path):
     for number in range(12):
         with (folder / "code" / f"data{number:02}.bin").open("wb") as file:
             file.truncate(10_000_000 * (number + 1))
-    [package] = name_packages({"working_dir": "code"}, folders=[folder]).packages
+    [package] = resolve_local_code({"working_dir": "code"}, folders=[folder]).packages
 
     lines = too_large(package).splitlines()
 
@@ -199,7 +199,7 @@ def test_many_small_files_are_shown_by_their_directories(folder: Path):
     (folder / "code" / "cache").mkdir()
     for number in range(100):
         (folder / "code" / "cache" / f"{number}").write_bytes(b"x" * 10_000)
-    [package] = name_packages({"working_dir": "code"}, folders=[folder]).packages
+    [package] = resolve_local_code({"working_dir": "code"}, folders=[folder]).packages
 
     lines = too_large(package).splitlines()
 
@@ -215,7 +215,7 @@ def test_a_large_archive_is_refused_before_it_is_read(folder: Path):
     assert (folder / "large.zip").stat().st_size > LIMIT
 
     with pytest.raises(ValueError, match="is too large: Ray's HTTP server takes no package of 100 MiB"):
-        name_packages({"working_dir": "large.zip"}, folders=[folder])
+        resolve_local_code({"working_dir": "large.zip"}, folders=[folder])
 
 
 def test_what_no_zip_makes_small_is_refused_unread(folder: Path):
@@ -224,7 +224,7 @@ def test_what_no_zip_makes_small_is_refused_unread(folder: Path):
         file.truncate(110 * 2**30)
     read: list[int] = []
     with pytest.raises(ValueError, match=r"is too large[\s\S]*112640\.0 MiB  huge"):
-        name_packages({"working_dir": "code"}, folders=[folder], watch=read.append)
+        resolve_local_code({"working_dir": "code"}, folders=[folder], watch=read.append)
     assert sum(read) == 0
 
 
@@ -235,7 +235,7 @@ def test_naming_tells_how_far_it_is(folder: Path):
     with zipfile.ZipFile(folder / "a.zip", "w") as archive:
         archive.writestr("a", bytes(1_000_000))
     read: list[int] = []
-    name_packages({"working_dir": "code", "py_modules": ["a.zip"]}, folders=[folder], watch=read.append)
+    resolve_local_code({"working_dir": "code", "py_modules": ["a.zip"]}, folders=[folder], watch=read.append)
     assert sum(read) == 3_000_001 + (folder / "a.zip").stat().st_size
 
 
@@ -255,8 +255,8 @@ def test_requirements_files_are_read(folder: Path):
     ]  # fmt: skip
 
     for given in ("requirements.txt", folder / "requirements.txt", ["-r requirements.txt"]):
-        assert name_packages({"pip": given}, folders=[folder]).runtime_env["pip"] == lines
-    found = name_packages({"uv": {"packages": "requirements.txt", "uv_check": True}}, folders=[folder]).runtime_env
+        assert resolve_local_code({"pip": given}, folders=[folder]).runtime_env["pip"] == lines
+    found = resolve_local_code({"uv": {"packages": "requirements.txt", "uv_check": True}}, folders=[folder]).runtime_env
     assert found == {"uv": {"packages": lines, "uv_check": True}}
 
 
@@ -270,7 +270,7 @@ def test_requirements_files_are_read(folder: Path):
 def test_lines_that_mean_this_disk_are_refused(folder: Path, line: str):
     """Whatever pip would take for a relative path is an error before it fails on a node."""
     with pytest.raises(ValueError, match="means a place on this machine"):
-        name_packages({"pip": ["numpy", line]}, folders=[folder])
+        resolve_local_code({"pip": ["numpy", line]}, folders=[folder])
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_lines_that_mean_this_disk_are_refused(folder: Path, line: str):
 )  # fmt: skip
 def test_other_lines_are_sent_as_they_are(folder: Path, line: str):
     """Names, addresses, and places that may be on the nodes are left alone."""
-    assert name_packages({"pip": ["a", line]}, folders=[folder]).runtime_env["pip"] == ["a", line]
+    assert resolve_local_code({"pip": ["a", line]}, folders=[folder]).runtime_env["pip"] == ["a", line]
 
 
 @settings(max_examples=500, deadline=None)
@@ -303,14 +303,14 @@ def test_a_requirements_file_may_begin_with_a_mark(folder: Path):
     """A byte order mark, as Windows writes it, and a backslash at a file's end, are no part of what a file says."""
     (folder / "b.txt").write_text("foo==1 \\")
     (folder / "r.txt").write_text("-r b.txt\nbar==2\n", encoding="utf-8-sig")
-    assert name_packages({"pip": "r.txt"}, folders=[folder]).runtime_env["pip"] == ["foo==1", "bar==2"]
+    assert resolve_local_code({"pip": "r.txt"}, folders=[folder]).runtime_env["pip"] == ["foo==1", "bar==2"]
 
 
 def test_comments_in_a_list_are_no_part_of_a_line(folder: Path):
     """A list of requirements is read as the lines of a file."""
     (folder / "r.txt").write_text("a\n")
     given = ["-r r.txt  # base", "# nothing", f"-r file://{folder}/r.txt", "b"]
-    assert name_packages({"pip": given}, folders=[folder]).runtime_env["pip"] == ["a", "a", "b"]
+    assert resolve_local_code({"pip": given}, folders=[folder]).runtime_env["pip"] == ["a", "a", "b"]
 
 
 def test_files_that_include_the_same_over_and_over_are_refused(folder: Path):
@@ -319,7 +319,7 @@ def test_files_that_include_the_same_over_and_over_are_refused(folder: Path):
         (folder / f"r{number}.txt").write_text(f"-r r{number + 1}.txt\n" * 2)
     (folder / "r16.txt").write_text("numpy\n")
     with pytest.raises(ValueError, match="more than 1000 files are included"):
-        name_packages({"pip": "r0.txt"}, folders=[folder])
+        resolve_local_code({"pip": "r0.txt"}, folders=[folder])
 
 
 def test_constraints_travel_in_the_working_directory(folder: Path):
@@ -329,7 +329,7 @@ def test_constraints_travel_in_the_working_directory(folder: Path):
     (folder / "more.txt").write_text("numpy<2\n")
 
     for given in ({}, {"working_dir": "code"}):
-        code = name_packages({"pip": "requirements.txt", **given}, folders=[folder])
+        code = resolve_local_code({"pip": "requirements.txt", **given}, folders=[folder])
         [package] = code.packages
         [held] = [entry for entry in package.tree.entries if entry.data is not None and b"torch" in entry.data]
         assert code.runtime_env["pip"] == [f"-c ${{RAY_RUNTIME_ENV_CREATE_WORKING_DIR}}/{held.name}", "torch"]
@@ -337,7 +337,7 @@ def test_constraints_travel_in_the_working_directory(folder: Path):
         assert code.runtime_env["working_dir"] == package.uri
 
     with pytest.raises(ValueError, match=r"constraints \(-c\) travel in the package of a local working_dir"):
-        name_packages({"pip": "requirements.txt", "working_dir": "s3://b/c.zip"}, folders=[folder])
+        resolve_local_code({"pip": "requirements.txt", "working_dir": "s3://b/c.zip"}, folders=[folder])
 
 
 def test_files_that_include_each_other_are_refused(folder: Path):
@@ -345,7 +345,7 @@ def test_files_that_include_each_other_are_refused(folder: Path):
     (folder / "a.txt").write_text("-r b.txt\n")
     (folder / "b.txt").write_text("-r a.txt\n")
     with pytest.raises(ValueError, match="includes itself"):
-        name_packages({"pip": "a.txt"}, folders=[folder])
+        resolve_local_code({"pip": "a.txt"}, folders=[folder])
 
 
 def test_conda_files_are_read(folder: Path):
@@ -355,13 +355,13 @@ def test_conda_files_are_read(folder: Path):
     )
     (folder / "requirements.txt").write_text("a\n")
 
-    code = name_packages({"conda": "env.yaml"}, folders=[folder])
+    code = resolve_local_code({"conda": "env.yaml"}, folders=[folder])
 
     assert code.runtime_env["conda"] == {"name": "x", "dependencies": ["python=3.11", {"pip": ["a", "b"]}]}
-    assert name_packages({"conda": "an-environment"}, folders=[folder]).runtime_env == {"conda": "an-environment"}
+    assert resolve_local_code({"conda": "an-environment"}, folders=[folder]).runtime_env == {"conda": "an-environment"}
     (folder / "env.yaml").write_text("- a list\n")
     with pytest.raises(ValueError, match="holds no conda environment"):
-        name_packages({"conda": "env.yaml"}, folders=[folder])
+        resolve_local_code({"conda": "env.yaml"}, folders=[folder])
 
 
 @pytest.mark.parametrize(

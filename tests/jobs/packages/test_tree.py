@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from airflow_provider_rayjobs.exceptions import RayPackageError
-from airflow_provider_rayjobs.jobs.packages.naming import name_archive, name_tree
-from airflow_provider_rayjobs.jobs.packages.secret_names import looks_secret
+from airflow_provider_rayjobs.jobs.packages.digest import name_archive, name_tree
+from airflow_provider_rayjobs.jobs.packages.secret_names import is_secret_file
 from airflow_provider_rayjobs.jobs.packages.tree import Selection, Tree, select
 from airflow_provider_rayjobs.jobs.packages.zip_file import Packing, check_unchanged
 
@@ -217,7 +217,7 @@ def test_what_ray_drops_depends_on_the_top_directory(tmp_path: Path):
 )  # fmt: skip
 def test_what_looks_like_a_secret(name: str):
     """The names that secrets go by."""
-    assert looks_secret(name)
+    assert is_secret_file(name)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_what_looks_like_a_secret(name: str):
 )
 def test_what_does_not(name: str):
     """Names that only remind of them."""
-    assert not looks_secret(name)
+    assert not is_secret_file(name)
 
 
 def test_an_unreadable_file_is_an_error(nobody: None):

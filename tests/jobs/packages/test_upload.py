@@ -17,18 +17,18 @@ import httpx
 import pytest
 
 from airflow_provider_rayjobs.exceptions import (
-    RayJobsConnectionError,
-    RayJobsRefusedError,
-    RayJobsResponseError,
-    RayJobsUnreachableError,
+    RayApiConnectionError,
+    RayApiRejectedError,
+    RayApiResponseError,
+    RayApiUnreachableError,
     RayPackageError,
     RayPackageNotFoundError,
 )
 from airflow_provider_rayjobs.jobs import AsyncRayJobsClient, RayJobsClient, endpoints
 from airflow_provider_rayjobs.jobs.access import Access
-from airflow_provider_rayjobs.jobs.packages.local_code import LIMIT, LocalCode, name_packages
-from airflow_provider_rayjobs.jobs.packages.upload import Body, provide
-from airflow_provider_rayjobs.jobs.steps import Interrupted, Note, Send, Sleep, Upload, Work, interruptible
+from airflow_provider_rayjobs.jobs.packages.local_code import LIMIT, LocalCode, resolve_local_code
+from airflow_provider_rayjobs.jobs.packages.upload import Body, upload_packages
+from airflow_provider_rayjobs.jobs.steps import Interrupted, LogMessage, RunBlocking, Send, Sleep, Upload, interruptible
 
 ADDRESS = "http://127.0.0.1:8265"
 MISSING = "Package gcs://x does not exist"
@@ -70,14 +70,14 @@ class Cluster:
 
 
 def submit_blocking(cluster: Cluster, **options: Any) -> str:
-    with RayJobsClient(ADDRESS, patience=2, transport=httpx.MockTransport(cluster.blocking)) as client:
+    with RayJobsClient(ADDRESS, retry_timeout=2, transport=httpx.MockTransport(cluster.blocking)) as client:
         return client.submit_job("true", **options)
 
 
 def submit_on_a_loop(cluster: Cluster, **options: Any) -> str:
     async def submit() -> str:
         transport = httpx.MockTransport(cluster.on_a_loop)
-        async with AsyncRayJobsClient(ADDRESS, patience=2, transport=transport) as client:
+        async with AsyncRayJobsClient(ADDRESS, retry_timeout=2, transport=transport) as client:
             return await client.submit_job("true", **options)
 
     return asyncio.run(submit())
@@ -179,13 +179,13 @@ def test_an_upload_is_sent_again_after_a_challenge(challenging: str, code: Path,
     access, environment = Access(auth=Challenged()), {"working_dir": str(code)}
 
     async def submit() -> str:
-        async with AsyncRayJobsClient(challenging, access=access, patience=1) as client:
+        async with AsyncRayJobsClient(challenging, access=access, retry_timeout=1) as client:
             return await client.submit_job("true", runtime_env=environment)
 
     if is_async:
         asyncio.run(submit())
     else:
-        with RayJobsClient(challenging, access=access, patience=1) as client:
+        with RayJobsClient(challenging, access=access, retry_timeout=1) as client:
             client.submit_job("true", runtime_env=environment)
 
     [body] = Challenging.packages.values()
@@ -199,8 +199,8 @@ def test_a_login_page_is_no_package(code: Path):
         return httpx.Response(200, html="<html><title>Sign in</title></html>")
 
     with (
-        RayJobsClient(ADDRESS, patience=0, transport=httpx.MockTransport(page)) as client,
-        pytest.raises(RayJobsResponseError, match="Could not look for package"),
+        RayJobsClient(ADDRESS, retry_timeout=0, transport=httpx.MockTransport(page)) as client,
+        pytest.raises(RayApiResponseError, match="Could not look for package"),
     ):
         client.submit_job("true", runtime_env={"working_dir": str(code)})
 
@@ -208,7 +208,7 @@ def test_a_login_page_is_no_package(code: Path):
 def test_an_upload_that_stays_away_is_an_error(submit: Callable[..., str], code: Path):
     """A cluster that cannot be reached, or does not keep what it took, is an error; nothing is submitted."""
     away = Cluster([httpx.ConnectError("no")] * 20)
-    with pytest.raises(RayJobsUnreachableError, match=r"tried for 2 s; no job was submitted") as error:
+    with pytest.raises(RayApiUnreachableError, match=r"tried for 2 s; no job was submitted") as error:
         submit(away, runtime_env={"working_dir": str(code)})
     assert error.value.sent is False
 
@@ -222,7 +222,7 @@ def test_an_upload_that_stays_away_is_an_error(submit: Callable[..., str], code:
 def test_a_proxy_that_takes_less_is_said(submit: Callable[..., str], code: Path):
     """413 for a small package means a proxy, and the error says how to raise its limit."""
     cluster = Cluster([413])
-    with pytest.raises(RayJobsRefusedError, match="nginx: client_max_body_size"):
+    with pytest.raises(RayApiRejectedError, match="nginx: client_max_body_size"):
         submit(cluster, runtime_env={"working_dir": str(code)})
     assert cluster.submitted == []
 
@@ -272,7 +272,7 @@ def drive(
     """Run the engine with a clock of its own, which goes on by ``seconds`` with each upload."""
     now = 1000.0
     asked, notes = [], []
-    engine = provide(code, 10)
+    engine = upload_packages(code, 10)
     answer: Any = None
     failure: Exception | None = None
     while True:
@@ -290,11 +290,11 @@ def drive(
                 held.add(request.path.rpartition("/")[2])
                 asked.append(f"PUT {request.path.rpartition('/')[2]}")
                 now += seconds
-            case Work(call):
+            case RunBlocking(call):
                 answer = call()
             case Sleep():
                 answer = now
-            case Note(message):
+            case LogMessage(message):
                 notes.append(message)
         take(step)
 
@@ -302,7 +302,7 @@ def drive(
 def test_a_package_is_asked_for_again_when_others_took_long(code: Path):
     """What was asked for keeps for ten minutes: when the uploads took longer than two, it is asked for again."""
     (code / "other.py").touch()
-    packages = name_packages({"py_modules": [str(code / "main.py"), str(code / "other.py")]})
+    packages = resolve_local_code({"py_modules": [str(code / "main.py"), str(code / "other.py")]})
     one, two = (package.name for package in packages.packages)
 
     quick, _ = drive(packages, lambda _: None, held={one})
@@ -314,7 +314,7 @@ def test_a_package_is_asked_for_again_when_others_took_long(code: Path):
 
 def test_one_line_tells_of_each_package(code: Path):
     """Name, files, size, whether it was sent, and how long it took are in one line of the log."""
-    packages = name_packages({"working_dir": str(code)})
+    packages = resolve_local_code({"working_dir": str(code)})
     [name] = (package.name for package in packages.packages)
 
     _, sent = drive(packages, lambda _: None, held=set(), seconds=3)
@@ -347,7 +347,7 @@ def test_a_slow_upload_tells_how_far_it_is():
 
     def lines(speed: float) -> list[str]:
         clock = iter(range(1000))
-        notes: list[Note] = []
+        notes: list[LogMessage] = []
         body = Body(io.BytesIO(bytes(20 * 2**20)), 20 * 2**20, "_ray_pkg_0.zip")
         assert sum(map(len, body.chunks(lambda: next(clock) * speed, notes.append))) == 20 * 2**20
         assert {note.level for note in notes} <= {logging.INFO}
@@ -386,18 +386,18 @@ def test_a_slow_storage_tells_how_far_it_is(code: Path):
     with (code / "large").open("wb") as file:
         file.truncate(LIMIT)
     slow = Slow()
-    packages = name_packages({"working_dir": str(code)}, storage=slow)
+    packages = resolve_local_code({"working_dir": str(code)}, storage=slow)
     now, notes = 0.0, []
-    engine = provide(packages, 1)
+    engine = upload_packages(packages, 1)
     step = next(engine)
     while slow.turns < 3:
         match step:
-            case Work(call):
+            case RunBlocking(call):
                 step = engine.send(call())
             case Sleep():
                 now += 3
                 step = engine.send(now)
-            case Note(message):
+            case LogMessage(message):
                 notes.append(message)
                 step = next(engine)
     engine.close()
@@ -409,7 +409,7 @@ def test_a_slow_storage_tells_how_far_it_is(code: Path):
 def test_an_upload_is_interrupted(code: Path):
     """A task that is killed while it packs or sends ends at once; the job was never submitted."""
     (code / "data").write_bytes(os.urandom(2_000_000))
-    packages = name_packages({"working_dir": str(code)})
+    packages = resolve_local_code({"working_dir": str(code)})
     cluster = Cluster()
     for questions in range(1, 40):
         count = 0
@@ -422,7 +422,7 @@ def test_an_upload_is_interrupted(code: Path):
         cluster.packages.clear()
         with RayJobsClient(ADDRESS, transport=httpx.MockTransport(cluster.blocking)) as client:
             try:
-                client.run(interruptible(provide(packages, 1), asked))
+                client.run(interruptible(upload_packages(packages, 1), asked))
             except Interrupted:
                 continue
         break
@@ -458,7 +458,7 @@ def test_a_second_cancellation_waits_as_well():
 
     def engine() -> Any:
         try:
-            yield Work(work)
+            yield RunBlocking(work)
         finally:
             order.append("closed")
 
@@ -481,7 +481,7 @@ def test_an_archive_that_changes_is_noticed(submit: Callable[..., str], code: Pa
     """An archive is sent as it was when it was named, or not at all."""
     with zipfile.ZipFile(code / "a.zip", "w") as archive:
         archive.writestr("a.py", "")
-    packages = name_packages({"working_dir": str(code / "a.zip")})
+    packages = resolve_local_code({"working_dir": str(code / "a.zip")})
     with zipfile.ZipFile(code / "a.zip", "a") as archive:
         archive.writestr("b.py", "")
 
@@ -495,7 +495,7 @@ def test_a_temporary_file_that_cannot_be_made_is_said(code: Path, monkeypatch: p
 
     monkeypatch.setattr(tempfile, "tempdir", str(code / "nowhere"))
     with pytest.raises(RayPackageError, match="temporary file.*TMPDIR"):
-        drive(name_packages({"working_dir": str(code)}), lambda _: None, held=set())
+        drive(resolve_local_code({"working_dir": str(code)}), lambda _: None, held=set())
 
 
 def test_no_temporary_file_is_left(code: Path, tmp_path_factory: Any, monkeypatch: pytest.MonkeyPatch):
@@ -506,7 +506,7 @@ def test_no_temporary_file_is_left(code: Path, tmp_path_factory: Any, monkeypatc
     monkeypatch.setattr(tempfile, "tempdir", str(place))
     seen = []
 
-    drive(name_packages({"working_dir": str(code)}), lambda _: seen.extend(place.iterdir()), held=set())
+    drive(resolve_local_code({"working_dir": str(code)}), lambda _: seen.extend(place.iterdir()), held=set())
 
     assert seen == []
 
@@ -517,6 +517,6 @@ def test_errors_of_the_connection_are_told_apart():
     def engine() -> Any:
         yield Upload(endpoints.put_package("a.zip", 1), Body(io.BytesIO(b"a"), 1, "a.zip"))
 
-    with RayJobsClient("http://127.0.0.1:9") as client, pytest.raises(RayJobsConnectionError) as error:
+    with RayJobsClient("http://127.0.0.1:9") as client, pytest.raises(RayApiConnectionError) as error:
         client.run(engine())
     assert error.value.sent is False

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-from airflow_provider_rayjobs.jobs.logs.text import RECORD_LINES, LogText
+from airflow_provider_rayjobs.jobs.logs.cursor import RECORD_LINES, LogCursor
 
 # Memory for the last lines, whatever the limit: they wait for the log's end.
 _KEPT_BYTES = 4 * 1024 * 1024
 
 
-class Excerpt:
+class HeadTail:
     """
     A log of which at most so many lines are shown: some as they come, and the last ones when it has ended.
 
@@ -23,7 +23,7 @@ class Excerpt:
     :param shown: lines that another process has shown.
     """
 
-    def __init__(self, log: LogText, limit: int, *, live: bool, shown: int = 0) -> None:
+    def __init__(self, log: LogCursor, limit: int, *, live: bool, shown: int = 0) -> None:
         self.log = log
         self.limit = limit
         self.shown = shown
@@ -45,15 +45,15 @@ class Excerpt:
         return self.log.wants_more and not self.is_waiting
 
     def begin(self, offset: int = 0) -> None:
-        """See :meth:`.LogText.begin`."""
+        """See :meth:`.LogCursor.begin`."""
         self.log.begin(offset)
 
     def feed(self, data: bytes) -> Iterator[str]:
-        """See :meth:`.LogText.feed`."""
+        """See :meth:`.LogCursor.feed`."""
         return self._choose(self.log.feed(data))
 
     def flush(self) -> Iterator[str]:
-        """See :meth:`.LogText.flush`."""
+        """See :meth:`.LogCursor.flush`."""
         return self._choose(self.log.flush())
 
     def finish(self) -> Iterator[str]:

@@ -16,36 +16,36 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_rayjobs.exceptions import (
+    RayApiAddressError,
+    RayApiAuthError,
+    RayApiConnectionError,
+    RayApiRejectedError,
+    RayApiResponseError,
+    RayApiUnreachableError,
     RayJobEntrypointError,
     RayJobExistsError,
     RayJobFailedError,
     RayJobLostError,
     RayJobNotFoundError,
     RayJobRuntimeEnvError,
-    RayJobsAddressError,
-    RayJobsConnectionError,
     RayJobsError,
-    RayJobsNotAuthorizedError,
-    RayJobsRefusedError,
-    RayJobsResponseError,
     RayJobStoppedError,
-    RayJobsUnreachableError,
     RayJobSupervisorDiedError,
     RayJobTimeoutError,
     RayJobUnschedulableError,
 )
 from airflow_provider_rayjobs.jobs import JobDetails, JobErrorType, JobStatus, JobType
-from airflow_provider_rayjobs.jobs.logs.text import Ending
-from airflow_provider_rayjobs.outcomes import (
+from airflow_provider_rayjobs.jobs.logs.cursor import LogEnding
+from airflow_provider_rayjobs.task.outcomes import (
     FINAL_ERRORS,
-    as_raised,
-    as_sensed,
-    as_task_errors,
     describe_end,
-    error_of_end,
+    error_for_outcome,
     has_retry_policy,
     is_last_try,
     is_unschedulable,
+    raising_task_errors,
+    to_sensor_error,
+    to_task_error,
 )
 
 ADDRESS = "http://head:8265"
@@ -66,9 +66,9 @@ def entrypoint_error(exit_code: int | None) -> RayJobEntrypointError:
 
 def test_only_success_is_no_error():
     """SUCCEEDED alone makes a green task."""
-    assert error_of_end(job(JobStatus.SUCCEEDED), ADDRESS) is None
-    assert isinstance(error_of_end(job(JobStatus.FAILED), ADDRESS), RayJobFailedError)
-    assert isinstance(error_of_end(job(JobStatus.STOPPED), ADDRESS), RayJobStoppedError)
+    assert error_for_outcome(job(JobStatus.SUCCEEDED), ADDRESS) is None
+    assert isinstance(error_for_outcome(job(JobStatus.FAILED), ADDRESS), RayJobFailedError)
+    assert isinstance(error_for_outcome(job(JobStatus.STOPPED), ADDRESS), RayJobStoppedError)
 
 
 @pytest.mark.parametrize("status", [JobStatus.FAILED, JobStatus.STOPPED])
@@ -76,7 +76,7 @@ def test_every_other_end_is_an_error_that_airflow_can_carry(status: JobStatus):
     """The error has the job's details and log, and survives pickling."""
     details = job(status, driver_exit_code=3)
 
-    error = error_of_end(details, ADDRESS, Ending(("last",)))
+    error = error_for_outcome(details, ADDRESS, LogEnding(("last",)))
 
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is type(error)
@@ -116,7 +116,7 @@ def test_every_error_type_of_ray_has_a_class():
 )
 def test_the_class_says_why(details: JobDetails, kind: type[RayJobsError]):
     """The class of the error is Ray's error type, or the exit code where a head has none."""
-    error = error_of_end(details, ADDRESS)
+    error = error_for_outcome(details, ADDRESS)
 
     assert type(error) is kind
     assert is_unschedulable(details) is (kind is RayJobUnschedulableError)
@@ -139,7 +139,7 @@ def test_the_description_has_all_that_is_known():
         message="Job entrypoint command failed with exit code 3, last available logs (truncated):\nboom\n",
     )
 
-    assert describe_end(details, ADDRESS, Ending(("boom",))).splitlines() == [
+    assert describe_end(details, ADDRESS, LogEnding(("boom",))).splitlines() == [
         "Ray job job-1 FAILED with exit code 3 after 2.5 s, at http://head:8265.",
         "Error type JOB_ENTRYPOINT_COMMAND_ERROR.",
         "Ray says: Job entrypoint command failed with exit code 3",
@@ -160,7 +160,7 @@ def test_the_description_of_a_job_that_found_no_place():
     """What the job asks for against what the cluster has follows the advice, and is in the error."""
     details = failed("JOB_SUPERVISOR_ACTOR_START_TIMEOUT")
 
-    error = error_of_end(details, ADDRESS, shortage="The job asks for 99 CPU on one node.")
+    error = error_for_outcome(details, ADDRESS, shortage="The job asks for 99 CPU on one node.")
 
     assert str(error).splitlines() == [
         "Ray job job-1 FAILED, at http://head:8265.",
@@ -173,16 +173,16 @@ def test_the_description_of_a_job_that_found_no_place():
 # -- what a task raises -------------------------------------------------------------------------------------------
 
 FINAL = [
-    RayJobsRefusedError("no", status_code=400),
-    RayJobsNotAuthorizedError("token", status_code=403),
-    RayJobsAddressError("a page", status_code=404),
+    RayApiRejectedError("no", status_code=400),
+    RayApiAuthError("token", status_code=403),
+    RayApiAddressError("a page", status_code=404),
     RayJobExistsError("taken", status_code=500),
 ]
 OTHERS = [
     RayJobsError("odd"),
-    RayJobsConnectionError("cut off", sent=False),
-    RayJobsUnreachableError("away"),
-    RayJobsResponseError("teapot", status_code=418),
+    RayApiConnectionError("cut off", sent=False),
+    RayApiUnreachableError("away"),
+    RayApiResponseError("teapot", status_code=418),
     RayJobNotFoundError("gone", status_code=404),
     RayJobLostError("lost"),
     RayJobFailedError("failed", details=failed()),
@@ -215,13 +215,13 @@ def catches(kind: type[BaseException], error: BaseException) -> bool:
 @pytest.mark.parametrize("error", FINAL, ids=repr)
 def test_what_no_retry_can_mend(error: RayJobsError):
     """Without a retry policy it also ends Airflow's retries; with one the policy sees the class alone, and decides."""
-    raised = as_raised(error, has_retry_policy=False)
+    raised = to_task_error(error, has_retry_policy=False)
 
     assert catches(type(error), raised)
     assert catches(AirflowFailException, raised)
     assert catches(RayJobsError, raised)
     assert contents(raised) == contents(error)
-    assert as_raised(error, has_retry_policy=True) is error
+    assert to_task_error(error, has_retry_policy=True) is error
     assert isinstance(error, FINAL_ERRORS)
 
 
@@ -229,7 +229,7 @@ def test_what_no_retry_can_mend(error: RayJobsError):
 @pytest.mark.parametrize("policy", [True, False], ids=["policy", "no policy"])
 def test_what_a_retry_may_mend(error: Exception, policy: bool):
     """Everything else is raised as it is, and is retried as often as the task says."""
-    assert as_raised(error, has_retry_policy=policy) is error
+    assert to_task_error(error, has_retry_policy=policy) is error
 
 
 @pytest.mark.parametrize("policy", [True, False], ids=["policy", "no policy"])
@@ -237,7 +237,7 @@ def test_execution_timeout(policy: bool):
     """The end by execution_timeout is a limit of ours, and the time-out that Airflow itself would have raised."""
     error = RayJobTimeoutError("late", limit="execution_timeout", details=failed())
 
-    raised = as_raised(error, has_retry_policy=policy)
+    raised = to_task_error(error, has_retry_policy=policy)
 
     assert catches(RayJobTimeoutError, raised)
     assert catches(AirflowTaskTimeout, raised)
@@ -263,7 +263,7 @@ def test_exit_codes_that_mean_something(
     """An exit code of the user's code can skip the task, or end the retries where no policy decides that."""
     airflows = {AirflowFailException, AirflowSkipException}
     for policy, expected in ((False, kinds), (True, kinds_with_policy)):
-        raised = as_raised(
+        raised = to_task_error(
             entrypoint_error(exit_code), has_retry_policy=policy, fail_on=frozenset(fail_on), skip_on=frozenset(skip_on)
         )
         assert all(catches(kind, raised) for kind in expected)
@@ -278,21 +278,21 @@ def test_exit_codes_that_mean_something(
 )
 def test_exit_codes_of_something_else(error: JobDetails):
     """An exit code counts where the user's code ended with it, and nowhere else."""
-    ended = error_of_end(error, ADDRESS)
+    ended = error_for_outcome(error, ADDRESS)
     assert ended is not None
 
-    assert as_raised(ended, has_retry_policy=False, fail_on=[3], skip_on=[3]) is ended
+    assert to_task_error(ended, has_retry_policy=False, fail_on=[3], skip_on=[3]) is ended
 
 
 def both_kinds() -> list[BaseException]:
     """Return an error of both classes for each class there is, as tasks and sensors raise them."""
     timeout = RayJobTimeoutError("late", limit="execution_timeout", details=failed())
-    repeated = RayJobsRefusedError("no", status_code=400)
-    repeated.was_repeated = True
+    with_retries = RayApiRejectedError("no", status_code=400)
+    with_retries.was_retried = True
     return [
-        *(as_raised(error, has_retry_policy=False) for error in (*FINAL, timeout, repeated)),
-        as_raised(entrypoint_error(3), has_retry_policy=False, fail_on=[3]),
-        *(as_sensed(error) for error in (*FINAL, *OTHERS) if isinstance(error, RayJobsError)),
+        *(to_task_error(error, has_retry_policy=False) for error in (*FINAL, timeout, with_retries)),
+        to_task_error(entrypoint_error(3), has_retry_policy=False, fail_on=[3]),
+        *(to_sensor_error(error) for error in (*FINAL, *OTHERS) if isinstance(error, RayJobsError)),
     ]
 
 
@@ -325,11 +325,11 @@ def test_errors_of_both_classes_look_like_ours(error: BaseException):
 
 def test_an_error_of_both_classes_stays_one():
     """One that is translated a second time on its way is not changed by it, and still travels."""
-    once = as_raised(FINAL[0], has_retry_policy=False)
+    once = to_task_error(FINAL[0], has_retry_policy=False)
     assert isinstance(once, RayJobsError)
 
-    twice = as_raised(once, has_retry_policy=False)
-    sensed = as_sensed(once)
+    twice = to_task_error(once, has_retry_policy=False)
+    sensed = to_sensor_error(once)
     assert all(contents(pickle.loads(pickle.dumps(error))) == contents(FINAL[0]) for error in (twice, sensed))
 
 
@@ -349,13 +349,13 @@ def test_as_task_errors(policy: Any):
     """Tasks that manage jobs raise by the same rule; the error that is behind one is behind the other too."""
     behind = OSError("behind")
 
-    with pytest.raises(RayJobsRefusedError) as final, as_task_errors(task(policy)):
-        raise RayJobsRefusedError("no", status_code=400) from behind
-    with pytest.raises(RayJobNotFoundError) as other, as_task_errors(task(policy)):
+    with pytest.raises(RayApiRejectedError) as final, raising_task_errors(task(policy)):
+        raise RayApiRejectedError("no", status_code=400) from behind
+    with pytest.raises(RayJobNotFoundError) as other, raising_task_errors(task(policy)):
         raise OTHERS[4]
-    with pytest.raises(ValueError, match="a wrong argument"), as_task_errors(task(policy)):
+    with pytest.raises(ValueError, match="a wrong argument"), raising_task_errors(task(policy)):
         raise OTHERS[-1]
-    with as_task_errors(task(policy)):
+    with raising_task_errors(task(policy)):
         pass
     assert isinstance(final.value, AirflowFailException) is (policy is None)
     assert final.value.__cause__ is behind
@@ -368,7 +368,7 @@ def test_as_task_errors(policy: Any):
 @pytest.mark.parametrize("error", [error for error in (*FINAL, *OTHERS) if isinstance(error, RayJobsError)], ids=repr)
 def test_a_sensors_error_is_ours_and_airflows(error: RayJobsError):
     """Whatever ends the waiting is an AirflowException of its own class: what ``soft_fail`` understands."""
-    sensed = as_sensed(error)
+    sensed = to_sensor_error(error)
 
     assert catches(type(error), sensed)
     assert catches(AirflowException, sensed)
@@ -387,7 +387,7 @@ def test_a_sensors_error_is_ours_and_airflows(error: RayJobsError):
 )
 def test_a_sensor_does_not_wait_for_what_is_final(error: RayJobsError, is_final: bool):
     """How a job ended, and what no retry can mend, ends a sensor's retries; everything else is tried again."""
-    assert isinstance(as_sensed(error), AirflowFailException) is is_final
+    assert isinstance(to_sensor_error(error), AirflowFailException) is is_final
 
 
 # -- the last try -------------------------------------------------------------------------------------------------
@@ -420,7 +420,7 @@ def test_last_try_by_number(number: int, of: int, is_last: bool):
     """Without a policy the last try is the one after the task's retries, or the one that ends the retries itself."""
     assert is_last_try(OTHERS[0], task(), tries(number, of)) is is_last
     assert is_last_try(OTHERS[0], SimpleNamespace(), tries(number, of)) is is_last
-    assert is_last_try(as_raised(FINAL[0], has_retry_policy=False), task(), tries(number, of))
+    assert is_last_try(to_task_error(FINAL[0], has_retry_policy=False), task(), tries(number, of))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from uuid import UUID
 
 import yaml
 
+from airflow_provider_rayjobs.masking import RedactedText, looks_like_runtime_env_text
+
 _FETCH_LOGS = ("live", "on_completion", "never")
 # What native rendering makes of a text that looks like one of these; str() gives back what a person would
 # write.
@@ -35,12 +37,12 @@ def as_text(field: str, value: Any) -> str:
 
 def as_optional_text(field: str, value: Any) -> str | None:
     """Return a scalar as text; ``None`` and what renders to nothing mean "not given"."""
-    return None if is_nothing(value) else as_text(field, value)
+    return None if is_unset(value) else as_text(field, value)
 
 
 def as_number(field: str, value: Any) -> float | None:
     """Return a number, whole where it can be; ``None`` and what renders to nothing mean "not given"."""
-    if is_nothing(value):
+    if is_unset(value):
         return None
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
@@ -51,7 +53,7 @@ def as_number(field: str, value: Any) -> float | None:
     return int(number) if number.is_integer() else number
 
 
-def as_flag(field: str, value: Any) -> bool:
+def as_bool(field: str, value: Any) -> bool:
     """Return a yes or no."""
     if isinstance(value, bool):
         return value
@@ -73,12 +75,12 @@ def as_seconds(field: str, value: Any) -> float:
 
 def as_optional_seconds(field: str, value: Any) -> float | None:
     """Return a duration in seconds; ``None`` and what renders to nothing mean "no limit"."""
-    return None if is_nothing(value) else as_seconds(field, value)
+    return None if is_unset(value) else as_seconds(field, value)
 
 
-def as_count(field: str, value: Any) -> int | None:
+def as_positive_int(field: str, value: Any) -> int | None:
     """Return a whole number above 0; ``None`` and what renders to nothing mean "no limit"."""
-    if is_nothing(value):
+    if is_unset(value):
         return None
     number = as_number(field, value)
     if number is None or not float(number).is_integer() or number < 1:
@@ -88,7 +90,7 @@ def as_count(field: str, value: Any) -> int | None:
 
 def as_exit_codes(field: str, value: Any) -> frozenset[int]:
     """Return exit codes; ``None`` means none, a number means one, a list means each of them."""
-    if is_nothing(value):
+    if is_unset(value):
         return frozenset()
     codes = value if isinstance(value, Collection) and not isinstance(value, str) else [value]
     return frozenset(_as_whole(field, code) for code in codes)
@@ -108,14 +110,14 @@ def as_fetch_logs(value: Any) -> str:
     return str(value)
 
 
-def as_texts(field: str, value: Any) -> dict[str, str] | None:
+def as_text_dict(field: str, value: Any) -> dict[str, str] | None:
     """Return a dictionary of text to text."""
     if value is None:
         return None
     return {str(key): as_text(f"{field}[{key!r}]", text) for key, text in _mapping(field, value).items()}
 
 
-def as_numbers(field: str, value: Any) -> dict[str, float] | None:
+def as_number_dict(field: str, value: Any) -> dict[str, float] | None:
     """Return a dictionary of text to numbers; an entry that renders to nothing is left out."""
     if value is None:
         return None
@@ -130,24 +132,6 @@ def as_entrypoint(value: Any) -> str | list[str]:
     return as_text("entrypoint", value)
 
 
-class HiddenText:
-    """What takes the place of the text of a runtime environment: that cannot be used, and Airflow would show it."""
-
-    def serialize(self) -> str:
-        """Return what Airflow may show, and keep."""
-        return "***"
-
-    def __repr__(self) -> str:
-        return "***"
-
-
-def is_text_of_environment(value: Any) -> bool:
-    """Tell whether a value is the text of a runtime environment, as JSON, Python or YAML has it, and no path."""
-    if not isinstance(value, str):
-        return False
-    return value.lstrip().startswith("{") or ("env_vars" in value and (":" in value or "\n" in value))
-
-
 def as_runtime_env(value: Any, folders: Sequence[Path]) -> dict[str, Any] | None:
     """
     Return a runtime environment with its env_vars as text.
@@ -155,9 +139,9 @@ def as_runtime_env(value: Any, folders: Sequence[Path]) -> dict[str, Any] | None
     :param value: a dictionary, or the path of a YAML file that holds one.
     :param folders: where a relative path is looked for, in this order.
     """
-    if is_nothing(value):
+    if is_unset(value):
         return None
-    if isinstance(value, HiddenText) or is_text_of_environment(value):
+    if isinstance(value, RedactedText) or looks_like_runtime_env_text(value):
         raise ValueError(
             "runtime_env is the text of a dictionary; a template makes a dictionary only with native rendering "
             "(render_template_as_native_obj)"
@@ -166,7 +150,7 @@ def as_runtime_env(value: Any, folders: Sequence[Path]) -> dict[str, Any] | None
         value = _read_yaml(Path(value), folders)
     runtime_env = dict(_mapping("runtime_env", value))
     if runtime_env.get("env_vars") is not None:
-        runtime_env["env_vars"] = as_texts("runtime_env['env_vars']", runtime_env["env_vars"])
+        runtime_env["env_vars"] = as_text_dict("runtime_env['env_vars']", runtime_env["env_vars"])
     return runtime_env
 
 
@@ -184,7 +168,7 @@ def as_package_secrets(value: Any) -> bool | list[str]:
     """Return which files that look like secrets are packed: all, none, or those that patterns name."""
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [as_text(f"package_secrets[{number}]", pattern) for number, pattern in enumerate(value)]
-    return False if is_nothing(value) else as_flag("package_secrets", value)
+    return False if is_unset(value) else as_bool("package_secrets", value)
 
 
 def _read_yaml(path: Path, folders: Sequence[Path]) -> Any:
@@ -222,7 +206,7 @@ def _find_yaml(path: Path, folders: Sequence[Path]) -> Path:
     )
 
 
-def is_nothing(value: Any) -> bool:
+def is_unset(value: Any) -> bool:
     """Tell whether a template had nothing to say: without native rendering None becomes the text "None"."""
     return value is None or (isinstance(value, str) and value in ("", "None"))
 

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
-from airflow_provider_rayjobs.jobs.packages.tree import Entry, Stamp, Tree, changed, unreadable, unwritable
+from airflow_provider_rayjobs.jobs.packages.tree import Entry, FileStamp, Tree, changed, unreadable, unwritable
 
 # Another meaning of the digest needs another word here.
 _VERSION = b"rayjobs package 1\n"
@@ -123,13 +123,13 @@ def read(entry: Entry) -> Iterator[bytes]:
         file = os.open(entry.path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe that has taken its place must not hold us
         try:
             status = os.fstat(file)
-            if not stat.S_ISREG(status.st_mode) or Stamp.of(status) != entry.stamp:
+            if not stat.S_ISREG(status.st_mode) or FileStamp.of(status) != entry.stamp:
                 raise changed(entry.path, "it is not the file that it was")
             left = entry.size
             while left and (chunk := os.read(file, min(CHUNK, left))):
                 left -= len(chunk)
                 yield chunk
-            if left or Stamp.of(os.fstat(file)) != entry.stamp:
+            if left or FileStamp.of(os.fstat(file)) != entry.stamp:
                 raise changed(entry.path, "it was written to")
         finally:
             os.close(file)

@@ -34,7 +34,7 @@ Meter = Callable[[bytes], bool]
 
 
 @dataclass(frozen=True)
-class Ending:
+class LogEnding:
     """
     How a log ends, for error messages.
 
@@ -46,10 +46,10 @@ class Ending:
     exception: str = ""
 
 
-NO_LOG = Ending()
+NO_ENDING = LogEnding()
 
 
-class LogText:
+class LogCursor:
     """
     A log that is read again and again while it grows.
 
@@ -73,7 +73,7 @@ class LogText:
         self.position = position
         self.checksum = checksum
         # whether a read brought other bytes than were shown: the log was replaced, or its end was mistaken
-        self.is_torn = False
+        self.is_mismatch = False
         # the last bytes before the position; another process knows them when it has read them again
         self.recent = b""
         self._is_recent_known = position == 0
@@ -81,7 +81,7 @@ class LogText:
         self.record_lines = record_lines
         self._meter = meter
         # whether the last read was cut short: there is more to show than was allowed
-        self.is_cut = False
+        self.is_throttled = False
         # Read, but not shown: the start of a line whose end is yet to come.
         self._pending = b""
         # where the next byte of the read that is on stands in the log, and what was passed over in it
@@ -90,13 +90,13 @@ class LogText:
         self._is_complete = False
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any] | None, **bounds: Any) -> LogText:
+    def from_state(cls, state: Mapping[str, Any] | None, **bounds: Any) -> LogCursor:
         """Return a log that goes on where another one, whose :attr:`state` this is, has stopped."""
         return cls(state["position"], state["checksum"], **bounds) if state else cls(**bounds)
 
-    def anew(self, state: Mapping[str, Any] | None) -> LogText:
+    def restarted(self, state: Mapping[str, Any] | None) -> LogCursor:
         """Return a log that goes on at another place, with the bounds of this one."""
-        return LogText.from_state(
+        return LogCursor.from_state(
             state, record_bytes=self.record_bytes, record_lines=self.record_lines, meter=self._meter
         )
 
@@ -108,7 +108,7 @@ class LogText:
     @property
     def wants_more(self) -> bool:
         """Tell whether the rest of a read is of any use."""
-        return not (self.is_torn or self.is_cut)
+        return not (self.is_mismatch or self.is_throttled)
 
     @property
     def read_to(self) -> int:
@@ -124,7 +124,7 @@ class LogText:
         :param offset: at most :attr:`position`.
         """
         self._pending = b""
-        self.is_cut = False
+        self.is_throttled = False
         self._offset = offset
         # a read from the start is known by its checksum, another one by what was shown last
         self._passed_checksum = None if offset else 0
@@ -142,7 +142,7 @@ class LogText:
         if known:
             self._pass_over(data[:known])
         self._offset += len(data)
-        for start in range(known, 0 if self.is_torn else len(data), self.record_bytes):
+        for start in range(known, 0 if self.is_mismatch else len(data), self.record_bytes):
             self._pending += data[start : start + self.record_bytes]
             while True:
                 if size := self._full_record():
@@ -173,28 +173,28 @@ class LogText:
             yield from self._show(len(self._pending))
 
     @property
-    def ending(self) -> Ending:
+    def ending(self) -> LogEnding:
         """How the log ends; nothing unless it was read to its end: other lines would mislead."""
         if not (self._is_complete and self.recent):
-            return NO_LOG
+            return NO_ENDING
         lines = _text_of(self.recent).split("\n")
-        return Ending(
+        return LogEnding(
             tuple(line[-_LAST_LINE_LENGTH:] for line in lines[-LAST_LINES:]), find_exception(lines)[:_LAST_LINE_LENGTH]
         )
 
     def _may_show(self, size: int) -> bool:
-        self.is_cut = self._meter is not None and not self._meter(self._pending[:size])
-        return not self.is_cut
+        self.is_throttled = self._meter is not None and not self._meter(self._pending[:size])
+        return not self.is_throttled
 
     def _pass_over(self, data: bytes) -> None:
         """Compare bytes that were shown before with what is known of them."""
         before = self.position - self._offset
         if self._passed_checksum is not None:
             self._passed_checksum = zlib.crc32(data, self._passed_checksum)
-            self.is_torn = len(data) == before and self._passed_checksum != self.checksum
+            self.is_mismatch = len(data) == before and self._passed_checksum != self.checksum
         elif self._is_recent_known and len(self.recent) >= before:
             start = len(self.recent) - before
-            self.is_torn = self.recent[start : start + len(data)] != data
+            self.is_mismatch = self.recent[start : start + len(data)] != data
         if not self._is_recent_known:  # another process showed it
             self.recent = (self.recent + data)[-RECENT_BYTES:]
             self._is_recent_known = len(data) == before

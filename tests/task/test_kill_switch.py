@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from airflow_provider_rayjobs.jobs import RayJobsClient
-from airflow_provider_rayjobs.kills import KillSwitch
+from airflow_provider_rayjobs.task.kill_switch import KillSwitch
 
 # What Airflow leaves a handler before it sends SIGKILL is 5 s; ours promises about 3.
 PROMISED = 3.0
@@ -134,7 +134,7 @@ def killed(switch: KillSwitch) -> float:
 
 
 @pytest.mark.parametrize(
-    ("respond", "requests", "seconds", "story"),
+    ("respond", "requests", "seconds", "summary"),
     [
         pytest.param(STOPPED, 1, 0.0, "Job a/b was asked to stop.", id="taken"),
         pytest.param(ENDED, 1, 0.0, "Job a/b had ended already.", id="ended"),
@@ -149,15 +149,15 @@ def killed(switch: KillSwitch) -> float:
         ),
     ],
 )
-def test_stop(respond: Respond, requests: int, seconds: float, story: str) -> None:
+def test_stop(respond: Respond, requests: int, seconds: float, summary: str) -> None:
     """A kill asks Ray once to stop the job, a second time where no answer came, and tells what came of it."""
     with Head(respond) as head:
         switch = armed(head.address)
         took = killed(switch)
 
     assert head.asked == ["POST /api/jobs/a%2Fb/stop"] * requests
-    assert switch.story == story
-    assert switch.is_asked
+    assert switch.summary == summary
+    assert switch.is_triggered
     assert seconds <= took <= PROMISED + SLACK
 
 
@@ -178,10 +178,10 @@ def test_stop_without_an_answer(respond: Respond, words: str) -> None:
         took = killed(switch)
 
     assert len(head.asked) == 2
-    assert words in switch.story
-    assert "a/b" in switch.story
-    assert "was asked to stop." not in switch.story
-    assert switch.is_asked
+    assert words in switch.summary
+    assert "a/b" in switch.summary
+    assert "was asked to stop." not in switch.summary
+    assert switch.is_triggered
     assert took <= PROMISED + SLACK
 
 
@@ -196,7 +196,7 @@ def test_an_answer_is_not_denied(respond: Respond) -> None:
         switch = armed(head.address)
         killed(switch)
 
-    assert "no answer seen" not in switch.story
+    assert "no answer seen" not in switch.summary
 
 
 @pytest.mark.parametrize(
@@ -213,8 +213,8 @@ def test_nobody_there(port: Callable[[], AbstractContextManager[str]], words: st
         switch = armed(address)
         took = killed(switch)
 
-    assert words in switch.story
-    assert switch.is_asked
+    assert words in switch.summary
+    assert switch.is_triggered
     assert took <= PROMISED + SLACK
 
 
@@ -224,7 +224,7 @@ def test_a_request_that_never_left_is_not_told_as_sent() -> None:
         switch = armed(address)
         killed(switch)
 
-    assert "was sent" not in switch.story
+    assert "was sent" not in switch.summary
 
 
 def test_an_answer_that_drips_does_not_hold_the_handler() -> None:
@@ -271,7 +271,7 @@ def test_nothing_is_logged(respond: Respond) -> None:
         switch = armed(head.address)
         switch.kill()
 
-    assert switch.story
+    assert switch.summary
 
 
 @pytest.mark.parametrize("before", [logging.NOTSET, logging.DEBUG, logging.CRITICAL])
@@ -293,10 +293,10 @@ def test_not_armed() -> None:
         afterwards.arm(lambda: RayJobsClient(head.address), "a")
         afterwards.disarm()
         for switch in (before, afterwards):
-            assert not switch.is_asked
+            assert not switch.is_triggered
             switch.kill()
-            assert switch.is_asked
-            assert switch.story == ""
+            assert switch.is_triggered
+            assert switch.summary == ""
 
     assert head.asked == []
 
@@ -305,22 +305,22 @@ def test_switched_off() -> None:
     """With stop_on_kill off a kill sends nothing, and the task does not end for it."""
     with Head(STOPPED) as head:
         switch = armed(head.address)
-        switch.is_on = False
+        switch.is_enabled = False
         switch.kill()
 
     assert head.asked == []
-    assert not switch.is_asked
-    assert switch.story == ""
+    assert not switch.is_triggered
+    assert switch.summary == ""
 
 
 def test_switched_off_afterwards() -> None:
     """A kill that comes before the task knows whether it obeys counts as the task then decides."""
     switch = KillSwitch()
     switch.kill()
-    assert switch.is_asked
+    assert switch.is_triggered
 
-    switch.is_on = False
-    assert not switch.is_asked
+    switch.is_enabled = False
+    assert not switch.is_triggered
 
 
 def test_armed_for_the_last_job() -> None:
@@ -341,4 +341,4 @@ def test_killed_twice() -> None:
         switch.kill()
 
     assert len(head.asked) == 2
-    assert switch.story == "Job a/b had ended already."
+    assert switch.summary == "Job a/b had ended already."

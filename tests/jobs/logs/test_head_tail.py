@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_rayjobs.jobs.logs.excerpt import Excerpt
-from airflow_provider_rayjobs.jobs.logs.text import LogText
+from airflow_provider_rayjobs.jobs.logs.cursor import LogCursor
+from airflow_provider_rayjobs.jobs.logs.head_tail import HeadTail
 
 
 def lines_of(records: list[str]) -> list[str]:
@@ -20,7 +20,7 @@ def test_limit(live: bool, total: int, limit: int, seen: int) -> None:
     """At most so many lines are shown: half of them as they come, or none, and the last ones at the end."""
     lines = [f"line {number}" for number in range(total)]
     data = "".join(f"{line}\n" for line in lines).encode()
-    excerpt = Excerpt(LogText(), limit, live=live)
+    excerpt = HeadTail(LogCursor(), limit, live=live)
 
     excerpt.begin()
     first = [*excerpt.feed(b"".join(data.splitlines(keepends=True)[:seen])), *excerpt.flush()]
@@ -41,7 +41,7 @@ def test_limit(live: bool, total: int, limit: int, seen: int) -> None:
 
 def test_limit_across_processes() -> None:
     """What another process has shown counts."""
-    excerpt = Excerpt(LogText(), 10, live=True, shown=5)
+    excerpt = HeadTail(LogCursor(), 10, live=True, shown=5)
     excerpt.begin()
 
     assert excerpt.is_waiting
@@ -56,7 +56,7 @@ def test_limit_across_processes() -> None:
 
 def test_memory() -> None:
     """Long lines that wait for the end take no more than 4 MiB together, whatever the limit."""
-    excerpt = Excerpt(LogText(), 1_000_000, live=False)
+    excerpt = HeadTail(LogCursor(), 1_000_000, live=False)
     excerpt.is_ending = True
     excerpt.begin()
     for _ in range(100):

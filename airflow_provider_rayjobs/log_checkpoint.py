@@ -17,7 +17,7 @@ from typing import Any
 from airflow.sdk.bases.xcom import BaseXCom
 
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
-from airflow_provider_rayjobs.jobs.logs.trickle import Share
+from airflow_provider_rayjobs.jobs.logs.trickle import BudgetShare
 
 KEY = "ray_job_log"
 # XComs a second that all triggers of a triggerer write together.
@@ -32,7 +32,7 @@ _HAS_XCOMS = hasattr(BaseXCom, "aset")
 _next_write = 0.0
 
 
-class Bookmark:
+class LogCheckpoint:
     """
     How far the log of one job was shown in one try of a task.
 
@@ -61,7 +61,7 @@ class Bookmark:
             }
 
     @asynccontextmanager
-    async def following(self, reader: LogReader, share: Share) -> AsyncIterator[None]:
+    async def following(self, reader: LogReader, share: BudgetShare) -> AsyncIterator[None]:
         """Let a reader go on where a lost one has stopped, and keep how far it comes: between any two turns."""
         if not self._place:
             yield
@@ -77,11 +77,11 @@ class Bookmark:
             keeping.cancel()
             await asyncio.gather(keeping, return_exceptions=True)
 
-    async def _follow(self, reader: LogReader, share: Share, *, looks_up: bool) -> None:
+    async def _follow(self, reader: LogReader, share: BudgetShare, *, looks_up: bool) -> None:
         if looks_up:
             kept = await self.recall()
             if kept is not None:
-                reader.go_to(kept)
+                reader.restore(kept)
                 self._warn(
                     "The triggerer that followed job %s was lost. What it showed of the job's log, %d bytes, is in its "
                     "own log file; what it showed last may stand here once more.",

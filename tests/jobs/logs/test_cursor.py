@@ -9,13 +9,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_rayjobs.jobs.logs.kept import KeptLog
-from airflow_provider_rayjobs.jobs.logs.text import (
+from airflow_provider_rayjobs.jobs.logs.buffer import LogBuffer
+from airflow_provider_rayjobs.jobs.logs.cursor import (
     LAST_LINES,
-    NO_LOG,
+    NO_ENDING,
     RECORD_BYTES,
     RECORD_LINES,
-    LogText,
+    LogCursor,
     find_exception,
 )
 
@@ -33,7 +33,7 @@ anything = st.lists(
 bars = st.lists(st.lists(st.text("ab €\N{ROCKET}", min_size=1, max_size=8), min_size=1, max_size=6), max_size=12)
 
 
-def read(log: LogText, data: bytes, sizes: list[int], *, whole: bool = True) -> list[str]:
+def read(log: LogCursor, data: bytes, sizes: list[int], *, whole: bool = True) -> list[str]:
     """Read data from its start in chunks of these sizes, over and over; ``whole`` ends as a good read does."""
     log.begin()
     shown: list[str] = []
@@ -61,7 +61,7 @@ def text_of(data: bytes) -> str:
 @example(data=b"a\n" * 5000, sizes=[4000], reads=[(3999, False), (4001, True)])
 def test_every_line_once(data: bytes, sizes: list[int], reads: list[tuple[int, bool]]) -> None:
     """However a log is cut into chunks, and its reads break off or come to its present end, each line is shown once."""
-    log = LogText()
+    log = LogCursor()
     shown: list[str] = []
     for size, whole in reads:
         shown += read(log, data[:size], sizes, whole=whole)
@@ -79,10 +79,10 @@ def test_every_line_once(data: bytes, sizes: list[int], reads: list[tuple[int, b
 @given(data=anything, sizes=st.lists(st.integers(1, 9000), min_size=1, max_size=5), cut=st.integers(0, 20_000))
 def test_resumption(data: bytes, sizes: list[int], cut: int) -> None:
     """Another reader that starts at the position of the first one repeats nothing and loses nothing."""
-    first = LogText()
+    first = LogCursor()
     shown = read(first, data[:cut], sizes)
 
-    second = LogText.from_state(first.state)
+    second = LogCursor.from_state(first.state)
     shown += read(second, data, sizes)
     shown += second.finish()
 
@@ -108,7 +108,7 @@ def test_reads_that_may_show_little(data: bytes, sizes: list[int], allowances: l
         taken.append(record)
         return left >= 0
 
-    first = LogText(record_bytes=6000, meter=may_show)
+    first = LogCursor(record_bytes=6000, meter=may_show)
     shown: list[str] = []
     for allowance in allowances:
         left, position = allowance, first.position
@@ -117,8 +117,8 @@ def test_reads_that_may_show_little(data: bytes, sizes: list[int], allowances: l
         shown += records
         assert len(records) <= allowance
         assert b"".join(taken[: len(records)]) == data[position : first.position]
-        assert first.is_cut == (not first.wants_more) == (b"\n" in data[first.position :])
-    second = LogText.from_state(first.state)
+        assert first.is_throttled == (not first.wants_more) == (b"\n" in data[first.position :])
+    second = LogCursor.from_state(first.state)
     shown += [*read(second, data, sizes), *second.finish()]
 
     assert "\n".join(shown) == text_of(data)
@@ -134,7 +134,7 @@ def test_reads_that_may_show_little(data: bytes, sizes: list[int], allowances: l
 )
 def test_a_line_that_fills_a_record_to_its_end(data: bytes, records: list[str]) -> None:
     """What ends a line that just fits into a record makes no line of its own, and no byte of it is lost."""
-    log = LogText(record_bytes=10)
+    log = LogCursor(record_bytes=10)
 
     assert read(log, b"a" * 19 + data, [100]) == ["a" * 9, "a" * 10, *records]
 
@@ -144,7 +144,7 @@ def test_a_line_that_fills_a_record_to_its_end(data: bytes, records: list[str]) 
 @example(data=b"a\n" * 1500, size=100_000)
 def test_record_size(data: bytes, size: int) -> None:
     """A record has at most 1,000 lines and 64 KiB."""
-    log = LogText()
+    log = LogCursor()
 
     records = [*read(log, data * 3, [size]), *log.finish()]
 
@@ -155,7 +155,7 @@ def test_record_size(data: bytes, size: int) -> None:
 
 def test_records_are_filled() -> None:
     """Lines that come one by one are shown a thousand at a time, as one record a line makes task logs slow."""
-    log = LogText()
+    log = LogCursor()
     log.begin()
 
     records = [record for number in range(2500) for record in log.feed(b"%d\n" % number)]
@@ -172,7 +172,7 @@ def test_long_lines(character: str, shift: int, size: int) -> None:
     """A line longer than 64 KiB is shown in pieces of nearly that size, and no character is cut in two."""
     line = "." * shift + character * (200_000 // len(character.encode()))
     data = f"{line}\nend\n".encode()
-    log = LogText()
+    log = LogCursor()
 
     records = read(log, data, [size])
 
@@ -185,9 +185,9 @@ def test_long_lines(character: str, shift: int, size: int) -> None:
 def test_long_lines_resumed(back: int) -> None:
     """Inside a very long line, too, another reader goes on where the first one stopped."""
     data = "€".encode() * 70_000 + b"\n"
-    first = LogText()
+    first = LogCursor()
     shown = read(first, data[:-back], [RECORD_BYTES])
-    second = LogText.from_state(first.state)
+    second = LogCursor.from_state(first.state)
 
     shown += [*read(second, data, [4096]), *second.finish()]
 
@@ -196,7 +196,7 @@ def test_long_lines_resumed(back: int) -> None:
 
 def test_binary_lines() -> None:
     """A very long line without any character boundary is cut all the same, each byte a replacement character."""
-    log = LogText()
+    log = LogCursor()
 
     records = [*read(log, b"\x80" * (RECORD_BYTES + 10), [4096]), *log.finish()]
 
@@ -205,7 +205,7 @@ def test_binary_lines() -> None:
 
 def test_bytes_that_are_not_text() -> None:
     """Bytes that are not UTF-8 spoil only themselves."""
-    log = LogText()
+    log = LogCursor()
 
     assert read(log, b"a\xffb\n\xe2\x82\nok\n", [1]) == ["a\N{REPLACEMENT CHARACTER}b\n\N{REPLACEMENT CHARACTER}\nok"]
 
@@ -213,7 +213,7 @@ def test_bytes_that_are_not_text() -> None:
 def test_abandoned_records() -> None:
     """Only what was taken counts as shown: a reader that fails in the middle is shown the rest again."""
     data = b"".join(b"%d\n" % number for number in range(3000))
-    log = LogText()
+    log = LogCursor()
     log.begin()
 
     shown = [next(log.feed(piece)) for piece in (data[:4000], data[4000:9000])]
@@ -224,15 +224,15 @@ def test_abandoned_records() -> None:
 
 def test_last_lines() -> None:
     """The last twenty lines are kept for error messages, of a long line its end; none before the log has ended."""
-    log = LogText()
+    log = LogCursor()
     read(log, b"".join(b"%d\n" % number for number in range(50)) + b"x" * 3000 + b"END\nunfinished", [7])
     before = log.ending
     list(log.finish())
-    resumed = LogText.from_state(log.state)
+    resumed = LogCursor.from_state(log.state)
     read(resumed, b"".join(b"%d\n" % number for number in range(50)) + b"x" * 3000 + b"END\nunfinished", [7])
     list(resumed.finish())
 
-    assert before == NO_LOG
+    assert before == NO_ENDING
     assert log.ending.last_lines[:-2] == tuple(map(str, range(32, 50)))
     assert log.ending.last_lines[-2:] == ("x" * 1997 + "END", "unfinished")
     assert len(log.ending.last_lines) == LAST_LINES
@@ -252,17 +252,17 @@ def test_last_lines() -> None:
 def test_progress_bars(lines: list[list[str]], ends: str, sizes: list[int], reads: list[int], resumed: bool) -> None:
     """Of a progress bar each read shows one state, the latest, and its line's last state is shown, once."""
     data = "".join("\r".join(states) + ends for states in lines).encode()
-    log = LogText()
+    log = LogCursor()
     shown: list[str] = []
     for size in sorted(reads):
-        log = LogText.from_state(log.state) if resumed else log
+        log = LogCursor.from_state(log.state) if resumed else log
         before = len(shown)
         shown += read(log, data[:size], sizes)
         assert len(shown) <= before + 2, "whole lines are one record, and the present state another"
     shown += [*read(log, data, sizes), *log.finish()]
 
     assert log.position == len(data)
-    assert not log.is_torn
+    assert not log.is_mismatch
     told = "\n".join(record.replace("\r", "") for record in shown) + "\n"
     # a state that was written in two pieces may be shown in two
     pieces = ["\n?".join(map(re.escape, states[-1])) + "\n" for states in lines]
@@ -272,7 +272,7 @@ def test_progress_bars(lines: list[list[str]], ends: str, sizes: list[int], read
 def test_many_states() -> None:
     """Thousands of states of a bar between two reads are one line, however long they are together."""
     states = [f"{number:5} of 50000 |{'#' * 50}|" for number in range(50_000)]
-    log = LogText()
+    log = LogCursor()
 
     shown = read(log, ("\r" + "\r".join(states)).encode(), [RECORD_BYTES])
     end = ("\r" + "\r".join(states) + "\ndone\n").encode()
@@ -285,7 +285,7 @@ def test_many_states() -> None:
 @given(data=anything, shown=st.integers(0, 20_000), change=st.integers(0, 20_000))
 def test_replaced_log(data: bytes, shown: int, change: int) -> None:
     """A log that does not begin with what was shown is noticed, and nothing more of it is shown."""
-    log = LogText()
+    log = LogCursor()
     read(log, data[:shown], [4096])
     if not log.position:
         return
@@ -293,7 +293,7 @@ def test_replaced_log(data: bytes, shown: int, change: int) -> None:
     other = data[:change] + bytes([data[change] ^ 1]) + data[change + 1 :] + b"more\n"
 
     assert read(log, other, [1000]) == []
-    assert log.is_torn
+    assert log.is_mismatch
     assert not log.wants_more
 
 
@@ -301,9 +301,9 @@ def test_replaced_log(data: bytes, shown: int, change: int) -> None:
 @given(data=anything, shown=st.integers(0, 20_000), overlap=st.integers(1, 5000), resumed=st.booleans())
 def test_reads_from_the_middle(data: bytes, shown: int, overlap: int, resumed: bool) -> None:
     """A read that begins a little before the position goes on there, if the bytes before it are the same."""
-    log = LogText()
+    log = LogCursor()
     told = read(log, data[:shown], [4096])
-    log = LogText.from_state(log.state) if resumed else log
+    log = LogCursor.from_state(log.state) if resumed else log
     offset = max(log.position - overlap, 0)
     log.begin(offset)
     for start in range(offset, len(data), 1000):
@@ -311,17 +311,17 @@ def test_reads_from_the_middle(data: bytes, shown: int, overlap: int, resumed: b
     told += [*log.flush(), *log.finish()]
 
     assert "\n".join(told) == text_of(data)
-    assert not log.is_torn
+    assert not log.is_mismatch
 
 
 def test_a_read_from_the_middle_of_another_log() -> None:
     """A read that begins before the position with other bytes is noticed."""
-    log = LogText()
+    log = LogCursor()
     read(log, b"one\ntwo\n", [100])
 
     log.begin(4)
     assert list(log.feed(b"TWO\nthree\n")) == []
-    assert log.is_torn
+    assert log.is_mismatch
 
 
 TRACEBACK = """\
@@ -355,7 +355,7 @@ KeyError: 1"""
 )
 def test_exceptions(text: str, exception: str) -> None:
     """The last exception that Python names at the end of a traceback is found, of a Ray task its own."""
-    log = LogText()
+    log = LogCursor()
     read(log, text.encode(), [1000])
     list(log.finish())
 
@@ -365,7 +365,7 @@ def test_exceptions(text: str, exception: str) -> None:
 @given(pieces=st.lists(st.binary(max_size=50)), interrupted=st.lists(st.binary(max_size=50)))
 def test_whole_log(pieces: list[bytes], interrupted: list[bytes]) -> None:
     """A log that is kept whole is the text of its last read alone, however it came."""
-    log = KeptLog()
+    log = LogBuffer()
     shown: list[Any] = []
 
     for data in (interrupted, pieces):

@@ -23,7 +23,7 @@ from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.follow import Outage
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobStatus
 from airflow_provider_rayjobs.jobs.steps import Engine, Send, Sleep
-from airflow_provider_rayjobs.jobs.submission import LONGEST_ID, NONCE
+from airflow_provider_rayjobs.jobs.submission import MAX_ID_LENGTH, NONCE
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -39,7 +39,7 @@ _PAUSE = 3.0
 
 
 @dataclass(frozen=True)
-class Round:
+class RetryGeneration:
     """
     What tells a retry from a Clear: both stay the same over retries, and one of them changes when a person clears.
 
@@ -58,7 +58,7 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Remembered:
+class JobRecord:
     """
     What a task instance remembers of the job that it submitted last.
 
@@ -68,20 +68,20 @@ class Remembered:
     :param number: how many submissions this task instance has made under it.
     :param demand: what the job needs on one node, for when it finds no place.
     :param accepted: whether Ray was seen to have the job.
-    :param given_up: whether a limit of ours was over; remembered before the stop was sent.
+    :param abandoned: whether a limit of ours was over; remembered before the stop was sent.
     :param delivered: whether its success became the task's.
     """
 
     submission_id: str
     nonce: str
-    round: Round
+    round: RetryGeneration
     address: str
     session: str | None = None
     given: str = ""
     number: int = 1
     demand: Mapping[str, float] = field(default_factory=dict)
     accepted: bool = False
-    given_up: bool = False
+    abandoned: bool = False
     delivered: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -92,11 +92,11 @@ class Remembered:
     def from_json(cls, stored: Mapping[str, Any]) -> Self:
         """Read what :meth:`to_json` made, of a later version of this package, too."""
         known = {each.name: stored[each.name] for each in fields(cls) if each.name in stored}
-        return cls(**{**known, "round": Round(**stored["round"])})
+        return cls(**{**known, "round": RetryGeneration(**stored["round"])})
 
 
 @dataclass(frozen=True)
-class Found:
+class ClusterAnswer:
     """
     What Ray says of the remembered job.
 
@@ -131,7 +131,7 @@ class Decision:
     reason: str = ""
 
 
-def decide(remembered: Remembered | None, found: Found | None, this: Round, address: str) -> Decision:
+def decide(remembered: JobRecord | None, found: ClusterAnswer | None, this: RetryGeneration, address: str) -> Decision:
     """
     Decide which Ray job belongs to a try.
 
@@ -182,7 +182,7 @@ def decide(remembered: Remembered | None, found: Found | None, this: Round, addr
     if job.status.is_terminal():
         cleared = ", and the task was cleared" if is_cleared else ""
         return Decision(Action.SUBMIT, f"{name} of an earlier try ended {job.status}{cleared}. A new job is submitted.")
-    if remembered.given_up:
+    if remembered.abandoned:
         return Decision(Action.REPLACE, f"{name} was given up by an earlier try and is {job.status}; it is stopped.")
     if is_cleared:
         return Decision(Action.REPLACE, f"{name} is still {job.status}, and the task was cleared; it is stopped.")
@@ -192,26 +192,26 @@ def decide(remembered: Remembered | None, found: Found | None, this: Round, addr
     )
 
 
-def _decide_unknown(remembered: Remembered, found: Found, name: str) -> Decision:
+def _decide_unknown(remembered: JobRecord, found: ClusterAnswer, name: str) -> Decision:
     if found.session != remembered.session:
         return Decision(
             Action.SUBMIT,
             f"{name} of an earlier try was lost with its cluster, which was started anew (session {remembered.session} "
             f"then, {found.session} now). A new job is submitted.",
         )
-    if remembered.given_up:
+    if remembered.abandoned:
         return Decision(Action.SUBMIT, f"{name} was given up by an earlier try and is gone. A new job is submitted.")
     if not remembered.accepted:
         return Decision(Action.RESUBMIT, f"{name} was never seen to arrive; it is submitted under the same id.")
     return Decision(Action.SUBMIT, f"{name} of an earlier try was deleted by somebody. A new job is submitted.")
 
 
-def look_up(remembered: Remembered, unreachable_timeout: float) -> Engine[Found]:
+def query_job(remembered: JobRecord, unreachable_timeout: float) -> Engine[ClusterAnswer]:
     """
     Ask Ray about a remembered job, and which life of the cluster it is that answers.
 
     :param unreachable_timeout: seconds without a usable answer that are borne, a 401 or 403 being none.
-    :raises RayJobsUnreachableError: they are over.
+    :raises RayApiUnreachableError: they are over.
     """
     outage = Outage(remembered.submission_id, unreachable_timeout)
     while True:
@@ -223,12 +223,12 @@ def look_up(remembered: Remembered, unreachable_timeout: float) -> Engine[Found]
             version = yield Send(endpoints.get_version())
         except RayJobsError as error:
             now = yield Sleep(0)
-            yield from outage.bear(error, now)
+            yield from outage.record_failure(error, now)
             yield Sleep(_PAUSE)
         else:
             now = yield Sleep(0)
-            yield from outage.over(now)
-            return Found(job, version.session_name)
+            yield from outage.record_success(now)
+            return ClusterAnswer(job, version.session_name)
 
 
 def new_submission_id(context: Context) -> str:
@@ -244,10 +244,10 @@ def new_submission_id(context: Context) -> str:
 def numbered_id(given: str, number: int) -> str:
     """Return the id of a task instance's n-th submission under an id that the user gave: ``nightly``, ``nightly-2``."""
     suffix = "" if number == 1 else f"-{number}"
-    return given[: LONGEST_ID - len(suffix)] + suffix if suffix else given
+    return given[: MAX_ID_LENGTH - len(suffix)] + suffix if suffix else given
 
 
-class Memory:
+class JobRecordStore:
     """
     Where a task instance keeps its note: Airflow's task state store, which outlives retries and Clear.
 
@@ -257,14 +257,14 @@ class Memory:
     def __init__(self, store: Any = None) -> None:
         self._store = store
         note = store.get(_KEY) if store is not None else None
-        self.note = Remembered.from_json(note) if note else None
+        self.note = JobRecord.from_json(note) if note else None
 
     @property
     def is_durable(self) -> bool:
         """Tell whether the next try will know what this one did."""
         return self._store is not None
 
-    def write(self, note: Remembered) -> None:
+    def write(self, note: JobRecord) -> None:
         """Keep a note in place of what was remembered before."""
         self.note = note
         if self._store is not None:

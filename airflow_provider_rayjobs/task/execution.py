@@ -2,8 +2,8 @@
 What one try of a task does on a worker: find its job or submit one, follow it, and end as it ends.
 
 Whatever breaks that off must leave no job that nobody looks after. There are four ways: the job's own bad end and every
-other error (:meth:`Execution._fail`), a limit (:meth:`Execution._give_up`), Airflow's ``execution_timeout``
-(:meth:`Execution._time_out`), and Airflow's kill (:meth:`Execution._obey`).
+other error (:meth:`Execution._handle_error`), a limit (:meth:`Execution._abandon`), Airflow's ``execution_timeout``
+(:meth:`Execution._handle_airflow_timeout`), and Airflow's kill (:meth:`Execution._handle_kill`).
 """
 
 from __future__ import annotations
@@ -12,62 +12,69 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout
 
 from airflow_provider_rayjobs import links
-from airflow_provider_rayjobs.attempts import (
-    Action,
-    Memory,
-    Remembered,
-    Round,
-    decide,
-    look_up,
-    new_submission_id,
-    numbered_id,
-)
 from airflow_provider_rayjobs.exceptions import (
+    RayApiAddressError,
+    RayApiAuthError,
+    RayApiRejectedError,
+    RayApiTLSError,
     RayJobExistsError,
     RayJobLostError,
     RayJobNotFoundError,
-    RayJobsAddressError,
     RayJobsError,
-    RayJobsNotAuthorizedError,
-    RayJobsRefusedError,
-    RayJobsTLSError,
     RayJobStoppedError,
     RayJobTimeoutError,
 )
 from airflow_provider_rayjobs.hooks import RayJobsHook
 from airflow_provider_rayjobs.jobs import endpoints, follow
 from airflow_provider_rayjobs.jobs.limits import Limits, describe_shortage
+from airflow_provider_rayjobs.jobs.logs.cursor import NO_ENDING
 from airflow_provider_rayjobs.jobs.logs.options import LogOptions
-from airflow_provider_rayjobs.jobs.logs.text import NO_LOG
-from airflow_provider_rayjobs.jobs.models import ClusterResources, JobDetails, JobStatus
-from airflow_provider_rayjobs.jobs.packages.news import News
+from airflow_provider_rayjobs.jobs.models import ClusterResources, JobDetails, JobStatus, JobSubmission
+from airflow_provider_rayjobs.jobs.progress import Throttle
 from airflow_provider_rayjobs.jobs.steps import Engine, Interrupted, interruptible
-from airflow_provider_rayjobs.jobs.stop import Stopped, stop_until_over
+from airflow_provider_rayjobs.jobs.stop import StopResult, stop_and_wait
 from airflow_provider_rayjobs.jobs.submission import get_session, new_nonce, submit_job
-from airflow_provider_rayjobs.kills import KillSwitch
-from airflow_provider_rayjobs.masking import noting_secrets
-from airflow_provider_rayjobs.outcomes import as_raised, error_of_end, has_retry_policy, is_last_try, is_unschedulable
-from airflow_provider_rayjobs.triggers import RayJobTrigger, details_of_event, show
+from airflow_provider_rayjobs.masking import masking_env_vars
+from airflow_provider_rayjobs.task.attempts import (
+    Action,
+    JobRecord,
+    JobRecordStore,
+    RetryGeneration,
+    decide,
+    new_submission_id,
+    numbered_id,
+    query_job,
+)
+from airflow_provider_rayjobs.task.kill_switch import KillSwitch
+from airflow_provider_rayjobs.task.outcomes import (
+    error_for_outcome,
+    has_retry_policy,
+    is_last_try,
+    is_unschedulable,
+    to_task_error,
+)
+from airflow_provider_rayjobs.triggers import RayJobTrigger, details_from_event, emit_job_log
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+    from airflow.triggers.base import BaseTrigger
 
     from airflow_provider_rayjobs.jobs.packages.local_code import LocalCode
-    from airflow_provider_rayjobs.operators import RayJobSubmitOperator
 
 T = TypeVar("T")
 
 # Answers that mean that no job came of a submission.
 _NOTHING_CAME_OF_IT = (
-    RayJobsRefusedError,
-    RayJobsNotAuthorizedError,
-    RayJobsAddressError,
-    RayJobsTLSError,
+    RayApiRejectedError,
+    RayApiAuthError,
+    RayApiAddressError,
+    RayApiTLSError,
     RayJobExistsError,
 )
 
@@ -88,6 +95,34 @@ class Settings:
     skip_on: frozenset[int]
 
 
+class SubmitTask(Protocol):
+    """The part of the submit operator that a try needs: it describes the submission, and it defers."""
+
+    ray_conn_id: str
+    deferrable: bool
+    execution_timeout: timedelta | None
+
+    @property
+    def log(self) -> Any:
+        """The task's logger."""
+
+    def resolve_local_code(self, watch: Callable[[int], object] | None = None) -> LocalCode | None:
+        """Find and name the local code of the runtime environment."""
+
+    def plan(
+        self,
+        context: Context,
+        submission_id: str,
+        nonce: str | None = None,
+        *,
+        runtime_env: Mapping[str, Any] | None = None,
+    ) -> JobSubmission:
+        """Return the submission that the rendered arguments ask for."""
+
+    def defer(self, *, trigger: BaseTrigger, method_name: str) -> NoReturn:
+        """Hand the task over to the triggerer."""
+
+
 class Execution:
     """
     One try of a task.
@@ -100,10 +135,10 @@ class Execution:
 
     def __init__(
         self,
-        task: RayJobSubmitOperator,
+        task: SubmitTask,
         context: Context,
         settings: Settings,
-        memory: Memory,
+        memory: JobRecordStore,
         kill: KillSwitch,
         *,
         is_resumed: bool = False,
@@ -124,16 +159,16 @@ class Execution:
 
     def submit_and_wait(self) -> str:
         """Do all of it, and return the submission id."""
-        return self._guard(self._submit_and_wait)
+        return self._run_attempt(self._submit_and_wait)
 
     def resume(self, event: Mapping[str, Any]) -> str:
         """Take up after the trigger."""
-        return self._guard(lambda: self._resume(event))
+        return self._run_attempt(lambda: self._resume(event))
 
     def _submit_and_wait(self) -> str:
-        details = self._take_up()
+        details = self._attach_or_submit()
         if not self.settings.wait_for_completion:
-            return self._deliver()
+            return self._finish()
         if details is None:
             if self.task.deferrable:
                 self._defer()
@@ -156,10 +191,10 @@ class Execution:
         note = self.memory.note
         if note is None or note.submission_id != submission_id:
             # without a store nothing came along but the event
-            self.memory.note = Remembered(
+            self.memory.note = JobRecord(
                 submission_id,
                 event.get("nonce") or "",
-                Round.of(self.context),
+                RetryGeneration.of(self.context),
                 self.cluster.address,
                 session=event.get("session"),
                 accepted=True,
@@ -168,7 +203,7 @@ class Execution:
         self.is_alive = True
         self._arm()
         self.reader = self.settings.logs.reader(event.get("log_state"))
-        details = details_of_event(event)
+        details = details_from_event(event)
         if not details.status.is_terminal():
             self._flush(details)
         self.is_alive = False
@@ -183,42 +218,42 @@ class Execution:
 
     # -- which job ------------------------------------------------------------------------------------------------
 
-    def _take_up(self) -> JobDetails | None:
+    def _attach_or_submit(self) -> JobDetails | None:
         """Find this try's job, or submit one; return the job if an earlier try saw it to success."""
-        this = Round.of(self.context)
+        this = RetryGeneration.of(self.context)
         note = self.memory.note
         decision = decide(note, None, this, self.cluster.address)
         job: JobDetails | None = None
         if note is not None and decision.action is Action.ASK:
             self.is_alive = True
-            found = self._run(look_up(note, self.settings.unreachable_timeout))
+            found = self._run(query_job(note, self.settings.unreachable_timeout))
             decision = decide(note, found, this, self.cluster.address)
             job = found.job
             self.is_alive = decision.action in (Action.REATTACH, Action.REPLACE)
         if decision.reason:
             self.log.warning("%s", decision.reason)
         if job is not None and decision.action in (Action.FINISH, Action.REATTACH):
-            self._make_known()
+            self._push_xcoms()
             if decision.action is Action.FINISH:
                 return job
             self._arm()
             if job.status != JobStatus.PENDING:
                 self.memory.change(accepted=True)
-            self.limits = replace(self.limits, is_answered=self._note.accepted)
+            self.limits = replace(self.limits, is_confirmed=self._note.accepted)
             return None
         if decision.action is Action.REPLACE:
             self._stop()
         self._submit(this, again=note if decision.action is Action.RESUBMIT else None)
         return None
 
-    def _submit(self, this: Round, again: Remembered | None) -> None:
+    def _submit(self, this: RetryGeneration, again: JobRecord | None) -> None:
         """
         Remember a submission, then send it.
 
         :param again: one that an earlier try remembered and that never arrived.
         """
         note = again or self._new_note(this)
-        code = self.task.name_packages(self._watch_over_naming())
+        code = self.task.resolve_local_code(self._watch_over_naming())
         submission = self.task.plan(
             self.context, note.submission_id, note.nonce, runtime_env=code.runtime_env if code else None
         )
@@ -226,19 +261,19 @@ class Execution:
             self._provide(code)
         session = self._run(get_session(note.submission_id, self.settings.unreachable_timeout))
         self.memory.write(replace(note, round=this, session=session, demand=submission.demand(), delivered=False))
-        self._make_known()
+        self._push_xcoms()
         self.is_alive = True
         if not note.given:
             self._arm()  # an id that a user chose may yet turn out to be somebody else's
         try:
             submitted = self._run(submit_job(submission, self.settings.unreachable_timeout))
         except _NOTHING_CAME_OF_IT as error:
-            self.is_alive = error.was_repeated
+            self.is_alive = error.was_retried
             raise
         self._arm()
-        if submitted.is_answered:
+        if submitted.is_confirmed:
             self.memory.change(accepted=True)
-        self.limits = replace(self.limits, is_answered=submitted.is_answered)
+        self.limits = replace(self.limits, is_confirmed=submitted.is_confirmed)
         self.log.info(
             "Submitted Ray job %s to %s: %s",
             note.submission_id,
@@ -248,26 +283,26 @@ class Execution:
 
     def _watch_over_naming(self) -> Callable[[int], None]:
         """Return what sees to it that naming large code says so, and ends when the task is killed."""
-        news = News(time.monotonic())
+        news = Throttle(time.monotonic())
         done = 0
 
         def watch(count: int) -> None:
             nonlocal done
-            if self.kill.is_asked:
+            if self.kill.is_triggered:
                 raise Interrupted
             done += count
-            if news.are_due(time.monotonic()):
+            if news.is_due(time.monotonic()):
                 self.log.info("Naming local code: %d MiB read.", done // 2**20)
 
         return watch
 
     def _provide(self, code: LocalCode) -> None:
         """Have the packages on the cluster before anything of the job is remembered or sent."""
-        from airflow_provider_rayjobs.jobs.packages.upload import provide  # noqa: PLC0415  (few tasks need it)
+        from airflow_provider_rayjobs.jobs.packages.upload import upload_packages  # noqa: PLC0415  (few tasks need it)
 
-        self._run(provide(code, self.settings.unreachable_timeout))
+        self._run(upload_packages(code, self.settings.unreachable_timeout))
 
-    def _new_note(self, this: Round) -> Remembered:
+    def _new_note(self, this: RetryGeneration) -> JobRecord:
         given = self.settings.submission_id
         before = self.memory.note
         number = 1
@@ -281,9 +316,9 @@ class Execution:
             submission_id = numbered_id(given, number)
             if number > 1:
                 self.log.info("The submission_id %s was used before; this job is %s.", given, submission_id)
-        return Remembered(submission_id, new_nonce(), this, self.cluster.address, given=given or "", number=number)
+        return JobRecord(submission_id, new_nonce(), this, self.cluster.address, given=given or "", number=number)
 
-    def _make_known(self) -> None:
+    def _push_xcoms(self) -> None:
         """Push what others need to find the job: what is lost here would be lost with the job."""
         task_instance = self.context["ti"]
         task_instance.xcom_push(key="submission_id", value=self._note.submission_id)
@@ -292,7 +327,7 @@ class Execution:
     # -- how it ends ----------------------------------------------------------------------------------------------
 
     def _defer(self) -> NoReturn:
-        if self.kill.is_asked:
+        if self.kill.is_triggered:
             raise Interrupted
         self.kill.disarm()  # from here on the trigger's own kill counts
         self.is_alive = False
@@ -319,42 +354,42 @@ class Execution:
         """End the task as its job ended."""
         self.is_alive = False
         self.kill.disarm()
-        error = error_of_end(
+        error = error_for_outcome(
             details,
             self.cluster.address,
-            self.reader.log.ending if self.reader else NO_LOG,
+            self.reader.log.ending if self.reader else NO_ENDING,
             self._shortage() if is_unschedulable(details) else "",
         )
         if error is not None:
             raise error
         self.log.info("Ray job %s SUCCEEDED after %.1f s", details.name, details.duration or 0.0)
-        return self._deliver()
+        return self._finish()
 
-    def _deliver(self) -> str:
+    def _finish(self) -> str:
         self.is_alive = False
         self.memory.change(accepted=True, delivered=True)
         return self._note.submission_id
 
-    def _guard(self, work: Callable[[], str]) -> str:
+    def _run_attempt(self, work: Callable[[], str]) -> str:
         """Do the work of a try, and see to the job if that breaks off."""
         try:
             try:
                 return work()
             except RayJobTimeoutError as error:
-                return self._give_up(error)
+                return self._abandon(error)
             except AirflowTaskTimeout as error:
-                return self._time_out(error)
+                return self._handle_airflow_timeout(error)
         except Interrupted:
-            self._obey()
+            self._handle_kill()
         except Exception as error:  # noqa: BLE001  (raised again)
-            self._fail(error)
+            self._handle_error(error)
         finally:
             self.kill.disarm()
             self.client.close()
 
-    def _fail(self, error: Exception) -> NoReturn:
+    def _handle_error(self, error: Exception) -> NoReturn:
         """Raise what Airflow shall see; a job that is alive is left to the next try, or stopped where there is none."""
-        raised = as_raised(
+        raised = to_task_error(
             error,
             has_retry_policy=has_retry_policy(self.task),
             fail_on=self.settings.fail_on,
@@ -371,14 +406,14 @@ class Execution:
             raise error
         raise raised from error.__cause__  # the same error under Airflow's class: one is enough in the log
 
-    def _give_up(self, error: RayJobTimeoutError) -> str:
+    def _abandon(self, error: RayJobTimeoutError) -> str:
         """Stop a job whose limit is over; it may have ended by itself in the meantime."""
         if error.limit == "execution_timeout" and not self.settings.stop_on_kill:
             self.is_alive = False
             self.log.warning("%s It is left alone, as stop_on_kill is off.", error)
             raise error
         self.is_alive = True
-        self.memory.change(given_up=True)
+        self.memory.change(abandoned=True)
         self._warn("%s It is given up, and stopped.", error)
         was_pending = error.details is not None and error.details.status == JobStatus.PENDING
         shortage = [self._shortage()] if was_pending else []
@@ -388,17 +423,17 @@ class Execution:
             if stopped.details.status != JobStatus.STOPPED:
                 return self._conclude(stopped.details)
         raise RayJobTimeoutError(
-            "\n".join([str(error), f"It is at {self.cluster.address}, and was given up.", *shortage, stopped.story]),
+            "\n".join([str(error), f"It is at {self.cluster.address}, and was given up.", *shortage, stopped.summary]),
             limit=error.limit,
             details=stopped.details or error.details,
         ) from None
 
-    def _time_out(self, error: AirflowTaskTimeout) -> str:
+    def _handle_airflow_timeout(self, error: AirflowTaskTimeout) -> str:
         """Do for Airflow's own limit what is done for ours."""
         if not self.is_alive:
             raise error
         seconds = self.task.execution_timeout.total_seconds() if self.task.execution_timeout else 0.0
-        return self._give_up(
+        return self._abandon(
             RayJobTimeoutError(
                 f"Ray job {self._note.submission_id} had not ended when this try's execution_timeout of "
                 f"{seconds:.12g} s was over.",
@@ -406,23 +441,23 @@ class Execution:
             )
         )
 
-    def _obey(self) -> NoReturn:
+    def _handle_kill(self) -> NoReturn:
         """End because Airflow wants it: the task was cleared, marked or timed out, or its worker has to go."""
         if not self.is_alive:
             raise RayJobStoppedError("Airflow ended this task when it had no Ray job that runs.") from None
-        self._warn("Airflow ends this task. %s", self.kill.story)
+        self._warn("Airflow ends this task. %s", self.kill.summary)
         stopped = self._stop()
         if stopped.details is not None:
             self._show_log(stopped.details)
         raise RayJobStoppedError(
-            f"Airflow ended this task, and so its Ray job at {self.cluster.address} was stopped. {stopped.story}",
+            f"Airflow ended this task, and so its Ray job at {self.cluster.address} was stopped. {stopped.summary}",
             details=stopped.details,
         ) from None
 
     # -- what the rest is made of ---------------------------------------------------------------------------------
 
     @property
-    def _note(self) -> Remembered:
+    def _note(self) -> JobRecord:
         if self.memory.note is None:
             raise RuntimeError("no job was taken up yet")
         return self.memory.note
@@ -430,15 +465,15 @@ class Execution:
     def _arm(self) -> None:
         self.kill.arm(lambda: self.hook.client_of(self.cluster, is_quiet=True), self._note.submission_id)
 
-    def _stop(self) -> Stopped:
+    def _stop(self) -> StopResult:
         stopped = self.client.run(
-            stop_until_over(self._note.submission_id, self.settings.stop_timeout, self._note.nonce or None)
+            stop_and_wait(self._note.submission_id, self.settings.stop_timeout, self._note.nonce or None)
         )
         self.is_alive = False
-        if stopped.is_over:
-            self.log.info("%s", stopped.story)
+        if stopped.has_ended:
+            self.log.info("%s", stopped.summary)
         else:
-            self._warn("%s", stopped.story)
+            self._warn("%s", stopped.summary)
         return stopped
 
     def _warn(self, message: str, *args: Any) -> None:
@@ -455,7 +490,7 @@ class Execution:
 
     def _show_log(self, details: JobDetails) -> None:
         if self.reader is not None and details.status.is_terminal():
-            self.client.run(self.reader.read(details), show)
+            self.client.run(self.reader.read(details), emit_job_log)
 
     def _run(self, engine: Engine[T]) -> T:
-        return self.client.run(interruptible(noting_secrets(engine), lambda: self.kill.is_asked), show)
+        return self.client.run(interruptible(masking_env_vars(engine), lambda: self.kill.is_triggered), emit_job_log)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 
-class KeptLog:
+class LogBuffer:
     """
     What the last read brought.
 

@@ -11,21 +11,21 @@ from uuid import UUID
 
 import pytest
 
-from airflow_provider_rayjobs.rendered import (
-    as_count,
+from airflow_provider_rayjobs.task.template_values import (
+    as_bool,
     as_entrypoint,
     as_exit_codes,
     as_fetch_logs,
-    as_flag,
     as_number,
-    as_numbers,
+    as_number_dict,
     as_optional_seconds,
     as_optional_text,
     as_package_secrets,
+    as_positive_int,
     as_runtime_env,
     as_seconds,
     as_text,
-    as_texts,
+    as_text_dict,
 )
 
 
@@ -102,36 +102,36 @@ def test_no_number(value: Any) -> None:
 )
 def test_flag(value: Any, flag: bool) -> None:
     """A yes or no in the usual words becomes True or False."""
-    assert as_flag("field", value) is flag
+    assert as_bool("field", value) is flag
 
 
 @pytest.mark.parametrize("value", [None, "", "maybe", 2, []], ids=repr)
 def test_no_flag(value: Any) -> None:
     """What is neither yes nor no is refused, by the field's name."""
     with pytest.raises(ValueError, match=r"^deferrable must be True or False, not "):
-        as_flag("deferrable", value)
+        as_bool("deferrable", value)
 
 
 def test_texts() -> None:
     """Keys and values of a dictionary become text; no dictionary stays none."""
-    assert as_texts("metadata", {"day": 20260101, 7: "a"}) == {"day": "20260101", "7": "a"}
-    assert as_texts("metadata", {}) == {}
-    assert as_texts("metadata", None) is None
+    assert as_text_dict("metadata", {"day": 20260101, 7: "a"}) == {"day": "20260101", "7": "a"}
+    assert as_text_dict("metadata", {}) == {}
+    assert as_text_dict("metadata", None) is None
 
 
 def test_numbers() -> None:
     """Values of a dictionary become numbers; those that render to nothing are left out."""
-    assert as_numbers("entrypoint_resources", {"A100": "0.5", "slot": 1, "none": ""}) == {"A100": 0.5, "slot": 1}
-    assert as_numbers("entrypoint_resources", None) is None
+    assert as_number_dict("entrypoint_resources", {"A100": "0.5", "slot": 1, "none": ""}) == {"A100": 0.5, "slot": 1}
+    assert as_number_dict("entrypoint_resources", None) is None
 
 
 @pytest.mark.parametrize(
     ("convert", "value", "message"),
     [
-        pytest.param(as_texts, {"a": ["b"]}, r"field\['a'\] must be text, not list", id="list for a text"),
-        pytest.param(as_texts, "a=b", "field must be a dictionary, not str", id="text for a dictionary"),
-        pytest.param(as_numbers, {"a": "b"}, r"field\['a'\] must be a number, not 'b'", id="word for a number"),
-        pytest.param(as_numbers, [1], "field must be a dictionary, not list", id="list for a dictionary"),
+        pytest.param(as_text_dict, {"a": ["b"]}, r"field\['a'\] must be text, not list", id="list for a text"),
+        pytest.param(as_text_dict, "a=b", "field must be a dictionary, not str", id="text for a dictionary"),
+        pytest.param(as_number_dict, {"a": "b"}, r"field\['a'\] must be a number, not 'b'", id="word for a number"),
+        pytest.param(as_number_dict, [1], "field must be a dictionary, not list", id="list for a dictionary"),
     ],
 )
 def test_wrong_dictionaries(convert: Any, value: Any, message: str) -> None:
@@ -233,10 +233,10 @@ def test_text_in_place_of_a_path_is_not_shown(tmp_path: Path, text: str) -> None
 
 def test_rendered_dictionary_is_no_file(tmp_path: Path) -> None:
     """A dictionary that a template made into text is refused for what it is, and not shown: it may hold secrets."""
-    rendered = str({"pip": [f"package-{number}" for number in range(100)]})
+    template_values = str({"pip": [f"package-{number}" for number in range(100)]})
 
     with pytest.raises(ValueError, match="^runtime_env is the text of a dictionary") as caught:
-        as_runtime_env(rendered, [tmp_path])
+        as_runtime_env(template_values, [tmp_path])
     with pytest.raises(ValueError, match="^runtime_env: no such file"):
         as_runtime_env("x" * 5000, [tmp_path])
     assert "package-1" not in str(caught.value)
@@ -351,14 +351,14 @@ def test_wrong_exit_codes(value: Any) -> None:
 @pytest.mark.parametrize(("value", "count"), [(None, None), ("", None), ("None", None), (7, 7), ("7", 7), (7.0, 7)])
 def test_counts(value: Any, count: int | None):
     """A count is a whole number above 0, as text as well; nothing means that there is no limit."""
-    assert as_count("log_lines_limit", value) == count
+    assert as_positive_int("log_lines_limit", value) == count
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "many", True, [1]])
 def test_wrong_counts(value: Any):
     """What is no count is an error that names the field."""
     with pytest.raises(ValueError, match="log_lines_limit"):
-        as_count("log_lines_limit", value)
+        as_positive_int("log_lines_limit", value)
 
 
 @pytest.mark.parametrize(

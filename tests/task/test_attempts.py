@@ -12,49 +12,57 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_rayjobs.attempts import (
-    Action,
-    Decision,
-    Found,
-    Memory,
-    Remembered,
-    Round,
-    decide,
-    look_up,
-    new_submission_id,
-    numbered_id,
-)
 from airflow_provider_rayjobs.exceptions import (
+    RayApiAuthError,
+    RayApiConnectionError,
+    RayApiUnavailableError,
+    RayApiUnreachableError,
     RayJobNotFoundError,
-    RayJobsConnectionError,
     RayJobsError,
-    RayJobsNotAuthorizedError,
-    RayJobsUnavailableError,
-    RayJobsUnreachableError,
 )
 from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType, RayVersion
-from airflow_provider_rayjobs.jobs.steps import Note, Send, Sleep
+from airflow_provider_rayjobs.jobs.steps import LogMessage, Send, Sleep
 from airflow_provider_rayjobs.jobs.submission import NONCE
+from airflow_provider_rayjobs.task.attempts import (
+    Action,
+    ClusterAnswer,
+    Decision,
+    JobRecord,
+    JobRecordStore,
+    RetryGeneration,
+    decide,
+    new_submission_id,
+    numbered_id,
+    query_job,
+)
 
 HERE, ELSEWHERE = "http://head:8265", "http://other-head:8265"
-THIS = Round(max_tries=3, run_start="2026-01-02T00:00:00+00:00")
-CLEARED = [Round(7, THIS.run_start), Round(3, "2026-01-03T00:00:00+00:00"), Round(2, THIS.run_start)]
-NOTE = Remembered("job-1", "ours", THIS, HERE, session="session_1", accepted=True)
+THIS = RetryGeneration(max_tries=3, run_start="2026-01-02T00:00:00+00:00")
+CLEARED = [
+    RetryGeneration(7, THIS.run_start),
+    RetryGeneration(3, "2026-01-03T00:00:00+00:00"),
+    RetryGeneration(2, THIS.run_start),
+]
+NOTE = JobRecord("job-1", "ours", THIS, HERE, session="session_1", accepted=True)
 UNSEEN = replace(NOTE, accepted=False)
-GIVEN_UP = replace(NOTE, given_up=True)
+GIVEN_UP = replace(NOTE, abandoned=True)
 DELIVERED = replace(NOTE, delivered=True)
-UNKNOWN = Found(None, "session_1")
-ANOTHER_CLUSTER = Found(None, "session_2")
+UNKNOWN = ClusterAnswer(None, "session_1")
+ANOTHER_CLUSTER = ClusterAnswer(None, "session_2")
 ALIVE = ["PENDING", "RUNNING", "PAUSED"]  # the last is none of ours: a word of a newer Ray
 ENDED = ["SUCCEEDED", "FAILED", "STOPPED"]
 
 
-def found(status: str, nonce: str | None = "ours", session: str | None = "session_1") -> Found:
+def found(status: str, nonce: str | None = "ours", session: str | None = "session_1") -> ClusterAnswer:
     metadata = {} if nonce is None else {NONCE: nonce}
-    return Found(JobDetails(JobType.SUBMISSION, JobStatus(status), submission_id="job-1", metadata=metadata), session)
+    return ClusterAnswer(
+        JobDetails(JobType.SUBMISSION, JobStatus(status), submission_id="job-1", metadata=metadata), session
+    )
 
 
-def action(note: Remembered | None, what: Found | None, this: Round = THIS, address: str = HERE) -> Action:
+def action(
+    note: JobRecord | None, what: ClusterAnswer | None, this: RetryGeneration = THIS, address: str = HERE
+) -> Action:
     return decide(note, what, this, address).action
 
 
@@ -66,7 +74,7 @@ def test_nothing_remembered() -> None:
 
 @pytest.mark.parametrize("note", [NOTE, UNSEEN, GIVEN_UP, DELIVERED], ids=["seen", "unseen", "given up", "delivered"])
 @pytest.mark.parametrize("what", [None, UNKNOWN, found("RUNNING"), found("SUCCEEDED")], ids=str)
-def test_another_address(note: Remembered, what: Found | None) -> None:
+def test_another_address(note: JobRecord, what: ClusterAnswer | None) -> None:
     """Where the connection leads elsewhere the old job is out of reach: it is said where it may live, and submitted."""
     decision = decide(note, what, THIS, ELSEWHERE)
 
@@ -79,7 +87,7 @@ def test_another_address(note: Remembered, what: Found | None) -> None:
 
 @pytest.mark.parametrize("note", [NOTE, UNSEEN, GIVEN_UP, DELIVERED], ids=["seen", "unseen", "given up", "delivered"])
 @pytest.mark.parametrize("this", [THIS, *CLEARED], ids=str)
-def test_nothing_heard_from_ray(note: Remembered, this: Round) -> None:
+def test_nothing_heard_from_ray(note: JobRecord, this: RetryGeneration) -> None:
     """While nothing was heard from Ray a try with a note asks, and does nothing else."""
     assert decide(note, None, this, HERE) == Decision(Action.ASK)
 
@@ -89,9 +97,9 @@ def test_nothing_heard_from_ray(note: Remembered, this: Round) -> None:
 @pytest.mark.parametrize(
     ("then", "now"), [("session_1", "session_2"), ("session_1", None), (None, "session_2")], ids=str
 )
-def test_lost_with_the_cluster(note: Remembered, this: Round, then: str | None, now: str | None) -> None:
+def test_lost_with_the_cluster(note: JobRecord, this: RetryGeneration, then: str | None, now: str | None) -> None:
     """A job that is unknown to another session died with its cluster: that is said, and a new one submitted."""
-    decision = decide(replace(note, session=then), Found(None, now), this, HERE)
+    decision = decide(replace(note, session=then), ClusterAnswer(None, now), this, HERE)
 
     assert decision.action is Action.SUBMIT
     assert f"lost with its cluster, which was started anew (session {then} then, {now} now)" in decision.reason
@@ -99,9 +107,9 @@ def test_lost_with_the_cluster(note: Remembered, this: Round, then: str | None, 
 
 @pytest.mark.parametrize("session", ["session_1", None], ids=["session", "a head that has none"])
 @pytest.mark.parametrize("this", [THIS, *CLEARED], ids=str)
-def test_never_seen_to_arrive(session: str | None, this: Round) -> None:
+def test_never_seen_to_arrive(session: str | None, this: RetryGeneration) -> None:
     """A submission that was never seen to arrive is sent again under its id, so that a late one makes no second job."""
-    decision = decide(replace(UNSEEN, session=session), Found(None, session), this, HERE)
+    decision = decide(replace(UNSEEN, session=session), ClusterAnswer(None, session), this, HERE)
 
     assert decision == Decision(
         Action.RESUBMIT, "Ray job job-1 was never seen to arrive; it is submitted under the same id."
@@ -109,7 +117,7 @@ def test_never_seen_to_arrive(session: str | None, this: Round) -> None:
 
 
 @pytest.mark.parametrize("this", [THIS, *CLEARED], ids=str)
-def test_deleted(this: Round) -> None:
+def test_deleted(this: RetryGeneration) -> None:
     """A job that Ray had, and does not know in the same session, was deleted: that is said, and a new one submitted."""
     decision = decide(NOTE, UNKNOWN, this, HERE)
 
@@ -119,7 +127,7 @@ def test_deleted(this: Round) -> None:
 
 @pytest.mark.parametrize("accepted", [True, False])
 @pytest.mark.parametrize("this", [THIS, *CLEARED], ids=str)
-def test_given_up_and_gone(accepted: bool, this: Round) -> None:
+def test_given_up_and_gone(accepted: bool, this: RetryGeneration) -> None:
     """A job that was given up and is unknown is not submitted again under its id: its stop may still be on its way."""
     decision = decide(replace(GIVEN_UP, accepted=accepted), UNKNOWN, this, HERE)
 
@@ -130,7 +138,7 @@ def test_given_up_and_gone(accepted: bool, this: Round) -> None:
 @pytest.mark.parametrize("note", [NOTE, UNSEEN, GIVEN_UP, DELIVERED], ids=["seen", "unseen", "given up", "delivered"])
 @pytest.mark.parametrize("status", [*ALIVE, *ENDED])
 @pytest.mark.parametrize("nonce", ["theirs", None])
-def test_not_ours(note: Remembered, status: str, nonce: str | None) -> None:
+def test_not_ours(note: JobRecord, status: str, nonce: str | None) -> None:
     """A job whose metadata says that it is not ours is neither followed nor stopped, whatever it does."""
     decision = decide(note, found(status, nonce), THIS, HERE)
 
@@ -141,7 +149,7 @@ def test_not_ours(note: Remembered, status: str, nonce: str | None) -> None:
 @pytest.mark.parametrize("note", [NOTE, UNSEEN, GIVEN_UP, DELIVERED], ids=["seen", "unseen", "given up", "delivered"])
 @pytest.mark.parametrize("this", [THIS, *CLEARED], ids=str)
 @pytest.mark.parametrize("status", ["FAILED", "STOPPED"])
-def test_ended_badly(note: Remembered, this: Round, status: str) -> None:
+def test_ended_badly(note: JobRecord, this: RetryGeneration, status: str) -> None:
     """A job that FAILED or was STOPPED is followed by a new one."""
     decision = decide(note, found(status), this, HERE)
 
@@ -151,7 +159,7 @@ def test_ended_badly(note: Remembered, this: Round, status: str) -> None:
 
 
 @pytest.mark.parametrize("note", [NOTE, UNSEEN, GIVEN_UP], ids=["seen", "unseen", "given up"])
-def test_success_that_nobody_has(note: Remembered) -> None:
+def test_success_that_nobody_has(note: JobRecord) -> None:
     """A success that did not become the task's is the task's, and nothing is submitted."""
     decision = decide(note, found("SUCCEEDED"), THIS, HERE)
 
@@ -161,7 +169,7 @@ def test_success_that_nobody_has(note: Remembered) -> None:
 @pytest.mark.parametrize(
     ("note", "this"), [(DELIVERED, THIS), *((NOTE, this) for this in CLEARED), (DELIVERED, CLEARED[0])], ids=str
 )
-def test_success_of_a_cleared_task(note: Remembered, this: Round) -> None:
+def test_success_of_a_cleared_task(note: JobRecord, this: RetryGeneration) -> None:
     """A success that was the task's, or another round's, is followed by a new job: a person cleared the task."""
     decision = decide(note, found("SUCCEEDED"), this, HERE)
 
@@ -171,7 +179,7 @@ def test_success_of_a_cleared_task(note: Remembered, this: Round) -> None:
 
 @pytest.mark.parametrize("this", [THIS, *CLEARED], ids=str)
 @pytest.mark.parametrize("status", ALIVE)
-def test_given_up(this: Round, status: str) -> None:
+def test_given_up(this: RetryGeneration, status: str) -> None:
     """A job that was given up and has not ended is stopped for good, and never followed again."""
     decision = decide(GIVEN_UP, found(status), this, HERE)
 
@@ -183,7 +191,7 @@ def test_given_up(this: Round, status: str) -> None:
     ("note", "this"), [(DELIVERED, THIS), *((note, this) for note in (NOTE, UNSEEN) for this in CLEARED)], ids=str
 )
 @pytest.mark.parametrize("status", ALIVE)
-def test_alive_in_a_cleared_task(note: Remembered, this: Round, status: str) -> None:
+def test_alive_in_a_cleared_task(note: JobRecord, this: RetryGeneration, status: str) -> None:
     """A job that still runs when a person cleared the task is stopped before a new one is submitted."""
     decision = decide(note, found(status), this, HERE)
 
@@ -193,7 +201,7 @@ def test_alive_in_a_cleared_task(note: Remembered, this: Round, status: str) -> 
 
 @pytest.mark.parametrize("note", [NOTE, UNSEEN], ids=["seen", "unseen"])
 @pytest.mark.parametrize("status", ALIVE)
-def test_alive(note: Remembered, status: str) -> None:
+def test_alive(note: JobRecord, status: str) -> None:
     """A job of the same round that has not ended is followed, and its log is shown from the start."""
     decision = decide(note, found(status), THIS, HERE)
 
@@ -204,7 +212,7 @@ def test_alive(note: Remembered, status: str) -> None:
 def test_every_combination_has_one_action_that_is_safe() -> None:
     """Whatever comes together, a living job of ours is never left to run beside a new one that the try submits."""
     flags = [
-        dict(zip(("accepted", "given_up", "delivered"), values, strict=True))
+        dict(zip(("accepted", "abandoned", "delivered"), values, strict=True))
         for values in product([True, False], repeat=3)
     ]
     for fields, this, status in product(flags, [THIS, *CLEARED], [*ALIVE, *ENDED]):
@@ -241,7 +249,7 @@ class Store:
         self.retentions.append(retention)
 
 
-FULL = Remembered(
+FULL = JobRecord(
     "nightly-2",
     "nonce",
     THIS,
@@ -251,25 +259,27 @@ FULL = Remembered(
     number=2,
     demand={"CPU": 0.5, "special_chip": 2},
     accepted=True,
-    given_up=True,
+    abandoned=True,
     delivered=True,
 )
 
 
-@pytest.mark.parametrize("note", [FULL, Remembered("a", "b", Round(0, ""), HERE)], ids=["all of it", "the least"])
-def test_a_note_outlives_the_try(note: Remembered) -> None:
+@pytest.mark.parametrize(
+    "note", [FULL, JobRecord("a", "b", RetryGeneration(0, ""), HERE)], ids=["all of it", "the least"]
+)
+def test_a_note_outlives_the_try(note: JobRecord) -> None:
     """What one try remembers the next one knows, exactly as it was, for longer than a run is kept."""
     store = Store()
-    Memory(store).write(note)
+    JobRecordStore(store).write(note)
 
-    assert Memory(store).note == note
-    assert Remembered.from_json(json.loads(json.dumps(note.to_json()))) == note
+    assert JobRecordStore(store).note == note
+    assert JobRecord.from_json(json.loads(json.dumps(note.to_json()))) == note
     assert store.retentions == [timedelta(days=3650)]
 
 
 def test_a_new_task_instance() -> None:
     """A task instance that never submitted remembers nothing."""
-    memory = Memory(Store())
+    memory = JobRecordStore(Store())
 
     assert memory.note is None
     assert memory.is_durable
@@ -278,54 +288,54 @@ def test_a_new_task_instance() -> None:
 def test_a_note_takes_the_place_of_the_last_one() -> None:
     """One job is remembered, the last."""
     store = Store()
-    memory = Memory(store)
+    memory = JobRecordStore(store)
 
     memory.write(NOTE)
     memory.write(FULL)
-    assert memory.note == Memory(store).note == FULL
+    assert memory.note == JobRecordStore(store).note == FULL
     assert len(store.rows) == 1
 
 
 def test_changes() -> None:
     """What becomes of the job is kept, and what is known already costs no request."""
     store = Store()
-    memory = Memory(store)
+    memory = JobRecordStore(store)
     memory.write(UNSEEN)
 
     memory.change(accepted=True)
     memory.change(accepted=True)
     memory.change()
     memory.change(delivered=True, accepted=True)
-    assert Memory(store).note == memory.note == replace(UNSEEN, accepted=True, delivered=True)
+    assert JobRecordStore(store).note == memory.note == replace(UNSEEN, accepted=True, delivered=True)
     assert len(store.retentions) == 3
 
 
 def test_changes_of_nothing() -> None:
     """Where nothing is remembered there is nothing to change."""
     store = Store()
-    Memory(store).change(accepted=True)
+    JobRecordStore(store).change(accepted=True)
 
     assert store.rows == {}
 
 
 def test_memory_without_a_store() -> None:
     """Without a store a try remembers its own job, and the next one knows nothing."""
-    memory = Memory()
+    memory = JobRecordStore()
     memory.write(UNSEEN)
     memory.change(accepted=True)
 
     assert memory.note == NOTE
     assert not memory.is_durable
-    assert Memory().note is None
+    assert JobRecordStore().note is None
 
 
 # -- asking Ray ---------------------------------------------------------------------------------------------------
 
 RUNNING = found("RUNNING").job
 GONE = RayJobNotFoundError("gone", status_code=404)
-LOST = RayJobsConnectionError("cut off")
-BUSY = RayJobsUnavailableError("busy", status_code=503)
-TOKEN = RayJobsNotAuthorizedError("token", status_code=401)
+LOST = RayApiConnectionError("cut off")
+BUSY = RayApiUnavailableError("busy", status_code=503)
+TOKEN = RayApiAuthError("token", status_code=401)
 
 
 def ask(unreachable_timeout: float, *answers: Any) -> tuple[Any, list[str], list[str], float]:
@@ -333,7 +343,7 @@ def ask(unreachable_timeout: float, *answers: Any) -> tuple[Any, list[str], list
     asked: list[str] = []
     notes: list[str] = []
     clock, script = 100.0, list(answers)
-    engine = look_up(NOTE, unreachable_timeout)
+    engine = query_job(NOTE, unreachable_timeout)
     step: Any = next(engine)
     try:
         while True:
@@ -341,7 +351,7 @@ def ask(unreachable_timeout: float, *answers: Any) -> tuple[Any, list[str], list
                 case Sleep(seconds):
                     clock += seconds
                     step = engine.send(clock)
-                case Note(message):
+                case LogMessage(message):
                     notes.append(message)
                     step = next(engine)
                 case Send(request):
@@ -360,7 +370,7 @@ SESSION = RayVersion("4", "2.60.0", "session_2")
 
 def test_look_up_by_hand() -> None:
     """A look-up asks for the job, then for the session, and needs no pause where Ray answers."""
-    engine = look_up(NOTE, 600)
+    engine = query_job(NOTE, 600)
 
     job = next(engine)
     assert isinstance(job, Send)
@@ -371,13 +381,13 @@ def test_look_up_by_hand() -> None:
     assert engine.send(SESSION) == Sleep(0)
     with pytest.raises(StopIteration) as end:
         engine.send(0.0)
-    assert end.value.value == Found(RUNNING, "session_2")
+    assert end.value.value == ClusterAnswer(RUNNING, "session_2")
 
 
 def test_look_up_of_an_unknown_job() -> None:
     """A job that the cluster does not know is an answer, with the session of the cluster that gave it."""
-    assert ask(600, GONE, SESSION) == (Found(None, "session_2"), [GET, VERSION], [], 0)
-    assert ask(600, GONE, RayVersion("4", "2.9.3"))[0] == Found(None, None)
+    assert ask(600, GONE, SESSION) == (ClusterAnswer(None, "session_2"), [GET, VERSION], [], 0)
+    assert ask(600, GONE, RayVersion("4", "2.9.3"))[0] == ClusterAnswer(None, None)
 
 
 @pytest.mark.parametrize("trouble", [LOST, BUSY, TOKEN, RayJobsError("odd")], ids=repr)
@@ -385,7 +395,7 @@ def test_look_up_bears_an_outage(trouble: RayJobsError) -> None:
     """An outage while deciding is borne, in pauses of 3 s, and said when it begins and when it is over."""
     result, asked, notes, seconds = ask(600, trouble, trouble, RUNNING, trouble, GONE, SESSION)
 
-    assert result == Found(None, "session_2")
+    assert result == ClusterAnswer(None, "session_2")
     assert asked == [GET, GET, GET, VERSION, GET, VERSION]
     assert seconds == 9
     assert len(notes) == 2
@@ -399,7 +409,7 @@ def test_look_up_ends_in_an_error(timeout: float, answers: tuple[Any, ...]) -> N
     """A cluster that cannot be reached for unreachable_timeout is an error, so that nothing is submitted blindly."""
     error, _, notes, seconds = ask(timeout, *answers)
 
-    assert isinstance(error, RayJobsUnreachableError)
+    assert isinstance(error, RayApiUnreachableError)
     assert f"unreachable_timeout is {timeout} s" in str(error)
     assert error.__cause__ is answers[0]
     assert timeout <= seconds < timeout + 3
@@ -410,7 +420,7 @@ def test_a_session_that_nobody_tells() -> None:
     """A cluster that answers for the job and never for its session is as good as out of reach."""
     error, asked, _, _ = ask(5, RUNNING, LOST, RUNNING, LOST, RUNNING, LOST, GONE, LOST)
 
-    assert isinstance(error, RayJobsUnreachableError)
+    assert isinstance(error, RayApiUnreachableError)
     assert asked[:4] == [GET, VERSION] * 2
 
 
@@ -425,12 +435,12 @@ def context(**changes: Any) -> Any:
 
 def test_rounds() -> None:
     """A retry is of the same round; what a person clears has more tries, or a run that starts anew."""
-    first = Round.of(context(try_number=1))
+    first = RetryGeneration.of(context(try_number=1))
 
-    assert first == Round.of(context(try_number=2)) == Round(3, "2026-01-02T03:04:05+00:00")
-    assert first != Round.of(context(max_tries=5))
-    assert first != Round.of(context(start_date=datetime(2026, 1, 3, tzinfo=UTC)))
-    assert Round.of(context(start_date=None)) == Round(3, "")
+    assert first == RetryGeneration.of(context(try_number=2)) == RetryGeneration(3, "2026-01-02T03:04:05+00:00")
+    assert first != RetryGeneration.of(context(max_tries=5))
+    assert first != RetryGeneration.of(context(start_date=datetime(2026, 1, 3, tzinfo=UTC)))
+    assert RetryGeneration.of(context(start_date=None)) == RetryGeneration(3, "")
 
 
 @pytest.mark.parametrize(

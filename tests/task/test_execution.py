@@ -17,20 +17,20 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
 )
 
-from airflow_provider_rayjobs.attempts import HAS_STORE
 from airflow_provider_rayjobs.exceptions import (
+    RayApiAuthError,
+    RayApiUnreachableError,
     RayJobEntrypointError,
     RayJobExistsError,
-    RayJobNotEndedError,
     RayJobNotFoundError,
-    RayJobsNotAuthorizedError,
+    RayJobNotTerminalError,
     RayJobStoppedError,
-    RayJobsUnreachableError,
     RayJobTimeoutError,
 )
 from airflow_provider_rayjobs.jobs import JobDetails, RayJobsClient
 from airflow_provider_rayjobs.operators import RayJobDeleteOperator, RayJobStopOperator, RayJobSubmitOperator
-from airflow_provider_rayjobs.triggers import event_of_error
+from airflow_provider_rayjobs.task.attempts import HAS_STORE
+from airflow_provider_rayjobs.triggers import error_event
 from sandbox.ray_head import RayHead
 
 pytestmark = pytest.mark.ray
@@ -111,7 +111,7 @@ def test_what_is_remembered_is_the_whole_story_of_the_job(client: RayJobsClient)
     assert note["round"] == {"max_tries": 2, "run_start": "2026-01-02T00:00:00+00:00"}
     assert note["address"] == client.address
     assert note["session"] == client.get_version().session_name
-    assert (note["accepted"], note["given_up"], note["delivered"]) == (True, False, True)
+    assert (note["accepted"], note["abandoned"], note["delivered"]) == (True, False, True)
     metadata = client.get_job(job).metadata
     assert (metadata["airflow_max_tries"], metadata["airflow_run_start_date"]) == ("2", "2026-01-02T00:00:00+00:00")
     assert metadata["submission_nonce"] == note["nonce"]
@@ -161,7 +161,7 @@ def test_a_job_that_is_not_ours_is_left_alone(client: RayJobsClient, running: tu
 def test_a_job_that_was_given_up_is_never_followed_again(client: RayJobsClient, running: tuple[Store, str]):
     """A retry waits for the end of what an earlier try gave up, and submits anew."""
     store, job = running
-    store.set("ray_job", store.note | {"given_up": True})
+    store.set("ray_job", store.note | {"abandoned": True})
 
     assert task().execute(context(store, try_number=2)) != job
     assert client.get_job(job).status == "STOPPED"
@@ -222,7 +222,7 @@ def test_nothing_is_submitted_while_ray_cannot_be_asked(client: RayJobsClient, r
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
-        with pytest.raises(RayJobsUnreachableError, match="Could not see job"):
+        with pytest.raises(RayApiUnreachableError, match="Could not see job"):
             task(unreachable_timeout=2).execute(context(store, try_number=2))
 
 
@@ -283,7 +283,7 @@ def test_a_limit_stops_the_job_and_says_which_and_why(client: RayJobsClient):
     assert "pending_timeout is 2 s" in str(caught.value)
     assert "asks for 1 nowhere" in str(caught.value)
     assert "No node has enough nowhere." in str(caught.value)
-    assert not HAS_STORE or store.note["given_up"]
+    assert not HAS_STORE or store.note["abandoned"]
 
 
 def test_a_deferred_jobs_limit_is_acted_on_by_the_worker(client: RayJobsClient):
@@ -296,7 +296,7 @@ def test_a_deferred_jobs_limit_is_acted_on_by_the_worker(client: RayJobsClient):
 
     with pytest.raises(AirflowTaskTimeout) as caught:
         task("sleep 60").execute_complete(
-            context(store), json.loads(json.dumps({"submission_id": job} | event_of_error(error)))
+            context(store), json.loads(json.dumps({"submission_id": job} | error_event(error)))
         )
     assert isinstance(caught.value, RayJobTimeoutError)
     assert client.get_job(job).status == "STOPPED"
@@ -309,9 +309,9 @@ def test_a_job_that_is_alive_on_the_last_try_is_stopped(client: RayJobsClient):
             task("sleep 20", deferrable=True).execute(context(store, max_tries=tries))
         job = deferred.value.trigger.submission_id
         wait_for(client, job, "RUNNING")
-        event = {"submission_id": job} | event_of_error(RayJobsUnreachableError("away"))
+        event = {"submission_id": job} | error_event(RayApiUnreachableError("away"))
 
-        with pytest.raises(RayJobsUnreachableError):
+        with pytest.raises(RayApiUnreachableError):
             task("sleep 20").execute_complete(context(store, max_tries=tries), event)
         assert client.get_job(job).status == (status if HAS_STORE else "STOPPED")
 
@@ -361,7 +361,7 @@ def test_a_wrong_token_fails_at_once_and_for_good(monkeypatch: pytest.MonkeyPatc
     with RayHead(num_cpus=1, environment={"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}) as head:
         monkeypatch.setenv("RAY_API_SERVER_ADDRESS", head.address)
         began = time.monotonic()
-        with pytest.raises(RayJobsNotAuthorizedError) as caught:
+        with pytest.raises(RayApiAuthError) as caught:
             task().execute(context(Store(), max_tries=0))
         took = time.monotonic() - began
 
@@ -388,7 +388,7 @@ def test_deleting_a_job_twice_is_deleting_it_once(client: RayJobsClient):
     job = client.submit_job("sleep 3")
     delete = RayJobDeleteOperator(task_id="delete", submission_id=job)
 
-    with pytest.raises(RayJobNotEndedError, match="has not ended"):
+    with pytest.raises(RayJobNotTerminalError, match="has not ended"):
         delete.execute(context())
     client.follow_job(job)
     delete.execute(context())

@@ -29,17 +29,17 @@ class KillSwitch:
 
     def __init__(self) -> None:
         # whether the task obeys at all (``stop_on_kill``)
-        self.is_on = True
+        self.is_enabled = True
         # what the handler did, for the log of whoever may write one
-        self.story = ""
+        self.summary = ""
         self._is_marked = False
         self._connect: Callable[[], RayJobsClient] | None = None
         self._submission_id = ""
 
     @property
-    def is_asked(self) -> bool:
+    def is_triggered(self) -> bool:
         """Tell whether Airflow wants the task to end, and the task obeys."""
-        return self._is_marked and self.is_on
+        return self._is_marked and self.is_enabled
 
     def arm(self, connect: Callable[[], RayJobsClient], submission_id: str) -> None:
         """
@@ -57,18 +57,18 @@ class KillSwitch:
     def kill(self) -> None:
         """Leave the mark, and stop the job if there is one; for a signal handler."""
         self._is_marked = True
-        if self.is_on and self._connect is not None:
+        if self.is_enabled and self._connect is not None:
             stop = threading.Thread(target=self._stop, args=(self._connect,), daemon=True)
             with _silence():
                 stop.start()
                 stop.join(_LONGEST)
 
     def _stop(self, connect: Callable[[], RayJobsClient]) -> None:
-        self.story = _stop_at_once(connect, self._submission_id)
+        self.summary = _stop_at_once(connect, self._submission_id)
 
 
 def _stop_at_once(connect: Callable[[], RayJobsClient], submission_id: str) -> str:
-    story = ""
+    summary = ""
     for timeout in _TIMEOUTS:
         try:
             with connect() as client:
@@ -76,10 +76,10 @@ def _stop_at_once(connect: Callable[[], RayJobsClient], submission_id: str) -> s
         except RayJobNotFoundError:
             return f"The cluster does not know job {submission_id} yet, or not any more."
         except RayJobsError as error:
-            story = f"Job {submission_id} may not have been asked to stop: {error}"
+            summary = f"Job {submission_id} may not have been asked to stop: {error}"
         else:
             return f"Job {submission_id} was asked to stop." if is_taken else f"Job {submission_id} had ended already."
-    return story
+    return summary
 
 
 @contextmanager

@@ -23,7 +23,7 @@ def is_path(value: Any) -> bool:
     return isinstance(value, PathLike) or (isinstance(value, str) and bool(value.strip()) and not is_uri(value))
 
 
-def filled_in(value: Any) -> Any:
+def expand_uri(value: Any) -> Any:
     """Return the address that a text of environment variables stands for; everything else as it is."""
     if isinstance(value, str) and "$" in value and not is_uri(value) and is_uri(text := os.path.expandvars(value)):
         return text

@@ -21,23 +21,23 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_rayjobs.exceptions import (
-    RayJobEndedError,
+    RayApiAddressError,
+    RayApiAuthError,
+    RayApiRejectedError,
+    RayApiTLSError,
     RayJobEntrypointError,
     RayJobExistsError,
     RayJobFailedError,
     RayJobRuntimeEnvError,
-    RayJobsAddressError,
     RayJobsError,
-    RayJobsNotAuthorizedError,
-    RayJobsRefusedError,
-    RayJobsTLSError,
     RayJobStoppedError,
     RayJobSupervisorDiedError,
     RayJobTimeoutError,
     RayJobUnschedulableError,
+    RayJobUnsuccessfulError,
 )
-from airflow_provider_rayjobs.jobs.logs.text import NO_LOG, Ending, find_exception
-from airflow_provider_rayjobs.jobs.models import RAYS_COPY_OF_THE_LOG, JobDetails, JobErrorType, JobStatus
+from airflow_provider_rayjobs.jobs.logs.cursor import NO_ENDING, LogEnding, find_exception
+from airflow_provider_rayjobs.jobs.models import LOG_EXCERPT_MARKER, JobDetails, JobErrorType, JobStatus
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -76,17 +76,17 @@ _FAILURES: Mapping[str, tuple[type[RayJobFailedError], str]] = {
 
 # What no retry can mend: somebody has to change the DAG or the connection first.
 FINAL_ERRORS: tuple[type[Exception], ...] = (
-    RayJobsRefusedError,
-    RayJobsNotAuthorizedError,
-    RayJobsAddressError,
-    RayJobsTLSError,
+    RayApiRejectedError,
+    RayApiAuthError,
+    RayApiAddressError,
+    RayApiTLSError,
     RayJobExistsError,
 )
 
 
-def error_of_end(
-    details: JobDetails, address: str, ending: Ending = NO_LOG, shortage: str = ""
-) -> RayJobEndedError | None:
+def error_for_outcome(
+    details: JobDetails, address: str, ending: LogEnding = NO_ENDING, shortage: str = ""
+) -> RayJobUnsuccessfulError | None:
     """
     Return the error that a job's end means, ``None`` for success alone.
 
@@ -109,7 +109,7 @@ def is_unschedulable(details: JobDetails) -> bool:
     return _failure_of(details)[0] is RayJobUnschedulableError
 
 
-def describe_end(details: JobDetails, address: str, ending: Ending = NO_LOG, shortage: str = "") -> str:
+def describe_end(details: JobDetails, address: str, ending: LogEnding = NO_ENDING, shortage: str = "") -> str:
     """Return what happened, to which job, where, and what is known of why: the last thing in a red task's log."""
     facts = [f"Ray job {details.name} {details.status}"]
     if details.driver_exit_code is not None:
@@ -124,7 +124,7 @@ def describe_end(details: JobDetails, address: str, ending: Ending = NO_LOG, sho
     if exception := ending.exception or find_exception(said.splitlines()):
         sentences.insert(1, f"The last exception in its log: {exception}")
     if ending.last_lines:
-        said = said.partition(RAYS_COPY_OF_THE_LOG)[0]
+        said = said.partition(LOG_EXCERPT_MARKER)[0]
     if said:
         sentences.append(f"Ray says: {said}")
     if ending.last_lines:
@@ -139,7 +139,7 @@ def _failure_of(details: JobDetails) -> tuple[type[RayJobFailedError], str]:
     return _FAILURES.get(details.error_type or "", (RayJobFailedError, ""))
 
 
-def as_raised(
+def to_task_error(
     error: Exception, *, has_retry_policy: bool, fail_on: Collection[int] = (), skip_on: Collection[int] = ()
 ) -> BaseException:
     """
@@ -162,12 +162,12 @@ def as_raised(
 
 
 @contextmanager
-def as_task_errors(task: Any) -> Iterator[None]:
+def raising_task_errors(task: Any) -> Iterator[None]:
     """Raise what is raised within as a task raises it that manages jobs."""
     try:
         yield
     except RayJobsError as error:
-        raised = as_raised(error, has_retry_policy=has_retry_policy(task))
+        raised = to_task_error(error, has_retry_policy=has_retry_policy(task))
         if raised is error:
             raise
         raise raised from error.__cause__
@@ -178,13 +178,13 @@ def has_retry_policy(task: Any) -> bool:
     return getattr(task, "retry_policy", None) is not None
 
 
-def as_sensed(error: RayJobsError) -> Exception:
+def to_sensor_error(error: RayJobsError) -> Exception:
     """
     Return what a sensor raises for an error.
 
     How a job ended is final: waiting again cannot change it, so such an error ends the retries.
     """
-    is_final = isinstance(error, (RayJobEndedError, *FINAL_ERRORS))
+    is_final = isinstance(error, (RayJobUnsuccessfulError, *FINAL_ERRORS))
     return _also(error, AirflowFailException if is_final else AirflowException)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 _PAUSE = 5.0
 
 
-class News:
+class Throttle:
     """
     Tells when the next sentence is due.
 
@@ -16,7 +16,7 @@ class News:
     def __init__(self, now: float) -> None:
         self._next = now + _PAUSE
 
-    def are_due(self, now: float) -> bool:
+    def is_due(self, now: float) -> bool:
         """Tell whether it is time for one; the next is due some seconds after it."""
         if now < self._next:
             return False
