@@ -158,7 +158,7 @@ def get_log_text(submission_id: str) -> LogRequest:
     return LogRequest(f"read the log of job {submission_id}", f"{_job_path(submission_id)}/logs", is_json=True)
 
 
-def get_log_file(submission_id: str, node_id: str, lines: int = -1) -> LogRequest:
+def get_log_file(submission_id: str, node_id: str) -> LogRequest:
     """
     Describe the request for a driver's log file, byte for byte (Ray 2.47 and later).
 
@@ -166,13 +166,12 @@ def get_log_file(submission_id: str, node_id: str, lines: int = -1) -> LogReques
     file as it is at the time of the request.
 
     :param node_id: where the driver runs, ``JobDetails.driver_node_id``.
-    :param lines: so many of the last; -1 for all.
     """
     return LogRequest(
         f"read the log of job {submission_id}",
         "/api/v0/logs/file",
-        # without a time-out of ours the head cuts a read off after 30 s
-        {"node_id": node_id, "filename": log_name(submission_id), "lines": str(lines), "timeout": str(_LOG_TIMEOUT)},
+        # all lines; without a time-out of ours the head cuts a read off after 30 s
+        {"node_id": node_id, "filename": log_name(submission_id), "lines": "-1", "timeout": str(_LOG_TIMEOUT)},
     )
 
 

@@ -53,8 +53,8 @@ class LogSink(Protocol):
     def wants_more(self) -> bool:
         """Tell whether the rest of the read is of any use."""
 
-    def begin(self, offset: int = 0) -> None:
-        """Say where in the log the next bytes stand: a new read begins."""
+    def begin(self) -> None:
+        """Say that a new read begins, with the log's first byte."""
 
     def feed(self, data: bytes) -> Iterator[str]:
         """Take the next bytes and yield records to be shown."""

@@ -1,4 +1,4 @@
-"""A log, or a part of one, that is kept in memory: for short ones, and for the end of a long one."""
+"""A log that is kept in memory."""
 
 from __future__ import annotations
 
@@ -6,31 +6,20 @@ from collections.abc import Iterator
 
 
 class LogBuffer:
-    """
-    What the last read brought.
+    """What the last read brought."""
 
-    :param limit: bytes after which a read is of no more use; no limit when not given.
-    """
+    wants_more = True
 
-    def __init__(self, limit: int | None = None) -> None:
-        self._limit = limit
+    def __init__(self) -> None:
         self._pieces: list[bytes] = []
-        self._size = 0
 
-    @property
-    def wants_more(self) -> bool:
-        """Tell whether the rest of a read is of any use."""
-        return self._limit is None or self._size <= self._limit
-
-    def begin(self, offset: int = 0) -> None:  # noqa: ARG002  (where it stands is the caller's to know)
+    def begin(self) -> None:
         """Say that a new read begins; what came before is forgotten."""
         self._pieces.clear()
-        self._size = 0
 
     def feed(self, data: bytes) -> Iterator[str]:
         """Keep the next bytes of a read; there is nothing to show."""
         self._pieces.append(data)
-        self._size += len(data)
         return iter(())
 
     def flush(self) -> Iterator[str]:
@@ -38,11 +27,6 @@ class LogBuffer:
         return iter(())
 
     @property
-    def data(self) -> bytes:
-        """All that the last read brought."""
-        return b"".join(self._pieces)
-
-    @property
     def text(self) -> str:
-        """The same as text; bytes that are not UTF-8 are replacement characters."""
-        return self.data.decode("utf-8", errors="replace")
+        """All that the last read brought, as text; bytes that are not UTF-8 are replacement characters."""
+        return b"".join(self._pieces).decode("utf-8", errors="replace")

@@ -18,7 +18,7 @@ from typing import Any
 # logs slow (5,000 lines a second against 540,000), and larger records gain nothing more.
 RECORD_LINES = 1_000
 RECORD_BYTES = 64 * 1024
-# So much of what was shown last is kept: to know the log's end again, and for error messages.
+# So much of what was shown last is kept for error messages.
 RECENT_BYTES = 64 * 1024
 # What an error message quotes of the log.
 LAST_LINES = 20
@@ -72,11 +72,10 @@ class LogCursor:
     ) -> None:
         self.position = position
         self.checksum = checksum
-        # whether a read brought other bytes than were shown: the log was replaced, or its end was mistaken
+        # whether a read brought other bytes than were shown: the log was replaced
         self.is_mismatch = False
-        # the last bytes before the position; another process knows them when it has read them again
+        # the last bytes before the position
         self.recent = b""
-        self._is_recent_known = position == 0
         self.record_bytes = record_bytes
         self.record_lines = record_lines
         self._meter = meter
@@ -84,9 +83,9 @@ class LogCursor:
         self.is_throttled = False
         # Read, but not shown: the start of a line whose end is yet to come.
         self._pending = b""
-        # where the next byte of the read that is on stands in the log, and what was passed over in it
-        self._offset = 0
-        self._passed_checksum: int | None = None
+        # bytes of the log that the last read has brought, and the checksum of those that were passed over
+        self.read_to = 0
+        self._passed_checksum = 0
         self._is_complete = False
 
     @classmethod
@@ -94,11 +93,10 @@ class LogCursor:
         """Return a log that goes on where another one, whose :attr:`state` this is, has stopped."""
         return cls(state["position"], state["checksum"], **bounds) if state else cls(**bounds)
 
-    def restarted(self, state: Mapping[str, Any] | None) -> LogCursor:
-        """Return a log that goes on at another place, with the bounds of this one."""
-        return LogCursor.from_state(
-            state, record_bytes=self.record_bytes, record_lines=self.record_lines, meter=self._meter
-        )
+    def restart(self) -> None:
+        """Show the log from its start with the next read."""
+        self.position = self.checksum = 0
+        self.is_mismatch = False
 
     @property
     def state(self) -> dict[str, Any]:
@@ -110,26 +108,15 @@ class LogCursor:
         """Tell whether the rest of a read is of any use."""
         return not (self.is_mismatch or self.is_throttled)
 
-    @property
-    def read_to(self) -> int:
-        """Where in the log the last read has come to."""
-        return self._offset
-
-    def begin(self, offset: int = 0) -> None:
+    def begin(self) -> None:
         """
-        Say where in the log the next bytes stand: a new read begins.
+        Say that a new read begins, with the log's first byte.
 
         What an earlier read brought and nobody saw comes again with this one.
-
-        :param offset: at most :attr:`position`.
         """
-        self._pending = b""
+        self._pending = self.recent = b""
         self.is_throttled = False
-        self._offset = offset
-        # a read from the start is known by its checksum, another one by what was shown last
-        self._passed_checksum = None if offset else 0
-        if not self._is_recent_known:
-            self.recent = b""
+        self.read_to = self._passed_checksum = 0
 
     def feed(self, data: bytes) -> Iterator[str]:
         """
@@ -138,10 +125,10 @@ class LogCursor:
         A record is text without its last newline. Bytes that are not UTF-8 become replacement characters.
         Only what was yielded counts as shown.
         """
-        known = max(self.position + len(self._pending) - self._offset, 0)
+        known = max(self.position - self.read_to, 0)
         if known:
             self._pass_over(data[:known])
-        self._offset += len(data)
+        self.read_to += len(data)
         for start in range(known, 0 if self.is_mismatch else len(data), self.record_bytes):
             self._pending += data[start : start + self.record_bytes]
             while True:
@@ -188,16 +175,10 @@ class LogCursor:
 
     def _pass_over(self, data: bytes) -> None:
         """Compare bytes that were shown before with what is known of them."""
-        before = self.position - self._offset
-        if self._passed_checksum is not None:
-            self._passed_checksum = zlib.crc32(data, self._passed_checksum)
-            self.is_mismatch = len(data) == before and self._passed_checksum != self.checksum
-        elif self._is_recent_known and len(self.recent) >= before:
-            start = len(self.recent) - before
-            self.is_mismatch = self.recent[start : start + len(data)] != data
-        if not self._is_recent_known:  # another process showed it
-            self.recent = (self.recent + data)[-RECENT_BYTES:]
-            self._is_recent_known = len(data) == before
+        is_all = self.read_to + len(data) == self.position
+        self._passed_checksum = zlib.crc32(data, self._passed_checksum)
+        self.is_mismatch = is_all and self._passed_checksum != self.checksum
+        self.recent = (self.recent + data)[-RECENT_BYTES:]
 
     def _full_record(self) -> int:
         """Return how many pending bytes make a full record, 0 if there are too few."""

@@ -32,8 +32,8 @@ class LogFile:
         self._part = path.with_name(f"{path.name}.part")
         self._file: BinaryIO = self._part.open("wb")
 
-    def begin(self, offset: int = 0) -> None:  # noqa: ARG002  (every read is one from the start)
-        """Say that the next bytes are the log's first; what came before is forgotten."""
+    def begin(self) -> None:
+        """Say that a new read begins; what came before is forgotten."""
         self._file.seek(0)
         self._file.truncate()
         self.size = 0

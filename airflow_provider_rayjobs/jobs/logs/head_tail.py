@@ -44,9 +44,9 @@ class HeadTail:
         """Tell whether the rest of a read is of any use."""
         return self.log.wants_more and not self.is_waiting
 
-    def begin(self, offset: int = 0) -> None:
+    def begin(self) -> None:
         """See :meth:`.LogCursor.begin`."""
-        self.log.begin(offset)
+        self.log.begin()
 
     def feed(self, data: bytes) -> Iterator[str]:
         """See :meth:`.LogCursor.feed`."""

@@ -1,18 +1,12 @@
 """
 Read the log of a job that is followed: an engine (:mod:`..steps`) that chooses what to ask for, and how often.
 
-=========================  =========================================  ==================================================
-what is read               when                                       how it is known where it belongs
-=========================  =========================================  ==================================================
-the log from its start     while it is small; at the job's end        the bytes that were shown are passed over, and
-                                                                      have to be the same
-its last lines             a large log whose lines tell the time      :mod:`.splice`
-the log from its start,    every other large log, no more often       as above
-now and then               than a share of 5 % of the time allows
-=========================  =========================================  ==================================================
+The log is always read from its start. The bytes that were shown before are passed over and compared by their
+checksum; a log with other bytes was replaced, and is shown again from its start. After a read the log is left
+alone for 24 times as long as the read took.
 
-All of them are bytes of one file, and a position means the same in each. Heads before Ray 2.47 have
-the text endpoint alone, where it means something else: that is chosen before the first byte, and kept.
+The log comes from the file endpoint. Heads before Ray 2.47 have the text endpoint alone, where a position
+means something else: that is chosen before the first byte, and kept.
 """
 
 from __future__ import annotations
@@ -29,13 +23,10 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobsError,
 )
 from airflow_provider_rayjobs.jobs import endpoints
-from airflow_provider_rayjobs.jobs.logs.buffer import LogBuffer
 from airflow_provider_rayjobs.jobs.logs.cursor import LogCursor
 from airflow_provider_rayjobs.jobs.logs.head_tail import HeadTail
-from airflow_provider_rayjobs.jobs.logs.splice import anchor_of, known_part, seems_unchanged
 from airflow_provider_rayjobs.jobs.logs.trickle import PIECE, ReadPolicy
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobType
-from airflow_provider_rayjobs.jobs.requests import LogRequest
 from airflow_provider_rayjobs.jobs.steps import EmitRecord, Engine, LogMessage, ReadLog, Sleep, send
 
 # The places that a log is read from, as a position of one is remembered.
@@ -48,13 +39,8 @@ FILE_ENDPOINT_SINCE = (2, 47)
 # A read of the log takes the head's and the worker's time in proportion to the log. Waiting 24 times as long
 # as the last read took keeps that share at 4 %, whatever the log's size.
 REST = 24
-# A log that does not grow is left alone for longer and longer: up to so many rests.
-_LONGEST_SKIP = 15
-# From so many bytes on, asking for the end alone is cheaper than asking for all.
+# From so many bytes on it is said once if a running job's lines come later than at the next poll.
 LARGE = 8 * 1024 * 1024
-# Bytes of a log's end that are asked for, as a number of lines. So much that it reaches back to what was shown even
-# where a program has quoted thousands of its own lines since: a shorter end might hold the quotation alone.
-_END_BYTES = 4 * 1024 * 1024
 # Seconds that a read that failed counts for at most.
 _FAILED_READ = 1.0
 # A job whose turns were cut short so many times in a row prints more than its share, and no mere burst.
@@ -90,11 +76,8 @@ class LogReader:
         self._turns = turns
         # reads in a row that had more to show than they were allowed
         self._cuts = 0
-        # seconds of the driver's clock: when anything is read again, and when all of it is
+        # seconds of the driver's clock
         self._next_read = 0.0
-        self._next_whole = 0.0
-        self._whole_rest = 0.0
-        self._skips = self._skips_left = 0
         self.restore(state)
 
     def restore(self, state: Mapping[str, Any] | None) -> None:
@@ -115,8 +98,6 @@ class LogReader:
         self.excerpt: HeadTail | None = None
         if self._lines_limit is not None:
             self.excerpt = HeadTail(self.log, self._lines_limit, live=self.live, shown=known.get("shown", 0))
-        # what was shown when the log was last known to be what it seemed
-        self._proved: Mapping[str, Any] = known.get("proved", self.log.state)
         self._said = set(known.get("said", ()))
         # seconds for which the log is to be left alone after the last read, so that reading takes its share at most
         self.rest = float(known.get("rest", 0))
@@ -137,7 +118,6 @@ class LogReader:
             "source": self.source,
             "shown": self.excerpt.shown if self.excerpt else 0,
             "said_no_log": self.said_no_log,
-            "proved": dict(self._proved),
             "said": sorted(self._said),
             "rest": self.rest,
         }
@@ -185,12 +165,7 @@ class LogReader:
         longest = _FAILED_READ
         try:
             yield from self._choose_source(details)
-            # where a large log ends is of no use to whoever is far from there, or does not know yet what was shown
-            if self.source == FILE and self.log.position >= LARGE and self.log.recent and not self._cuts:
-                yield from self._read_large(details, before, poll_interval)
-            else:
-                yield from self._read_whole(details)
-                yield from self._say_late(details, poll_interval)
+            yield from self._read_log(details)
             longest = float("inf")
         except RayApiAddressError as error:
             yield from self._fall_back(details, error)
@@ -203,6 +178,8 @@ class LogReader:
         after = yield Sleep(0)
         self.rest = REST * min(after - before, longest)
         self._next_read = after + self.rest
+        if longest > _FAILED_READ and self.log.position >= LARGE and self.rest > poll_interval:
+            yield from self._say_late(details)
         if self._turns is not None:
             self._cuts = self._cuts + 1 if self.log.is_throttled else 0
             self._turns.end(after, is_throttled=self.log.is_throttled)
@@ -213,53 +190,14 @@ class LogReader:
                     "late. The worker that resumes this task shows all the others, at full speed.",
                 )
 
-    def _read_large(self, details: JobDetails, now: float, poll_interval: float) -> Engine[None]:
-        """Show what is new in a large log, with as little reading as can be."""
-        now_there = details.seen_at or 0
-        has_anchor = bool(anchor_of(self.log.recent, now_there))
-        if now < self._next_whole and not has_anchor:
-            return
-        end = LogBuffer(2 * _END_BYTES)  # a line of any length may be among the last ones
-        average = len(self.log.recent) / max(self.log.recent.count(b"\n"), 1)
-        lines = max(int(_END_BYTES / max(average, 1)), 1)
-        yield ReadLog(endpoints.get_log_file(details.name, str(details.driver_node_id), lines), end)
-        data = end.data
-        known = known_part(self.log.recent, data, now_there) if end.wants_more else None
-        if known is not None:
-            yield from self._take(data[known:])
-            return
-        if now < self._next_whole:
-            return
-        is_idle = end.wants_more and seems_unchanged(self.log.recent, data)
-        if is_idle and self._skips_left:
-            # New lines that look like the old ones are rare: the proof that there are none may wait, not for ever.
-            self._skips_left -= 1
-            self._next_whole = now + self._whole_rest
-            return
-        position = self.log.position
-        yield from self._read_whole(details)
-        is_idle = is_idle and self.log.position == position
-        self._skips = self._skips_left = min(2 * self._skips + 1, _LONGEST_SKIP) if is_idle else 0
-        yield from self._say_late(details, poll_interval)
-
-    def _say_late(self, details: JobDetails, poll_interval: float) -> Engine[None]:
-        is_late = self.log.position >= LARGE and self._whole_rest > poll_interval and not self.log.is_throttled
-        if is_late and not anchor_of(self.log.recent, details.seen_at or 0):
+    def _say_late(self, details: JobDetails) -> Engine[None]:
+        if not self.log.is_throttled:
             yield from self._say_once(
                 "late",
-                f"The log of job {details.name} is large ({self.log.position / 1e6:.0f} MB) and has to be read "
-                f"from its start each time, so new lines are shown about every {self._whole_rest:.0f} s "
-                "while the job runs, and all of them at its end.",
+                f"The log of job {details.name} is large ({self.log.position / 1e6:.0f} MB) and is read from its "
+                f"start each time, so new lines are shown about every {self.rest:.0f} s while the job runs, and all "
+                "of them at its end.",
             )
-
-    def _take(self, data: bytes) -> Engine[None]:
-        """Show bytes that were proved to follow on those that were shown."""
-        sink = self._sink
-        sink.begin(self.log.position)
-        for record in sink.feed(data):
-            yield EmitRecord(record)
-        for record in sink.flush():
-            yield EmitRecord(record)
 
     # -- when it has ended ----------------------------------------------------------------------------------------
 
@@ -273,7 +211,7 @@ class LogReader:
             position = self.log.position
             try:
                 yield from self._choose_source(details)
-                yield from self._read_whole(details)
+                yield from self._read_log(details)
                 yield from self._finish(details)
                 return
             except RayJobsError as error:
@@ -301,7 +239,7 @@ class LogReader:
         if self.log.read_to < self.log.position:
             yield LogMessage(
                 f"The log of job {details.name} has fewer bytes now than the {self.log.position} that were shown: "
-                "somebody cut or replaced it.",
+                "it was cut or replaced.",
                 logging.WARNING,
             )
         records = self.log.finish() if self.excerpt is None else self.excerpt.finish()
@@ -320,35 +258,21 @@ class LogReader:
     def _sink(self) -> LogCursor | HeadTail:
         return self.log if self.excerpt is None else self.excerpt
 
-    def _read_whole(self, details: JobDetails) -> Engine[None]:
-        """Read the log from its start, passing over what was shown."""
-        before = yield Sleep(0)
+    def _read_log(self, details: JobDetails) -> Engine[None]:
+        """Read the log and show what is new; all of it if it does not begin with what was shown."""
         if self.source == FILE:
-            yield from self._take_all(details, endpoints.get_log_file(details.name, str(details.driver_node_id)))
+            request = endpoints.get_log_file(details.name, str(details.driver_node_id))
         else:
-            yield from self._take_all(details, endpoints.get_log_text(details.name))
-        after = yield Sleep(0)
-        self._whole_rest = REST * (after - before)
-        self._next_whole = after + self._whole_rest
-
-    def _take_all(self, details: JobDetails, request: LogRequest) -> Engine[None]:
-        """Take all bytes of a read; if they are not those that were shown, show the log anew from where they were."""
+            request = endpoints.get_log_text(details.name)
         yield ReadLog(request, self._sink)
-        if not self.log.is_mismatch:
-            self._proved = self.log.state
-        else:
-            since = self._proved if self._proved["position"] < self.log.position else None
+        if self.log.is_mismatch:
             yield LogMessage(
                 f"The log of job {details.name} does not begin with the {self.log.position} bytes that were shown of "
-                "it: somebody cut or replaced it, or its end was mistaken. It is shown again from byte "
-                f"{since['position'] if since else 0} on.",
+                "it: it was cut or replaced. It is shown again from its start.",
                 logging.WARNING,
             )
-            self.log = self.log.restarted(since)
-            self._proved = LogCursor().state
-            if self.excerpt is not None:
-                self.excerpt.log = self.log
-            yield from self._read_whole(details)
+            self.log.restart()
+            yield ReadLog(request, self._sink)
 
     def _choose_source(self, details: JobDetails) -> Engine[None]:
         if self.source is None:

@@ -284,7 +284,7 @@ def test_many_states() -> None:
 @settings(deadline=None)
 @given(data=anything, shown=st.integers(0, 20_000), change=st.integers(0, 20_000))
 def test_replaced_log(data: bytes, shown: int, change: int) -> None:
-    """A log that does not begin with what was shown is noticed, and nothing more of it is shown."""
+    """Of a log that does not begin with what was shown nothing more is shown, until it is shown from its start."""
     log = LogCursor()
     read(log, data[:shown], [4096])
     if not log.position:
@@ -296,32 +296,9 @@ def test_replaced_log(data: bytes, shown: int, change: int) -> None:
     assert log.is_mismatch
     assert not log.wants_more
 
-
-@settings(deadline=None)
-@given(data=anything, shown=st.integers(0, 20_000), overlap=st.integers(1, 5000), resumed=st.booleans())
-def test_reads_from_the_middle(data: bytes, shown: int, overlap: int, resumed: bool) -> None:
-    """A read that begins a little before the position goes on there, if the bytes before it are the same."""
-    log = LogCursor()
-    told = read(log, data[:shown], [4096])
-    log = LogCursor.from_state(log.state) if resumed else log
-    offset = max(log.position - overlap, 0)
-    log.begin(offset)
-    for start in range(offset, len(data), 1000):
-        told += log.feed(data[start : start + 1000])
-    told += [*log.flush(), *log.finish()]
-
-    assert "\n".join(told) == text_of(data)
-    assert not log.is_mismatch
-
-
-def test_a_read_from_the_middle_of_another_log() -> None:
-    """A read that begins before the position with other bytes is noticed."""
-    log = LogCursor()
-    read(log, b"one\ntwo\n", [100])
-
-    log.begin(4)
-    assert list(log.feed(b"TWO\nthree\n")) == []
-    assert log.is_mismatch
+    log.restart()
+    assert log.wants_more
+    assert read(log, other, [1000]) == read(LogCursor(), other, [1000])
 
 
 TRACEBACK = """\

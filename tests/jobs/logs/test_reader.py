@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -34,7 +34,6 @@ LARGE = 256 * 1024
 def small_sizes() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reader_room, "LARGE", LARGE)
-        patch.setattr(reader_room, "_END_BYTES", LARGE // 2)
         yield
 
 
@@ -87,13 +86,9 @@ class Head:
                 return self._read(request, log)
 
     def _read(self, request: LogRequest, log: Any) -> RayJobsError | None:
-        start = 0
-        lines = int((request.params or {}).get("lines", "-1"))
-        if lines > 0:
-            start = len(self.data) - len(b"".join(self.data[-8_000_000:].splitlines(keepends=True)[-lines:]))
         room = self.fail(request)
-        data = self.data[start:] if room is None else self.data[start:][:room]
-        kind = "text" if request.is_json else "end" if lines > 0 else "whole"
+        data = self.data if room is None else self.data[:room]
+        kind = "text" if request.is_json else "file"
         size = 0
         if room != 0:
             log.begin()
@@ -115,104 +110,60 @@ class Head:
         return "\n".join(self.shown) + "\n"
 
 
-def timed(begin: int, count: int) -> bytes:
-    """Return lines of 100 bytes that tell the time, one for each second."""
-    return b"".join(
-        f"{BEGIN - timedelta(hours=1) + timedelta(seconds=at):%Y-%m-%d %H:%M:%S},000 {at:7} {'x' * 67}\n".encode()
-        for at in range(begin, begin + count)
-    )
-
-
-def untimed(begin: int, count: int) -> bytes:
-    """Return lines of 100 bytes that tell no time, and repeat."""
+def lines_of(begin: int, count: int) -> bytes:
+    """Return lines of 100 bytes; they repeat after a thousand."""
     return b"".join(b"%99d\n" % (number % 1000) for number in range(begin, begin + count))
 
 
-def test_small_log() -> None:
-    """A small log is read from its start at each look."""
-    head, reader = Head(timed(0, 10)), LogReader()
+def test_each_read_is_the_log_from_its_start() -> None:
+    """A read begins with the log's first byte, and shows what was printed since the last one."""
+    head, reader = Head(lines_of(0, 10)), LogReader()
     head.look(reader)
     head.clock += 5
-    head.data += timed(10, 10)
+    head.data += lines_of(10, 10)
     head.look(reader)
 
-    assert [kind for kind, _ in head.read] == ["whole", "whole"]
+    assert head.read == [("file", 1000), ("file", 2000)]
     assert head.text == head.data.decode()
 
 
-def test_large_log_with_a_clock() -> None:
-    """Of a large log whose lines tell the time only the end is read, at each look; at the job's end all of it."""
-    head, reader = Head(timed(0, 50_000)), LogReader()
-    for number in range(20):
-        head.look(reader)
-        assert head.text == head.data.decode(), "the lines are there within the poll interval"
-        head.data += timed(50_000 + 10 * number, 10)
-        head.clock += 5
-    head.look(reader, SUCCEEDED)
+def test_program_that_prints_its_own_log() -> None:
+    """Every line is shown while the job runs, although the log's end looks like what was shown before."""
+    head, reader = Head(lines_of(0, 5000)), LogReader()
+    head.look(reader)
+    head.data += lines_of(5000, 3000) + head.data[-100_000:] + lines_of(8000, 10)
+    head.clock += 60
+    head.look(reader)
 
     assert head.text == head.data.decode()
-    assert [kind for kind, _ in head.read] == ["whole", *["end"] * 19, "whole"]
-    assert max(size for kind, size in head.read if kind == "end") < 300_000
     assert head.notes == []
 
 
-def test_fast_large_log_with_a_clock() -> None:
-    """A log that grew by more than was asked for is read from its start."""
-    head, reader = Head(timed(0, 50_000)), LogReader()
-    head.look(reader)
-    for number in range(3):
-        head.data += timed(50_000 + 5000 * number, 5000)
-        head.clock += 60
-        head.look(reader)
-
-    assert head.text == head.data.decode()
-    assert [kind for kind, _ in head.read] == ["whole"] + ["end", "whole"] * 3
-
-
-def test_end_that_was_mistaken() -> None:
-    """A program that quotes its own log at such length that its end is mistaken: what was jumped over is shown."""
-    head, reader = Head(timed(0, 5000)), LogReader()
-    head.look(reader)
-    shown = len(head.data)
-    head.data += timed(5000, 3000) + timed(4000, 1000) + timed(8000, 10)
-    head.clock += 60
-    head.look(reader)
-    head.look(reader, SUCCEEDED)
-
-    assert f"shown again from byte {shown} on" in head.notes[0]
-    assert head.text.endswith(head.data[shown:].decode()), "nothing is lost, and the repetition begins behind a word"
-
-
-@pytest.mark.parametrize("make", [timed, untimed])
 @pytest.mark.parametrize("megabytes", [1, 4])
-@pytest.mark.parametrize("grows", [True, False])
-def test_share_of_the_time(make: Callable[[int, int], bytes], megabytes: int, grows: bool) -> None:
-    """However large a log is, reading it takes less than 5 % of the time, and far less if it does not grow."""
+def test_share_of_the_time(megabytes: int) -> None:
+    """However large a log is, reading it takes less than 5 % of the time."""
     count = megabytes * 10_000
-    head, reader = Head(make(0, count), speed=2e6), LogReader()
+    head, reader = Head(lines_of(0, count), speed=2e6), LogReader()
     head.look(reader)
     head.reading = 0.0
     began = head.clock
     step = 0
     while head.clock < began + 300 * megabytes:
-        if grows:
-            head.data += make(count + step, 1)
+        head.data += lines_of(count + step, 1)
         step += 1
         head.clock += 5
         head.look(reader)
     share = head.reading / (head.clock - began)
 
     assert share < 0.05
-    if not grows:
-        assert share < 0.02
-    if make is untimed and megabytes == 4 and grows:
-        assert len([note for note in head.notes if "has to be read from its start" in note]) == 1
+    if megabytes == 4:
+        assert len([note for note in head.notes if "is read from its start each time" in note]) == 1
 
 
 @pytest.mark.parametrize("interval", [5, 60])
 def test_share_of_the_time_of_tasks_that_come_back(interval: float) -> None:
     """A log that is handed over again and again, and so read twice each time, takes less than 5 % of the time, too."""
-    head, worker = Head(untimed(0, 40_000), speed=2e6), LogReader()
+    head, worker = Head(lines_of(0, 40_000), speed=2e6), LogReader()
     head.look(worker)
     head.reading = 0.0
     began = head.clock
@@ -220,7 +171,7 @@ def test_share_of_the_time_of_tasks_that_come_back(interval: float) -> None:
         relay = LogReader(worker.state, turns=FlushTimer(max(interval, 2 * worker.rest)))
         while not relay.defers_to_worker:
             head.clock += 5
-            head.data += untimed(0, 1)
+            head.data += lines_of(0, 1)
             head.look(relay)
         worker = LogReader(relay.state)
         head.look(worker)
@@ -238,19 +189,6 @@ def test_what_was_said_once_is_not_said_again_in_another_process() -> None:
         reader = reader.resumed(reader.state)
 
     assert len(head.notes) == 1
-
-
-def test_an_end_that_was_mistaken_in_another_process() -> None:
-    """What was jumped over is shown from the last proved byte on, also where somebody else shows it."""
-    head, reader = Head(timed(0, 5000)), LogReader()
-    head.look(reader)
-    shown = len(head.data)
-    head.data += timed(5000, 3000) + timed(4000, 1000) + timed(8000, 10)
-    head.clock += 60
-    head.look(reader)
-    head.look(reader.resumed(reader.state), SUCCEEDED)
-
-    assert f"shown again from byte {shown} on" in head.notes[0]
 
 
 def test_lines_that_repeat_arrive() -> None:
@@ -275,7 +213,7 @@ def test_log_that_was_replaced() -> None:
     head.look(reader, SUCCEEDED)
 
     assert head.shown == ["one\ntwo", "ONE\nTWO\nTHREE"]
-    assert "somebody cut or replaced it" in head.notes[0]
+    assert "it was cut or replaced. It is shown again from its start." in head.notes[0]
 
 
 def test_log_that_was_cut_short() -> None:
@@ -306,7 +244,7 @@ def test_busy_state_api() -> None:
 def test_slow_reads_that_break_off() -> None:
     """At the job's end reading goes on for as long as each read brings something, however often one breaks off."""
     sizes = iter(range(100_000, 3_000_000, 100_000))
-    head = Head(untimed(0, 20_000), speed=10_000, fail=lambda request: next(sizes))
+    head = Head(lines_of(0, 20_000), speed=10_000, fail=lambda request: next(sizes))
     reader = LogReader()
     head.look(reader, SUCCEEDED)
 
@@ -319,7 +257,7 @@ def test_lines_limit() -> None:
     """With a limit the first half is shown as it comes, the rest at the end, and what was left out is counted."""
     head, reader = Head(b""), LogReader(lines_limit=100)
     for number in range(10):
-        head.data += untimed(number * 100, 100)
+        head.data += lines_of(number * 100, 100)
         head.look(reader)
         head.clock += 5
     head.look(reader, SUCCEEDED)
@@ -334,7 +272,7 @@ def test_lines_limit() -> None:
 
 def test_limit_that_is_not_reached() -> None:
     """A log with fewer lines than the limit is shown whole, without a word about the limit."""
-    head, reader = Head(untimed(0, 100)), LogReader(lines_limit=100, live=False)
+    head, reader = Head(lines_of(0, 100)), LogReader(lines_limit=100, live=False)
     head.look(reader)
     head.look(reader, SUCCEEDED)
 
@@ -344,7 +282,7 @@ def test_limit_that_is_not_reached() -> None:
 
 def test_a_limit_across_processes() -> None:
     """A reader that goes on in another process leaves out, and counts, the same lines as one that never stopped."""
-    head, reader = Head(untimed(0, 1000)), LogReader(lines_limit=100)
+    head, reader = Head(lines_of(0, 1000)), LogReader(lines_limit=100)
     head.look(reader)
     reader = reader.resumed(reader.state)
     head.clock += 5
@@ -360,7 +298,7 @@ def test_a_trigger_shows_a_little_and_a_worker_the_rest() -> None:
     with LogBudget(rate=2000, burst=8000).share() as share:
         head, reader = Head(), LogReader(turns=share)
         for number in range(60):
-            head.data += untimed(100 * number, 100)
+            head.data += lines_of(100 * number, 100)
             head.look(reader)
             head.clock += 5
         live = head.text
@@ -382,7 +320,7 @@ def test_a_trigger_that_keeps_up_says_nothing() -> None:
     with LogBudget().share() as share:
         head, reader = Head(), LogReader(turns=share)
         for number in range(60):
-            head.data += untimed(10 * number, 10)
+            head.data += lines_of(10 * number, 10)
             head.look(reader)
             assert head.text == head.data.decode()
             head.clock += 5
@@ -390,18 +328,17 @@ def test_a_trigger_that_keeps_up_says_nothing() -> None:
     assert head.notes == []
 
 
-@pytest.mark.parametrize("make", [timed, untimed])
 @pytest.mark.parametrize("size", [5, 2 * LARGE // 100])
-def test_a_relay_hands_over_what_is_new(make: Callable[[int, int], bytes], size: int) -> None:
+def test_a_relay_hands_over_what_is_new(size: int) -> None:
     """A log is handed over as soon as the interval is over and there is something new in it, and not before."""
-    head, worker = Head(make(0, size)), LogReader()
+    head, worker = Head(lines_of(0, size)), LogReader()
     head.look(worker)
     relay = LogReader(worker.state, turns=FlushTimer(30))
     for _ in range(60):
         head.look(relay)
         head.clock += 5
         assert not relay.defers_to_worker
-    head.data += make(size, 1)
+    head.data += lines_of(size, 1)
     for _ in range(20):
         head.look(relay)
         head.clock += 5
@@ -414,7 +351,6 @@ def test_a_relay_hands_over_what_is_new(make: Callable[[int, int], bytes], size:
 
 PIECES = st.lists(
     st.tuples(
-        st.sampled_from([timed, untimed]),
         st.sampled_from([0, 1, 30, LARGE // 100, 2 * LARGE // 100]),
         st.floats(0, 100),
         st.sampled_from([None, None, 0, 50_000, 400_000]),
@@ -429,8 +365,8 @@ PIECES = st.lists(
 def test_exactly_that_text(pieces: list[Any]) -> None:
     """Whatever is printed, fails, breaks off, is deferred or goes on elsewhere: the text is the log's, once."""
     head, reader, count = Head(), LogReader(), 0
-    for make, size, pause, room, change in pieces:
-        head.data += make(count, size)
+    for size, pause, room, change in pieces:
+        head.data += lines_of(count, size)
         count += size
         head.clock += pause
         head.fail = lambda request, room=room: room
