@@ -1,9 +1,10 @@
 """
-How far a trigger has shown its job's log, kept where it outlives the triggerer: in an XCom of the task.
+The checkpoint of a trigger's log offset: an XCom of the task, which outlives the triggerer.
 
-Its event carries that to the worker. A triggerer that dies sends none, and the next one starts the trigger from its
-arguments, which are as old as the deferral. Nobody waits for the XComs but the log: each goes through the triggerer's
-supervisor into Airflow's database, which may take its time.
+The event of a trigger carries its log offset to the worker. A triggerer that is lost sends no event, and the next one
+starts the trigger from its arguments, which are as old as the deferral. So a trigger stores its offset before its
+first turn and after each turn. Only the log waits for that: an XCom passes through the triggerer's supervisor into
+Airflow's database, which may take seconds.
 """
 
 from __future__ import annotations
@@ -17,108 +18,126 @@ from typing import Any
 from airflow.sdk.bases.xcom import BaseXCom
 
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
-from airflow_provider_rayjobs.jobs.logs.trickle import BudgetShare
+from airflow_provider_rayjobs.log_budget import BudgetShare, LogBudget
 
 KEY = "ray_job_log"
-# XComs a second that all triggers of a triggerer write together.
+# XComs per second that all triggers of a triggerer write together.
 RATE = 4.0
-# Seconds after its deferral within which a trigger is taken to be run for the first time, so that there is nothing to
-# look up: a triggerer takes up new ones each second, and those of another one that is lost after 30 s.
+# Seconds after its deferral in which a trigger has no checkpoint yet. A triggerer starts new triggers within a second,
+# and those of a lost triggerer after 30 s.
 _FIRST_RUN = 8.0
-# Airflow before 3.3 has no XCom for an event loop.
+# Airflow before 3.3 has no XComs for an event loop.
 _HAS_XCOMS = hasattr(BaseXCom, "aset")
 
 # when the next XCom may be written, by the event loop's clock
 _next_write = 0.0
 
 
-class LogCheckpoint:
+class CheckpointedShare(BudgetShare):
     """
-    How far the log of one job was shown in one try of a task.
+    A share of the log budget that has no turn until the log offset of its last turn is stored.
 
-    :param task_instance: as Airflow gives it to a trigger; ``None`` for a trigger without a task, which keeps nothing.
-    :param submission_id: of the job.
+    :param task_instance: as Airflow gives it to a trigger; ``None`` for a trigger without a task, which stores nothing.
     :param deferred_at: when the task was deferred, Unix seconds.
-    :param warn: told where a triggerer was lost: text, and what to fill in.
+    :param warn: called with a message and its arguments if an earlier triggerer was lost.
     """
 
     def __init__(
-        self, task_instance: Any, submission_id: str, deferred_at: float | None, warn: Callable[..., object]
+        self,
+        budget: LogBudget,
+        task_instance: Any,
+        submission_id: str,
+        deferred_at: float | None,
+        warn: Callable[..., object],
     ) -> None:
-        self.submission_id = submission_id
-        self._deferred_at = deferred_at
+        super().__init__(budget)
+        self._submission_id = submission_id
         self._warn = warn
-        self._wanted = asyncio.Event()
-        self._place: dict[str, Any] = {}
+        self._xcom: dict[str, Any] = {}
         if _HAS_XCOMS and task_instance is not None:
             self._try_number = task_instance.try_number
-            self._place = {
+            self._xcom = {
                 "key": KEY,
                 "dag_id": task_instance.dag_id,
                 "run_id": task_instance.run_id,
                 "task_id": task_instance.task_id,
                 "map_index": -1 if task_instance.map_index is None else task_instance.map_index,
             }
+        self._has_checkpoint = not self._xcom
+        self._has_shown = False
+        # set while a checkpoint is to be looked up or stored
+        self._pending = asyncio.Event()
+        is_first_run = deferred_at is not None and time.time() - deferred_at < _FIRST_RUN
+        self._has_lookup = bool(self._xcom) and not is_first_run
+        if self._has_lookup:
+            self._pending.set()
+
+    def begin(self, now: float) -> bool:
+        """See :class:`.ReadPolicy`."""
+        self._has_shown = False
+        return not self._pending.is_set() and super().begin(now)
+
+    def take(self, record: bytes) -> bool:
+        """See :class:`.ReadPolicy`."""
+        if not self._has_checkpoint:
+            self._pending.set()
+            return False
+        is_taken = super().take(record)
+        self._has_shown = self._has_shown or is_taken
+        return is_taken
+
+    def end(self, *, is_throttled: bool) -> None:
+        """See :class:`.ReadPolicy`."""
+        # other triggers do not wait for one that waits for its first checkpoint
+        super().end(is_throttled=is_throttled and self._has_checkpoint)
+        if self._has_shown and self._xcom:
+            self._pending.set()
 
     @asynccontextmanager
-    async def following(self, reader: LogReader, share: BudgetShare) -> AsyncIterator[None]:
-        """Let a reader go on where a lost one has stopped, and keep how far it comes: between any two turns."""
-        if not self._place:
-            yield
-            return
-        share.keep_bookmark(self._wanted.set)
-        is_first_run = self._deferred_at is not None and time.time() - self._deferred_at < _FIRST_RUN
-        if not is_first_run:
-            share.await_bookmark()
-        keeping = asyncio.ensure_future(self._follow(reader, share, looks_up=not is_first_run))
+    async def following(self, reader: LogReader) -> AsyncIterator[None]:
+        """Let a reader go on at the checkpoint of a lost triggerer, and store its offset between turns."""
+        storing = asyncio.ensure_future(self._store_offsets(reader))
         try:
             yield
         finally:
-            keeping.cancel()
-            await asyncio.gather(keeping, return_exceptions=True)
+            storing.cancel()
+            await asyncio.gather(storing, return_exceptions=True)
+            self.leave()
 
-    async def _follow(self, reader: LogReader, share: BudgetShare, *, looks_up: bool) -> None:
-        if looks_up:
-            kept = await self.recall()
-            if kept is not None:
-                reader.restore(kept)
-                self._warn(
-                    "The triggerer that followed job %s was lost. What it showed of the job's log, %d bytes, is in its "
-                    "own log file; what it showed last may stand here once more.",
-                    self.submission_id,
-                    reader.log.position,
-                )
-            share.bookmark_kept(is_marked=kept is not None)
+    async def _store_offsets(self, reader: LogReader) -> None:
+        if self._has_lookup:
+            await self._restore(reader)
         while True:
-            await self._wanted.wait()
-            self._wanted.clear()
-            await _my_turn()
-            await self.keep(reader.state)
-            share.bookmark_kept()
+            await self._pending.wait()
+            await _next_slot()
+            with suppress(Exception):  # a later checkpoint makes up for it
+                value = {"job": self._submission_id, "try_number": self._try_number, "log": reader.state}
+                await BaseXCom.aset(value=value, **self._xcom)
+            self._has_checkpoint = True
+            self._pending.clear()
 
-    async def recall(self) -> dict[str, Any] | None:
-        """Return the state of a reader whose trigger was lost; ``None`` where there was none."""
-        kept: Any = None
-        with suppress(Exception):  # without it lines repeat, and nothing is lost
-            # not through a backend of the user's, which may block the event loop
-            kept = await BaseXCom.aget_one(**self._place)
-        is_mine = isinstance(kept, dict) and (kept.get("job"), kept.get("try_number")) == (
-            self.submission_id,
-            self._try_number,
-        )
-        return kept["log"] if is_mine else None
+    async def _restore(self, reader: LogReader) -> None:
+        found: Any = None
+        with suppress(Exception):  # without a checkpoint lines repeat, but none is lost
+            # not through the user's XCom backend, which may block the event loop
+            found = await BaseXCom.aget_one(**self._xcom)
+        this = (self._submission_id, self._try_number)
+        if isinstance(found, dict) and (found.get("job"), found.get("try_number")) == this:
+            reader.restore(found["log"])
+            self._has_checkpoint = True
+            self._warn(
+                "The triggerer that followed job %s was lost. It had shown %d bytes of the job's log, which are in its "
+                "own log file. The last lines of them may be repeated here.",
+                self._submission_id,
+                reader.log.position,
+            )
+        self._pending.clear()
 
-    async def keep(self, state: dict[str, Any]) -> None:
-        """Keep the state of a reader."""
-        value = {"job": self.submission_id, "try_number": self._try_number, "log": state}
-        with suppress(Exception):
-            await BaseXCom.aset(value=value, **self._place)
 
-
-async def _my_turn() -> None:
+async def _next_slot() -> None:
     """Wait until one more XCom may be written."""
-    global _next_write  # noqa: PLW0603  (one pipe for all triggers of this process)
+    global _next_write  # noqa: PLW0603  (all triggers of this process share one supervisor)
     now = asyncio.get_running_loop().time()
-    turn = max(now, _next_write)
-    _next_write = turn + 1 / RATE
-    await asyncio.sleep(turn - now)
+    slot = max(now, _next_write)
+    _next_write = slot + 1 / RATE
+    await asyncio.sleep(slot - now)

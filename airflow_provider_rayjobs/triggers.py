@@ -24,14 +24,14 @@ from airflow_provider_rayjobs.jobs.client import AsyncRayJobsClient
 from airflow_provider_rayjobs.jobs.limits import Limits
 from airflow_provider_rayjobs.jobs.logs.options import LOGS_OFF, LogOptions
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
-from airflow_provider_rayjobs.jobs.logs.trickle import FlushTimer, LogBudget
 from airflow_provider_rayjobs.jobs.models import JobDetails
 from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, stop_and_wait
-from airflow_provider_rayjobs.log_checkpoint import LogCheckpoint
+from airflow_provider_rayjobs.log_budget import FlushTimer, LogBudget
+from airflow_provider_rayjobs.log_checkpoint import CheckpointedShare
 from airflow_provider_rayjobs.masking import amask_env_vars, masking_env_vars
 
 # What all triggers of this process may show of their jobs' logs.
-_trickle = LogBudget()
+_log_budget = LogBudget()
 # Under this name a job's own lines stand in the task's log: what tells them from ours.
 job_logger = structlog.get_logger("airflow.task.ray_job")
 # Seconds before which no event is fired. Airflow notices only after up to 5 s (``[workers] min_heartbeat_interval``)
@@ -49,7 +49,7 @@ class RayJobTrigger(BaseTrigger):
     """
     Follow a job to its end and fire once, with all that the resuming task needs.
 
-    Of the job's log it shows a little, as all triggers of a triggerer share one thin pipe (:mod:`.jobs.logs.trickle`),
+    Of the job's log it shows a little, as all triggers of a triggerer share one thin pipe (:mod:`.log_budget`),
     and the event says how far it came: the worker that resumes the task shows the rest. Nor does it stop a job whose
     limit is over: the worker does, which can remember it.
 
@@ -199,17 +199,18 @@ class RayJobTrigger(BaseTrigger):
         if options.flush_interval is not None:
             # Airflow opens a trigger's log file anew each time that a try is deferred: what is shown here would be
             # lost. The log is read here and on the worker, so that it has to be left alone for twice as long.
-            relay = FlushTimer(max(options.flush_interval, 2 * (self.log_state or {}).get("rest", 0)))
-            yield options.reader(self.log_state, turns=relay)
+            timer = FlushTimer(max(options.flush_interval, 2 * (self.log_state or {}).get("rest", 0)))
+            yield options.reader(self.log_state, policy=timer)
             return
-        with _trickle.share() as share:
-            reader = options.reader(self.log_state, turns=share)
-            if reader is None:
-                yield None
-                return
-            bookmark = LogCheckpoint(self.task_instance, self.submission_id, self.deferred_at, self.log.warning)
-            async with bookmark.following(reader, share):
-                yield reader
+        share = CheckpointedShare(
+            _log_budget, self.task_instance, self.submission_id, self.deferred_at, self.log.warning
+        )
+        reader = options.reader(self.log_state, policy=share)
+        if reader is None:
+            yield None
+            return
+        async with share.following(reader):
+            yield reader
 
     async def _find_cluster(self, hook: RayJobsHook) -> Cluster:
         """

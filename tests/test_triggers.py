@@ -8,13 +8,11 @@ import os
 import re
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import certifi
 import pytest
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
-from airflow.sdk.execution_time.comms import SetXCom, XComResult
 
 from airflow_provider_rayjobs import triggers
 from airflow_provider_rayjobs.connection import Cluster
@@ -30,9 +28,6 @@ from airflow_provider_rayjobs.jobs.access import Access
 from airflow_provider_rayjobs.jobs.limits import Limits
 from airflow_provider_rayjobs.jobs.logs.options import LogOptions
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
-from airflow_provider_rayjobs.jobs.logs.trickle import BURST, LogBudget
-from airflow_provider_rayjobs.log_checkpoint import LogCheckpoint
-from airflow_provider_rayjobs.task.attempts import HAS_STORE
 from airflow_provider_rayjobs.triggers import (
     RayJobTrigger,
     details_from_event,
@@ -152,101 +147,6 @@ def test_a_trigger_calls_a_worker_when_there_is_something_to_show(ray_head: RayH
         event = fire(RayJobTrigger(job, poll_interval=0.5, logs=logs, log_state=reader.state))
         assert details_from_event(event).status == JobStatus.SUCCEEDED
         assert event["log_state"]["position"] == reader.log.position > 0
-
-
-class Supervisor:
-    """What a triggerer's supervisor does with XComs, as far as it is asked."""
-
-    def __init__(self) -> None:
-        self.xcoms: dict[str, Any] = {}
-        self.messages: list[str] = []
-
-    async def asend(self, message: Any) -> Any:
-        self.messages.append(type(message).__name__)
-        if isinstance(message, SetXCom):
-            self.xcoms[message.task_id] = json.loads(json.dumps(message.value))
-            return None
-        return XComResult(key=message.key, value=self.xcoms.get(message.task_id))
-
-
-@pytest.fixture
-def supervisor(monkeypatch: pytest.MonkeyPatch) -> Supervisor:
-    supervisor = Supervisor()
-    monkeypatch.setattr("airflow.sdk.execution_time.task_runner.SUPERVISOR_COMMS", supervisor, raising=False)
-    return supervisor
-
-
-def instance(try_number: int = 1) -> SimpleNamespace:
-    return SimpleNamespace(dag_id="d", run_id="r", task_id="t", map_index=-1, try_number=try_number)
-
-
-async def emit_job_log(data: bytes, bookmark: LogCheckpoint, *, looks: int = 8) -> tuple[list[str], LogReader]:
-    """Let a trigger's reader, with its bookmark, take turns at a log."""
-    shown: list[str] = []
-    with LogBudget().share() as share:
-        reader = LogReader(turns=share)
-        async with bookmark.following(reader, share):
-            for poll_job in range(looks):
-                if share.begin(poll_job * 10.0):
-                    reader.log.begin()
-                    shown += [*reader.log.feed(data), *reader.log.flush()]
-                    share.end(poll_job * 10.0, is_throttled=reader.log.is_throttled)
-                await asyncio.sleep(0.3)
-    return shown, reader
-
-
-needs_xcoms = pytest.mark.skipif(not HAS_STORE, reason="before Airflow 3.3 an event loop has no XComs")
-
-
-@needs_xcoms
-def test_a_trigger_goes_on_where_a_lost_one_has_stopped(supervisor: Supervisor):
-    """What was shown is kept after each turn, and looked up by a trigger that is run again: at most a turn repeats."""
-    warnings: list[Any] = []
-    data = b"".join(b"line %d\n" % number for number in range(20_000))
-    now = time.time()
-
-    _, reader = asyncio.run(emit_job_log(data, LogCheckpoint(instance(), "job-1", now, warnings.append), looks=4))
-    kept = supervisor.xcoms["t"]["log"]["position"]
-    assert 0 < kept <= reader.log.position <= kept + BURST
-    assert "GetXCom" not in supervisor.messages, "a trigger that was deferred just now has nothing to look up"
-    assert warnings == []
-
-    again, _ = asyncio.run(
-        emit_job_log(data, LogCheckpoint(instance(), "job-1", now - 60, lambda *words: warnings.append(words)), looks=4)
-    )
-    assert data[kept:].decode().startswith("\n".join(again))
-    assert len(again) > 0
-    assert [words[1:] for words in warnings] == [("job-1", kept)]
-
-
-@needs_xcoms
-@pytest.mark.parametrize(("try_number", "job"), [(2, "job-1"), (1, "job-2")])
-def test_the_bookmark_of_another_try_or_job_is_none(supervisor: Supervisor, try_number: int, job: str):
-    """A cleared task's old trigger may write late: what it kept is nothing to the new one."""
-    asyncio.run(emit_job_log(b"one\n", LogCheckpoint(instance(), "job-1", time.time(), print)))
-    shown, _ = asyncio.run(emit_job_log(b"one\n", LogCheckpoint(instance(try_number), job, None, print)))
-
-    assert shown == ["one"]
-
-
-@needs_xcoms
-def test_a_job_that_prints_nothing_leaves_no_bookmark(supervisor: Supervisor):
-    """XComs go through the triggerer's supervisor: there are none where nothing was shown."""
-    asyncio.run(emit_job_log(b"", LogCheckpoint(instance(), "job-1", time.time(), print)))
-
-    assert supervisor.messages == []
-
-
-def test_a_bookmark_that_cannot_be_kept_is_no_error():
-    """Where Airflow keeps no XCom of a trigger, nothing is remembered, nothing breaks, and lines are shown."""
-    for bookmark in (
-        LogCheckpoint(instance(), "job-1", None, print),
-        LogCheckpoint(instance(), "job-1", time.time(), print),
-        LogCheckpoint(None, "job-1", None, print),
-    ):
-        shown, _ = asyncio.run(emit_job_log(b"one\n", bookmark))
-
-        assert shown == ["one"]
 
 
 @pytest.mark.ray

@@ -70,7 +70,7 @@ def follow_job(
     :param limits: how long the job may wait and run.
     :param session: the cluster's name for the life in which the job was submitted.
     :return: the job as it ended, every line of its log having been shown; where the reader hands the log over to
-        somebody else (:attr:`.LogReader.defers_to_worker`), the job as it is when that is due.
+        somebody else (:attr:`.LogReader.hands_over`), the job as it is when that is due.
     :raises RayJobNotFoundError: the cluster does not know the job.
     :raises RayJobLostError: it does not, and it was started anew since the submission.
     :raises RayJobTimeoutError: a limit is over; the job goes on until somebody stops it.
@@ -110,7 +110,7 @@ def follow_job(
             if details.status.is_terminal():
                 return details
             limits.check(details)
-            if reader is not None and reader.defers_to_worker:
+            if reader is not None and reader.hands_over:
                 return details
             remaining = max(limits.remaining(details), FIRST_PAUSE)
         now = yield Sleep(min(pause, remaining))

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from airflow_provider_rayjobs.jobs.logs.reader import LogReader
-from airflow_provider_rayjobs.jobs.logs.trickle import ReadPolicy
+from airflow_provider_rayjobs.jobs.logs.reader import LogReader, ReadPolicy
 
 
 @dataclass(frozen=True)
@@ -30,16 +29,16 @@ class LogOptions:
         """Tell whether the log is shown while the job runs."""
         return self.fetch_logs == "live"
 
-    def reader(self, state: Mapping[str, Any] | None = None, *, turns: ReadPolicy | None = None) -> LogReader | None:
+    def reader(self, state: Mapping[str, Any] | None = None, *, policy: ReadPolicy | None = None) -> LogReader | None:
         """
         Return a reader of the job's log; ``None`` where there is nothing for it to show.
 
         :param state: of another reader, to go on where it has stopped.
-        :param turns: of a trigger, which shows no more than they allow, and nothing after the job's end.
+        :param policy: see :class:`.LogReader`.
         """
-        if self.fetch_logs == "never" or (turns is not None and not self.is_live):
+        if self.fetch_logs == "never" or (policy is not None and not self.is_live):
             return None
-        return LogReader(state or None, live=self.is_live, lines_limit=self.lines_limit, turns=turns)
+        return LogReader(state or None, live=self.is_live, lines_limit=self.lines_limit, policy=policy)
 
     def to_json(self) -> dict[str, Any]:
         """Return what may be stored with a trigger."""

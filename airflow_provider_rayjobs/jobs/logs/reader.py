@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from airflow_provider_rayjobs.exceptions import (
     RayApiAddressError,
@@ -25,7 +25,6 @@ from airflow_provider_rayjobs.exceptions import (
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.logs.cursor import LogCursor
 from airflow_provider_rayjobs.jobs.logs.head_tail import HeadTail
-from airflow_provider_rayjobs.jobs.logs.trickle import PIECE, ReadPolicy
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobType
 from airflow_provider_rayjobs.jobs.steps import EmitRecord, Engine, LogMessage, ReadLog, Sleep, send
 
@@ -53,6 +52,27 @@ _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 10.0
 
 
+class ReadPolicy(Protocol):
+    """When a reader may read the log of a running job, and how much of it it may show."""
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of the log in one record."""
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether the caller stops following and shows the log itself as soon as there is something to show."""
+
+    def begin(self, now: float) -> bool:
+        """Tell whether the log may be read now."""
+
+    def take(self, record: bytes) -> bool:
+        """Tell whether a record may be shown; if so, it is shown."""
+
+    def end(self, *, is_throttled: bool) -> None:
+        """Take note that the read is over, and whether it had more to show than it was allowed."""
+
+
 class LogReader:
     """
     Reads one job's log, again and again, so that every line is shown once.
@@ -60,7 +80,7 @@ class LogReader:
     :param state: of another reader, to go on where it has stopped.
     :param lines_limit: see :class:`.HeadTail`; no limit when not given.
     :param live: whether the log is shown while the job runs, too.
-    :param turns: of a trigger, which shows no more than they allow, and leaves the rest to a worker.
+    :param policy: limits what is shown while the job runs; nothing is shown after its end.
     """
 
     def __init__(
@@ -69,11 +89,11 @@ class LogReader:
         *,
         lines_limit: int | None = None,
         live: bool = True,
-        turns: ReadPolicy | None = None,
+        policy: ReadPolicy | None = None,
     ) -> None:
         self.live = live
         self._lines_limit = lines_limit
-        self._turns = turns
+        self._policy = policy
         # reads in a row that had more to show than they were allowed
         self._cuts = 0
         # seconds of the driver's clock
@@ -89,8 +109,8 @@ class LogReader:
         known = state or {}
         self.log = (
             LogCursor.from_state(state)
-            if self._turns is None
-            else LogCursor.from_state(state, record_bytes=PIECE, meter=self._turns.take)
+            if self._policy is None
+            else LogCursor.from_state(state, record_bytes=self._policy.record_bytes, meter=self._policy.take)
         )
         # where the log is read from, once that is decided; a position means nothing in another source
         self.source: str | None = known.get("source")
@@ -104,12 +124,12 @@ class LogReader:
 
     def resumed(self, state: Mapping[str, Any]) -> LogReader:
         """Return a reader with the same settings that goes on where another one has stopped."""
-        return LogReader(state, lines_limit=self._lines_limit, live=self.live, turns=self._turns)
+        return LogReader(state, lines_limit=self._lines_limit, live=self.live, policy=self._policy)
 
     @property
-    def defers_to_worker(self) -> bool:
-        """Tell whether there is something to show that this reader leaves to a worker, which is to come now."""
-        return self._turns is not None and self._turns.defers_to_worker and self._cuts > 0
+    def hands_over(self) -> bool:
+        """Tell whether the caller is to stop following and to show the log itself: there is something to show."""
+        return self._policy is not None and self._policy.hands_over and self._cuts > 0
 
     @property
     def state(self) -> dict[str, Any]:
@@ -138,7 +158,7 @@ class LogReader:
         elif details.driver_node_id is None:
             pass  # not started, or never: there is no file yet, and Ray's message says why
         elif details.status.is_terminal():
-            if self._turns is None:
+            if self._policy is None:
                 yield from self._read_to_end(details)
         elif self.live:
             yield from self._read_more(details, poll_interval)
@@ -159,7 +179,7 @@ class LogReader:
             )
             return
         before = yield Sleep(0)
-        if before < self._next_read or not (self._turns is None or self._turns.begin(before)):
+        if before < self._next_read or not (self._policy is None or self._policy.begin(before)):
             return
         self.log.is_throttled = False
         longest = _FAILED_READ
@@ -180,10 +200,10 @@ class LogReader:
         self._next_read = after + self.rest
         if longest > _FAILED_READ and self.log.position >= LARGE and self.rest > poll_interval:
             yield from self._say_late(details)
-        if self._turns is not None:
+        if self._policy is not None:
             self._cuts = self._cuts + 1 if self.log.is_throttled else 0
-            self._turns.end(after, is_throttled=self.log.is_throttled)
-            if self._cuts == _MANY_CUTS and not self._turns.defers_to_worker:
+            self._policy.end(is_throttled=self.log.is_throttled)
+            if self._cuts == _MANY_CUTS and not self._policy.hands_over:
                 yield from self._say_once(
                     "trickle",
                     f"Job {details.name} prints more than a triggerer can show: its lines come in order here, but "

@@ -15,9 +15,9 @@ from airflow_provider_rayjobs.exceptions import RayApiConnectionError, RayApiUna
 from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType, RayVersion
 from airflow_provider_rayjobs.jobs.logs import reader as reader_room
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
-from airflow_provider_rayjobs.jobs.logs.trickle import FlushTimer, LogBudget
 from airflow_provider_rayjobs.jobs.requests import LogRequest
 from airflow_provider_rayjobs.jobs.steps import EmitRecord, Engine, LogMessage, ReadLog, Send, Sleep
+from airflow_provider_rayjobs.log_budget import BudgetShare, FlushTimer, LogBudget
 
 BEGIN = datetime(2026, 11, 24, 1, 0, 0, tzinfo=UTC)
 RUNNING = JobDetails(JobType.SUBMISSION, JobStatus.RUNNING, submission_id="a", driver_node_id="node")
@@ -168,8 +168,8 @@ def test_share_of_the_time_of_tasks_that_come_back(interval: float) -> None:
     head.reading = 0.0
     began = head.clock
     while head.clock < began + 1200:
-        relay = LogReader(worker.state, turns=FlushTimer(max(interval, 2 * worker.rest)))
-        while not relay.defers_to_worker:
+        relay = LogReader(worker.state, policy=FlushTimer(max(interval, 2 * worker.rest)))
+        while not relay.hands_over:
             head.clock += 5
             head.data += lines_of(0, 1)
             head.look(relay)
@@ -295,15 +295,14 @@ def test_a_limit_across_processes() -> None:
 
 def test_a_trigger_shows_a_little_and_a_worker_the_rest() -> None:
     """The first lines come as they are printed; what is more than the share follows on the worker, each line once."""
-    with LogBudget(rate=2000, burst=8000).share() as share:
-        head, reader = Head(), LogReader(turns=share)
-        for number in range(60):
-            head.data += lines_of(100 * number, 100)
-            head.look(reader)
-            head.clock += 5
-        live = head.text
-        head.look(reader, SUCCEEDED)
-        assert head.text == live, "after the job's end a trigger shows nothing"
+    head, reader = Head(), LogReader(policy=BudgetShare(LogBudget(rate=2000, burst=8000)))
+    for number in range(60):
+        head.data += lines_of(100 * number, 100)
+        head.look(reader)
+        head.clock += 5
+    live = head.text
+    head.look(reader, SUCCEEDED)
+    assert head.text == live, "after the job's end a trigger shows nothing"
     worker = LogReader(reader.state)
     head.look(worker, SUCCEEDED)
 
@@ -312,18 +311,17 @@ def test_a_trigger_shows_a_little_and_a_worker_the_rest() -> None:
     assert [note for note in head.notes if "prints more than a triggerer can show" in note] == head.notes
     assert len(head.notes) == 1
     assert max(size for _, size in head.read[:-1]) < len(live) + 2 * 65536, "no more of it is read than is shown"
-    assert not reader.defers_to_worker
+    assert not reader.hands_over
 
 
 def test_a_trigger_that_keeps_up_says_nothing() -> None:
     """Lines that fit into the share all come as they are printed."""
-    with LogBudget().share() as share:
-        head, reader = Head(), LogReader(turns=share)
-        for number in range(60):
-            head.data += lines_of(10 * number, 10)
-            head.look(reader)
-            assert head.text == head.data.decode()
-            head.clock += 5
+    head, reader = Head(), LogReader(policy=BudgetShare(LogBudget()))
+    for number in range(60):
+        head.data += lines_of(10 * number, 10)
+        head.look(reader)
+        assert head.text == head.data.decode()
+        head.clock += 5
 
     assert head.notes == []
 
@@ -333,17 +331,17 @@ def test_a_relay_hands_over_what_is_new(size: int) -> None:
     """A log is handed over as soon as the interval is over and there is something new in it, and not before."""
     head, worker = Head(lines_of(0, size)), LogReader()
     head.look(worker)
-    relay = LogReader(worker.state, turns=FlushTimer(30))
+    relay = LogReader(worker.state, policy=FlushTimer(30))
     for _ in range(60):
         head.look(relay)
         head.clock += 5
-        assert not relay.defers_to_worker
+        assert not relay.hands_over
     head.data += lines_of(size, 1)
     for _ in range(20):
         head.look(relay)
         head.clock += 5
 
-    assert relay.defers_to_worker
+    assert relay.hands_over
     assert relay.log.state == worker.log.state
     head.look(LogReader(relay.state))
     assert head.text == head.data.decode()
@@ -371,11 +369,10 @@ def test_exactly_that_text(pieces: list[Any]) -> None:
         head.clock += pause
         head.fail = lambda request, room=room: room
         if change == "deferred":
-            with LogBudget().share() as share:
-                trigger = LogReader(reader.state, turns=share)
-                head.look(trigger)
-                head.clock += 5
-                head.look(trigger)
+            trigger = LogReader(reader.state, policy=BudgetShare(LogBudget()))
+            head.look(trigger)
+            head.clock += 5
+            head.look(trigger)
             reader = reader.resumed(trigger.state)
         elif change:
             reader = reader.resumed(reader.state)
