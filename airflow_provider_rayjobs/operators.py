@@ -16,7 +16,6 @@ from airflow_provider_rayjobs.exceptions import RayJobNotFoundError, RayJobNotTe
 from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
 from airflow_provider_rayjobs.jobs import follow
 from airflow_provider_rayjobs.jobs.limits import Limits
-from airflow_provider_rayjobs.jobs.logs.options import LogOptions
 from airflow_provider_rayjobs.jobs.models import JobSubmission
 from airflow_provider_rayjobs.jobs.packages.paths import has_local_code
 from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, delete_ended_job, stop_and_wait
@@ -228,11 +227,7 @@ class RayJobSubmitOperator(BaseOperator):
         return Settings(
             submission_id=template_values.as_optional_text("submission_id", self.submission_id),
             wait_for_completion=template_values.as_bool("wait_for_completion", self.wait_for_completion),
-            logs=LogOptions(
-                fetch_logs=template_values.as_fetch_logs(self.fetch_logs),
-                lines_limit=template_values.as_positive_int("log_lines_limit", self.log_lines_limit),
-                flush_interval=template_values.as_optional_seconds("log_flush_interval", self.log_flush_interval),
-            ),
+            logs=template_values.as_log_options(self),
             poll_interval=template_values.as_seconds("poll_interval", self.poll_interval),
             unreachable_timeout=template_values.as_seconds("unreachable_timeout", self.unreachable_timeout),
             stop_on_kill=template_values.as_bool("stop_on_kill", self.stop_on_kill),

@@ -151,11 +151,7 @@ class RayJobSensor(BaseSensorOperator):
     def _begin(self, context: Context, *, is_resumed: bool = False) -> _Watch:
         """Read the rendered arguments; push the link that leads to the job."""
         looked_first = context["ti"].get_first_reschedule_date(context) if self.reschedule else None
-        logs = LogOptions(
-            fetch_logs=template_values.as_fetch_logs(self.fetch_logs),
-            lines_limit=template_values.as_positive_int("log_lines_limit", self.log_lines_limit),
-            flush_interval=template_values.as_optional_seconds("log_flush_interval", self.log_flush_interval),
-        )
+        logs = template_values.as_log_options(self)
         job = template_values.as_optional_text("submission_id", self.submission_id)
         if job is None:
             raise ValueError(

@@ -19,6 +19,7 @@ from uuid import UUID
 
 import yaml
 
+from airflow_provider_rayjobs.jobs.logs.options import LogOptions
 from airflow_provider_rayjobs.masking import RedactedText, looks_like_runtime_env_text
 
 _FETCH_LOGS = ("live", "on_completion", "never")
@@ -103,11 +104,15 @@ def _as_whole(field: str, value: Any) -> int:
     return int(number)
 
 
-def as_fetch_logs(value: Any) -> str:
-    """Return a way to fetch logs: ``live``, ``on_completion`` or ``never``."""
-    if value not in _FETCH_LOGS:
-        raise ValueError(f"fetch_logs must be one of {', '.join(_FETCH_LOGS)}, not {value!r}")
-    return str(value)
+def as_log_options(task: Any) -> LogOptions:
+    """Return the log options of an operator or sensor, from its three arguments about logs."""
+    if task.fetch_logs not in _FETCH_LOGS:
+        raise ValueError(f"fetch_logs must be one of {', '.join(_FETCH_LOGS)}, not {task.fetch_logs!r}")
+    return LogOptions(
+        fetch_logs=str(task.fetch_logs),
+        lines_limit=as_positive_int("log_lines_limit", task.log_lines_limit),
+        flush_interval=as_optional_seconds("log_flush_interval", task.log_flush_interval),
+    )
 
 
 def as_text_dict(field: str, value: Any) -> dict[str, str] | None:

@@ -6,16 +6,18 @@ import traceback
 from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
 import pytest
 
+from airflow_provider_rayjobs.jobs.logs.options import LogOptions
 from airflow_provider_rayjobs.task.template_values import (
     as_bool,
     as_entrypoint,
     as_exit_codes,
-    as_fetch_logs,
+    as_log_options,
     as_number,
     as_number_dict,
     as_optional_seconds,
@@ -269,17 +271,24 @@ def test_no_durations(value: Any) -> None:
         as_seconds("poll_interval", value)
 
 
+def log_arguments(**arguments: Any) -> SimpleNamespace:
+    return SimpleNamespace(**({"fetch_logs": "live", "log_lines_limit": None, "log_flush_interval": None} | arguments))
+
+
 @pytest.mark.parametrize("value", ["live", "on_completion", "never"])
-def test_ways_to_fetch_logs(value: str) -> None:
-    """There are three ways to fetch logs."""
-    assert as_fetch_logs(value) == value
+def test_log_options(value: str) -> None:
+    """The three arguments about logs are read as templates left them."""
+    task = log_arguments(fetch_logs=value, log_lines_limit="10", log_flush_interval="60")
+
+    assert as_log_options(task) == LogOptions(value, lines_limit=10, flush_interval=60)
+    assert as_log_options(log_arguments(fetch_logs=value)) == LogOptions(value)
 
 
 @pytest.mark.parametrize("value", ["Live", "", None, True])
 def test_no_ways_to_fetch_logs(value: Any) -> None:
-    """Anything else is refused with the three."""
+    """Another value of fetch_logs is refused with the three that exist."""
     with pytest.raises(ValueError, match="fetch_logs must be one of live, on_completion, never"):
-        as_fetch_logs(value)
+        as_log_options(log_arguments(fetch_logs=value))
 
 
 @pytest.mark.parametrize("value", [None, "", "None"])
