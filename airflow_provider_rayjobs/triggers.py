@@ -7,7 +7,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -45,6 +45,7 @@ _KILL_TIMEOUT = 25.0
 _LOOKUP_PAUSE = 5.0
 
 
+@dataclass(eq=False, repr=False)
 class RayJobTrigger(BaseTrigger):
     """
     Follow a job to its end and fire once, with all that the resuming task needs.
@@ -70,61 +71,29 @@ class RayJobTrigger(BaseTrigger):
     :param deferred_at: when the task was deferred, Unix seconds.
     """
 
-    def __init__(
-        self,
-        submission_id: str,
-        ray_conn_id: str = DEFAULT_CONN_ID,
-        poll_interval: float = follow.POLL_INTERVAL,
-        unreachable_timeout: float = follow.UNREACHABLE_TIMEOUT,
-        missing_timeout: float = 0.0,
-        address: str | None = None,
-        session: str | None = None,
-        nonce: str | None = None,
-        limits: dict[str, Any] | None = None,
-        stop_on_kill: bool = False,
-        stop_timeout: float = STOP_TIMEOUT,
-        logs: dict[str, Any] | None = None,
-        log_state: dict[str, Any] | None = None,
-        deferred_at: float | None = None,
-    ) -> None:
+    submission_id: str
+    ray_conn_id: str = DEFAULT_CONN_ID
+    poll_interval: float = follow.POLL_INTERVAL
+    unreachable_timeout: float = follow.UNREACHABLE_TIMEOUT
+    missing_timeout: float = 0.0
+    address: str | None = None
+    session: str | None = None
+    nonce: str | None = None
+    limits: dict[str, Any] | None = None
+    stop_on_kill: bool = False
+    stop_timeout: float = STOP_TIMEOUT
+    logs: dict[str, Any] | None = None
+    log_state: dict[str, Any] | None = None
+    deferred_at: float | None = None
+
+    def __post_init__(self) -> None:
         super().__init__()
-        self.submission_id = submission_id
-        self.ray_conn_id = ray_conn_id
-        self.poll_interval = poll_interval
-        self.unreachable_timeout = unreachable_timeout
-        self.missing_timeout = missing_timeout
-        self.address = address
-        self.session = session
-        self.nonce = nonce
-        self.limits = limits
-        self.stop_on_kill = stop_on_kill
-        self.stop_timeout = stop_timeout
-        self.logs = logs
-        self.log_state = log_state
-        self.deferred_at = deferred_at
         self._cluster: Cluster | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class's path and the arguments, as Airflow's database keeps them."""
-        return (
-            "airflow_provider_rayjobs.triggers.RayJobTrigger",
-            {
-                "submission_id": self.submission_id,
-                "ray_conn_id": self.ray_conn_id,
-                "poll_interval": self.poll_interval,
-                "unreachable_timeout": self.unreachable_timeout,
-                "missing_timeout": self.missing_timeout,
-                "address": self.address,
-                "session": self.session,
-                "nonce": self.nonce,
-                "limits": self.limits,
-                "stop_on_kill": self.stop_on_kill,
-                "stop_timeout": self.stop_timeout,
-                "logs": self.logs,
-                "log_state": self.log_state,
-                "deferred_at": self.deferred_at,
-            },
-        )
+        arguments = {field.name: getattr(self, field.name) for field in fields(self)}
+        return "airflow_provider_rayjobs.triggers.RayJobTrigger", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield one event, whatever happens: an error that is raised here loses its class on the way."""
