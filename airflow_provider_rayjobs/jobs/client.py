@@ -34,7 +34,7 @@ from airflow_provider_rayjobs.exceptions import (
 from airflow_provider_rayjobs.jobs import endpoints, follow
 from airflow_provider_rayjobs.jobs.access import READ_TIMEOUT, Access, is_sensitive_name, secret_variants
 from airflow_provider_rayjobs.jobs.diagnosis import diagnose_failure
-from airflow_provider_rayjobs.jobs.logs.download import LogFile, get_job_logs, save_job_logs
+from airflow_provider_rayjobs.jobs.logs.download import get_job_logs, save_job_logs, whole_file
 from airflow_provider_rayjobs.jobs.logs.json_text import JsonText
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.models import JobDetails, RayVersion
@@ -275,7 +275,7 @@ class RayJobsClient(_BaseClient):
 
         :param path: of the file; an existing one is replaced when all of the log is there.
         """
-        with LogFile(Path(path)) as file:
+        with whole_file(Path(path)) as file:
             return self.run(save_job_logs(submission_id, file, self.retry_timeout))
 
     def follow_job(
@@ -429,7 +429,7 @@ class AsyncRayJobsClient(_BaseClient):
 
     async def save_job_logs(self, submission_id: str, path: str | PathLike[str]) -> int:
         """See :meth:`RayJobsClient.save_job_logs`; the file is written on the event loop, in pieces of 64 KiB."""
-        with LogFile(Path(path)) as file:
+        with whole_file(Path(path)) as file:
             return await self.run(save_job_logs(submission_id, file, self.retry_timeout))
 
     async def follow_job(

@@ -16,7 +16,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobsError,
 )
 from airflow_provider_rayjobs.jobs import endpoints
-from airflow_provider_rayjobs.jobs.logs.buffer import LogBuffer
+from airflow_provider_rayjobs.jobs.logs.cursor import LogCursor
 from airflow_provider_rayjobs.jobs.steps import (
     EmitRecord,
     Engine,
@@ -57,7 +57,7 @@ def test_may_repeat(error: RayJobsError, read: bool, delete: bool) -> None:
     assert may_retry(endpoints.delete_job("a"), error) is delete
 
 
-@pytest.mark.parametrize("step", [Send(endpoints.get_job("a")), ReadLog(endpoints.get_log_file("a", "n"), LogBuffer())])
+@pytest.mark.parametrize("step", [Send(endpoints.get_job("a")), ReadLog(endpoints.get_log_file("a", "n"), LogCursor())])
 def test_repeated_by_hand(step: Send | ReadLog) -> None:
     """An engine takes its step, says a failure once, sleeps, takes it again, and says when it is over."""
     engine = with_retries(step, retry_timeout=10)

@@ -1,87 +1,73 @@
-"""The log of a job as it is now, had at once: as a text, or in a file."""
+"""Download the log of a job as it is now, into memory or into a file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
 from airflow_provider_rayjobs.exceptions import RayApiResponseError
 from airflow_provider_rayjobs.jobs import endpoints
-from airflow_provider_rayjobs.jobs.logs.buffer import LogBuffer
 from airflow_provider_rayjobs.jobs.logs.reader import FILE, best_source
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobType
-from airflow_provider_rayjobs.jobs.steps import Engine, LogSink, ReadLog, send, with_retries
+from airflow_provider_rayjobs.jobs.steps import Engine, ReadLog, send, with_retries
 
 
-class LogFile:
-    """
-    A log that goes to a file, byte for byte; a context manager.
-
-    It is written beside its place and moved there when it is whole: a download that fails leaves what was there.
-
-    :param path: of the file; its directory has to be there.
-    """
+class LogCopy:
+    """Writes what a read of a log brings into a file, byte for byte: a :class:`.LogSink`."""
 
     wants_more = True
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.size = 0
-        self._part = path.with_name(f"{path.name}.part")
-        self._file: BinaryIO = self._part.open("wb")
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
 
     def begin(self) -> None:
-        """Say that a new read begins; what came before is forgotten."""
+        """Discard what an earlier read brought."""
         self._file.seek(0)
         self._file.truncate()
-        self.size = 0
 
     def feed(self, data: bytes) -> Iterator[str]:
-        """Write the next bytes of a read; there is nothing to show."""
+        """Write the next bytes of a read."""
         self._file.write(data)
-        self.size += len(data)
         return iter(())
 
     def flush(self) -> Iterator[str]:
-        """Do nothing: nothing waits to be shown."""
+        """Do nothing: no record waits to be shown."""
         return iter(())
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-        if error is None:
-            self._part.replace(self.path)
-        else:
-            self._part.unlink()
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that replaces the one at a path once it is complete; an error leaves what was there."""
+    part = path.with_name(f"{path.name}.part")
+    with part.open("wb") as file:
+        try:
+            yield file
+        except BaseException:
+            part.unlink()
+            raise
+    part.replace(path)
 
 
 def get_job_logs(submission_id: str, retry_timeout: float) -> Engine[str]:
-    """Return a driver's log so far as one text; it is held in memory."""
-    log = LogBuffer()
-    yield from _download(submission_id, log, retry_timeout)
-    return log.text
+    """Return the log of a job so far as one text; bytes that are not UTF-8 become replacement characters."""
+    file = BytesIO()
+    yield from save_job_logs(submission_id, file, retry_timeout)
+    return file.getvalue().decode("utf-8", errors="replace")
 
 
-def save_job_logs(submission_id: str, file: LogFile, retry_timeout: float) -> Engine[int]:
-    """Write a driver's log so far to a file, and return how many bytes it has."""
-    yield from _download(submission_id, file, retry_timeout)
-    return file.size
-
-
-def _download(submission_id: str, log: LogSink, retry_timeout: float) -> Engine[None]:
+def save_job_logs(submission_id: str, file: BinaryIO, retry_timeout: float) -> Engine[int]:
+    """Write the log of a job so far into a file, and return its bytes."""
+    log = LogCopy(file)
     details: JobDetails = yield from send(endpoints.get_job(submission_id), retry_timeout)
     if details.type == JobType.SUBMISSION and (yield from best_source(details, retry_timeout)) == FILE:
         try:
-            yield from with_retries(
-                ReadLog(endpoints.get_log_file(details.name, str(details.driver_node_id)), log), retry_timeout
-            )
-            return
+            request = endpoints.get_log_file(details.name, str(details.driver_node_id))
+            yield from with_retries(ReadLog(request, log), retry_timeout)
+            return file.tell()
         except RayApiResponseError:
-            pass  # no such file yet, or no state API: the text endpoint tells which
+            pass  # no such file yet, or no state API: the text endpoint says which
     yield from with_retries(ReadLog(endpoints.get_log_text(submission_id), log), retry_timeout)
+    return file.tell()

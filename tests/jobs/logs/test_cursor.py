@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_rayjobs.jobs.logs.buffer import LogBuffer
 from airflow_provider_rayjobs.jobs.logs.cursor import (
     LAST_LINES,
     NO_ENDING,
@@ -337,19 +335,3 @@ def test_exceptions(text: str, exception: str) -> None:
     list(log.finish())
 
     assert log.ending.exception == find_exception(text.splitlines()) == exception
-
-
-@given(pieces=st.lists(st.binary(max_size=50)), interrupted=st.lists(st.binary(max_size=50)))
-def test_whole_log(pieces: list[bytes], interrupted: list[bytes]) -> None:
-    """A log that is kept whole is the text of its last read alone, however it came."""
-    log = LogBuffer()
-    shown: list[Any] = []
-
-    for data in (interrupted, pieces):
-        log.begin()
-        for piece in data:
-            shown += log.feed(piece)
-    shown += log.flush()
-
-    assert log.text == b"".join(pieces).decode("utf-8", errors="replace")
-    assert shown == []
