@@ -27,118 +27,119 @@ _ABSENT_AFTER = 15.0
 
 class LogBudget:
     """
-    The token bucket, and the shares that draw from it.
+    The token bucket that all triggers of a triggerer share.
 
     :param rate: bytes per second.
     :param burst: bytes at once.
     """
 
     def __init__(self, rate: float = RATE, burst: int = BURST) -> None:
+        self.burst = burst
+        self.available = float(burst)
         self.shares: set[BudgetShare] = set()
+        self.now = 0.0
         self._rate = rate
-        self._burst = burst
-        self._available = float(burst)
-        self._now = 0.0
 
     def refill(self, now: float) -> None:
         """Add the bytes for the time that has passed."""
-        self._available = min(self._available + self._rate * max(now - self._now, 0), self._burst)
-        self._now = max(now, self._now)
-
-    def rivals(self, share: BudgetShare) -> list[int]:
-        """Return the bytes that each of the other waiting shares has taken."""
-        return [other.taken for other in self.shares if other is not share and other.is_waiting(self._now)]
-
-    def allows(self, share: BudgetShare, size: int) -> bool:
-        """Tell whether the bucket holds so many bytes, and whether it is the share's turn to take them."""
-        rivals = self.rivals(share)
-        least = min(rivals, default=share.taken)
-        turn = self._burst / (len(rivals) + 1)
-        # a share that has taken least may always take one record
-        is_turn = share.taken <= least or share.taken + size <= least + turn
-        return is_turn and size <= self._available
-
-    def take(self, share: BudgetShare, size: int) -> None:
-        """Take bytes out of the bucket; they count if other shares wait for bytes."""
-        self._available -= size
-        if self.rivals(share):
-            share.taken += size
+        self.available = min(self.available + self._rate * max(now - self.now, 0), self.burst)
+        self.now = max(now, self.now)
 
 
 class BudgetShare:
     """One trigger's share of a :class:`LogBudget`: a :class:`.ReadPolicy`."""
 
-    hands_over = False
     record_bytes = RECORD_BYTES
+    hands_over = False
+    notice = (
+        "All triggers of a triggerer share one log budget. The worker that resumes this task shows the other lines."
+    )
 
     def __init__(self, budget: LogBudget) -> None:
-        # bytes, for comparison with other shares
+        # bytes taken while others waited; only the differences between shares matter
         self.taken = 0
         self._budget = budget
         self._asked_at = 0.0
         self._is_throttled = False
+        # bytes of the record that was refused
         self._wanted = 0
 
-    def is_waiting(self, now: float) -> bool:
-        """Tell whether it has asked lately, and the last read had more to show than it was allowed."""
-        return self._is_throttled and now - self._asked_at < _ABSENT_AFTER
+    @property
+    def is_waiting(self) -> bool:
+        """Tell whether a record was refused in the last read, a few seconds ago at most."""
+        return self._is_throttled and self._budget.now - self._asked_at < _ABSENT_AFTER
 
     def begin(self, now: float) -> bool:
-        """See :class:`.ReadPolicy`; a read is of no use before the record that waits may be shown."""
+        """Tell whether a read is of use: not while a refused record would be refused again."""
         self._budget.shares.add(self)
         self._budget.refill(now)
-        is_waiting = self.is_waiting(now)
+        was_waiting = self.is_waiting
         self._asked_at = now
-        if is_waiting:
-            return self._budget.allows(self, self._wanted)
-        # it starts level with those that wait
-        rivals = self._budget.rivals(self)
+        if was_waiting:
+            return self._may_take(self._wanted)
+        rivals = self._rivals()
+        # a share that did not wait has missed no turn
         self.taken = max(self.taken, min(rivals)) if rivals else 0
         return True
 
     def take(self, record: bytes) -> bool:
-        """See :class:`.ReadPolicy`."""
+        """Take the bytes of a record out of the bucket, unless it is refused."""
         self._wanted = _size_in_pipe(record)
-        if not self._budget.allows(self, self._wanted):
+        if not self._may_take(self._wanted):
             return False
-        self._budget.take(self, self._wanted)
+        self._budget.available -= self._wanted
+        if self._rivals():
+            self.taken += self._wanted
         return True
 
     def end(self, *, is_throttled: bool) -> None:
-        """See :class:`.ReadPolicy`."""
+        """Wait for bytes if a record was refused."""
         self._is_throttled = is_throttled
 
     def leave(self) -> None:
         """Let no other share wait for this one."""
         self._budget.shares.discard(self)
 
+    def _rivals(self) -> list[int]:
+        """Return the bytes that each of the other waiting shares has taken."""
+        return [share.taken for share in self._budget.shares if share is not self and share.is_waiting]
+
+    def _may_take(self, size: int) -> bool:
+        rivals = self._rivals()
+        least = min(rivals, default=self.taken)
+        turn = self._budget.burst / (len(rivals) + 1)
+        # the share that has taken least may always take one record
+        is_its_turn = self.taken <= least or self.taken + size <= least + turn
+        return is_its_turn and size <= self._budget.available
+
 
 class FlushTimer:
     """
-    The read policy of a trigger that shows nothing, and hands over to a worker if there are new lines.
+    A :class:`.ReadPolicy` that shows nothing, and hands over once an interval has passed and there are new lines.
 
-    :param interval: seconds from the first read on for which it waits.
+    :param interval: seconds from the first poll on.
     """
 
-    hands_over = True
     record_bytes = RECORD_BYTES
+    hands_over = True
+    notice = ""
 
     def __init__(self, interval: float) -> None:
         self._interval = interval
         self._began: float | None = None
 
     def begin(self, now: float) -> bool:
-        """See :class:`.ReadPolicy`."""
+        """Tell whether the interval has passed."""
         if self._began is None:
             self._began = now
         return now >= self._began + self._interval
 
-    def take(self, record: bytes) -> bool:  # noqa: ARG002  (it shows none)
-        """See :class:`.ReadPolicy`."""
+    def take(self, record: bytes) -> bool:  # noqa: ARG002
+        """Refuse every record."""
         return False
 
     def end(self, *, is_throttled: bool) -> None:
-        """See :class:`.ReadPolicy`."""
+        """Do nothing."""
 
 
 def _size_in_pipe(record: bytes) -> int:

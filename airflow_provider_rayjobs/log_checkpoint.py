@@ -129,7 +129,7 @@ class CheckpointedShare(BudgetShare):
                 "The triggerer that followed job %s was lost. It had shown %d bytes of the job's log, which are in its "
                 "own log file. The last lines of them may be repeated here.",
                 self._submission_id,
-                reader.log.position,
+                reader.log.offset,
             )
         self._pending.clear()
 

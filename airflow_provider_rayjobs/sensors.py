@@ -18,6 +18,7 @@ from airflow_provider_rayjobs.jobs import endpoints, follow
 from airflow_provider_rayjobs.jobs.client import OnLog, RayJobsClient
 from airflow_provider_rayjobs.jobs.logs.cursor import NO_ENDING, LogEnding
 from airflow_provider_rayjobs.jobs.logs.options import LogOptions
+from airflow_provider_rayjobs.jobs.logs.reader import NO_LOG
 from airflow_provider_rayjobs.jobs.models import JobDetails
 from airflow_provider_rayjobs.jobs.steps import send
 from airflow_provider_rayjobs.masking import masking_env_vars
@@ -242,14 +243,15 @@ class _Watch:
         if store is None:
             if self.reader is not None:
                 self.reader.live = False
-                self.reader.said_no_log = first is not None
+                if first is not None:
+                    self.reader.notices.add(NO_LOG)
             return
         memory: Any = store.get(_MEMORY_KEY)
         # the store outlives retries and Clear; another try shows the log from its start
         if memory and (memory["try_number"], memory["job"]) == (task_instance.try_number, self.job):
             self.outage.since = memory["outage_since"] or None
             if self.reader is not None and memory["log"]:
-                self.reader = self.reader.resumed(memory["log"])
+                self.reader.restore(memory["log"])
                 self.read_after = memory.get("read_after", 0.0)
                 self.reader.live = self.reader.live and time.time() >= self.read_after
 

@@ -1,4 +1,4 @@
-"""The engine on the triggerer's event loop: one trigger follows one job and yields one event."""
+"""Follow jobs on the triggerer's event loop: one trigger follows one job and fires one event."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from airflow_provider_rayjobs.log_budget import FlushTimer, LogBudget
 from airflow_provider_rayjobs.log_checkpoint import CheckpointedShare
 from airflow_provider_rayjobs.masking import amask_env_vars, masking_env_vars
 
-# What all triggers of this process may show of their jobs' logs.
+# Shared by all triggers of this process.
 _log_budget = LogBudget()
-# Under this name a job's own lines stand in the task's log: what tells them from ours.
+# The logger of a job's own lines, which tells them from ours in the task's log.
 job_logger = structlog.get_logger("airflow.task.ray_job")
 # Seconds before which no event is fired. Airflow notices only after up to 5 s (``[workers] min_heartbeat_interval``)
-# and a scheduler loop that the process of a deferred task has gone; a task that has resumed by then it takes for
-# killed, and fails it (apache/airflow issues 66374, 67287, 72716). Seen for 2 of 10 tasks that deferred for 4 s on
-# Airflow 3.3.2 without any code of ours, and for none of 12 with this.
+# and a scheduler loop that the process of a deferred task has ended. It takes a task that has resumed by then for
+# killed, and fails it (apache/airflow issues 66374, 67287, 72716). Seen on Airflow 3.3.2 for 2 of 10 tasks that
+# deferred for 4 s without any code of ours, and for none of 12 with this minimum.
 MIN_DEFERRAL = 8.0
 # Seconds for a stop, of the 30 that Airflow gives a trigger's ``on_kill`` (``[triggerer] on_kill_timeout``).
 _KILL_TIMEOUT = 25.0
-# Seconds between two looks at a connection that leads nowhere.
+# Seconds between two lookups of a connection that cannot be used.
 _LOOKUP_PAUSE = 5.0
 
 
@@ -50,24 +50,24 @@ class RayJobTrigger(BaseTrigger):
     """
     Follow a job to its end and fire once, with all that the resuming task needs.
 
-    Of the job's log it shows a little, as all triggers of a triggerer share one thin pipe (:mod:`.log_budget`),
-    and the event says how far it came: the worker that resumes the task shows the rest. Nor does it stop a job whose
-    limit is over: the worker does, which can remember it.
+    The trigger shows as much of the job's log as its share of the :mod:`.log_budget` allows. The worker that resumes
+    the task shows the rest, from the event's log offset on. A time limit that expires is an event too: the worker stops
+    the job, as it alone can record that the job was abandoned.
 
     :param submission_id: a submission id, or a Ray Core job id.
     :param ray_conn_id: an Airflow connection of type ``ray_jobs``.
-    :param poll_interval: seconds between two looks, once the first quick ones are over.
-    :param unreachable_timeout: seconds without a usable answer that are borne in a row.
-    :param missing_timeout: seconds for which "no such job" is borne.
-    :param address: where the job was submitted; a connection that leads elsewhere counts as out of reach.
-    :param session: the cluster's name for its life at the submission.
-    :param nonce: by which the job is known to be ours.
-    :param limits: :meth:`.Limits.to_json` of how long the job may wait and run.
-    :param stop_on_kill: whether the job dies with the task (Airflow 3.3 and later tell a trigger about that).
-    :param stop_timeout: seconds in which its end has to be confirmed then.
-    :param logs: :meth:`.LogOptions.to_json` of what is shown of the job's log; nothing when not given. With its
-        ``flush_interval`` the trigger shows nothing itself: it fires when that is over and there is something to show.
-    :param log_state: how far the log was shown before.
+    :param poll_interval: seconds between two polls; the first ones are faster.
+    :param unreachable_timeout: seconds without a usable answer after which the cluster counts as unreachable.
+    :param missing_timeout: seconds for which "no such job" is retried.
+    :param address: where the job was submitted. A connection to another address counts as an outage.
+    :param session: name of the Ray session in which the job was submitted.
+    :param nonce: the submission nonce in the job's metadata; a job with another one is not stopped.
+    :param limits: :meth:`.Limits.to_json` of the time limits.
+    :param stop_on_kill: whether the job is stopped with the task (Airflow 3.3 and later).
+    :param stop_timeout: seconds in which Ray has to confirm that stop.
+    :param logs: :meth:`.LogOptions.to_json`; nothing is shown when not given. With a ``flush_interval`` the trigger
+        shows nothing either: after that interval it fires as soon as there are new lines.
+    :param log_state: :attr:`.LogReader.state` of the reader that showed the log before.
     :param deferred_at: when the task was deferred, Unix seconds.
     """
 
@@ -91,29 +91,29 @@ class RayJobTrigger(BaseTrigger):
         self._cluster: Cluster | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the class's path and the arguments, as Airflow's database keeps them."""
+        """Return the path of the class and its arguments, which Airflow stores in its database."""
         arguments = {field.name: getattr(self, field.name) for field in fields(self)}
         return "airflow_provider_rayjobs.triggers.RayJobTrigger", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Yield one event, whatever happens: an error that is raised here loses its class on the way."""
+        """Yield one event, also after an error: Airflow would lose the class of an error that is raised here."""
         clock = asyncio.get_running_loop().time
-        settled = clock() + MIN_DEFERRAL
+        earliest = clock() + MIN_DEFERRAL
         event = await self._follow()
-        await asyncio.sleep(settled - clock())
+        await asyncio.sleep(earliest - clock())
         yield event
 
     async def on_kill(self) -> None:
         """
-        Stop the job: the task was cleared or marked, or its run timed out; Airflow 3.3 and later call it then.
+        Stop the job. Airflow 3.3 and later call this if the task was cleared or marked, or if its run timed out.
 
-        A triggerer that ends, or hands its triggers over, does not: the job runs on, and so does the watch over it.
+        Airflow does not call it when a triggerer shuts down or hands its triggers over: the job goes on then.
         """
         if not self.stop_on_kill:
             return
         stop = asyncio.ensure_future(self._stop())
         while not stop.done():
-            # Airflow 3.3.2 cancels the trigger anew every second for as long as it is there, on_kill with it.
+            # Airflow 3.3.2 cancels the trigger, and on_kill with it, every second until both have ended.
             with suppress(asyncio.CancelledError):
                 await asyncio.shield(stop)
 
@@ -127,23 +127,23 @@ class RayJobTrigger(BaseTrigger):
                 )
             level = logging.INFO if stopped.has_ended else logging.WARNING
             self.log.log(level, "Airflow ended this task. %s", stopped.summary)
-        except Exception as error:  # noqa: BLE001  (nobody is left to handle it)
-            self.log.warning("Ray job %s could not be stopped and may run on. %s", self.submission_id, error)
+        except Exception as error:  # noqa: BLE001  (Airflow would only log it)
+            self.log.warning("Ray job %s could not be stopped and may still be running. %s", self.submission_id, error)
 
     async def _follow(self) -> TriggerEvent:
         event: dict[str, Any] = {"submission_id": self.submission_id, "session": self.session, "nonce": self.nonce}
         reader: LogReader | None = None
-        telling: list[asyncio.Task[None]] = []
+        masks: list[asyncio.Task[None]] = []
 
-        def note(runtime_env: Any) -> None:
-            # it knows them at once, and what is told to its supervisor takes its time
-            telling.append(asyncio.ensure_future(amask_env_vars(runtime_env)))
+        def mask(runtime_env: Any) -> None:
+            # this process masks the values at once; the call to its supervisor has to be awaited
+            masks.append(asyncio.ensure_future(amask_env_vars(runtime_env)))
 
         try:
-            # triggers that are started at once shall not look at the cluster, and show lines, all at once for ever
+            # triggers that start at the same moment do not poll at the same moment
             await asyncio.sleep(random.uniform(0, min(self.poll_interval, MIN_DEFERRAL / 2)))  # noqa: S311
             hook = RayJobsHook(self.ray_conn_id)
-            self._cluster = await self._find_cluster(hook)
+            self._cluster = await self._look_up_cluster(hook)
             async with shared_client(hook, self._cluster) as client, self._reader() as reader:
                 following = follow.follow_job(
                     self.submission_id,
@@ -154,20 +154,20 @@ class RayJobTrigger(BaseTrigger):
                     limits=Limits.from_json(self.limits),
                     session=self.session,
                 )
-                details = await client.run(masking_env_vars(following, note), emit_job_log)
+                details = await client.run(masking_env_vars(following, mask), emit_job_log)
             event |= job_event(details)
-        except Exception as error:  # noqa: BLE001  (whatever it is, the worker shall say it)
+        except Exception as error:  # noqa: BLE001  (the worker raises it)
             event |= error_event(error)
-        await asyncio.gather(*telling)
+        await asyncio.gather(*masks)
         return TriggerEvent(event | {"log_state": reader.state if reader else self.log_state})
 
     @asynccontextmanager
     async def _reader(self) -> AsyncIterator[LogReader | None]:
-        """Lend what shows the job's log, or watches it for the worker that does."""
+        """Lend the reader of the job's log, if the trigger reads it."""
         options = LogOptions.from_json(self.logs) if self.logs else LOGS_OFF
         if options.flush_interval is not None:
-            # Airflow opens a trigger's log file anew each time that a try is deferred: what is shown here would be
-            # lost. The log is read here and on the worker, so that it has to be left alone for twice as long.
+            # Airflow truncates a trigger's log file each time that a try defers, so the trigger shows nothing. Trigger
+            # and worker both read the log: twice the rest keeps their share of the time.
             timer = FlushTimer(max(options.flush_interval, 2 * (self.log_state or {}).get("rest", 0)))
             yield options.reader(self.log_state, policy=timer)
             return
@@ -181,12 +181,12 @@ class RayJobTrigger(BaseTrigger):
         async with share.following(reader):
             yield reader
 
-    async def _find_cluster(self, hook: RayJobsHook) -> Cluster:
+    async def _look_up_cluster(self, hook: RayJobsHook) -> Cluster:
         """
-        Look the connection up, for as long as an outage is borne.
+        Look the connection up. A failed lookup is retried like an outage if the job's address is known.
 
-        While Airflow's API server is away, a connection looks as if it were not defined, and the default one would
-        lead to this machine.
+        While Airflow's API server is down, a connection appears undefined, and the default connection means this
+        machine.
         """
         clock = asyncio.get_running_loop().time
         give_up_at = clock() + self.unreachable_timeout
@@ -196,8 +196,8 @@ class RayJobTrigger(BaseTrigger):
                 if self.address in (None, cluster.address):
                     return cluster
                 raise RayApiUnreachableError(
-                    f"Ray job {self.submission_id} is at {self.address}, but connection {self.ray_conn_id} "
-                    f"leads to {cluster.address} now. The job may run on there: look for it."
+                    f"Ray job {self.submission_id} is at {self.address}, but connection {self.ray_conn_id} now has the "
+                    f"address {cluster.address}. The job may still be running at its old address: check it there."
                 )
             except Exception:
                 if self.address is None or clock() >= give_up_at:
@@ -207,37 +207,36 @@ class RayJobTrigger(BaseTrigger):
 
 def emit_job_log(record: str) -> None:
     """
-    Write one record of a job's log into the task's log, masked in this process.
+    Write one record of a job's log into the task's log, masked by this process.
 
-    Airflow's supervisor masks what it was told of; what this process alone has read, such as a template's, it does not
-    know.
+    Airflow's supervisor masks as well, but does not know secrets that only this process has read, such as a template's.
     """
     job_logger.info("%s", redact(record))
 
 
 def job_event(details: JobDetails) -> dict[str, Any]:
-    """Return what an event says of a job: plain JSON, and no secret of the job's."""
-    return {"job": _masked(details.to_event())}
+    """Return what an event says about a job: plain JSON without the job's secrets."""
+    return {"job": _with_masked_message(details.to_event())}
 
 
 def error_event(error: Exception) -> dict[str, Any]:
-    """Return what an event says where the follower gave up; for a limit with the job as it was seen then."""
-    event = _masked({"error": type(error).__name__, "message": str(error)})
+    """Return what an event says about an error; for an expired time limit with the job as it was polled last."""
+    event = _with_masked_message({"error": type(error).__name__, "message": str(error)})
     if isinstance(error, RayJobTimeoutError) and error.details is not None:
-        return event | {"limit": error.limit, "seen": _masked(error.details.to_event())}
+        return event | {"limit": error.limit, "seen": _with_masked_message(error.details.to_event())}
     return event
 
 
-def _masked(said: dict[str, Any]) -> dict[str, Any]:
-    """Mask what is text for people; an id that happens to hold a secret's letters has to stay what it is."""
-    return {key: str(redact(value)) if key == "message" and value else value for key, value in said.items()}
+def _with_masked_message(event: dict[str, Any]) -> dict[str, Any]:
+    """Mask the text for people only: an id that contains the letters of a secret must stay as it is."""
+    return {key: str(redact(value)) if key == "message" and value else value for key, value in event.items()}
 
 
 def details_from_event(event: Mapping[str, Any]) -> JobDetails:
     """
-    Return the job that an event tells of; one that has not ended wants its log to be shown.
+    Return the job of an event; a job that has not ended has new lines to show.
 
-    :raises RayJobsError: of the class that the follower met, when it gave up.
+    :raises RayJobsError: of the class that the trigger met.
     """
     if "job" in event:
         return JobDetails.from_json(event["job"])
@@ -246,7 +245,7 @@ def details_from_event(event: Mapping[str, Any]) -> JobDetails:
         raise RayJobTimeoutError(
             str(event["message"]), limit=str(event["limit"]), details=JobDetails.from_json(event["seen"])
         )
-    message = str(event.get("message") or f"The trigger of job {event.get('submission_id')} ended without a word.")
+    message = str(event.get("message") or f"The trigger of job {event.get('submission_id')} ended without a message.")
     if isinstance(kind, type) and issubclass(kind, RayJobsError):
         raise kind(message)
     raise RayJobsError(f"{event.get('error')}: {message}")
@@ -258,8 +257,8 @@ class _Shared:
     users: int = 0
 
 
-# A client costs 24 ms of the event loop (its TLS context), so triggers of one cluster share one. Clients
-# belong to the loop that they were made on; the outer dictionary forgets loops that are gone.
+# The TLS context of a client costs 24 ms of the event loop, so triggers of one cluster share a client. A client belongs
+# to one event loop; the outer dictionary forgets loops that are gone.
 _shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Cluster, tuple[int, ...]], _Shared]] = (
     WeakKeyDictionary()
 )
@@ -267,9 +266,9 @@ _shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Cluster, tuple[
 
 @asynccontextmanager
 async def shared_client(hook: RayJobsHook, cluster: Cluster) -> AsyncIterator[AsyncRayJobsClient]:
-    """Lend the client for a cluster on this event loop; the last one to leave closes it."""
+    """Lend the client for a cluster on this event loop. The last user closes it."""
     clients = _shared.setdefault(asyncio.get_running_loop(), {})
-    # a certificate that was replaced is shown, or believed, from the next trigger on
+    # a trigger that starts after a certificate file was replaced gets a client that has read the new file
     key = (cluster, cluster.access.mtimes())
     if key not in clients:
         clients[key] = _Shared(hook.async_client_of(cluster))

@@ -1,4 +1,4 @@
-"""Many triggers that write job logs into one pipe: little together, and none much more than another."""
+"""The log budget of a triggerer: a total rate, and equal shares of it."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def simulate(
     intervals=st.lists(st.sampled_from([1.0, 2.0, 5.0, 5.5]), min_size=1, max_size=60),
     speed=st.sampled_from([0.1, 10.0, 10_000.0]),
 )
-def test_all_together_show_little(intervals: list[float], speed: float) -> None:
-    """However many jobs print, however much and however often they ask: together they stay within the pipe's bounds."""
+def test_total_rate(intervals: list[float], speed: float) -> None:
+    """All triggers together stay within rate and burst, however many jobs print, and however often they are polled."""
     shown, _, most = simulate(intervals, [speed] * len(intervals))
 
     assert sum(shown) * COST <= RATE * SECONDS + BURST
@@ -80,8 +80,8 @@ def test_all_together_show_little(intervals: list[float], speed: float) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(number=st.integers(2, 100), interval=st.sampled_from([1.0, 2.0, 5.0]))
-def test_talkative_jobs_get_the_same(number: int, interval: float) -> None:
-    """Jobs that print more than they may all show about as much, and together what the pipe is given to take."""
+def test_equal_shares(number: int, interval: float) -> None:
+    """Jobs that print more than the budget show about equal amounts, and together use the budget."""
     shown, _, _ = simulate([interval] * number, [1e3] * number, is_spread=True)
 
     assert min(shown) > max(shown) / 2
@@ -90,15 +90,15 @@ def test_talkative_jobs_get_the_same(number: int, interval: float) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(intervals=st.lists(st.sampled_from([1.0, 2.0, 5.0, 10.0]), min_size=2, max_size=60))
-def test_nobody_starves(intervals: list[float]) -> None:
-    """A job that asks rarely has its turns as well."""
+def test_no_job_starves(intervals: list[float]) -> None:
+    """A job that is polled less often than the others has turns as well."""
     shown, _, _ = simulate(intervals, [1e3] * len(intervals))
 
     assert min(shown) >= 10
 
 
 def test_no_read_before_a_record_may_be_shown() -> None:
-    """A trigger that waits for bytes reads nothing until the bucket holds its record."""
+    """A trigger whose record was refused reads nothing until the bucket holds that record."""
     share = BudgetShare(LogBudget())
     show(share, 1.0)
 
@@ -108,39 +108,39 @@ def test_no_read_before_a_record_may_be_shown() -> None:
 
 @pytest.mark.parametrize(("number", "duration"), [(50, 0.01), (50, 3.0), (200, 0.01), (200, 0.5)])
 def test_quiet_jobs_do_not_wait_for_each_other(number: int, duration: float) -> None:
-    """However many jobs print little, and however many of them are read at the same moment: each look finds a turn."""
+    """Jobs that print little show each line within two polls, however many reads overlap."""
     shown, delays, _ = simulate([5.0] * number, [0.05] * number, duration=duration, is_spread=True)
 
     assert max(delays) <= 2 * (5 + 2 * duration)
     assert min(shown) >= 0.05 * (SECONDS - 40)
 
 
-def test_jobs_that_always_ask_at_the_same_moment_have_their_turns() -> None:
-    """What all of 200 jobs want at once is more than the pipe takes at once, and nobody goes without."""
+def test_polls_at_the_same_moment() -> None:
+    """200 jobs that are always polled at the same moment, and need more than the burst, show equal amounts."""
     shown, _, _ = simulate([5.0] * 200, [0.05] * 200)
 
     assert min(shown) >= 5
     assert max(shown) - min(shown) <= 2
 
 
-def test_a_quiet_job_is_not_held_up() -> None:
-    """A job that prints little shows it within seconds, whatever the others print."""
+def test_quiet_job_beside_busy_ones() -> None:
+    """A job that prints little shows its lines within seconds, even if all others print more than the budget."""
     shown, delays, _ = simulate([5.0] * 50, [0.05] + [100.0] * 49)
 
     assert delays[0] < 16
     assert shown[0] >= 0.05 * (SECONDS - 40)
 
 
-def test_a_job_alone_may_use_what_nobody_else_needs() -> None:
-    """What 49 silent jobs leave is for the one that prints."""
+def test_silent_jobs_need_no_budget() -> None:
+    """One job that prints has the whole budget beside 49 silent jobs."""
     alone, _, _ = simulate([5.0], [4.0])
     beside, _, _ = simulate([5.0] * 50, [4.0] + [0.0] * 49)
 
     assert alone[0] == beside[0] >= 4.0 * (SECONDS - 10)
 
 
-def test_bytes_count_as_they_go_through_the_pipe() -> None:
-    """Control codes take six bytes each in the pipe's JSON: fewer of them are shown."""
+def test_bytes_are_counted_as_in_the_pipe() -> None:
+    """A control code takes six bytes in the pipe's JSON, so fewer of them are shown."""
     counts = []
     for record in (b"x" * 1_000, b"\x00" * 1_000, b"\xff" * 1_000):
         share = BudgetShare(LogBudget())
@@ -152,7 +152,7 @@ def test_bytes_count_as_they_go_through_the_pipe() -> None:
 
 
 def show(share: BudgetShare, now: float) -> int:
-    """Let the trigger of a job that prints without end read its log; return the records that it shows."""
+    """Read the log of a job that prints without end; return the records that are shown."""
     shown = 0
     if share.begin(now):
         while share.take(LINE):
@@ -178,9 +178,9 @@ def test_bytes_taken_while_no_other_waited_do_not_count() -> None:
     assert shown.total() * COST > 90 * RATE
 
 
-@pytest.mark.parametrize("is_gone", [pytest.param(True, id="left"), pytest.param(False, id="polls no more")])
-def test_nobody_waits_for_an_absent_trigger(is_gone: bool) -> None:
-    """A trigger that waits for bytes and then leaves, or polls no more, holds up no other."""
+@pytest.mark.parametrize("is_gone", [pytest.param(True, id="left"), pytest.param(False, id="stopped polling")])
+def test_no_trigger_waits_for_an_absent_one(is_gone: bool) -> None:
+    """A trigger that waited for bytes and then left, or stopped polling, delays no other."""
     budget = LogBudget()
     absent, other = BudgetShare(budget), BudgetShare(budget)
     show(absent, 1.0)
@@ -192,12 +192,12 @@ def test_nobody_waits_for_an_absent_trigger(is_gone: bool) -> None:
     assert shown * COST > 16 * (RATE - COST)
 
 
-def test_a_relay_shows_nothing_and_looks_after_its_interval() -> None:
-    """Whoever hands a log over looks for something new when the interval is over, and never shows any of it."""
-    relay = FlushTimer(30.0)
+def test_flush_timer() -> None:
+    """A flush timer allows a read when its interval has passed, refuses every record, and hands over."""
+    timer = FlushTimer(30.0)
 
-    turns = [relay.begin(now) for now in itertools.accumulate([100.0] + [10.0] * 4)]
+    turns = [timer.begin(now) for now in itertools.accumulate([100.0] + [10.0] * 4)]
 
     assert turns == [False, False, False, True, True]
-    assert not relay.take(LINE)
-    assert relay.hands_over
+    assert not timer.take(LINE)
+    assert timer.hands_over

@@ -75,8 +75,8 @@ def test_a_trigger_goes_on_where_a_lost_one_has_stopped(supervisor: Supervisor):
     now = time.time()
 
     _, reader = asyncio.run(show(data, share_of(instance(), deferred_at=now, warnings=warnings), polls=4))
-    kept = supervisor.xcoms["t"]["log"]["position"]
-    assert 0 < kept <= reader.log.position <= kept + BURST
+    kept = supervisor.xcoms["t"]["log"]["offset"]
+    assert 0 < kept <= reader.log.offset <= kept + BURST
     assert "GetXCom" not in supervisor.messages, "a trigger that was deferred just now has nothing to look up"
     assert warnings == []
 

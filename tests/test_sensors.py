@@ -80,7 +80,7 @@ def test_a_rescheduled_sensor_goes_on_where_it_stopped(client: RayJobsClient, sh
 
     assert looks > 1
     assert [line for line in shown.lines if line in ("one", "two")] == ["one", "two"]
-    assert store["ray_job_sensor"]["log"]["position"] == len(client.get_job_logs(job).encode())
+    assert store["ray_job_sensor"]["log"]["offset"] == len(client.get_job_logs(job).encode())
 
 
 @pytest.mark.ray

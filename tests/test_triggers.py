@@ -1,4 +1,4 @@
-"""The engine on an event loop."""
+"""Triggers, run against a real Ray head."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from sandbox.ray_head import RayHead
 
 
 def fire(trigger: RayJobTrigger) -> dict[str, Any]:
-    """Run a trigger to its end and return its only event, as Airflow's database would give it back."""
+    """Run a trigger to its end and return its only event, as Airflow's database returns it."""
 
     async def run() -> list[Any]:
         return [event async for event in trigger.run()]
@@ -48,8 +48,8 @@ def fire(trigger: RayJobTrigger) -> dict[str, Any]:
     return json.loads(json.dumps(event.payload))
 
 
-def test_a_trigger_is_made_anew_from_what_it_stores():
-    """The serialized arguments make an equal trigger, the submission id first, and are plain JSON."""
+def test_serialize():
+    """The serialized arguments are plain JSON, the submission id first, and make an equal trigger."""
     trigger = RayJobTrigger(
         "job-1", "conn", poll_interval=2, unreachable_timeout=3, missing_timeout=4, address="http://a:1", session="s",
         nonce="n", limits=Limits(job_timeout=5).to_json(), stop_on_kill=True, stop_timeout=6,
@@ -65,8 +65,8 @@ def test_a_trigger_is_made_anew_from_what_it_stores():
 
 @pytest.mark.ray
 @pytest.mark.parametrize(("command", "status"), [("true", "SUCCEEDED"), ("exit 3", "FAILED")])
-def test_the_event_carries_the_jobs_end(ray_head: RayHead, monkeypatch: pytest.MonkeyPatch, command: str, status: str):
-    """One event tells which job, and how it ended; of its environment nothing."""
+def test_event_of_a_job_that_has_ended(ray_head: RayHead, monkeypatch: pytest.MonkeyPatch, command: str, status: str):
+    """The event has the job's id and outcome, and nothing of its environment."""
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", ray_head.address)
     with RayJobsClient(ray_head.address) as client:
         job = client.submit_job(command, runtime_env={"env_vars": {"PASSWORD": "marked-secret"}})
@@ -79,16 +79,14 @@ def test_the_event_carries_the_jobs_end(ray_head: RayHead, monkeypatch: pytest.M
 
 
 def job_lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """Return the lines of the job's log that were shown; ours have a logger's name or a level of their own."""
+    """Return the output without what Airflow's formatter adds to a record."""
     text = re.sub(r"^\S+Z \[\w+ *\] ", "", capsys.readouterr().out, flags=re.MULTILINE)
     return re.sub(r" +\[airflow\.\S+\] loc=\S+$", "", text, flags=re.MULTILINE).splitlines()
 
 
 @pytest.mark.ray
-def test_a_trigger_shows_a_little_of_the_log_and_says_how_far_it_came(
-    ray_head: RayHead, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    """The lines come as they are printed; of a burst only the first ones, and the event tells where they end."""
+def test_log_within_the_budget(ray_head: RayHead, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Lines are shown as they are printed, of a burst only the first ones; the event has the log offset."""
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", ray_head.address)
     with RayJobsClient(ray_head.address) as client:
         job = client.submit_job("echo first; sleep 4; seq 100000; sleep 4")
@@ -97,7 +95,7 @@ def test_a_trigger_shows_a_little_of_the_log_and_says_how_far_it_came(
     printed = {"first", *map(str, range(1, 100_001))}
     lines = [line for line in job_lines(capsys) if line in printed]
 
-    shown = log[: event["log_state"]["position"]].decode().splitlines()
+    shown = log[: event["log_state"]["offset"]].decode().splitlines()
     assert lines == [line for line in shown if line in printed]
     assert lines[0] == "first"
     assert 1_000 < len(lines) < 50_000
@@ -109,19 +107,19 @@ def test_a_trigger_shows_a_little_of_the_log_and_says_how_far_it_came(
     [
         pytest.param(LogOptions(fetch_logs="on_completion"), False, id="on_completion"),
         pytest.param(LogOptions(fetch_logs="never"), False, id="never"),
-        pytest.param(LogOptions(flush_interval=600), False, id="for a worker to show"),
-        pytest.param(LogOptions(lines_limit=8), True, id="the first lines"),
-        pytest.param(None, False, id="a trigger of an earlier version"),
+        pytest.param(LogOptions(flush_interval=600), False, id="flush_interval"),
+        pytest.param(LogOptions(lines_limit=8), True, id="lines_limit"),
+        pytest.param(None, False, id="no options"),
     ],
 )
-def test_a_trigger_shows_what_it_was_asked_to_show(
+def test_log_options(
     ray_head: RayHead,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     options: LogOptions | None,
     shows: bool,
 ):
-    """Nothing of the log comes from a trigger that is to leave it to the worker, or of a log that nobody wants."""
+    """A trigger shows the log only with fetch_logs="live" and without a flush interval."""
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", ray_head.address)
     with RayJobsClient(ray_head.address) as client:
         job = client.submit_job("seq 10; sleep 3")
@@ -132,26 +130,26 @@ def test_a_trigger_shows_what_it_was_asked_to_show(
 
 
 @pytest.mark.ray
-def test_a_trigger_calls_a_worker_when_there_is_something_to_show(ray_head: RayHead, monkeypatch: pytest.MonkeyPatch):
-    """After the interval the event is that of a job that runs; a job that prints nothing calls nobody."""
+def test_flush_interval(ray_head: RayHead, monkeypatch: pytest.MonkeyPatch):
+    """After the interval new lines fire an event of a running job; without new lines the trigger goes on."""
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", ray_head.address)
     logs = LogOptions(flush_interval=2).to_json()
     with RayJobsClient(ray_head.address) as client:
         job = client.submit_job("echo first; sleep 14")
         event = fire(RayJobTrigger(job, poll_interval=0.5, logs=logs))
         assert details_from_event(event).status == JobStatus.RUNNING
-        assert event["log_state"]["position"] == 0
+        assert event["log_state"]["offset"] == 0
 
         reader = LogReader(event["log_state"])
         client.run(reader.read(client.get_job(job)))
         event = fire(RayJobTrigger(job, poll_interval=0.5, logs=logs, log_state=reader.state))
         assert details_from_event(event).status == JobStatus.SUCCEEDED
-        assert event["log_state"]["position"] == reader.log.position > 0
+        assert event["log_state"]["offset"] == reader.log.offset > 0
 
 
 @pytest.mark.ray
-def test_an_unknown_job_ends_the_trigger_with_its_error(ray_head: RayHead, monkeypatch: pytest.MonkeyPatch):
-    """The error's class arrives on the worker."""
+def test_unknown_job(ray_head: RayHead, monkeypatch: pytest.MonkeyPatch):
+    """The event carries the class of the error."""
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", ray_head.address)
     event = fire(RayJobTrigger("no-such-job"))
 
@@ -166,37 +164,37 @@ def test_an_unknown_job_ends_the_trigger_with_its_error(ray_head: RayHead, monke
             RayJobTrigger("job-1", "ray_undefined"), RayJobsError, AirflowNotFoundException.__name__, id="no connection"
         ),
         pytest.param(
-            RayJobTrigger("job-1", "ray_nobody", unreachable_timeout=0),
+            RayJobTrigger("job-1", "ray_unreachable", unreachable_timeout=0),
             RayApiUnreachableError,
             "no answer",
             id="no head",
         ),
     ],
 )
-def test_a_trigger_never_raises(
+def test_errors_are_events(
     monkeypatch: pytest.MonkeyPatch, trigger: RayJobTrigger, error: type[Exception], message: str
 ):
-    """Whatever goes wrong is an event, and an error on the worker."""
-    monkeypatch.setenv("AIRFLOW_CONN_RAY_NOBODY", '{"conn_type": "ray_jobs", "host": "127.0.0.1", "port": 9}')
+    """A trigger does not raise: each error is an event, and the worker raises it."""
+    monkeypatch.setenv("AIRFLOW_CONN_RAY_UNREACHABLE", '{"conn_type": "ray_jobs", "host": "127.0.0.1", "port": 9}')
 
     with pytest.raises(error, match=message):
         details_from_event(fire(trigger))
 
 
-def test_events_without_a_job_are_errors():
-    """An event that tells of no end is never taken for success."""
+def test_events_without_a_job():
+    """An event without a job is an error, never a success."""
     job = JobDetails(type=JobType.SUBMISSION, status=JobStatus.SUCCEEDED, submission_id="job-1")
 
     assert details_from_event(job_event(job)) == job
     with pytest.raises(RayJobsError, match="KeyError: 'x'"):
         details_from_event(error_event(KeyError("x")))
-    with pytest.raises(RayJobsError, match="trigger of job job-1 ended without a word"):
+    with pytest.raises(RayJobsError, match="trigger of job job-1 ended without a message"):
         details_from_event({"submission_id": "job-1"})
 
 
 @pytest.mark.ray
-def test_a_limit_that_is_over_is_an_event_and_stops_nothing(ray_head: RayHead, monkeypatch: pytest.MonkeyPatch):
-    """The worker that resumes can remember what it gives up: it is the one to stop the job."""
+def test_expired_time_limit(ray_head: RayHead, monkeypatch: pytest.MonkeyPatch):
+    """An expired time limit is an event, and the job runs on: the worker stops it."""
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", ray_head.address)
     with RayJobsClient(ray_head.address) as client:
         job = client.submit_job("sleep 60")
@@ -214,15 +212,13 @@ def test_a_limit_that_is_over_is_an_event_and_stops_nothing(ray_head: RayHead, m
 @pytest.mark.parametrize(
     ("arguments", "status"),
     [
-        pytest.param({"stop_on_kill": True}, "STOPPED", id="the job dies with its task"),
-        pytest.param({"stop_on_kill": True, "nonce": "another"}, "RUNNING", id="a job that is not ours"),
-        pytest.param({}, "RUNNING", id="somebody else's job, as a sensor waits for"),
+        pytest.param({"stop_on_kill": True}, "STOPPED", id="stop_on_kill"),
+        pytest.param({"stop_on_kill": True, "nonce": "another"}, "RUNNING", id="job of another submission"),
+        pytest.param({}, "RUNNING", id="without stop_on_kill"),
     ],
 )
-def test_a_kill_stops_the_job_however_often_it_is_repeated(
-    ray_head: RayHead, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], status: str
-):
-    """Airflow cancels a killed trigger anew every second; the stop goes on until Ray confirms it."""
+def test_repeated_kill(ray_head: RayHead, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], status: str):
+    """Airflow cancels a killed trigger every second; the stop goes on until Ray confirms it."""
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", ray_head.address)
 
     async def kill(job: str) -> None:
@@ -241,19 +237,19 @@ def test_a_kill_stops_the_job_however_often_it_is_repeated(
         client.stop_job(job)
 
 
-def test_a_stop_that_cannot_be_confirmed_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """A kill never raises; its log says that the job may run on."""
-    monkeypatch.setenv("AIRFLOW_CONN_RAY_NOBODY", '{"conn_type": "ray_jobs", "host": "127.0.0.1", "port": 9}')
-    asyncio.run(RayJobTrigger("job-1", "ray_nobody", stop_on_kill=True, stop_timeout=1).on_kill())
+def test_unconfirmed_stop(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """A kill does not raise; its log says that the job may still be running."""
+    monkeypatch.setenv("AIRFLOW_CONN_RAY_UNREACHABLE", '{"conn_type": "ray_jobs", "host": "127.0.0.1", "port": 9}')
+    asyncio.run(RayJobTrigger("job-1", "ray_unreachable", stop_on_kill=True, stop_timeout=1).on_kill())
     asyncio.run(RayJobTrigger("job-1", "ray_undefined", stop_on_kill=True).on_kill())
-    said = capsys.readouterr().out
+    log = capsys.readouterr().out
 
-    assert "The end of job job-1 could not be confirmed within 1 s" in said
-    assert "Ray job job-1 could not be stopped and may run on" in said
+    assert "The end of job job-1 could not be confirmed within 1 s" in log
+    assert "Ray job job-1 could not be stopped and may still be running" in log
 
 
-def test_a_connection_that_leads_elsewhere_is_out_of_reach(monkeypatch: pytest.MonkeyPatch):
-    """While Airflow's API server is away the default connection seems undefined: no other cluster is asked."""
+def test_connection_to_another_address(monkeypatch: pytest.MonkeyPatch):
+    """While Airflow's API server is down, the default connection means this machine: no request is sent there."""
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
     event = fire(RayJobTrigger("job-1", address="http://ray-head:8265", unreachable_timeout=1, poll_interval=0.2))
 
@@ -261,8 +257,8 @@ def test_a_connection_that_leads_elsewhere_is_out_of_reach(monkeypatch: pytest.M
         details_from_event(event)
 
 
-def test_triggers_of_one_cluster_share_a_client_until_the_last_one_leaves():
-    """One client for each connection and event loop, closed by the last to leave."""
+def test_shared_client():
+    """Triggers of one cluster share a client on their event loop; the last one closes it."""
     hook, here, there = RayJobsHook(), Cluster("http://a:1", "http://a:1"), Cluster("http://b:1", "http://b:1")
 
     async def use() -> None:
@@ -278,8 +274,8 @@ def test_triggers_of_one_cluster_share_a_client_until_the_last_one_leaves():
     asyncio.run(use())
 
 
-def test_a_missing_token_file_is_an_outage_to_a_trigger(monkeypatch: pytest.MonkeyPatch):
-    """It is borne as long as every other, with or without an address, and then named (Airflow masks the path)."""
+def test_missing_token_file(monkeypatch: pytest.MonkeyPatch):
+    """A missing token file is retried like an outage; the error names the setting (Airflow masks the path)."""
     given = {"conn_type": "ray_jobs", "host": "127.0.0.1", "port": 9, "extra": {"token_file": "/no/such/file"}}
     monkeypatch.setenv("AIRFLOW_CONN_RAY_JOBS_DEFAULT", json.dumps(given))
     monkeypatch.setattr(triggers, "MIN_DEFERRAL", 0.0)
@@ -290,8 +286,8 @@ def test_a_missing_token_file_is_an_outage_to_a_trigger(monkeypatch: pytest.Monk
         details_from_event(event)
 
 
-def test_a_certificate_that_was_replaced_makes_another_client(tmp_path: Path):
-    """Triggers that come later believe, and show, what the files hold now."""
+def test_replaced_certificate(tmp_path: Path):
+    """A trigger that starts after a certificate file was replaced gets a new client."""
     file = tmp_path / "ca.pem"
     file.write_bytes(Path(certifi.where()).read_bytes())
     cluster = Cluster("https://a:1", "https://a:1", access=Access(verify=str(file)))

@@ -449,8 +449,8 @@ def test_file_that_is_lost_for_a_moment() -> None:
     assert reader.log.ending.last_lines == ("one", "two", "three")
 
 
-def test_log_goes_on_from_a_position() -> None:
-    """A follower that is given a position goes on after it."""
+def test_log_goes_on_from_an_offset() -> None:
+    """A follower that is given a log offset goes on after it."""
     cluster = Cluster(files=[b"one\ntwo\nthree"])
     first = LogReader()
     list(first.log.feed(b"one\ntw")), list(first.log.flush())
@@ -459,7 +459,7 @@ def test_log_goes_on_from_a_position() -> None:
     cluster.drive(reader.read(SUCCEEDED))
 
     assert cluster.shown == ["two", "three"]
-    assert reader.log.position == 13
+    assert reader.log.offset == 13
 
 
 def test_look() -> None:

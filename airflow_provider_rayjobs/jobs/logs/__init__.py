@@ -1,1 +1,1 @@
-"""The log of a job: what is new in it, where that can be had at what cost, and how much of it is shown."""
+"""Read the log of a job, find what is new in it, and cut that into records."""

@@ -1,4 +1,4 @@
-"""The part of a long log that is shown where somebody limits its lines; no I/O."""
+"""Show only the first and the last lines of a long log; no I/O."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ from collections.abc import Iterator
 
 from airflow_provider_rayjobs.jobs.logs.cursor import RECORD_LINES, LogCursor
 
-# Memory for the last lines, whatever the limit: they wait for the log's end.
-_KEPT_BYTES = 4 * 1024 * 1024
+# Most memory for the last lines until the log ends.
+_TAIL_BYTES = 4 * 1024 * 1024
 
 
 class HeadTail:
     """
-    A log of which at most so many lines are shown: some as they come, and the last ones when it has ended.
-
-    In between it is not read: so the log's position is where the shown lines end, for whoever goes on from there.
+    A log of which at most ``limit`` lines are shown. The log offset stays behind the first lines until the job ends.
 
     :param log: the whole log.
-    :param limit: lines that are shown.
-    :param live: whether half of them are shown as they come; otherwise all wait for the end, and are its last ones.
+    :param limit: lines.
+    :param live: whether half of the lines are shown as they are printed. Otherwise all are the log's last ones.
     :param shown: lines that another process has shown.
     """
 
@@ -28,20 +26,20 @@ class HeadTail:
         self.limit = limit
         self.shown = shown
         self.left_out = 0
-        # whether the job has ended, so that what is read are the last lines
+        # set when the job has ended, so that the rest of the log is read
         self.is_ending = False
         self._head = limit // 2 if live else 0
-        self._kept: deque[str] = deque()
-        self._kept_bytes = 0
+        self._tail: deque[str] = deque()
+        self._tail_bytes = 0
 
     @property
     def is_waiting(self) -> bool:
-        """Tell whether nothing more is shown before the log's end."""
+        """Tell whether no more lines are shown before the job ends."""
         return not self.is_ending and self.shown >= self._head
 
     @property
     def wants_more(self) -> bool:
-        """Tell whether the rest of a read is of any use."""
+        """See :meth:`.LogCursor.wants_more`."""
         return self.log.wants_more and not self.is_waiting
 
     def begin(self) -> None:
@@ -50,39 +48,40 @@ class HeadTail:
 
     def feed(self, data: bytes) -> Iterator[str]:
         """See :meth:`.LogCursor.feed`."""
-        return self._choose(self.log.feed(data))
+        return self._select(self.log.feed(data))
 
     def flush(self) -> Iterator[str]:
         """See :meth:`.LogCursor.flush`."""
-        return self._choose(self.log.flush())
+        return self._select(self.log.flush())
 
     def finish(self) -> Iterator[str]:
-        """Yield what is left of the lines that are shown, :attr:`left_out` being known before the first of them."""
-        shown = list(self._choose(self.log.finish()))
-        while len(self._kept) > self.limit - self.shown:
-            self._forget()
-        yield from shown
-        while self._kept:
-            yield "\n".join(self._kept.popleft() for _ in range(min(RECORD_LINES, len(self._kept))))
+        """Yield the lines that are still to be shown. :attr:`left_out` is final before the first of them."""
+        first = list(self._select(self.log.finish()))
+        while len(self._tail) > self.limit - self.shown:
+            self._drop_oldest()
+        yield from first
+        while self._tail:
+            yield "\n".join(self._tail.popleft() for _ in range(min(RECORD_LINES, len(self._tail))))
 
-    def _choose(self, records: Iterator[str]) -> Iterator[str]:
+    def _select(self, records: Iterator[str]) -> Iterator[str]:
+        """Yield lines of the head, and keep the last others."""
         while not self.is_waiting:
             room = max(self._head - self.shown, 0)
-            # a record that held more lines than are shown now would move the log's position past the others
+            # a record with lines beyond the head would move the offset past them
             self.log.record_lines = min(RECORD_LINES, room or RECORD_LINES)
             record = next(records, None)
             if record is None:
                 return
             lines = record.split("\n")
-            if now := lines[:room]:
-                self.shown += len(now)
-                yield "\n".join(now)
+            if head := lines[:room]:
+                self.shown += len(head)
+                yield "\n".join(head)
             for line in lines[room:]:
-                self._kept.append(line)
-                self._kept_bytes += len(line)
-                while len(self._kept) > self.limit - self.shown or self._kept_bytes > _KEPT_BYTES:
-                    self._forget()
+                self._tail.append(line)
+                self._tail_bytes += len(line)
+                while len(self._tail) > self.limit - self.shown or self._tail_bytes > _TAIL_BYTES:
+                    self._drop_oldest()
 
-    def _forget(self) -> None:
-        self._kept_bytes -= len(self._kept.popleft())
+    def _drop_oldest(self) -> None:
+        self._tail_bytes -= len(self._tail.popleft())
         self.left_out += 1

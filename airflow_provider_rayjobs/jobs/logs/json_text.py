@@ -1,15 +1,15 @@
-"""One text in a JSON answer, decoded while it arrives: a log of a gigabyte shall not be held for it."""
+"""Decode the text in a JSON answer while it arrives: a log of a gigabyte is not held in memory."""
 
 from __future__ import annotations
 
 import json
 import re
 
-# Whole units of JSON's notation: a half of one, or of a surrogate pair, waits for the next bytes.
+# Whole units of a JSON string. Half an escape sequence, or half a surrogate pair, waits for the next bytes.
 _UNITS = re.compile(
     rb'(?:[^"\\]+|\\[^u]|\\u(?![dD][89abAB])[0-9a-fA-F]{4}|\\u[dD][89abAB][0-9a-fA-F]{2}(?:\\u[0-9a-fA-F]{4}|(?=[^\\]|\\[^u])))+'
 )
-# Of those what is written with a backslash, and what stands for itself.
+# Among those, bytes that stand for themselves, and escape sequences.
 _PIECES = re.compile(rb"[^\\]+|(?:\\u[0-9a-fA-F]{4}|\\[^u])+")
 _KEY = re.compile(rb'\{\s*"logs"\s*:\s*"')
 _LONGEST_KEY = 32
@@ -20,34 +20,32 @@ class JsonText:
 
     def __init__(self) -> None:
         self._waiting = b""
-        self._is_inside = False
-        # whether the text has ended, so that nothing of it can be missing
+        self._has_begun = False
+        # whether the end of the text has arrived
         self.is_whole = False
 
     def decode(self, data: bytes) -> bytes:
         """
-        Take the next bytes of the answer and return what they hold of the text.
+        Return what the next bytes of the answer hold of the text.
 
-        :raises ValueError: for an answer that is something else.
+        :raises ValueError: for another answer.
         """
         data = self._waiting + data
-        if not self._is_inside:
-            begun = _KEY.match(data)
-            if begun is None:
+        if not self._has_begun:
+            key = _KEY.match(data)
+            if key is None:
                 if len(data) >= _LONGEST_KEY:
                     raise ValueError("the answer does not begin with a text named logs")
                 self._waiting = data
                 return b""
-            self._is_inside = True
-            data = data[begun.end() :]
+            self._has_begun = True
+            data = data[key.end() :]
         if self.is_whole:
             return b""
         units = _UNITS.match(data)
         size = units.end() if units else 0
         self.is_whole = data[size : size + 1] == b'"'
         text, self._waiting = data[:size], data[size:]
-        if b"\\" not in text:
-            return text
         return b"".join(
             json.loads(b'"' + piece + b'"').encode("utf-8", errors="replace") if piece[:1] == b"\\" else piece
             for piece in _PIECES.findall(text)

@@ -1,4 +1,4 @@
-"""A log that is read again and again while it grows: every line once, however the reads are cut."""
+"""A growing log that is read from its start each time: every line is shown once, however the reads are cut."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ anything = st.lists(
         ),
     ),
     max_size=30,
-).map(lambda pieces: re.sub(rb"\r(?!\n)", b"", b"".join(pieces)))  # bars have tests of their own
-# Lines with progress bars: the states of each.
+).map(lambda pieces: re.sub(rb"\r(?!\n)", b"", b"".join(pieces)))  # progress bars have their own tests
+# The states of progress bars, one list for each line.
 bars = st.lists(st.lists(st.text("ab €\N{ROCKET}", min_size=1, max_size=8), min_size=1, max_size=6), max_size=12)
 
 
 def read(log: LogCursor, data: bytes, sizes: list[int], *, whole: bool = True) -> list[str]:
-    """Read data from its start in chunks of these sizes, over and over; ``whole`` ends as a good read does."""
+    """Feed data from its start in chunks of these sizes; ``whole`` ends like a complete read."""
     log.begin()
     shown: list[str] = []
     start = turn = 0
@@ -41,6 +41,11 @@ def read(log: LogCursor, data: bytes, sizes: list[int], *, whole: bool = True) -
         shown += log.feed(data[start : start + size])
         start, turn = start + size, turn + 1
     return shown + (list(log.flush()) if whole else [])
+
+
+def in_another_process(log: LogCursor) -> LogCursor:
+    """Return the cursor of another process that goes on from this one."""
+    return LogCursor(log.offset, log.checksum)
 
 
 def text_of(data: bytes) -> str:
@@ -58,34 +63,34 @@ def text_of(data: bytes) -> str:
 @example(data=b"\n", sizes=[1], reads=[(1, True)])
 @example(data=b"a\n" * 5000, sizes=[4000], reads=[(3999, False), (4001, True)])
 def test_every_line_once(data: bytes, sizes: list[int], reads: list[tuple[int, bool]]) -> None:
-    """However a log is cut into chunks, and its reads break off or come to its present end, each line is shown once."""
+    """Each line is shown once for all chunk sizes, and wherever reads break off."""
     log = LogCursor()
     shown: list[str] = []
     for size, whole in reads:
         shown += read(log, data[:size], sizes, whole=whole)
     shown += read(log, data, sizes)
-    unfinished = len(data) - log.position
+    unfinished = len(data) - log.offset
     shown += log.finish()
 
     assert "\n".join(shown) == text_of(data)
     assert unfinished == len(data) - data.rfind(b"\n") - 1
-    assert log.position == len(data)
+    assert log.offset == len(data)
     assert list(log.finish()) == list(log.flush()) == read(log, data, sizes) == []
 
 
 @settings(deadline=None)
 @given(data=anything, sizes=st.lists(st.integers(1, 9000), min_size=1, max_size=5), cut=st.integers(0, 20_000))
 def test_resumption(data: bytes, sizes: list[int], cut: int) -> None:
-    """Another reader that starts at the position of the first one repeats nothing and loses nothing."""
+    """A cursor in another process repeats nothing and loses nothing."""
     first = LogCursor()
     shown = read(first, data[:cut], sizes)
 
-    second = LogCursor.from_state(first.state)
+    second = in_another_process(first)
     shown += read(second, data, sizes)
     shown += second.finish()
 
     assert "\n".join(shown) == text_of(data)
-    assert second.position == len(data)
+    assert second.offset == len(data)
 
 
 @settings(deadline=None)
@@ -95,8 +100,8 @@ def test_resumption(data: bytes, sizes: list[int], cut: int) -> None:
     allowances=st.lists(st.integers(0, 12), max_size=10),
 )
 @example(data=b"one\ntwo\n", sizes=[1], allowances=[0, 1])
-def test_reads_that_may_show_little(data: bytes, sizes: list[int], allowances: list[int]) -> None:
-    """A read shows no record that it may not, says if there is more, and the rest comes later, once."""
+def test_refused_records(data: bytes, sizes: list[int], allowances: list[int]) -> None:
+    """A read ends at the first record that may not be shown; later reads show the rest, once."""
     left = 0
     taken: list[bytes] = []
 
@@ -106,17 +111,17 @@ def test_reads_that_may_show_little(data: bytes, sizes: list[int], allowances: l
         taken.append(record)
         return left >= 0
 
-    first = LogCursor(record_bytes=6000, meter=may_show)
+    first = LogCursor(record_bytes=6000, may_show=may_show)
     shown: list[str] = []
     for allowance in allowances:
-        left, position = allowance, first.position
+        left, offset = allowance, first.offset
         taken.clear()
         records = read(first, data, sizes)
         shown += records
         assert len(records) <= allowance
-        assert b"".join(taken[: len(records)]) == data[position : first.position]
-        assert first.is_throttled == (not first.wants_more) == (b"\n" in data[first.position :])
-    second = LogCursor.from_state(first.state)
+        assert b"".join(taken[: len(records)]) == data[offset : first.offset]
+        assert first.is_throttled == (not first.wants_more) == (b"\n" in data[first.offset :])
+    second = in_another_process(first)
     shown += [*read(second, data, sizes), *second.finish()]
 
     assert "\n".join(shown) == text_of(data)
@@ -125,13 +130,13 @@ def test_reads_that_may_show_little(data: bytes, sizes: list[int], allowances: l
 @pytest.mark.parametrize(
     ("data", "records"),
     [
-        pytest.param(b"\r\nb\n", ["\r\nb"], id="a line end of another system is kept"),
+        pytest.param(b"\r\nb\n", ["\r\nb"], id="carriage return before the newline"),
         pytest.param(b"\nb\n", ["b"], id="no blank line"),
-        pytest.param(b"\n\nb\n", ["\nb"], id="a blank line that is there"),
+        pytest.param(b"\n\nb\n", ["\nb"], id="blank line"),
     ],
 )
-def test_a_line_that_fills_a_record_to_its_end(data: bytes, records: list[str]) -> None:
-    """What ends a line that just fits into a record makes no line of its own, and no byte of it is lost."""
+def test_line_that_fills_a_record(data: bytes, records: list[str]) -> None:
+    """The newline after a line that just fits into a record makes no blank line."""
     log = LogCursor(record_bytes=10)
 
     assert read(log, b"a" * 19 + data, [100]) == ["a" * 9, "a" * 10, *records]
@@ -152,7 +157,7 @@ def test_record_size(data: bytes, size: int) -> None:
 
 
 def test_records_are_filled() -> None:
-    """Lines that come one by one are shown a thousand at a time, as one record a line makes task logs slow."""
+    """Lines that arrive one by one are shown a thousand at a time."""
     log = LogCursor()
     log.begin()
 
@@ -167,7 +172,7 @@ def test_records_are_filled() -> None:
 @pytest.mark.parametrize("shift", range(4))
 @pytest.mark.parametrize("size", [1000, RECORD_BYTES, 10**6])
 def test_long_lines(character: str, shift: int, size: int) -> None:
-    """A line longer than 64 KiB is shown in pieces of nearly that size, and no character is cut in two."""
+    """A line longer than 64 KiB is shown in records of nearly that size, and no character is cut."""
     line = "." * shift + character * (200_000 // len(character.encode()))
     data = f"{line}\nend\n".encode()
     log = LogCursor()
@@ -176,16 +181,16 @@ def test_long_lines(character: str, shift: int, size: int) -> None:
 
     assert "".join(records) == f"{line}\nend"
     assert all(RECORD_BYTES - 4 < len(record.encode()) <= RECORD_BYTES for record in records[:-1])
-    assert log.position == len(data)
+    assert log.offset == len(data)
 
 
 @pytest.mark.parametrize("back", [1, 2, 3, 4])
 def test_long_lines_resumed(back: int) -> None:
-    """Inside a very long line, too, another reader goes on where the first one stopped."""
+    """A cursor in another process goes on inside a very long line."""
     data = "€".encode() * 70_000 + b"\n"
     first = LogCursor()
     shown = read(first, data[:-back], [RECORD_BYTES])
-    second = LogCursor.from_state(first.state)
+    second = in_another_process(first)
 
     shown += [*read(second, data, [4096]), *second.finish()]
 
@@ -193,7 +198,7 @@ def test_long_lines_resumed(back: int) -> None:
 
 
 def test_binary_lines() -> None:
-    """A very long line without any character boundary is cut all the same, each byte a replacement character."""
+    """A very long line that is not UTF-8 is cut at 64 KiB, each byte a replacement character."""
     log = LogCursor()
 
     records = [*read(log, b"\x80" * (RECORD_BYTES + 10), [4096]), *log.finish()]
@@ -202,14 +207,14 @@ def test_binary_lines() -> None:
 
 
 def test_bytes_that_are_not_text() -> None:
-    """Bytes that are not UTF-8 spoil only themselves."""
+    """Only the bytes that are not UTF-8 become replacement characters."""
     log = LogCursor()
 
     assert read(log, b"a\xffb\n\xe2\x82\nok\n", [1]) == ["a\N{REPLACEMENT CHARACTER}b\n\N{REPLACEMENT CHARACTER}\nok"]
 
 
 def test_abandoned_records() -> None:
-    """Only what was taken counts as shown: a reader that fails in the middle is shown the rest again."""
+    """The offset moves with the records that were taken: after a failure the next read shows the others."""
     data = b"".join(b"%d\n" % number for number in range(3000))
     log = LogCursor()
     log.begin()
@@ -221,12 +226,12 @@ def test_abandoned_records() -> None:
 
 
 def test_last_lines() -> None:
-    """The last twenty lines are kept for error messages, of a long line its end; none before the log has ended."""
+    """An ending has the last twenty lines, of a long line its end; there is none before the log has ended."""
     log = LogCursor()
     read(log, b"".join(b"%d\n" % number for number in range(50)) + b"x" * 3000 + b"END\nunfinished", [7])
     before = log.ending
     list(log.finish())
-    resumed = LogCursor.from_state(log.state)
+    resumed = in_another_process(log)
     read(resumed, b"".join(b"%d\n" % number for number in range(50)) + b"x" * 3000 + b"END\nunfinished", [7])
     list(resumed.finish())
 
@@ -234,7 +239,7 @@ def test_last_lines() -> None:
     assert log.ending.last_lines[:-2] == tuple(map(str, range(32, 50)))
     assert log.ending.last_lines[-2:] == ("x" * 1997 + "END", "unfinished")
     assert len(log.ending.last_lines) == LAST_LINES
-    assert resumed.ending == log.ending, "another process, which read them to pass them over, knows them as well"
+    assert resumed.ending == log.ending, "another process reads them while it passes over them"
 
 
 @settings(deadline=None)
@@ -248,27 +253,27 @@ def test_last_lines() -> None:
 @example(lines=[["1%", "2%"]], ends="\n", sizes=[1], reads=[4, 5, 6, 7], resumed=False)
 @example(lines=[["1%", "2%"], ["a"]], ends="\n", sizes=[9], reads=[5, 8], resumed=True)
 def test_progress_bars(lines: list[list[str]], ends: str, sizes: list[int], reads: list[int], resumed: bool) -> None:
-    """Of a progress bar each read shows one state, the latest, and its line's last state is shown, once."""
+    """Each read shows the latest state of a progress bar, and the last state is shown once."""
     data = "".join("\r".join(states) + ends for states in lines).encode()
     log = LogCursor()
     shown: list[str] = []
     for size in sorted(reads):
-        log = LogCursor.from_state(log.state) if resumed else log
+        log = in_another_process(log) if resumed else log
         before = len(shown)
         shown += read(log, data[:size], sizes)
-        assert len(shown) <= before + 2, "whole lines are one record, and the present state another"
+        assert len(shown) <= before + 2, "whole lines are one record, and the latest state is another"
     shown += [*read(log, data, sizes), *log.finish()]
 
-    assert log.position == len(data)
+    assert log.offset == len(data)
     assert not log.is_mismatch
-    told = "\n".join(record.replace("\r", "") for record in shown) + "\n"
+    text = "\n".join(record.replace("\r", "") for record in shown) + "\n"
     # a state that was written in two pieces may be shown in two
     pieces = ["\n?".join(map(re.escape, states[-1])) + "\n" for states in lines]
-    assert re.fullmatch("".join(f"(?:[ab €\N{ROCKET}]+\n)*?{piece}" for piece in pieces) or "\n", told)
+    assert re.fullmatch("".join(f"(?:[ab €\N{ROCKET}]+\n)*?{piece}" for piece in pieces) or "\n", text)
 
 
-def test_many_states() -> None:
-    """Thousands of states of a bar between two reads are one line, however long they are together."""
+def test_many_states_of_a_progress_bar() -> None:
+    """Thousands of states between two reads are one line."""
     states = [f"{number:5} of 50000 |{'#' * 50}|" for number in range(50_000)]
     log = LogCursor()
 
@@ -282,12 +287,12 @@ def test_many_states() -> None:
 @settings(deadline=None)
 @given(data=anything, shown=st.integers(0, 20_000), change=st.integers(0, 20_000))
 def test_replaced_log(data: bytes, shown: int, change: int) -> None:
-    """Of a log that does not begin with what was shown nothing more is shown, until it is shown from its start."""
+    """A log that does not begin with what was shown is a mismatch, until it is shown from its start."""
     log = LogCursor()
     read(log, data[:shown], [4096])
-    if not log.position:
+    if not log.offset:
         return
-    change %= log.position
+    change %= log.offset
     other = data[:change] + bytes([data[change] ^ 1]) + data[change + 1 :] + b"more\n"
 
     assert read(log, other, [1000]) == []
@@ -329,7 +334,7 @@ KeyError: 1"""
     ],
 )
 def test_exceptions(text: str, exception: str) -> None:
-    """The last exception that Python names at the end of a traceback is found, of a Ray task its own."""
+    """The last exception at the end of a traceback is found; for a Ray task that is its own exception."""
     log = LogCursor()
     read(log, text.encode(), [1000])
     list(log.finish())

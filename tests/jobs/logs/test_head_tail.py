@@ -1,4 +1,4 @@
-"""A limit on the lines that are shown: the last ones are kept, and the others counted."""
+"""A limit on the lines of a log: the last ones are kept, and those left out are counted."""
 
 from __future__ import annotations
 
@@ -17,52 +17,52 @@ def lines_of(records: list[str]) -> list[str]:
 @pytest.mark.parametrize("live", [True, False])
 @given(total=st.integers(0, 60), limit=st.integers(1, 50), seen=st.integers(0, 60))
 def test_limit(live: bool, total: int, limit: int, seen: int) -> None:
-    """At most so many lines are shown: half of them as they come, or none, and the last ones at the end."""
+    """Half of the lines, or none, are shown while the job runs, and the last ones at its end."""
     lines = [f"line {number}" for number in range(total)]
     data = "".join(f"{line}\n" for line in lines).encode()
-    excerpt = HeadTail(LogCursor(), limit, live=live)
+    log = HeadTail(LogCursor(), limit, live=live)
 
-    excerpt.begin()
-    first = [*excerpt.feed(b"".join(data.splitlines(keepends=True)[:seen])), *excerpt.flush()]
-    assert excerpt.log.position == len("".join(f"{line}\n" for line in lines_of(first)))
-    assert excerpt.wants_more != excerpt.is_waiting
-    excerpt.is_ending = True
-    excerpt.begin()
-    rest = [*excerpt.feed(data), *excerpt.flush()]
-    last = list(excerpt.finish())
+    log.begin()
+    first = [*log.feed(b"".join(data.splitlines(keepends=True)[:seen])), *log.flush()]
+    assert log.log.offset == len("".join(f"{line}\n" for line in lines_of(first)))
+    assert log.wants_more != log.is_waiting
+    log.is_ending = True
+    log.begin()
+    rest = [*log.feed(data), *log.flush()]
+    last = list(log.finish())
 
     early = lines_of(first + rest)
     head = limit // 2 if live else 0
     assert early == lines[:head]
     assert early + lines_of(last) == (lines if total <= limit else lines[:head] + lines[total - (limit - head) :])
-    assert excerpt.left_out == max(total - limit, 0)
-    assert excerpt.wants_more
+    assert log.left_out == max(total - limit, 0)
+    assert log.wants_more
 
 
 def test_limit_across_processes() -> None:
-    """What another process has shown counts."""
-    excerpt = HeadTail(LogCursor(), 10, live=True, shown=5)
-    excerpt.begin()
+    """Lines that another process has shown count."""
+    log = HeadTail(LogCursor(), 10, live=True, shown=5)
+    log.begin()
 
-    assert excerpt.is_waiting
-    assert list(excerpt.feed(b"x\n" * 20)) == list(excerpt.flush()) == []
-    assert excerpt.log.position == 0
-    excerpt.is_ending = True
-    excerpt.begin()
-    assert list(excerpt.feed(b"x\n" * 20)) == list(excerpt.flush()) == []
-    assert lines_of(list(excerpt.finish())) == ["x"] * 5
-    assert excerpt.left_out == 15
+    assert log.is_waiting
+    assert list(log.feed(b"x\n" * 20)) == list(log.flush()) == []
+    assert log.log.offset == 0
+    log.is_ending = True
+    log.begin()
+    assert list(log.feed(b"x\n" * 20)) == list(log.flush()) == []
+    assert lines_of(list(log.finish())) == ["x"] * 5
+    assert log.left_out == 15
 
 
 def test_memory() -> None:
-    """Long lines that wait for the end take no more than 4 MiB together, whatever the limit."""
-    excerpt = HeadTail(LogCursor(), 1_000_000, live=False)
-    excerpt.is_ending = True
-    excerpt.begin()
+    """The lines that are kept for the end take at most 4 MiB, even with a high limit."""
+    log = HeadTail(LogCursor(), 1_000_000, live=False)
+    log.is_ending = True
+    log.begin()
     for _ in range(100):
-        assert list(excerpt.feed((b"x" * 49_999 + b"\n") * 2)) == []
+        assert list(log.feed((b"x" * 49_999 + b"\n") * 2)) == []
 
-    shown = lines_of([*excerpt.flush(), *excerpt.finish()])
+    shown = lines_of([*log.flush(), *log.finish()])
 
     assert 80 <= len(shown) <= 4 * 2**20 / 49_999
-    assert len(shown) + excerpt.left_out == 200
+    assert len(shown) + log.left_out == 200

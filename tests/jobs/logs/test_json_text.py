@@ -1,4 +1,4 @@
-"""A text in JSON that is decoded while it arrives."""
+"""The text in a JSON answer, decoded while it arrives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from airflow_provider_rayjobs.jobs.logs.json_text import JsonText
 
 @given(text=st.text(), size=st.integers(1, 9), ascii_only=st.booleans(), indent=st.sampled_from([None, 1]))
 def test_text(text: str, size: int, ascii_only: bool, indent: int | None) -> None:
-    """However an answer is cut, its text comes out."""
+    """The text is the same for all chunk sizes of the answer."""
     data = json.dumps({"logs": text}, ensure_ascii=ascii_only, indent=indent).encode()
     decoder = JsonText()
 
@@ -24,15 +24,15 @@ def test_text(text: str, size: int, ascii_only: bool, indent: int | None) -> Non
 
 
 def test_text_that_is_cut() -> None:
-    """A text that breaks off is not whole."""
+    """A text that breaks off is not complete."""
     decoder = JsonText()
 
     assert decoder.decode(b'{"logs": "one\\ntw') == b"one\ntw"
     assert not decoder.is_whole
 
 
-def test_half_a_pair() -> None:
-    """Half of a surrogate pair, which is no character, spoils only itself."""
+def test_half_a_surrogate_pair() -> None:
+    """Half of a surrogate pair becomes a question mark; the text around it stays."""
     decoder = JsonText()
 
     assert decoder.decode(rb'{"logs": "a\ud83db\ud83d\nc"}') == b"a?b?\nc"
@@ -40,7 +40,7 @@ def test_half_a_pair() -> None:
 
 
 @pytest.mark.parametrize("data", [b'"text"' * 10, b'{"result": true, "msg": "something else altogether"}', b"x" * 32])
-def test_something_else(data: bytes) -> None:
-    """An answer without that text is an error."""
+def test_another_answer(data: bytes) -> None:
+    """An answer without the text is an error."""
     with pytest.raises(ValueError, match="text named logs"):
         JsonText().decode(data)

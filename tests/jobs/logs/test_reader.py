@@ -1,4 +1,4 @@
-"""Reading a growing log: exact whatever happens, and gentle to the head; driven by hand against a file that grows."""
+"""Reading a growing log: every line once, and little load on the head. The reader is driven by hand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_rayjobs.exceptions import RayApiConnectionError, RayApiUnavailableError, RayJobsError
 from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType, RayVersion
-from airflow_provider_rayjobs.jobs.logs import reader as reader_room
+from airflow_provider_rayjobs.jobs.logs import reader as reader_module
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.requests import LogRequest
 from airflow_provider_rayjobs.jobs.steps import EmitRecord, Engine, LogMessage, ReadLog, Send, Sleep
@@ -26,24 +26,25 @@ LOST = RayApiConnectionError("cut off")
 BUSY = RayApiUnavailableError("busy", status_code=429)
 
 
-# Smaller than in earnest, so that a large log is quickly made.
+# Smaller than in the product, so that tests with a large log are fast.
 LARGE = 256 * 1024
 
 
 @pytest.fixture(autouse=True, scope="module")
 def small_sizes() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reader_room, "LARGE", LARGE)
+        patch.setattr(reader_module, "LARGE", LARGE)
         yield
 
 
 @dataclass
 class Head:
     """
-    A head with one growing log, a clock, and what was asked of it.
+    A head with one growing log and a clock, which records the reads.
 
-    :param speed: bytes a second at which a log is read.
-    :param fail: called for each read; how many bytes of it come before it breaks off, or None.
+    :param speed: bytes per second at which the log is read.
+    :param fail: called for each read; returns after how many bytes it breaks off, 0 for a refusal, ``None`` for a
+        complete read.
     """
 
     data: bytes = b""
@@ -53,11 +54,11 @@ class Head:
     reading: float = 0.0
     read: list[tuple[str, int]] = field(default_factory=list)
     shown: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
     version: str = "2.60.0"
 
-    def look(self, reader: LogReader, details: JobDetails = RUNNING) -> None:
-        """Let a reader see the job once."""
+    def poll(self, reader: LogReader, details: JobDetails = RUNNING) -> None:
+        """Let a reader read the log after one poll of the job."""
         now = int((BEGIN.timestamp() + self.clock) * 1000)
         self.drive(reader.read(replace(details, seen_at=now), 5.0))
 
@@ -77,7 +78,7 @@ class Head:
                 self.clock += seconds
                 return self.clock
             case LogMessage(message):
-                return self.notes.append(message)
+                return self.notices.append(message)
             case EmitRecord(record):
                 return self.shown.append(record)
             case Send():
@@ -86,24 +87,24 @@ class Head:
                 return self._read(request, log)
 
     def _read(self, request: LogRequest, log: Any) -> RayJobsError | None:
-        room = self.fail(request)
-        data = self.data if room is None else self.data[:room]
+        limit = self.fail(request)
+        data = self.data if limit is None else self.data[:limit]
         kind = "text" if request.is_json else "file"
         size = 0
-        if room != 0:
+        if limit != 0:
             log.begin()
             while size < len(data) and log.wants_more:
                 self.shown += log.feed(data[size : size + 65536])
                 size += 65536
-            if log.wants_more and room is None:
+            if log.wants_more and limit is None:
                 self.shown += log.flush()
         size = min(size, len(data))
         self.read.append((kind, size))
         self.reading += 0.005 + size / self.speed
         self.clock += 0.005 + size / self.speed
-        if room == 0:
+        if limit == 0:
             return BUSY
-        return LOST if room is not None and log.wants_more else None
+        return LOST if limit is not None and log.wants_more else None
 
     @property
     def text(self) -> str:
@@ -115,28 +116,28 @@ def lines_of(begin: int, count: int) -> bytes:
     return b"".join(b"%99d\n" % (number % 1000) for number in range(begin, begin + count))
 
 
-def test_each_read_is_the_log_from_its_start() -> None:
+def test_each_read_begins_at_the_first_byte() -> None:
     """A read begins with the log's first byte, and shows what was printed since the last one."""
     head, reader = Head(lines_of(0, 10)), LogReader()
-    head.look(reader)
+    head.poll(reader)
     head.clock += 5
     head.data += lines_of(10, 10)
-    head.look(reader)
+    head.poll(reader)
 
     assert head.read == [("file", 1000), ("file", 2000)]
     assert head.text == head.data.decode()
 
 
-def test_program_that_prints_its_own_log() -> None:
+def test_log_that_quotes_itself() -> None:
     """Every line is shown while the job runs, although the log's end looks like what was shown before."""
     head, reader = Head(lines_of(0, 5000)), LogReader()
-    head.look(reader)
+    head.poll(reader)
     head.data += lines_of(5000, 3000) + head.data[-100_000:] + lines_of(8000, 10)
     head.clock += 60
-    head.look(reader)
+    head.poll(reader)
 
     assert head.text == head.data.decode()
-    assert head.notes == []
+    assert head.notices == []
 
 
 @pytest.mark.parametrize("megabytes", [1, 4])
@@ -144,7 +145,7 @@ def test_share_of_the_time(megabytes: int) -> None:
     """However large a log is, reading it takes less than 5 % of the time."""
     count = megabytes * 10_000
     head, reader = Head(lines_of(0, count), speed=2e6), LogReader()
-    head.look(reader)
+    head.poll(reader)
     head.reading = 0.0
     began = head.clock
     step = 0
@@ -152,198 +153,202 @@ def test_share_of_the_time(megabytes: int) -> None:
         head.data += lines_of(count + step, 1)
         step += 1
         head.clock += 5
-        head.look(reader)
+        head.poll(reader)
     share = head.reading / (head.clock - began)
 
     assert share < 0.05
     if megabytes == 4:
-        assert len([note for note in head.notes if "is read from its start each time" in note]) == 1
+        assert len([notice for notice in head.notices if "is read from its start each time" in notice]) == 1
 
 
 @pytest.mark.parametrize("interval", [5, 60])
-def test_share_of_the_time_of_tasks_that_come_back(interval: float) -> None:
-    """A log that is handed over again and again, and so read twice each time, takes less than 5 % of the time, too."""
+def test_share_of_the_time_with_a_flush_timer(interval: float) -> None:
+    """Reading takes less than 5 % of the time, although the log is read twice for each handover."""
     head, worker = Head(lines_of(0, 40_000), speed=2e6), LogReader()
-    head.look(worker)
+    head.poll(worker)
     head.reading = 0.0
     began = head.clock
     while head.clock < began + 1200:
-        relay = LogReader(worker.state, policy=FlushTimer(max(interval, 2 * worker.rest)))
-        while not relay.hands_over:
+        flusher = LogReader(worker.state, policy=FlushTimer(max(interval, 2 * worker.rest)))
+        while not flusher.hands_over:
             head.clock += 5
             head.data += lines_of(0, 1)
-            head.look(relay)
-        worker = LogReader(relay.state)
-        head.look(worker)
+            head.poll(flusher)
+        worker = LogReader(flusher.state)
+        head.poll(worker)
 
     assert head.reading / (head.clock - began) < 0.05
     assert head.text == head.data.decode()
 
 
-def test_what_was_said_once_is_not_said_again_in_another_process() -> None:
-    """A reader that goes on elsewhere knows what was said."""
+def test_a_notice_is_not_repeated_in_another_process() -> None:
+    """The state of a reader holds the notices that were logged."""
     head, reader = Head(b"one\n", fail=lambda request: 0), LogReader()
     for _ in range(3):
-        head.look(reader)
+        head.poll(reader)
         head.clock += 60
-        reader = reader.resumed(reader.state)
+        reader = LogReader(reader.state)
 
-    assert len(head.notes) == 1
+    assert len(head.notices) == 1
 
 
-def test_lines_that_repeat_arrive() -> None:
-    """New lines that look exactly like the old ones are not taken for none."""
+def test_repeated_lines() -> None:
+    """New lines that equal the old ones are shown."""
     head, reader = Head(b"waiting ...\n" * 50_000), LogReader()
     for _ in range(50):
-        head.look(reader)
+        head.poll(reader)
         head.clock += 60
         head.data += b"waiting ...\n" * 10
 
-    head.look(reader, SUCCEEDED)
+    head.poll(reader, SUCCEEDED)
     assert head.text == head.data.decode()
     assert head.shown[-1].count("\n") < 3000, "most were shown while the job ran"
 
 
 def test_log_that_was_replaced() -> None:
-    """A log that does not begin with what was shown is shown anew, and that is said."""
+    """A log that does not begin with what was shown is shown from its start, after a warning."""
     head, reader = Head(b"one\ntwo\n"), LogReader()
-    head.look(reader)
+    head.poll(reader)
     head.clock += 5
     head.data = b"ONE\nTWO\nTHREE\n"
-    head.look(reader, SUCCEEDED)
+    head.poll(reader, SUCCEEDED)
 
     assert head.shown == ["one\ntwo", "ONE\nTWO\nTHREE"]
-    assert "it was cut or replaced. It is shown again from its start." in head.notes[0]
+    assert "it was cut or replaced. It is shown again from its start." in head.notices[0]
 
 
 def test_log_that_was_cut_short() -> None:
-    """A log that has less than was shown is said to have."""
+    """A warning says that the log has fewer bytes than were shown."""
     head, reader = Head(b"one\ntwo\n"), LogReader()
-    head.look(reader)
+    head.poll(reader)
     head.clock += 5
     head.data = b"one\n"
-    head.look(reader, SUCCEEDED)
+    head.poll(reader, SUCCEEDED)
 
     assert head.shown == ["one\ntwo"]
-    assert "has fewer bytes now than the 8 that were shown" in head.notes[0]
+    assert "has fewer bytes now than the 8 that were shown" in head.notices[0]
 
 
 def test_busy_state_api() -> None:
-    """A state API that answers too many others is waited for, then the text is read; each is said once."""
+    """Reads are retried while the state API is busy; then the text is read. Both are logged once."""
     head, reader = Head(b"one\n", fail=lambda request: None if request.is_json else 0), LogReader()
-    head.look(reader)
+    head.poll(reader)
     head.clock += 5
-    head.look(reader, SUCCEEDED)
+    head.poll(reader, SUCCEEDED)
 
     assert head.shown == ["one"]
     assert [kind for kind, _ in head.read][-1] == "text"
-    assert ["cannot be read for the moment" in head.notes[0], "read as text" in head.notes[1]] == [True, True]
-    assert len(head.notes) == 2
+    assert ["cannot be read for the moment" in head.notices[0], "read as text" in head.notices[1]] == [True, True]
+    assert len(head.notices) == 2
 
 
 def test_slow_reads_that_break_off() -> None:
-    """At the job's end reading goes on for as long as each read brings something, however often one breaks off."""
+    """After the job's end reads are retried for as long as each read brings something."""
     sizes = iter(range(100_000, 3_000_000, 100_000))
     head = Head(lines_of(0, 20_000), speed=10_000, fail=lambda request: next(sizes))
     reader = LogReader()
-    head.look(reader, SUCCEEDED)
+    head.poll(reader, SUCCEEDED)
 
     assert len(head.data) / 100_000 <= len(head.read)
     assert [*"".join(head.shown)] != []
-    assert reader.log.position >= 1_900_000
+    assert reader.log.offset >= 1_900_000
 
 
 def test_lines_limit() -> None:
-    """With a limit the first half is shown as it comes, the rest at the end, and what was left out is counted."""
+    """Half of the limit is shown while the job prints, half at its end, and the lines between are counted."""
     head, reader = Head(b""), LogReader(lines_limit=100)
     for number in range(10):
         head.data += lines_of(number * 100, 100)
-        head.look(reader)
+        head.poll(reader)
         head.clock += 5
-    head.look(reader, SUCCEEDED)
+    head.poll(reader, SUCCEEDED)
 
     lines = head.data.decode().splitlines()
     assert head.text.splitlines() == lines[:50] + lines[-50:]
-    assert "its last ones follow when the job has ended" in head.notes[0]
-    assert "900 lines of the log were left out here" in head.notes[1]
-    assert "job-driver-a.log in Ray's log directory on node node" in head.notes[1]
-    assert len(head.notes) == 2
+    assert "the last ones follow when the job has ended" in head.notices[0]
+    assert "900 lines of the log were left out here" in head.notices[1]
+    assert "job-driver-a.log in Ray's log directory on node node" in head.notices[1]
+    assert len(head.notices) == 2
 
 
 def test_limit_that_is_not_reached() -> None:
-    """A log with fewer lines than the limit is shown whole, without a word about the limit."""
+    """A log within the limit is shown whole, without a notice."""
     head, reader = Head(lines_of(0, 100)), LogReader(lines_limit=100, live=False)
-    head.look(reader)
-    head.look(reader, SUCCEEDED)
+    head.poll(reader)
+    head.poll(reader, SUCCEEDED)
 
     assert head.text == head.data.decode()
-    assert head.notes == []
+    assert head.notices == []
 
 
-def test_a_limit_across_processes() -> None:
-    """A reader that goes on in another process leaves out, and counts, the same lines as one that never stopped."""
+def test_limit_across_processes() -> None:
+    """A reader that goes on in another process leaves out the same lines as one that never stopped."""
     head, reader = Head(lines_of(0, 1000)), LogReader(lines_limit=100)
-    head.look(reader)
-    reader = reader.resumed(reader.state)
+    head.poll(reader)
+    reader = LogReader(reader.state, lines_limit=100)
     head.clock += 5
-    head.look(reader, SUCCEEDED)
+    head.poll(reader, SUCCEEDED)
 
     lines = head.data.decode().splitlines()
     assert head.text.splitlines() == lines[:50] + lines[-50:]
-    assert "900 lines of the log were left out here" in head.notes[-1]
+    assert "900 lines of the log were left out here" in head.notices[-1]
 
 
-def test_a_trigger_shows_a_little_and_a_worker_the_rest() -> None:
-    """The first lines come as they are printed; what is more than the share follows on the worker, each line once."""
+def test_budget_share() -> None:
+    """With a budget a reader shows lines in order while the job runs; another reader shows the rest, each line once."""
     head, reader = Head(), LogReader(policy=BudgetShare(LogBudget(rate=2000, burst=8000)))
     for number in range(60):
         head.data += lines_of(100 * number, 100)
-        head.look(reader)
+        head.poll(reader)
         head.clock += 5
     live = head.text
-    head.look(reader, SUCCEEDED)
-    assert head.text == live, "after the job's end a trigger shows nothing"
+    head.poll(reader, SUCCEEDED)
+    assert head.text == live, "nothing is shown after the job's end"
     worker = LogReader(reader.state)
-    head.look(worker, SUCCEEDED)
+    head.poll(worker, SUCCEEDED)
 
     assert head.text == head.data.decode()
     assert 100_000 < len(live) < 300_000
-    assert [note for note in head.notes if "prints more than a triggerer can show" in note] == head.notes
-    assert len(head.notes) == 1
-    assert max(size for _, size in head.read[:-1]) < len(live) + 2 * 65536, "no more of it is read than is shown"
+    assert [
+        notice for notice in head.notices if "prints more than can be shown while it runs" in notice
+    ] == head.notices
+    assert len(head.notices) == 1
+    assert max(size for _, size in head.read[:-1]) < len(live) + 2 * 65536, (
+        "a read ends at the first record that is refused"
+    )
     assert not reader.hands_over
 
 
-def test_a_trigger_that_keeps_up_says_nothing() -> None:
-    """Lines that fit into the share all come as they are printed."""
+def test_lines_within_the_budget() -> None:
+    """Lines that fit into the budget are shown as they are printed, without a notice."""
     head, reader = Head(), LogReader(policy=BudgetShare(LogBudget()))
     for number in range(60):
         head.data += lines_of(10 * number, 10)
-        head.look(reader)
+        head.poll(reader)
         assert head.text == head.data.decode()
         head.clock += 5
 
-    assert head.notes == []
+    assert head.notices == []
 
 
 @pytest.mark.parametrize("size", [5, 2 * LARGE // 100])
-def test_a_relay_hands_over_what_is_new(size: int) -> None:
-    """A log is handed over as soon as the interval is over and there is something new in it, and not before."""
+def test_handover(size: int) -> None:
+    """A log is handed over once the flush interval has passed and there are new lines."""
     head, worker = Head(lines_of(0, size)), LogReader()
-    head.look(worker)
-    relay = LogReader(worker.state, policy=FlushTimer(30))
+    head.poll(worker)
+    flusher = LogReader(worker.state, policy=FlushTimer(30))
     for _ in range(60):
-        head.look(relay)
+        head.poll(flusher)
         head.clock += 5
-        assert not relay.hands_over
+        assert not flusher.hands_over
     head.data += lines_of(size, 1)
     for _ in range(20):
-        head.look(relay)
+        head.poll(flusher)
         head.clock += 5
 
-    assert relay.hands_over
-    assert relay.log.state == worker.log.state
-    head.look(LogReader(relay.state))
+    assert flusher.hands_over
+    assert flusher.log.offset == worker.log.offset
+    head.poll(LogReader(flusher.state))
     assert head.text == head.data.decode()
 
 
@@ -360,25 +365,25 @@ PIECES = st.lists(
 
 @settings(deadline=None, max_examples=60)
 @given(pieces=PIECES)
-def test_exactly_that_text(pieces: list[Any]) -> None:
-    """Whatever is printed, fails, breaks off, is deferred or goes on elsewhere: the text is the log's, once."""
+def test_every_byte_once(pieces: list[Any]) -> None:
+    """Reads that fail or break off, budgets and changes of process neither lose nor repeat a byte."""
     head, reader, count = Head(), LogReader(), 0
-    for size, pause, room, change in pieces:
+    for size, pause, limit, change in pieces:
         head.data += lines_of(count, size)
         count += size
         head.clock += pause
-        head.fail = lambda request, room=room: room
+        head.fail = lambda request, limit=limit: limit
         if change == "deferred":
             trigger = LogReader(reader.state, policy=BudgetShare(LogBudget()))
-            head.look(trigger)
+            head.poll(trigger)
             head.clock += 5
-            head.look(trigger)
-            reader = reader.resumed(trigger.state)
+            head.poll(trigger)
+            reader = LogReader(trigger.state)
         elif change:
-            reader = reader.resumed(reader.state)
-        head.look(reader)
+            reader = LogReader(reader.state)
+        head.poll(reader)
     head.fail = lambda request: None
-    head.look(reader, SUCCEEDED)
+    head.poll(reader, SUCCEEDED)
 
     assert head.text.strip("\n") == head.data.decode().strip("\n")
-    assert reader.log.position == len(head.data)
+    assert reader.log.offset == len(head.data)
