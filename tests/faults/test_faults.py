@@ -13,8 +13,8 @@ from collections.abc import Iterator
 
 import pytest
 from airflow import __version__ as airflow_version
+from fault_harness import Case, World
 from packaging.version import Version
-from world import Case, World
 
 pytestmark = [
     pytest.mark.airflow,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from certificates import Authority
-from marked import TOKEN
 from nginx import BINARY
+from secret_values import TOKEN
 
 from sandbox.ray_head import RayHead
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from airflow import __version__ as airflow_version
 from certificates import Authority
-from marked import BY_AIRFLOW, BY_NAME, HEADER, PASSWORD, PROXY, QUIET, SECRETS, TOKEN, WRONG
 from nginx import Nginx, Server
 from packaging.version import Version
+from secret_values import BY_AIRFLOW, BY_NAME, HEADER, PASSWORD, PROXY, QUIET, SECRETS, TOKEN, WRONG
 
 from airflow_provider_rayjobs.exceptions import RayApiAuthError, RayJobNotFoundError
 from airflow_provider_rayjobs.hooks import RayJobsHook

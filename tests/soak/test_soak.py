@@ -12,7 +12,7 @@ import random
 import shutil
 
 import pytest
-from soaked import Soaked, SoakJob, soak
+from soak_run import Soaked, SoakJob, soak
 
 # Every kind of output in both modes.
 NUMBER = int(os.environ.get("SOAK_JOBS", "40"))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from proxy import Lane
+from fault_proxy import Lane
 
 from sandbox.local_airflow import LocalAirflow
 from sandbox.ray_head import RayHead

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from comparison import difference
 from cutting_proxy import CuttingProxy
-from kinds import KINDS, Kind
+from job_programs import KINDS, Kind
+from log_comparison import difference
 
 from sandbox.local_airflow import LocalAirflow
 from sandbox.ray_head import RayHead

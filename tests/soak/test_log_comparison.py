@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from comparison import LONG_LINE, difference
+from log_comparison import LONG_LINE, difference
 
 LOG = "first\n\n  second\nsame\nsame\nlast"
 LONG = "x" * LONG_LINE
