@@ -1,10 +1,12 @@
 """
-Is what Airflow shows of a job's log what the job printed?
+Compare the log records that Airflow shows with the log that the job wrote.
 
-Airflow keeps records of one or many lines, each without its last newline. They are laid on the log one after the
-other, and have to cover it from its first character to its last, with two liberties: a very long line may be cut
-into several records, and of a progress bar, whose states overwrite each other on a terminal, only the last state has
-to be there. Of the others any may be, in their order, each of them in a line of its own.
+Airflow keeps records of one or more lines, each without its last newline. Put together, the records must cover the log
+from its first character to its last. Two deviations are allowed:
+
+- A very long line may be split into several records.
+- A progress bar overwrites its states on a terminal. Only its last state must be shown. Earlier states may be shown, in
+  their order and each in a line of its own.
 """
 
 from __future__ import annotations
@@ -12,137 +14,137 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-# Characters that a line must have at least for a record to end within it.
+# A record may end within a line that has at least this many characters.
 LONG_LINE = 2_000
-# What a message shows of a text, on both sides of the place.
-_AROUND = 80
-# A carriage return that more of the same line follows: what is before it in its line is overwritten.
+# Characters that a message shows on each side of the difference.
+_CONTEXT = 80
+# A carriage return within a line. It overwrites what the line held before.
 _OVERWRITING = re.compile(r"\r(?=[^\r\n])")
 _LINE_END = re.compile(r"\r*(\n|\Z)")
 
 
-def difference(expected: str, records: Iterable[str]) -> str:
-    """Return how the records differ from the log, empty if they do not."""
-    # Mostly there is one place in the log at which a record can have ended; bars with equal states have more.
-    places = {0}
-    before = ""
-    has_bars = "\r" in expected
+def find_difference(log: str, records: Iterable[str]) -> str:
+    """Return how the records differ from the log; empty if they do not."""
+    # Usually a record can end at only one position in the log. A bar with equal states has several.
+    positions = {0}
+    previous = ""
+    has_bars = "\r" in log
     for number, record in enumerate(records):
-        after = {end for place in places for end in _ends(expected, place, record, has_bars)}
-        if not after:
-            return f"record {number} does not go on at {_described(expected, max(places), record, before)}"
-        places, before = after, record
-    if any(place == len(expected) for place in places):
+        ends = {end for position in positions for end in _record_ends(log, position, record, has_bars)}
+        if not ends:
+            return f"record {number} does not match the log at {_describe(log, max(positions), record, previous)}"
+        positions, previous = ends, record
+    if any(position == len(log) for position in positions):
         return ""
-    place = max(places)
+    position = max(positions)
     return (
-        f"the last {len(expected) - place} of {len(expected)} characters are missing, from {_place(expected, place)}\n"
-        f"  the log there:   {_around(expected, place)}\n  the last record: {before[-_AROUND:]!r}"
+        f"the last {len(log) - position} of {len(log)} characters are missing, from {_place(log, position)}\n"
+        f"  the log there:   {_around(log, position)}\n  the last record: {previous[-_CONTEXT:]!r}"
     )
 
 
-def _ends(expected: str, place: int, record: str, has_bars: bool) -> set[int]:
-    """Return where the record can end if it begins at a place; nothing if it cannot begin there."""
-    if place == len(expected):
+def _record_ends(log: str, start: int, record: str, has_bars: bool) -> set[int]:
+    """Return the positions at which a record that begins at ``start`` can end; none if it cannot begin there."""
+    if start == len(log):
         return set()
-    if not has_bars:  # the quick way, for many megabytes
-        return set(_line_ends(expected, place, record)) if expected.startswith(record, place) else set()
-    places = {place}
+    if not has_bars:  # fast, for many megabytes
+        return set(_text_ends(log, start, record)) if log.startswith(record, start) else set()
+    positions = {start}
     *lines, last = record.split("\n")
     for line in lines:
-        places = {end for one in places for end, has_ended in _after(expected, one, line) if has_ended}
-    return {end for one in places for end, _ in _after(expected, one, last)}
+        positions = {
+            end for position in positions for end, is_complete in _line_ends(log, position, line) if is_complete
+        }
+    return {end for position in positions for end, _ in _line_ends(log, position, last)}
 
 
-def _after(expected: str, place: int, shown: str) -> Iterator[tuple[int, bool]]:
-    """Yield where the log goes on after a shown line that begins at a place, and whether the log's line is over."""
-    if place == len(expected):
+def _line_ends(log: str, start: int, shown: str) -> Iterator[tuple[int, bool]]:
+    """Yield each position at which a shown line can end, and whether it completes the log's line."""
+    if start == len(log):
         return
-    line_start, line_end = _line(expected, place)
-    if not _OVERWRITING.search(expected, line_start, line_end + 1):
-        if expected.startswith(shown, place):
-            for end in _line_ends(expected, place, shown):
-                yield end, end > line_end and line_end < len(expected)
+    line_start, line_end = _line_at(log, start)
+    if not _OVERWRITING.search(log, line_start, line_end + 1):
+        if log.startswith(shown, start):
+            for end in _text_ends(log, start, shown):
+                yield end, end > line_end and line_end < len(log)
         return
     if not shown or _OVERWRITING.search(shown):
-        return  # an overwritten state that is no state, or is shown in one line with others
-    starts = [place, *(found.end() for found in _OVERWRITING.finditer(expected, place, line_end + 1))]
-    for start in starts:
-        end = start + len(shown)
-        if start <= line_end and expected.startswith(shown, start) and end <= line_end:
-            if over := _LINE_END.match(expected, end):
-                yield over.end(), over[1] == "\n"
-            elif expected[end] == "\r":
+        return  # an empty state, or several states in one line
+    state_starts = [start, *(match.end() for match in _OVERWRITING.finditer(log, start, line_end + 1))]
+    for state_start in state_starts:
+        end = state_start + len(shown)
+        if state_start <= line_end and log.startswith(shown, state_start) and end <= line_end:
+            if line_ending := _LINE_END.match(log, end):
+                yield line_ending.end(), line_ending[1] == "\n"
+            elif log[end] == "\r":
                 yield end, False
 
 
-def _line_ends(expected: str, place: int, shown: str) -> Iterator[int]:
-    """Yield where the log goes on after exact text: behind its newline, or within a line that is long enough."""
-    end = place + len(shown)
-    if expected[end : end + 1] == "\n":
+def _text_ends(log: str, start: int, shown: str) -> Iterator[int]:
+    """Yield the position after exact text: behind its newline, or within a line that is long enough to be split."""
+    end = start + len(shown)
+    if log[end : end + 1] == "\n":
         yield end + 1
-    elif shown and shown[-1] != "\n":  # else it would show a blank line that is not there
-        line_start, line_end = _line(expected, end)
-        if end == len(expected) or line_end - line_start >= LONG_LINE:
+    elif shown and shown[-1] != "\n":  # otherwise the record would show a blank line that the log does not have
+        line_start, line_end = _line_at(log, end)
+        if end == len(log) or line_end - line_start >= LONG_LINE:
             yield end
 
 
-def _line(expected: str, place: int) -> tuple[int, int]:
-    """Return where the line of a place begins and ends, without its newline."""
-    end = expected.find("\n", place)
-    return expected.rfind("\n", 0, place) + 1, len(expected) if end < 0 else end
+def _line_at(log: str, position: int) -> tuple[int, int]:
+    """Return start and end of the line at a position, without its newline."""
+    end = log.find("\n", position)
+    return log.rfind("\n", 0, position) + 1, len(log) if end < 0 else end
 
 
-def _described(expected: str, place: int, record: str, before: str) -> str:
-    place, begun = _last_good_line(expected, place, record)
-    is_bar = _OVERWRITING.search(expected, *_line(expected, place))
-    agreed = begun + (0 if is_bar else _agreement(expected, place, record[begun:]))
-    at = place + agreed - begun
-    rest = record[agreed : agreed + 200]
-    later, earlier = expected.find(rest, at + 1), expected.rfind(rest, 0, at)
+def _describe(log: str, position: int, record: str, previous: str) -> str:
+    position, offset = _first_wrong_line(log, position, record)
+    is_bar = _OVERWRITING.search(log, *_line_at(log, position))
+    matching = offset + (0 if is_bar else _common_length(log, position, record[offset:]))
+    difference = position + matching - offset
+    rest = record[matching : matching + 200]
+    later, earlier = log.find(rest, difference + 1), log.rfind(rest, 0, difference)
     guess = ""
     if is_bar:
-        guess = (
-            "\n  it is a progress bar, whose states are to be shown in lines of their own, or the last of them alone"
-        )
+        guess = "\n  it is a progress bar: each state must be in a line of its own, or only the last one shown"
     elif len(rest) >= 20 and later >= 0:
-        guess = f"\n  it goes on {later - at} characters later: lost?"
+        guess = f"\n  the record continues {later - difference} characters later in the log: lost?"
     elif len(rest) >= 20 and earlier >= 0:
-        guess = f"\n  it stands {at - earlier} characters before: shown twice?"
+        guess = f"\n  the log has it {difference - earlier} characters earlier: shown twice?"
     return (
-        f"{_place(expected, at)}{guess}\n"
-        f"  the log there:     {_around(expected, at)}\n"
-        f"  the record there:  {_around(record, agreed)}\n"
-        f"  the record before: ...{before[-_AROUND:]!r}"
+        f"{_place(log, difference)}{guess}\n"
+        f"  the log there:       {_around(log, difference)}\n"
+        f"  the record there:    {_around(record, matching)}\n"
+        f"  the previous record: ...{previous[-_CONTEXT:]!r}"
     )
 
 
-def _last_good_line(expected: str, place: int, record: str) -> tuple[int, int]:
-    """Return where the first line of a record that is not as it should be begins, in the log and in the record."""
-    places, begun = {place}, 0
+def _first_wrong_line(log: str, position: int, record: str) -> tuple[int, int]:
+    """Return where the first line of a record that does not match begins, in the log and in the record."""
+    positions, offset = {position}, 0
     for line in record.split("\n"):
-        after = {end for one in places for end, has_ended in _after(expected, one, line) if has_ended}
-        if not after:
+        ends = {end for start in positions for end, is_complete in _line_ends(log, start, line) if is_complete}
+        if not ends:
             break
-        places, begun = after, begun + len(line) + 1
-    return max(places), min(begun, len(record))
+        positions, offset = ends, offset + len(line) + 1
+    return max(positions), min(offset, len(record))
 
 
-def _agreement(expected: str, place: int, record: str) -> int:
-    """Return how many characters of a record agree with the log from a place on."""
+def _common_length(log: str, position: int, record: str) -> int:
+    """Return how many characters of a record match the log from a position on."""
     low, high = 0, len(record)
     while low < high:
         middle = (low + high + 1) // 2
-        if expected.startswith(record[:middle], place):
+        if log.startswith(record[:middle], position):
             low = middle
         else:
             high = middle - 1
     return low
 
 
-def _place(expected: str, place: int) -> str:
-    return f"character {place} (line {expected.count(chr(10), 0, place) + 1})"
+def _place(log: str, position: int) -> str:
+    return f"character {position} (line {log.count(chr(10), 0, position) + 1})"
 
 
-def _around(text: str, place: int) -> str:
-    return f"{text[max(place - _AROUND, 0) : place]!r} HERE {text[place : place + _AROUND]!r}"
+def _around(text: str, position: int) -> str:
+    return f"{text[max(position - _CONTEXT, 0) : position]!r} HERE {text[position : position + _CONTEXT]!r}"
