@@ -7,7 +7,7 @@ import time
 from importlib import import_module
 
 from benchmarks.results import Result, keep, table
-from sandbox.processes import end_on_signals
+from sandbox.processes import interrupt_on_signals
 
 BENCHMARKS = ("import_cost", "log_throughput", "log_memory", "head_share", "triggerer_delay", "packaging")
 
@@ -18,7 +18,7 @@ def main(names: list[str]) -> int:
     if unknown:
         print(f"No such benchmark: {', '.join(sorted(unknown))}. There are: {', '.join(BENCHMARKS)}.", file=sys.stderr)
         return 2
-    end_on_signals()
+    interrupt_on_signals()
     found: dict[str, list[Result]] = {}
     for name in names or BENCHMARKS:
         print(f"{name} ...", end=" ", file=sys.stderr, flush=True)

@@ -77,7 +77,9 @@ def measure() -> list[Result]:
     }
     with (
         RayHead() as head,
-        LocalAirflow(ROOT / "benchmarks" / "dags", connection_to(head), settings, many_at_once=True) as airflow,
+        LocalAirflow(
+            ROOT / "benchmarks" / "dags", connection_to(head), settings, separate_execution_api=True
+        ) as airflow,
     ):
         alone, machine = _probe(airflow)
         results = _results("alone", alone, machine, None)

@@ -24,12 +24,12 @@ for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "AIRFLOW_CONN_RAY_JOBS_DEF
 
 from airflow_provider_rayjobs.jobs import JobDetails, JobType, RayJobsClient  # noqa: E402
 from sandbox.local_airflow import LocalAirflow  # noqa: E402
-from sandbox.processes import clean_environment, end_on_signals  # noqa: E402
+from sandbox.processes import clean_environment, interrupt_on_signals  # noqa: E402
 from sandbox.ray_head import RayHead, connection_to  # noqa: E402
 
 
 def pytest_configure() -> None:
-    end_on_signals()
+    interrupt_on_signals()
 
 
 def pytest_unconfigure() -> None:
@@ -65,7 +65,7 @@ def driver(ray_head: RayHead) -> Iterator[JobDetails]:
     before = {job.job_id for job in client.list_jobs()}
     process = subprocess.Popen(
         [sys.executable, "-c", "import ray; ray.init(log_to_driver=False); print('connected', flush=True); input()"],
-        env=clean_environment("RAY_", "AIRFLOW") | {"RAY_ADDRESS": ray_head.ray_address},
+        env=clean_environment("RAY_", "AIRFLOW") | {"RAY_ADDRESS": ray_head.gcs_address},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -343,7 +343,7 @@ def restart_the_parts(cases: list[Case]) -> None:
             case.say(f"{part} is killed and started anew")
         airflow.kill(part)
         for command in commands:
-            airflow.add(*command)
+            airflow.start_component(*command)
         time.sleep(15)
     world.folder.joinpath("parts-restarted").touch()
 

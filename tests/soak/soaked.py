@@ -142,7 +142,9 @@ def soak(number: int, seed: int, folder: Path) -> Soaked:
     with RayHead(num_cpus=16) as head, CuttingProxy(head.port, seed) as proxy:
         connection: dict[str, Any] = {"conn_type": "ray_jobs", "host": "127.0.0.1", "port": proxy.port}
         connections = {"ray_jobs_default": connection}
-        with LocalAirflow(Path(__file__).parent / "dags", connections, settings, many_at_once=True) as airflow:
+        with LocalAirflow(
+            Path(__file__).parent / "dags", connections, settings, separate_execution_api=True
+        ) as airflow:
             run_id = airflow.trigger("soak")
             airflow.wait_for_run("soak", run_id, timeout=PATIENCE + PATIENCE_FOR_A_JOB * number)
             states = _states(airflow, run_id)
