@@ -240,7 +240,7 @@ class FaultHarness:
             "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "10",
             "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "5",
         }
-        self.airflow = LocalAirflow(Path(__file__).parent / "dags", connections, settings, many_at_once=True)
+        self.airflow = LocalAirflow(Path(__file__).parent / "dags", connections, settings, separate_execution_api=True)
 
     def write_cases(self) -> None:
         """Write the cases into the file from which the DAG file reads them."""

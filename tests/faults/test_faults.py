@@ -370,7 +370,7 @@ def restart_triggerer_and_api_server(cases: list[FaultCase]) -> None:
             case.add_event(f"{component} is killed and restarted")
         airflow.kill(component)
         for command in commands:
-            airflow.add(*command)
+            airflow.start_component(*command)
         time.sleep(15)
     harness.folder.joinpath("airflow-restarted").touch()
 

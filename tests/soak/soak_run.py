@@ -151,7 +151,9 @@ def run_soak_jobs(number_of_jobs: int, seed: int, folder: Path) -> SoakResult:
     with RayHead(num_cpus=16) as head, CuttingProxy(head.port, seed) as proxy:
         connection: dict[str, Any] = {"conn_type": "ray_jobs", "host": "127.0.0.1", "port": proxy.port}
         connections = {"ray_jobs_default": connection}
-        with LocalAirflow(Path(__file__).parent / "dags", connections, settings, many_at_once=True) as airflow:
+        with LocalAirflow(
+            Path(__file__).parent / "dags", connections, settings, separate_execution_api=True
+        ) as airflow:
             run_id = airflow.trigger("soak")
             airflow.wait_for_run("soak", run_id, timeout=RUN_TIMEOUT + RUN_TIMEOUT_PER_JOB * number_of_jobs)
             states = _task_states(airflow, run_id)
