@@ -32,8 +32,8 @@ class RayJobsHook(BaseHook):
     """
     Talk to a Ray cluster's Jobs API through an Airflow connection.
 
-    The methods are those of :class:`~airflow_provider_rayjobs.jobs.client.RayJobsClient`; their twins for an
-    event loop begin with an ``a``: ``await hook.aget_job(...)``.
+    The methods are those of :class:`~airflow_provider_rayjobs.jobs.client.RayJobsClient`. On an event loop use
+    ``async with await hook.aget_conn() as client``.
 
     :param ray_conn_id: an Airflow connection of type ``ray_jobs``. Where the default one is not defined, the
         environment variable ``RAY_API_SERVER_ADDRESS`` counts, then ``http://127.0.0.1:8265``. Another one
@@ -195,53 +195,6 @@ class RayJobsHook(BaseHook):
         """Follow a job to its terminal status and return it; see :meth:`.RayJobsClient.follow_job`."""
         with self.get_conn() as client:
             return client.follow_job(submission_id, on_log=on_log, **options)
-
-    async def aget_version(self) -> RayVersion:
-        """See :meth:`get_version`."""
-        async with await self.aget_conn() as client:
-            return await client.get_version()
-
-    async def asubmit_job(self, entrypoint: str | Sequence[str], **options: Unpack[CodeOptions]) -> str:
-        """See :meth:`submit_job`."""
-        async with await self.aget_conn() as client:
-            return await client.submit_job(entrypoint, **options)
-
-    async def aget_job(self, submission_id: str) -> JobDetails:
-        """See :meth:`get_job`."""
-        async with await self.aget_conn() as client:
-            return await client.get_job(submission_id)
-
-    async def alist_jobs(self) -> list[JobDetails]:
-        """See :meth:`list_jobs`."""
-        async with await self.aget_conn() as client:
-            return await client.list_jobs()
-
-    async def astop_job(self, submission_id: str) -> bool:
-        """See :meth:`stop_job`."""
-        async with await self.aget_conn() as client:
-            return await client.stop_job(submission_id)
-
-    async def adelete_job(self, submission_id: str) -> bool:
-        """See :meth:`delete_job`."""
-        async with await self.aget_conn() as client:
-            return await client.delete_job(submission_id)
-
-    async def aget_job_logs(self, submission_id: str) -> str:
-        """See :meth:`get_job_logs`."""
-        async with await self.aget_conn() as client:
-            return await client.get_job_logs(submission_id)
-
-    async def asave_job_logs(self, submission_id: str, path: str | PathLike[str]) -> int:
-        """See :meth:`save_job_logs`."""
-        async with await self.aget_conn() as client:
-            return await client.save_job_logs(submission_id, path)
-
-    async def afollow_job(
-        self, submission_id: str, *, on_log: OnLog | None = None, **options: Unpack[follow.FollowOptions]
-    ) -> JobDetails:
-        """See :meth:`follow_job`."""
-        async with await self.aget_conn() as client:
-            return await client.follow_job(submission_id, on_log=on_log, **options)
 
 
 def _access_of_environment(check_token_file: bool) -> Access:

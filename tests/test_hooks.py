@@ -89,8 +89,8 @@ def test_a_connection_may_be_given_as_a_uri(monkeypatch: pytest.MonkeyPatch):
     assert (cluster.address, cluster.access.token) == ("https://ray.example.com:8443/team-a", "tok/en")
 
 
-def test_the_hook_offers_the_clients_methods_sync_and_async():
-    """Each method of the client is one of the hook, and with an ``a`` before it one for event loops."""
+def test_hook_has_every_method_of_the_client():
+    """Each method of the blocking client is a method of the hook, with the same signature."""
     names = [
         "get_version",
         "submit_job",
@@ -104,10 +104,7 @@ def test_the_hook_offers_the_clients_methods_sync_and_async():
     ]
 
     for name in names:
-        wanted = inspect.signature(getattr(RayJobsClient, name))
-        assert inspect.signature(getattr(RayJobsHook, name)) == wanted
-        assert inspect.signature(getattr(RayJobsHook, f"a{name}")) == wanted
-        assert inspect.iscoroutinefunction(getattr(RayJobsHook, f"a{name}"))
+        assert inspect.signature(getattr(RayJobsHook, name)) == inspect.signature(getattr(RayJobsClient, name))
 
 
 @pytest.mark.ray
@@ -134,21 +131,23 @@ def test_the_hooks_methods_reach_a_real_cluster(ray_head: RayHead, monkeypatch: 
 
 
 @pytest.mark.ray
-def test_the_hooks_methods_work_on_an_event_loop(ray_head: RayHead, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """The same, awaited."""
+def test_async_client_of_the_hook_reaches_a_real_cluster(
+    ray_head: RayHead, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """``aget_conn`` gives an event loop a client with the same methods, awaited."""
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", ray_head.address)
 
     async def use() -> None:
-        hook = RayJobsHook()
-        job = await hook.asubmit_job("echo awaited")
-        assert (await hook.afollow_job(job, poll_interval=1)).status == JobStatus.SUCCEEDED
-        assert "awaited" in await hook.aget_job_logs(job)
-        assert await hook.asave_job_logs(job, tmp_path / "job.log") > 0
-        assert (await hook.aget_version()).session_name
-        assert (await hook.aget_job(job)).submission_id == job
-        assert job in [known.submission_id for known in await hook.alist_jobs()]
-        assert not await hook.astop_job(job)
-        assert await hook.adelete_job(job)
+        async with await RayJobsHook().aget_conn() as client:
+            job = await client.submit_job("echo awaited")
+            assert (await client.follow_job(job, poll_interval=1)).status == JobStatus.SUCCEEDED
+            assert "awaited" in await client.get_job_logs(job)
+            assert await client.save_job_logs(job, tmp_path / "job.log") > 0
+            assert (await client.get_version()).session_name
+            assert (await client.get_job(job)).submission_id == job
+            assert job in [known.submission_id for known in await client.list_jobs()]
+            assert not await client.stop_job(job)
+            assert await client.delete_job(job)
 
     asyncio.run(use())
 

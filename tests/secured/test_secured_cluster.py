@@ -130,10 +130,11 @@ def test_the_whole_flow_on_an_event_loop(ingress: Ingress, monkeypatch: pytest.M
     hook = hook_of(monkeypatch, ingress.mtls)
 
     async def use() -> None:
-        job = await hook.asubmit_job("echo awaited")
-        assert (await hook.afollow_job(job, poll_interval=1)).status == "SUCCEEDED"
-        assert "awaited" in (await hook.aget_job_logs(job)).splitlines()
-        assert not await hook.astop_job(job)
+        async with await hook.aget_conn() as client:
+            job = await client.submit_job("echo awaited")
+            assert (await client.follow_job(job, poll_interval=1)).status == "SUCCEEDED"
+            assert "awaited" in (await client.get_job_logs(job)).splitlines()
+            assert not await client.stop_job(job)
 
     asyncio.run(use())
 
