@@ -16,7 +16,7 @@ from airflow_provider_rayjobs.jobs import endpoints, follow
 from airflow_provider_rayjobs.jobs.access import OFF, Access
 from airflow_provider_rayjobs.jobs.client import AsyncRayJobsClient, OnLog, RayJobsClient, check_address
 from airflow_provider_rayjobs.jobs.models import JobDetails, RayVersion
-from airflow_provider_rayjobs.jobs.packages.submit import CodeOptions
+from airflow_provider_rayjobs.jobs.submit import CodeOptions
 from airflow_provider_rayjobs.masking import TokenMasker, amask_cluster, mask_cluster
 
 DEFAULT_CONN_ID = "ray_jobs_default"

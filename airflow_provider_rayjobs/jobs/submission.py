@@ -1,5 +1,5 @@
 """
-A submission: checked before anything is sent, and sent so that exactly one job comes of it.
+A submission, checked before anything is sent; no I/O.
 
 Ray validates little: a misspelt key of a runtime environment is ignored in silence, an id with a slash leaves
 a record that nobody can delete. So what can be known to be wrong is said here, and nothing was sent.
@@ -9,24 +9,13 @@ from __future__ import annotations
 
 import difflib
 import json
-import logging
 import re
 import secrets
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from airflow_provider_rayjobs.exceptions import (
-    RayApiConnectionError,
-    RayApiTLSError,
-    RayApiUnavailableError,
-    RayApiUnreachableError,
-    RayJobExistsError,
-)
-from airflow_provider_rayjobs.jobs import endpoints
-from airflow_provider_rayjobs.jobs.models import JobDetails, JobSubmission
-from airflow_provider_rayjobs.jobs.steps import Engine, LogMessage, send
+from airflow_provider_rayjobs.jobs.models import JobSubmission
 
 
 class SubmissionOptions(TypedDict, total=False):
@@ -135,82 +124,6 @@ def build_submission(entrypoint: str | Sequence[str], *, nonce: str | None = Non
     )
     _check_size(submission)
     return submission
-
-
-@dataclass(frozen=True)
-class SubmitResult:
-    """
-    A submission that Ray has.
-
-    :param is_confirmed: whether Ray's answer to it was seen. Without, the job is known to exist by its nonce alone; the
-        client may have left in the middle of the request, which can leave a record that nothing ever starts
-        (ray-project/ray 62766).
-    """
-
-    submission_id: str
-    is_confirmed: bool
-
-
-def submit_job(submission: JobSubmission, retry_timeout: float) -> Engine[SubmitResult]:
-    """
-    Submit, and see to it that exactly one job comes of it whatever happens to the answers.
-
-    A lost answer is followed by the same submission again. If Ray then says that the id is taken, the job's
-    own metadata tells whether it was us.
-
-    :param retry_timeout: seconds for which failures that may pass are borne.
-    :raises RayJobExistsError: the id belongs to a job that is not this submission's.
-    :raises RayApiUnreachableError: the patience is over; the job may exist all the same.
-    """
-    try:
-        yield from send(endpoints.submit_job(submission), retry_timeout)
-    except RayJobExistsError:
-        existing: JobDetails = yield from send(endpoints.get_job(submission.submission_id), retry_timeout)
-        if existing.metadata.get(NONCE) != submission.metadata[NONCE]:
-            raise
-        yield from _tell_other_code(submission, existing)
-        return SubmitResult(submission.submission_id, is_confirmed=False)
-    except RayApiTLSError:
-        raise
-    except (RayApiConnectionError, RayApiUnavailableError) as error:
-        raise RayApiUnreachableError(
-            f"{error} It was tried for {retry_timeout:.0f} s. The submission may have arrived all the same: look for "
-            f"job {submission.submission_id} on the cluster before you start another."
-        ) from error
-    return SubmitResult(submission.submission_id, is_confirmed=True)
-
-
-def _tell_other_code(submission: JobSubmission, existing: JobDetails) -> Engine[None]:
-    """Warn where an earlier try submitted the same job with other code, which is what runs."""
-    if not existing.runtime_env:
-        return
-    for key in ("working_dir", "py_modules"):
-        ours, runs = (submission.runtime_env or {}).get(key) or None, existing.runtime_env.get(key) or None
-        if ours != runs:
-            yield LogMessage(
-                f"Job {submission.submission_id} had arrived before, with other code: its {key} is {runs}, and now it "
-                f"would be {ours}. It goes on with the former. Clear the task to have the present code run.",
-                logging.WARNING,
-            )
-
-
-def get_session(submission_id: str, retry_timeout: float) -> Engine[str | None]:
-    """
-    Return the name of the cluster's present life, before a submission to it.
-
-    :param submission_id: of the job that is to be submitted, for the message.
-    :param retry_timeout: seconds for which failures that may pass are borne.
-    :raises RayApiUnreachableError: the patience is over.
-    """
-    try:
-        version = yield from send(endpoints.get_version(), retry_timeout)
-    except RayApiTLSError:
-        raise
-    except (RayApiConnectionError, RayApiUnavailableError) as error:
-        raise RayApiUnreachableError(
-            f"{error} It was tried for {retry_timeout:.0f} s; job {submission_id} was not submitted.", sent=False
-        ) from error
-    return version.session_name
 
 
 def check_submission_id(submission_id: str) -> str:

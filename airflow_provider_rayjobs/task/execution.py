@@ -39,7 +39,8 @@ from airflow_provider_rayjobs.jobs.models import ClusterResources, JobDetails, J
 from airflow_provider_rayjobs.jobs.progress import Throttle
 from airflow_provider_rayjobs.jobs.steps import Engine, Interrupted, interruptible
 from airflow_provider_rayjobs.jobs.stop import StopResult, stop_and_wait
-from airflow_provider_rayjobs.jobs.submission import get_session, new_nonce, submit_job
+from airflow_provider_rayjobs.jobs.submission import new_nonce
+from airflow_provider_rayjobs.jobs.submit import get_session, submit_job
 from airflow_provider_rayjobs.masking import masking_env_vars
 from airflow_provider_rayjobs.task.attempts import (
     Action,

@@ -1,0 +1,187 @@
+"""How exactly one job comes of a submission: engines driven by hand."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from airflow_provider_rayjobs.exceptions import (
+    RayApiConnectionError,
+    RayApiRejectedError,
+    RayApiUnavailableError,
+    RayApiUnreachableError,
+    RayJobExistsError,
+    RayJobNotFoundError,
+    RayJobsError,
+)
+from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType, RayVersion
+from airflow_provider_rayjobs.jobs.steps import Engine, LogMessage, Send, Sleep
+from airflow_provider_rayjobs.jobs.submission import NONCE, build_submission
+from airflow_provider_rayjobs.jobs.submit import SubmitResult, get_session, submit_job
+
+SUBMISSION = replace(build_submission("true", submission_id="mine"), metadata={NONCE: "ours"})
+LOST = RayApiConnectionError("cut off")
+TAKEN = RayJobExistsError("taken", status_code=500)
+BUSY = RayApiUnavailableError("busy", status_code=503)
+
+
+def existing(**metadata: str) -> JobDetails:
+    return JobDetails(JobType.SUBMISSION, JobStatus.RUNNING, submission_id="mine", metadata=metadata)
+
+
+def drive(engine: Engine[Any], *answers: Any) -> tuple[Any, list[str]]:
+    """Give the engine these answers, one for each request, errors thrown; return its result and what it sent."""
+    sent: list[str] = []
+    clock, script = 0.0, iter(answers)
+    step = next(engine)
+    try:
+        while True:
+            if isinstance(step, Sleep):
+                clock += step.seconds
+                step = engine.send(clock)
+                continue
+            if isinstance(step, LogMessage):
+                step = next(engine)
+                continue
+            assert isinstance(step, Send)
+            sent.append(f"{step.request.method} {step.request.path}")
+            answer = next(script)
+            step = engine.throw(answer) if isinstance(answer, RayJobsError) else engine.send(answer)
+    except StopIteration as end:
+        return end.value, sent
+
+
+@pytest.mark.parametrize(
+    ("runs", "warnings"),
+    [
+        ({"working_dir": "gcs://new.zip", "py_modules": []}, 0),
+        ({}, 0),
+        ({"working_dir": "gcs://old.zip"}, 1),
+        ({"working_dir": "gcs://new.zip", "py_modules": ["gcs://m.zip"]}, 1),
+    ],
+)
+def test_a_job_that_runs_other_code_is_told(runs: dict[str, Any], warnings: int) -> None:
+    """A job of ours that arrived before the code changed is followed, and a warning says what it runs."""
+    submission = replace(SUBMISSION, runtime_env={"working_dir": "gcs://new.zip"})
+    engine = submit_job(submission, 0)
+    next(engine)
+    engine.throw(TAKEN)
+    notes: list[LogMessage] = []
+    try:
+        step = engine.send(replace(existing(submission_nonce="ours"), runtime_env=runs))
+        while True:
+            assert isinstance(step, LogMessage)
+            notes.append(step)
+            step = next(engine)
+    except StopIteration as end:
+        submitted = end.value
+    assert submitted == SubmitResult("mine", is_confirmed=False)
+    assert len(notes) == warnings
+    for note in notes:
+        assert note.level == logging.WARNING
+        assert str(next(reversed(runs.values()))) in note.message
+
+
+POST, GET = "POST /api/jobs/", "GET /api/jobs/mine"
+
+
+@pytest.mark.parametrize(
+    ("answers", "requests", "is_confirmed"),
+    [
+        pytest.param(["mine"], [POST], True, id="accepted"),
+        pytest.param([LOST, "mine"], [POST, POST], True, id="lost on the way there"),
+        pytest.param(
+            [LOST, TAKEN, existing(submission_nonce="ours")], [POST, POST, GET], False, id="lost on the way back"
+        ),
+        pytest.param(
+            [LOST, LOST, BUSY, TAKEN, BUSY, LOST, existing(submission_nonce="ours")],
+            [POST, POST, POST, POST, GET, GET, GET],
+            False,
+            id="trouble everywhere",
+        ),
+        pytest.param(
+            [TAKEN, existing(submission_nonce="ours")], [POST, GET], False, id="submitted by an earlier process"
+        ),
+        pytest.param([BUSY, BUSY, "mine"], [POST, POST, POST], True, id="busy for a while"),
+    ],
+)
+def test_exactly_one_job(answers: list[Any], requests: list[str], is_confirmed: bool) -> None:
+    """Whatever happens to the answers, one job comes of a submission, and it is known whether one was seen."""
+    assert drive(submit_job(SUBMISSION, 60), *answers) == (SubmitResult("mine", is_confirmed), requests)
+
+
+@pytest.mark.parametrize(
+    ("answers", "error"),
+    [
+        pytest.param([TAKEN, existing(submission_nonce="theirs")], RayJobExistsError, id="somebody else's"),
+        pytest.param([LOST, TAKEN, existing()], RayJobExistsError, id="somebody's without a nonce"),
+        pytest.param([RayApiRejectedError("no", status_code=400)], RayApiRejectedError, id="refused"),
+        pytest.param(
+            [TAKEN, RayJobNotFoundError("gone", status_code=404)], RayJobNotFoundError, id="deleted meanwhile"
+        ),
+    ],
+)
+def test_no_job_of_ours(answers: list[Any], error: type[RayJobsError]) -> None:
+    """An id that is somebody else's is an error, and what Ray refuses is not asked for twice."""
+    with pytest.raises(error):
+        drive(submit_job(SUBMISSION, 60), *answers)
+
+
+@pytest.mark.parametrize(
+    "error", [BUSY, LOST, RayApiConnectionError("refused", sent=False)], ids=["busy", "lost", "refused"]
+)
+def test_patience_ends(error: RayJobsError) -> None:
+    """A submission is repeated until the patience is over; the error then says that the job may exist."""
+    with pytest.raises(RayApiUnreachableError, match="look for job mine on the cluster") as caught:
+        drive(submit_job(SUBMISSION, 30), *[error] * 100)
+    with pytest.raises(RayApiUnreachableError):
+        drive(submit_job(SUBMISSION, 0), error)
+
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    ("failures", "error", "was_retried"),
+    [
+        pytest.param([], RayApiRejectedError("no", status_code=400), False, id="refused at once"),
+        pytest.param([LOST], RayApiRejectedError("no", status_code=400), True, id="refused after a lost answer"),
+        pytest.param([BUSY], RayApiRejectedError("no", status_code=400), True, id="refused after a busy head"),
+    ],
+)
+def test_refusals_after_a_lost_answer(
+    failures: list[RayJobsError], error: RayApiRejectedError, was_retried: bool
+) -> None:
+    """A refusal says whether the same submission was sent before, as a job may have come of that one."""
+    with pytest.raises(RayApiRejectedError) as caught:
+        drive(submit_job(SUBMISSION, 60), *failures, error)
+
+    assert caught.value.was_retried is was_retried
+
+
+VERSION = "GET /api/version"
+
+
+@pytest.mark.parametrize(
+    ("answers", "session"),
+    [
+        pytest.param([RayVersion("4", "2.60.0", "session_1")], "session_1", id="at once"),
+        pytest.param([LOST, BUSY, RayVersion("4", "2.60.0", "session_1")], "session_1", id="after trouble"),
+        pytest.param([RayVersion("4", "2.9.3")], None, id="an old head"),
+    ],
+)
+def test_session(answers: list[Any], session: str | None) -> None:
+    """The name of the cluster's present life is asked for before a submission; old heads have none."""
+    assert drive(get_session("mine", 60), *answers) == (session, [VERSION] * len(answers))
+
+
+@pytest.mark.parametrize("error", [BUSY, LOST], ids=["busy", "lost"])
+def test_session_out_of_reach(error: RayJobsError) -> None:
+    """A cluster that stays out of reach before a submission is an error, which says that nothing was submitted."""
+    with pytest.raises(RayApiUnreachableError, match="tried for 30 s; job mine was not submitted") as caught:
+        drive(get_session("mine", 30), *[error] * 100)
+
+    assert caught.value.sent is False
+    assert caught.value.__cause__ is error
