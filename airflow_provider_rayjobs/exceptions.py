@@ -8,21 +8,21 @@ Every error that this package raises, by what the caller can do about it.
     │   ├── RayApiTLSError            ... for a certificate, or a port that speaks no TLS: change the connection
     │   └── RayApiUnreachableError    ... and it stayed that way for the whole time we were told to bear it
     ├── RayApiResponseError           an answer, but not the one that was asked for (``status_code``)
-    │   ├── RayApiUnavailableError    a proxy or a busy head says "later" (429, 502, 503, 504): ask again
+    │   ├── RayApiBusyError    a proxy or a busy head says "later" (429, 502, 503, 504): ask again
     │   ├── RayApiRejectedError        Ray refuses the request itself (400): change it
     │   ├── RayApiAuthError  no, or wrong, credentials (401, 403): change the connection
     │   ├── RayApiAddressError        nothing here looks like the Ray Jobs API: change the address
     │   ├── RayJobNotFoundError        this cluster does not know the job: a wrong id, or somebody deleted it
     │   ├── RayJobExistsError          the submission id is taken, by a job that is not ours
     │   ├── RayJobNotTerminalError        what was asked needs a job that has ended
-    │   └── RayPackageNotFoundError    this cluster does not hold the package
+    │   └── RayApiPackageNotFoundError    this cluster does not hold the package
     ├── RayPackageError                local code could not be read, packed or stored; nothing was submitted
     ├── RayJobUnsuccessfulError               the job ended, and not well (``details``, ``last_lines``)
     │   ├── RayJobFailedError          FAILED, for a reason that Ray does not name; or one of these:
     │   │   ├── RayJobEntrypointError      the user's code ran and ended non-zero (``exit_code``)
     │   │   ├── RayJobRuntimeEnvError      its runtime environment could not be set up
     │   │   ├── RayJobUnschedulableError   the cluster had no place for it
-    │   │   └── RayJobSupervisorDiedError  the process that watches it died, or could not be started
+    │   │   └── RayJobSupervisorError  the process that watches it died, or could not be started
     │   └── RayJobStoppedError         STOPPED: somebody, or something, stopped it
     ├── RayJobLostError                the job died with its cluster, which was started anew
     └── RayJobTimeoutError             a limit of the task's was over, and the job was given up (``limit``)
@@ -86,7 +86,7 @@ class RayApiResponseError(RayJobsError):
         self.status_code = status_code
 
 
-class RayApiUnavailableError(RayApiResponseError):
+class RayApiBusyError(RayApiResponseError):
     """A proxy, or a head with too much to do, asks for the request to be made again later."""
 
 
@@ -114,7 +114,7 @@ class RayJobNotTerminalError(RayApiResponseError):
     """Ray deletes no job that has not ended: stop it first, or wait for its end."""
 
 
-class RayPackageNotFoundError(RayApiResponseError):
+class RayApiPackageNotFoundError(RayApiResponseError):
     """The cluster answered, and does not hold the package."""
 
 
@@ -163,7 +163,7 @@ class RayJobUnschedulableError(RayJobFailedError):
     """The cluster had no place for what the job asks for, or none for too long; the entrypoint never ran."""
 
 
-class RayJobSupervisorDiedError(RayJobFailedError):
+class RayJobSupervisorError(RayJobFailedError):
     """The process that watches the job died, as it does when its node is lost, or could not be started."""
 
 

@@ -9,7 +9,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayApiUnreachableError,
     RayJobEntrypointError,
     RayJobLostError,
-    RayJobSupervisorDiedError,
+    RayJobSupervisorError,
 )
 from airflow_provider_rayjobs.task import template_values
 from airflow_provider_rayjobs.task.outcomes import FINAL_ERRORS
@@ -29,7 +29,7 @@ DEFAULT_RULES: tuple[RetryRule, ...] = (
         reason="No retry can mend this: the DAG or the connection has to change.",
     ),
     RetryRule(
-        exception=[RayJobLostError, RayJobSupervisorDiedError, RayApiUnreachableError],
+        exception=[RayJobLostError, RayJobSupervisorError, RayApiUnreachableError],
         action=RetryAction.RETRY,
         reason="The cluster failed, not the job's code.",
     ),

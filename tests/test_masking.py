@@ -17,7 +17,7 @@ from airflow.serialization.helpers import serialize_template_field
 
 from airflow_provider_rayjobs import masking
 from airflow_provider_rayjobs.connection import Cluster
-from airflow_provider_rayjobs.exceptions import RayApiConnectionError, RayApiUnavailableError
+from airflow_provider_rayjobs.exceptions import RayApiBusyError, RayApiConnectionError
 from airflow_provider_rayjobs.hooks import RayJobsHook
 from airflow_provider_rayjobs.jobs import Access, JobDetails
 from airflow_provider_rayjobs.jobs.endpoints import get_job, get_version
@@ -205,14 +205,14 @@ def test_a_job_that_is_followed_tells_its_secrets_before_its_log_is_shown():
     def follow() -> Any:
         try:
             yield Send(get_job("a"))
-        except RayApiUnavailableError:
+        except RayApiBusyError:
             details = yield Send(get_job("a"))
         yield EmitRecord(f"key {SECRET}")
         return details
 
     engine = masking.masking_env_vars(follow())
     assert isinstance(next(engine), Send)
-    assert isinstance(engine.throw(RayApiUnavailableError("busy")), Send)
+    assert isinstance(engine.throw(RayApiBusyError("busy")), Send)
     show = engine.send(job)
     masked = redact(show.record)
     with pytest.raises(StopIteration) as end:

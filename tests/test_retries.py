@@ -29,7 +29,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobRuntimeEnvError,
     RayJobsError,
     RayJobStoppedError,
-    RayJobSupervisorDiedError,
+    RayJobSupervisorError,
     RayJobTimeoutError,
     RayJobUnschedulableError,
 )
@@ -55,7 +55,7 @@ FAILS = [
     RayApiAddressError("a page"),
     RayJobExistsError("taken"),
 ]
-RETRIES = [RayJobLostError("lost"), RayJobSupervisorDiedError("died"), RayApiUnreachableError("away")]
+RETRIES = [RayJobLostError("lost"), RayJobSupervisorError("died"), RayApiUnreachableError("away")]
 OTHERS = [
     RayJobsError("odd"),
     RayJobNotFoundError("gone"),

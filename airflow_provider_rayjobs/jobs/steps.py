@@ -31,9 +31,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from airflow_provider_rayjobs.exceptions import (
+    RayApiBusyError,
     RayApiConnectionError,
     RayApiTLSError,
-    RayApiUnavailableError,
     RayJobsError,
 )
 from airflow_provider_rayjobs.jobs.requests import AnyRequest, LogRequest, Request, UploadRequest
@@ -233,7 +233,7 @@ def may_retry(request: AnyRequest, error: RayJobsError) -> bool:
         return False  # certificates do not mend themselves
     if isinstance(error, RayApiConnectionError):
         return request.idempotent or not error.sent
-    return request.idempotent and isinstance(error, RayApiUnavailableError)
+    return request.idempotent and isinstance(error, RayApiBusyError)
 
 
 def with_jitter(pause: float) -> float:

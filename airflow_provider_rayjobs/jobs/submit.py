@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_provider_rayjobs.exceptions import (
+    RayApiBusyError,
     RayApiConnectionError,
     RayApiTLSError,
-    RayApiUnavailableError,
     RayApiUnreachableError,
     RayJobExistsError,
 )
@@ -97,7 +97,7 @@ def submit_job(submission: JobSubmission, retry_timeout: float) -> Engine[Submit
         return SubmitResult(submission.submission_id, is_confirmed=False)
     except RayApiTLSError:
         raise
-    except (RayApiConnectionError, RayApiUnavailableError) as error:
+    except (RayApiConnectionError, RayApiBusyError) as error:
         raise RayApiUnreachableError(
             f"{error} It was tried for {retry_timeout:.0f} s. The submission may have arrived all the same: look for "
             f"job {submission.submission_id} on the cluster before you start another."
@@ -131,7 +131,7 @@ def get_session(submission_id: str, retry_timeout: float) -> Engine[str | None]:
         version = yield from send(endpoints.get_version(), retry_timeout)
     except RayApiTLSError:
         raise
-    except (RayApiConnectionError, RayApiUnavailableError) as error:
+    except (RayApiConnectionError, RayApiBusyError) as error:
         raise RayApiUnreachableError(
             f"{error} It was tried for {retry_timeout:.0f} s; job {submission_id} was not submitted.", sent=False
         ) from error

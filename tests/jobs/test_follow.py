@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from airflow_provider_rayjobs.exceptions import (
     RayApiAddressError,
     RayApiAuthError,
+    RayApiBusyError,
     RayApiConnectionError,
     RayApiRejectedError,
     RayApiResponseError,
-    RayApiUnavailableError,
     RayApiUnreachableError,
     RayJobLostError,
     RayJobNotFoundError,
@@ -33,7 +33,7 @@ from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.steps import EmitRecord, Engine, LogMessage, ReadLog, Send, Sleep
 
 LOST = RayApiConnectionError("cut off")
-BUSY = RayApiUnavailableError("busy", status_code=503)
+BUSY = RayApiBusyError("busy", status_code=503)
 GONE = RayJobNotFoundError("gone", status_code=404)
 NO_FILE = RayApiResponseError("A file is not found", status_code=500)
 

@@ -9,9 +9,9 @@ import pytest
 
 from airflow_provider_rayjobs.exceptions import (
     RayApiAuthError,
+    RayApiBusyError,
     RayApiConnectionError,
     RayApiRejectedError,
-    RayApiUnavailableError,
     RayJobNotFoundError,
     RayJobsError,
 )
@@ -26,7 +26,7 @@ PENDING = replace(RUNNING, status=JobStatus.PENDING)
 ENDED = [replace(RUNNING, status=status) for status in (JobStatus.STOPPED, JobStatus.SUCCEEDED, JobStatus.FAILED)]
 STOPPED = ENDED[0]
 LOST = RayApiConnectionError("cut off")
-BUSY = RayApiUnavailableError("busy", status_code=503)
+BUSY = RayApiBusyError("busy", status_code=503)
 GONE = RayJobNotFoundError("gone", status_code=404)
 GET, STOP = "GET /api/jobs/a", "POST /api/jobs/a/stop"
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from airflow_provider_rayjobs.exceptions import (
+    RayApiBusyError,
     RayApiConnectionError,
     RayApiRejectedError,
-    RayApiUnavailableError,
     RayApiUnreachableError,
     RayJobExistsError,
     RayJobNotFoundError,
@@ -25,7 +25,7 @@ from airflow_provider_rayjobs.jobs.submit import SubmitResult, get_session, subm
 SUBMISSION = replace(build_submission("true", submission_id="mine"), metadata={NONCE: "ours"})
 LOST = RayApiConnectionError("cut off")
 TAKEN = RayJobExistsError("taken", status_code=500)
-BUSY = RayApiUnavailableError("busy", status_code=503)
+BUSY = RayApiBusyError("busy", status_code=503)
 
 
 def existing(**metadata: str) -> JobDetails:

@@ -14,8 +14,8 @@ import pytest
 
 from airflow_provider_rayjobs.exceptions import (
     RayApiAuthError,
+    RayApiBusyError,
     RayApiConnectionError,
-    RayApiUnavailableError,
     RayApiUnreachableError,
     RayJobNotFoundError,
     RayJobsError,
@@ -334,7 +334,7 @@ def test_memory_without_a_store() -> None:
 RUNNING = found("RUNNING").job
 GONE = RayJobNotFoundError("gone", status_code=404)
 LOST = RayApiConnectionError("cut off")
-BUSY = RayApiUnavailableError("busy", status_code=503)
+BUSY = RayApiBusyError("busy", status_code=503)
 TOKEN = RayApiAuthError("token", status_code=401)
 
 

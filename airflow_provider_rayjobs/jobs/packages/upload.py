@@ -14,11 +14,11 @@ from contextlib import closing
 from typing import IO, Self
 
 from airflow_provider_rayjobs.exceptions import (
+    RayApiBusyError,
     RayApiConnectionError,
-    RayApiUnavailableError,
+    RayApiPackageNotFoundError,
     RayApiUnreachableError,
     RayPackageError,
-    RayPackageNotFoundError,
 )
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.packages.digest import name_archive
@@ -85,7 +85,7 @@ def _tell(package: Package) -> Engine[None]:
 def _reachable(engine: Engine[str], retry_timeout: float) -> Engine[str]:
     try:
         return (yield from engine)
-    except (RayApiConnectionError, RayApiUnavailableError) as error:
+    except (RayApiConnectionError, RayApiBusyError) as error:
         raise RayApiUnreachableError(
             f"{error} It was tried for {retry_timeout:.0f} s; no job was submitted.", sent=False
         ) from error
@@ -113,7 +113,7 @@ def _is_held(package: Package, retry_timeout: float, asked: dict[str, float]) ->
     asked[package.name] = yield Sleep(0)
     try:
         yield from send(endpoints.get_package(package.name), retry_timeout)
-    except RayPackageNotFoundError:
+    except RayApiPackageNotFoundError:
         return False
     return True
 

@@ -18,11 +18,11 @@ import pytest
 
 from airflow_provider_rayjobs.exceptions import (
     RayApiConnectionError,
+    RayApiPackageNotFoundError,
     RayApiRejectedError,
     RayApiResponseError,
     RayApiUnreachableError,
     RayPackageError,
-    RayPackageNotFoundError,
 )
 from airflow_provider_rayjobs.jobs import AsyncRayJobsClient, RayJobsClient, endpoints
 from airflow_provider_rayjobs.jobs.access import Access
@@ -285,7 +285,7 @@ def drive(
             case Send(request):
                 name = request.path.rpartition("/")[2]
                 asked.append(f"GET {name}")
-                failure = None if name in held else RayPackageNotFoundError("no")
+                failure = None if name in held else RayApiPackageNotFoundError("no")
             case Upload(request):
                 held.add(request.path.rpartition("/")[2])
                 asked.append(f"PUT {request.path.rpartition('/')[2]}")
