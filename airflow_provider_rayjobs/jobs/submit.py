@@ -11,17 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_provider_rayjobs.exceptions import (
-    RayApiBusyError,
-    RayApiConnectionError,
-    RayApiTLSError,
-    RayApiUnreachableError,
-    RayJobExistsError,
-)
+from airflow_provider_rayjobs.exceptions import RayJobExistsError
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobSubmission
 from airflow_provider_rayjobs.jobs.packages.paths import has_local_code
-from airflow_provider_rayjobs.jobs.steps import Engine, LogMessage, RunBlocking, send
+from airflow_provider_rayjobs.jobs.steps import Engine, LogMessage, RunBlocking, raising_unreachable, send
 from airflow_provider_rayjobs.jobs.submission import NONCE, SubmissionOptions, build_submission, check_runtime_env_keys
 
 
@@ -87,22 +81,18 @@ def submit_job(submission: JobSubmission, retry_timeout: float) -> Engine[Submit
     :raises RayJobExistsError: the id belongs to a job that is not this submission's.
     :raises RayApiUnreachableError: the patience is over; the job may exist all the same.
     """
+    job = submission.submission_id
+    may_exist = f"Ray may have received the submission: look for job {job} on the cluster before you submit another."
     try:
-        yield from send(endpoints.submit_job(submission), retry_timeout)
+        with raising_unreachable(retry_timeout, may_exist):
+            yield from send(endpoints.submit_job(submission), retry_timeout)
     except RayJobExistsError:
-        existing: JobDetails = yield from send(endpoints.get_job(submission.submission_id), retry_timeout)
+        existing: JobDetails = yield from send(endpoints.get_job(job), retry_timeout)
         if existing.metadata.get(NONCE) != submission.metadata[NONCE]:
             raise
         yield from _tell_other_code(submission, existing)
-        return SubmitResult(submission.submission_id, is_confirmed=False)
-    except RayApiTLSError:
-        raise
-    except (RayApiConnectionError, RayApiBusyError) as error:
-        raise RayApiUnreachableError(
-            f"{error} It was tried for {retry_timeout:.0f} s. The submission may have arrived all the same: look for "
-            f"job {submission.submission_id} on the cluster before you start another."
-        ) from error
-    return SubmitResult(submission.submission_id, is_confirmed=True)
+        return SubmitResult(job, is_confirmed=False)
+    return SubmitResult(job, is_confirmed=True)
 
 
 def _tell_other_code(submission: JobSubmission, existing: JobDetails) -> Engine[None]:
@@ -127,12 +117,6 @@ def get_session(submission_id: str, retry_timeout: float) -> Engine[str | None]:
     :param retry_timeout: seconds for which failures that may pass are borne.
     :raises RayApiUnreachableError: the patience is over.
     """
-    try:
+    with raising_unreachable(retry_timeout, f"Job {submission_id} was not submitted.", sent=False):
         version = yield from send(endpoints.get_version(), retry_timeout)
-    except RayApiTLSError:
-        raise
-    except (RayApiConnectionError, RayApiBusyError) as error:
-        raise RayApiUnreachableError(
-            f"{error} It was tried for {retry_timeout:.0f} s; job {submission_id} was not submitted.", sent=False
-        ) from error
     return version.session_name

@@ -12,6 +12,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayApiBusyError,
     RayApiConnectionError,
     RayApiRejectedError,
+    RayApiTLSError,
     RayApiUnreachableError,
     RayJobExistsError,
     RayJobNotFoundError,
@@ -180,8 +181,19 @@ def test_session(answers: list[Any], session: str | None) -> None:
 @pytest.mark.parametrize("error", [BUSY, LOST], ids=["busy", "lost"])
 def test_session_out_of_reach(error: RayJobsError) -> None:
     """A cluster that stays out of reach before a submission is an error, which says that nothing was submitted."""
-    with pytest.raises(RayApiUnreachableError, match="tried for 30 s; job mine was not submitted") as caught:
+    with pytest.raises(RayApiUnreachableError, match="Retried for 30 s. Job mine was not submitted") as caught:
         drive(get_session("mine", 30), *[error] * 100)
 
     assert caught.value.sent is False
     assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize("engine", [submit_job(SUBMISSION, 30), get_session("mine", 30)], ids=["submit", "session"])
+def test_tls_failure_is_final(engine: Engine[Any]) -> None:
+    """A certificate does not mend itself: the TLS error is raised at once, under its own class."""
+    error = RayApiTLSError("certificate has expired")
+
+    with pytest.raises(RayApiTLSError) as caught:
+        drive(engine, error)
+
+    assert caught.value is error

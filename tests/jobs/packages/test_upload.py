@@ -208,7 +208,7 @@ def test_a_login_page_is_no_package(code: Path):
 def test_an_upload_that_stays_away_is_an_error(submit: Callable[..., str], code: Path):
     """A cluster that cannot be reached, or does not keep what it took, is an error; nothing is submitted."""
     away = Cluster([httpx.ConnectError("no")] * 20)
-    with pytest.raises(RayApiUnreachableError, match=r"tried for 2 s; no job was submitted") as error:
+    with pytest.raises(RayApiUnreachableError, match=r"Retried for 2 s\. No job was submitted") as error:
         submit(away, runtime_env={"working_dir": str(code)})
     assert error.value.sent is False
 
