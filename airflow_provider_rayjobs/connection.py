@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DEFAULT_PORT = 8265
+DEFAULT_ADDRESS = f"http://127.0.0.1:{DEFAULT_PORT}"
+# Ray's own variables for the address of the Jobs API and for its token.
+ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
+TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 # What an extra may hold. A URI and a form have text for everything: an object is then its JSON, a number its digits.
 _TEXT, _OBJECT, _SECONDS = "text", "an object of text to text", "a number of seconds"
 EXTRAS = {
@@ -104,8 +110,8 @@ def find_auth(path: str) -> type[httpx.Auth]:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"auth {path!r} names no class that can be imported here: {error}") from None
-    except Exception as error:
-        raise ValueError(f"auth {path!r}: its module fails on import with {type(error).__name__}") from error
+    except Exception as error:  # noqa: BLE001  (a module of the user's)
+        raise ValueError(f"auth {path!r}: its module fails on import with {type(error).__name__}") from None
     if not (isinstance(found, type) and issubclass(found, httpx.Auth)):
         raise ValueError(f"auth {path!r} is no class of the kind httpx.Auth")
     return found
@@ -124,13 +130,37 @@ def parse_connection(connection: Connection, *, check_token_file: bool = True) -
     :raises ValueError: for fields that contradict each other or that nobody reads, and files that cannot be read,
         naming them.
     """
-    try:
+    with naming_source(f"connection {connection.conn_id}"):
         cluster = _cluster_of(connection, _read_extra(connection))
         if check_token_file:
             cluster.access.check_token_file()
-        return cluster
+    return cluster
+
+
+def parse_environment(*, check_token_file: bool = True) -> Cluster:
+    """
+    Read Ray's own environment variables as a cluster, this machine without them.
+
+    :param check_token_file: see :func:`parse_connection`.
+    :raises ValueError: a variable has no usable value; names the variable.
+    """
+    with naming_source(f"environment variable {ADDRESS_VARIABLE}"):
+        address = check_address(os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS)
+    token, token_file = (os.environ.get(name) or None for name in TOKEN_VARIABLES)
+    with naming_source(f"environment variable {' or '.join(TOKEN_VARIABLES)}"):
+        access = Access(token=token and token.strip(), token_file=None if token else token_file)
+        if check_token_file:
+            access.check_token_file()
+    return Cluster(address, dashboard_url=address, access=access)
+
+
+@contextmanager
+def naming_source(source: str) -> Iterator[None]:
+    """Prefix a ``ValueError`` with the connection or variable that holds the wrong value."""
+    try:
+        yield
     except ValueError as error:
-        raise ValueError(f"connection {connection.conn_id}: {error}") from None
+        raise ValueError(f"{source}: {error}") from None
 
 
 def _cluster_of(connection: Connection, extra: Mapping[str, Any]) -> Cluster:

@@ -58,7 +58,8 @@ def test_airflow_is_told_of_all_that_a_connection_keeps_secret():
         proxy=f"http://u:{secrets['proxy']}@proxy:3128",
     )
 
-    masking.mask_cluster(Cluster("http://a", "http://a", access=access, auth_kwargs={"a": secrets["argument"]}))
+    cluster = Cluster("http://a", "http://a", access=access, auth_kwargs={"a": secrets["argument"]})
+    masking.mask_secret([*cluster.secrets()])
 
     assert redact(f"{' '.join(secrets.values())} me u proxy:3128") == "*** *** *** *** *** me u proxy:3128"
 
