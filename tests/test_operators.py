@@ -240,7 +240,7 @@ def test_a_task_that_is_killed_names_nothing_more(
     for name in ("a", "b", "c"):
         (tmp_path / name).write_bytes(bytes(2**20))
     operator = RayJobSubmitOperator(task_id="t", entrypoint="true", runtime_env={"working_dir": str(tmp_path)})
-    monkeypatch.setattr("airflow_provider_rayjobs.jobs.progress._PAUSE", 0.0)
+    monkeypatch.setattr("airflow_provider_rayjobs.jobs.progress._INTERVAL", 0.0)
 
     with caplog.at_level(logging.INFO), pytest.raises(Interrupted):
         Unbegun(operator, looks)._submit(None, again=SimpleNamespace(submission_id="x", nonce="n", given=""))

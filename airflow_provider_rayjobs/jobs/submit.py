@@ -1,7 +1,7 @@
 """
 Submit a job; engines (:mod:`.steps` is their contract).
 
-Local code is packed and uploaded first. Exactly one job comes of a submission, whatever happens to the answers.
+Local code is packed and uploaded before the submission. A submission creates exactly one job, even if answers are lost.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from airflow_provider_rayjobs.jobs.submission import NONCE, SubmissionOptions, b
 
 class CodeOptions(SubmissionOptions, total=False):
     """
-    What a submission by a client may say.
+    The options of a submission that may have local code.
 
     ``package_secrets``
-        whether files of local code that look like secrets are packed; or patterns, as in a .gitignore, for those that
-        are.
+        whether to pack files that look like secrets; or ``.gitignore`` patterns for those to pack.
     """
 
     package_secrets: bool | Sequence[str]
@@ -33,11 +32,11 @@ class CodeOptions(SubmissionOptions, total=False):
 
 def submit_with_code(entrypoint: str | Sequence[str], options: CodeOptions, retry_timeout: float) -> Engine[str]:
     """
-    Submit a job, after the local code that its runtime environment names; answered by its submission id.
+    Upload the local code of the runtime environment, submit the job, and return its submission id.
 
-    What is wrong with the rest of the submission is said before anything is sent.
+    All options are checked before anything is sent.
 
-    :param retry_timeout: seconds for which failures that may pass are borne.
+    :param retry_timeout: seconds for which a failed request is retried.
     """
     arguments: dict[str, Any] = dict(options)
     secrets = arguments.pop("package_secrets", False)
@@ -45,7 +44,7 @@ def submit_with_code(entrypoint: str | Sequence[str], options: CodeOptions, retr
     if not has_local_code(runtime_env):
         submission = build_submission(entrypoint, **arguments)
     else:
-        # here, as few submissions need it, and every DAG file that is read would pay
+        # imported late: few submissions need these modules
         from airflow_provider_rayjobs.jobs.packages.local_code import resolve_local_code  # noqa: PLC0415
         from airflow_provider_rayjobs.jobs.packages.upload import upload_packages  # noqa: PLC0415
 
@@ -59,11 +58,10 @@ def submit_with_code(entrypoint: str | Sequence[str], options: CodeOptions, retr
 @dataclass(frozen=True)
 class SubmitResult:
     """
-    A submission that Ray has.
+    A job that Ray accepted.
 
-    :param is_confirmed: whether Ray's answer to it was seen. Without, the job is known to exist by its nonce alone; the
-        client may have left in the middle of the request, which can leave a record that nothing ever starts
-        (ray-project/ray 62766).
+    :param is_confirmed: whether Ray's answer to the submission arrived. Otherwise the job was found by its nonce, and
+        Ray may never start it (ray-project/ray issue 62766).
     """
 
     submission_id: str
@@ -72,14 +70,14 @@ class SubmitResult:
 
 def submit_job(submission: JobSubmission, retry_timeout: float) -> Engine[SubmitResult]:
     """
-    Submit, and see to it that exactly one job comes of it whatever happens to the answers.
+    Submit a job exactly once.
 
-    A lost answer is followed by the same submission again. If Ray then says that the id is taken, the job's
-    own metadata tells whether it was us.
+    After a lost answer the same submission is sent again. If Ray then says that the id is taken, the nonce in the
+    job's metadata tells whether the job is this submission's.
 
-    :param retry_timeout: seconds for which failures that may pass are borne.
-    :raises RayJobExistsError: the id belongs to a job that is not this submission's.
-    :raises RayApiUnreachableError: the patience is over; the job may exist all the same.
+    :param retry_timeout: seconds for which a failed request is retried.
+    :raises RayJobExistsError: the id belongs to the job of another submission.
+    :raises RayApiUnreachableError: ``retry_timeout`` is exceeded; the job may exist.
     """
     job = submission.submission_id
     may_exist = f"Ray may have received the submission: look for job {job} on the cluster before you submit another."
@@ -90,32 +88,32 @@ def submit_job(submission: JobSubmission, retry_timeout: float) -> Engine[Submit
         existing: JobDetails = yield from send(endpoints.get_job(job), retry_timeout)
         if existing.metadata.get(NONCE) != submission.metadata[NONCE]:
             raise
-        yield from _tell_other_code(submission, existing)
+        yield from _warn_about_other_code(submission, existing)
         return SubmitResult(job, is_confirmed=False)
     return SubmitResult(job, is_confirmed=True)
 
 
-def _tell_other_code(submission: JobSubmission, existing: JobDetails) -> Engine[None]:
-    """Warn where an earlier try submitted the same job with other code, which is what runs."""
+def _warn_about_other_code(submission: JobSubmission, existing: JobDetails) -> Engine[None]:
+    """Warn if the existing job of this submission runs other code than the submission would run now."""
     if not existing.runtime_env:
         return
     for key in ("working_dir", "py_modules"):
-        ours, runs = (submission.runtime_env or {}).get(key) or None, existing.runtime_env.get(key) or None
-        if ours != runs:
+        current, running = (submission.runtime_env or {}).get(key) or None, existing.runtime_env.get(key) or None
+        if current != running:
             yield LogMessage(
-                f"Job {submission.submission_id} had arrived before, with other code: its {key} is {runs}, and now it "
-                f"would be {ours}. It goes on with the former. Clear the task to have the present code run.",
+                f"Ray job {submission.submission_id} runs older code: it was submitted with {key} {running}, and {key} "
+                f"is {current} now. The job is kept. To run the current code, stop the job and submit a new one.",
                 logging.WARNING,
             )
 
 
 def get_session(submission_id: str, retry_timeout: float) -> Engine[str | None]:
     """
-    Return the name of the cluster's present life, before a submission to it.
+    Return the name of the current Ray session, before a job is submitted to it.
 
-    :param submission_id: of the job that is to be submitted, for the message.
-    :param retry_timeout: seconds for which failures that may pass are borne.
-    :raises RayApiUnreachableError: the patience is over.
+    :param submission_id: the job to submit, for the error message.
+    :param retry_timeout: seconds for which a failed request is retried.
+    :raises RayApiUnreachableError: ``retry_timeout`` is exceeded.
     """
     with raising_unreachable(retry_timeout, f"Job {submission_id} was not submitted.", sent=False):
         version = yield from send(endpoints.get_version(), retry_timeout)

@@ -297,7 +297,7 @@ CASES = [
 LOST = [
     Case(f"lost_{mode}", "A job that died with its cluster is said to be lost, and a retry submits another.",
          {"entrypoint": ENDLESS_AT_FIRST, **RETRY, **how}, await_the_head, own_head=True, tries=2,
-         says=("RayJobLostError", "was lost with its cluster"))
+         says=("RayJobLostError", "was lost: the head was restarted"))
     for mode, how in MODES
 ]  # fmt: skip
 # Played on their own, when little else goes on: a dag run's time counts from its beginning.

@@ -427,7 +427,7 @@ def test_notes_go_to_the_given_logger(call: Call) -> None:
     call("follow_job", wire, "100%s", poll_interval=0.01, client_logger=Logger())
 
     assert [level for level, _ in notes] == [logging.WARNING, logging.INFO]
-    assert notes[0][1].startswith("Lost sight of job 100%s")
+    assert notes[0][1].startswith("No usable answer about Ray job 100%s.")
 
 
 def test_engines_are_closed(call: Call) -> None:

@@ -1,4 +1,4 @@
-"""How exactly one job comes of a submission: engines driven by hand."""
+"""Submitting a job exactly once: engines driven by hand."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def existing(**metadata: str) -> JobDetails:
 
 
 def drive(engine: Engine[Any], *answers: Any) -> tuple[Any, list[str]]:
-    """Give the engine these answers, one for each request, errors thrown; return its result and what it sent."""
+    """Drive an engine with one answer for each request, errors thrown; return its result and the requests."""
     sent: list[str] = []
     clock, script = 0.0, iter(answers)
     step = next(engine)
@@ -64,26 +64,26 @@ def drive(engine: Engine[Any], *answers: Any) -> tuple[Any, list[str]]:
         ({"working_dir": "gcs://new.zip", "py_modules": ["gcs://m.zip"]}, 1),
     ],
 )
-def test_a_job_that_runs_other_code_is_told(runs: dict[str, Any], warnings: int) -> None:
-    """A job of ours that arrived before the code changed is followed, and a warning says what it runs."""
+def test_job_with_older_code_is_kept_with_a_warning(runs: dict[str, Any], warnings: int) -> None:
+    """A job of this submission that was accepted before the code changed is kept, with a warning."""
     submission = replace(SUBMISSION, runtime_env={"working_dir": "gcs://new.zip"})
     engine = submit_job(submission, 0)
     next(engine)
     engine.throw(TAKEN)
-    notes: list[LogMessage] = []
+    messages: list[LogMessage] = []
     try:
         step = engine.send(replace(existing(submission_nonce="ours"), runtime_env=runs))
         while True:
             assert isinstance(step, LogMessage)
-            notes.append(step)
+            messages.append(step)
             step = next(engine)
     except StopIteration as end:
         submitted = end.value
     assert submitted == SubmitResult("mine", is_confirmed=False)
-    assert len(notes) == warnings
-    for note in notes:
-        assert note.level == logging.WARNING
-        assert str(next(reversed(runs.values()))) in note.message
+    assert len(messages) == warnings
+    for message in messages:
+        assert message.level == logging.WARNING
+        assert str(next(reversed(runs.values()))) in message.message
 
 
 POST, GET = "POST /api/jobs/", "GET /api/jobs/mine"
@@ -101,7 +101,7 @@ POST, GET = "POST /api/jobs/", "GET /api/jobs/mine"
             [LOST, LOST, BUSY, TAKEN, BUSY, LOST, existing(submission_nonce="ours")],
             [POST, POST, POST, POST, GET, GET, GET],
             False,
-            id="trouble everywhere",
+            id="failures everywhere",
         ),
         pytest.param(
             [TAKEN, existing(submission_nonce="ours")], [POST, GET], False, id="submitted by an earlier process"
@@ -109,24 +109,24 @@ POST, GET = "POST /api/jobs/", "GET /api/jobs/mine"
         pytest.param([BUSY, BUSY, "mine"], [POST, POST, POST], True, id="busy for a while"),
     ],
 )
-def test_exactly_one_job(answers: list[Any], requests: list[str], is_confirmed: bool) -> None:
-    """Whatever happens to the answers, one job comes of a submission, and it is known whether one was seen."""
+def test_exactly_one_job_is_submitted(answers: list[Any], requests: list[str], is_confirmed: bool) -> None:
+    """Whatever happens to the answers, a submission creates one job, and the result tells whether Ray confirmed it."""
     assert drive(submit_job(SUBMISSION, 60), *answers) == (SubmitResult("mine", is_confirmed), requests)
 
 
 @pytest.mark.parametrize(
     ("answers", "error"),
     [
-        pytest.param([TAKEN, existing(submission_nonce="theirs")], RayJobExistsError, id="somebody else's"),
-        pytest.param([LOST, TAKEN, existing()], RayJobExistsError, id="somebody's without a nonce"),
+        pytest.param([TAKEN, existing(submission_nonce="theirs")], RayJobExistsError, id="another nonce"),
+        pytest.param([LOST, TAKEN, existing()], RayJobExistsError, id="no nonce"),
         pytest.param([RayApiRejectedError("no", status_code=400)], RayApiRejectedError, id="refused"),
         pytest.param(
             [TAKEN, RayJobNotFoundError("gone", status_code=404)], RayJobNotFoundError, id="deleted meanwhile"
         ),
     ],
 )
-def test_no_job_of_ours(answers: list[Any], error: type[RayJobsError]) -> None:
-    """An id that is somebody else's is an error, and what Ray refuses is not asked for twice."""
+def test_taken_id_and_refusal_are_errors(answers: list[Any], error: type[RayJobsError]) -> None:
+    """An id that belongs to another submission is an error, and a refused submission is not repeated."""
     with pytest.raises(error):
         drive(submit_job(SUBMISSION, 60), *answers)
 
@@ -134,8 +134,8 @@ def test_no_job_of_ours(answers: list[Any], error: type[RayJobsError]) -> None:
 @pytest.mark.parametrize(
     "error", [BUSY, LOST, RayApiConnectionError("refused", sent=False)], ids=["busy", "lost", "refused"]
 )
-def test_patience_ends(error: RayJobsError) -> None:
-    """A submission is repeated until the patience is over; the error then says that the job may exist."""
+def test_submission_is_retried_for_retry_timeout(error: RayJobsError) -> None:
+    """A submission is retried for ``retry_timeout``; the error then says that the job may exist."""
     with pytest.raises(RayApiUnreachableError, match="look for job mine on the cluster") as caught:
         drive(submit_job(SUBMISSION, 30), *[error] * 100)
     with pytest.raises(RayApiUnreachableError):
@@ -152,10 +152,10 @@ def test_patience_ends(error: RayJobsError) -> None:
         pytest.param([BUSY], RayApiRejectedError("no", status_code=400), True, id="refused after a busy head"),
     ],
 )
-def test_refusals_after_a_lost_answer(
+def test_refusal_tells_whether_it_was_a_retry(
     failures: list[RayJobsError], error: RayApiRejectedError, was_retried: bool
 ) -> None:
-    """A refusal says whether the same submission was sent before, as a job may have come of that one."""
+    """A refusal tells whether the submission was sent before: an earlier try may have created the job."""
     with pytest.raises(RayApiRejectedError) as caught:
         drive(submit_job(SUBMISSION, 60), *failures, error)
 
@@ -169,18 +169,18 @@ VERSION = "GET /api/version"
     ("answers", "session"),
     [
         pytest.param([RayVersion("4", "2.60.0", "session_1")], "session_1", id="at once"),
-        pytest.param([LOST, BUSY, RayVersion("4", "2.60.0", "session_1")], "session_1", id="after trouble"),
+        pytest.param([LOST, BUSY, RayVersion("4", "2.60.0", "session_1")], "session_1", id="after failures"),
         pytest.param([RayVersion("4", "2.9.3")], None, id="an old head"),
     ],
 )
-def test_session(answers: list[Any], session: str | None) -> None:
-    """The name of the cluster's present life is asked for before a submission; old heads have none."""
+def test_session_is_returned(answers: list[Any], session: str | None) -> None:
+    """The name of the current session is returned; old heads have none."""
     assert drive(get_session("mine", 60), *answers) == (session, [VERSION] * len(answers))
 
 
 @pytest.mark.parametrize("error", [BUSY, LOST], ids=["busy", "lost"])
-def test_session_out_of_reach(error: RayJobsError) -> None:
-    """A cluster that stays out of reach before a submission is an error, which says that nothing was submitted."""
+def test_session_that_cannot_be_had_is_an_error(error: RayJobsError) -> None:
+    """If the session cannot be had within ``retry_timeout``, the error says that nothing was submitted."""
     with pytest.raises(RayApiUnreachableError, match="Retried for 30 s. Job mine was not submitted") as caught:
         drive(get_session("mine", 30), *[error] * 100)
 
@@ -189,8 +189,8 @@ def test_session_out_of_reach(error: RayJobsError) -> None:
 
 
 @pytest.mark.parametrize("engine", [submit_job(SUBMISSION, 30), get_session("mine", 30)], ids=["submit", "session"])
-def test_tls_failure_is_final(engine: Engine[Any]) -> None:
-    """A certificate does not mend itself: the TLS error is raised at once, under its own class."""
+def test_tls_error_is_not_retried(engine: Engine[Any]) -> None:
+    """A TLS error is raised at once, under its own class: a retry cannot fix a certificate."""
     error = RayApiTLSError("certificate has expired")
 
     with pytest.raises(RayApiTLSError) as caught:

@@ -157,7 +157,7 @@ def test_a_token_that_rotates_is_borne_while_a_job_is_followed(token_head: RayHe
 
     assert details.status == "SUCCEEDED"
     assert "The token is wrong, of another cluster, or not valid any more" in notes[0]
-    assert "in sight again" in notes[-1]
+    assert "Ray answers about job" in notes[-1]
     assert not any(secret in "".join(notes) for secret in SECRETS)
 
 

@@ -399,8 +399,10 @@ def test_look_up_bears_an_outage(trouble: RayJobsError) -> None:
     assert asked == [GET, GET, GET, VERSION, GET, VERSION]
     assert seconds == 9
     assert len(notes) == 2
-    assert f"Lost sight of job job-1, which may well run on; trying again for 600 s. {trouble}" in notes[0]
-    assert "in sight again after 9 s" in notes[1]
+    assert (
+        f"No usable answer about Ray job job-1. The job may still be running. Retrying for 600 s. {trouble}" in notes[0]
+    )
+    assert "Ray answers about job job-1 again, after 9 s" in notes[1]
 
 
 @pytest.mark.parametrize("timeout", [0, 1, 30, 600])
