@@ -372,4 +372,4 @@ def test_the_forms_test_button_uses_all_fields(airflow: LocalAirflow, ingress: I
 
     assert good["status"], good
     assert good["message"].startswith("Ray 2.60.0 at https://127.0.0.1:")
-    assert (bad["status"], "nobody reads the extra verfy" in bad["message"]) == (False, True)
+    assert (bad["status"], "unknown extra verfy" in bad["message"]) == (False, True)
