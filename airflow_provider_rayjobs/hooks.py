@@ -1,4 +1,4 @@
-"""From an Airflow connection to a client of its cluster."""
+"""From an Airflow connection to a client."""
 
 from __future__ import annotations
 
@@ -31,9 +31,8 @@ class RayJobsHook(BaseHook):
     The methods are those of :class:`~airflow_provider_rayjobs.jobs.client.RayJobsClient`. On an event loop use
     ``async with await hook.aget_conn() as client``.
 
-    :param ray_conn_id: an Airflow connection of type ``ray_jobs``. Where the default connection is not defined, the
-        environment variable ``RAY_API_SERVER_ADDRESS`` counts, then ``http://127.0.0.1:8265``. Any other connection
-        must be defined.
+    :param ray_conn_id: an Airflow connection of type ``ray_jobs``. If the default connection is not defined, the
+        address is ``RAY_API_SERVER_ADDRESS`` of the environment, or ``http://127.0.0.1:8265``.
     """
 
     conn_name_attr = "ray_conn_id"
@@ -116,10 +115,10 @@ class RayJobsHook(BaseHook):
             )
 
     def test_connection(self) -> tuple[bool, str]:
-        """Say what the connection leads to, or why to nothing; behind the button "Test" in Airflow's UI."""
+        """Return whether Ray answers, and its version or the error; the button "Test" in Airflow's UI calls it."""
         try:
             cluster = self.get_cluster()
-            # once, without patience: somebody waits in front of the form
+            # no retries: a user waits for the result
             with self.client_of(cluster) as client:
                 version = client.send(endpoints.get_version())
         except (AirflowNotFoundException, RayJobsError, ValueError) as error:
@@ -129,7 +128,7 @@ class RayJobsHook(BaseHook):
         return True, f"Ray {version.ray_version} at {cluster.address}{session}{unchecked}"
 
     def get_version(self) -> RayVersion:
-        """Return what answers: its Ray version and session."""
+        """Return the Ray version and session of the cluster."""
         with self.get_conn() as client:
             return client.get_version()
 
@@ -144,27 +143,27 @@ class RayJobsHook(BaseHook):
             return client.get_job(submission_id)
 
     def list_jobs(self) -> list[JobDetails]:
-        """Return all jobs that the cluster remembers, interactive ones included."""
+        """Return all jobs of the cluster, interactive ones included."""
         with self.get_conn() as client:
             return client.list_jobs()
 
     def stop_job(self, submission_id: str) -> bool:
-        """Ask for a job to be stopped; ``False`` if it had ended."""
+        """Request a job's stop; ``False`` if it had already ended."""
         with self.get_conn() as client:
             return client.stop_job(submission_id)
 
     def delete_job(self, submission_id: str) -> bool:
-        """Delete what the cluster remembers of a job that has ended."""
+        """Delete the cluster's record of a job that has ended."""
         with self.get_conn() as client:
             return client.delete_job(submission_id)
 
     def get_job_logs(self, submission_id: str) -> str:
-        """Return a driver's log so far as one text, held in memory."""
+        """Return a job's log so far as text."""
         with self.get_conn() as client:
             return client.get_job_logs(submission_id)
 
     def save_job_logs(self, submission_id: str, path: str | PathLike[str]) -> int:
-        """Write a driver's log so far to a file, for long ones; see :meth:`.RayJobsClient.save_job_logs`."""
+        """Write a job's log so far to a file; see :meth:`.RayJobsClient.save_job_logs`."""
         with self.get_conn() as client:
             return client.save_job_logs(submission_id, path)
 
