@@ -331,7 +331,7 @@ def test_the_connection_form_has_our_fields_and_its_test_button_works(airflow: L
 
     if Version(airflow_version) >= Version("3.2"):  # 3.1 passes over the named fields and shows its plain form
         assert set(form["extra_fields"]) == EXTRAS.keys()
-        assert form["standard_fields"]["password"]["title"] == "Token, or the login's password"
+        assert form["standard_fields"]["password"]["title"] == "Ray token, or password of the login"
     assert good["status"]
     assert good["message"].startswith(f"Ray 2.60.0 at {ray_head.address}, session session_")
     assert not bad["status"]
