@@ -77,7 +77,7 @@ def mask_env_vars(runtime_env: Any, mask: Callable[[Any], object] = mask_secret)
 
 
 def _is_trivial(value: str) -> bool:
-    """Tell whether a value cannot be secret, whatever its name: ``USE_TOKEN=false``, ``MAX_TOKENS=100000``."""
+    """Tell whether a value cannot be secret, despite its name: ``USE_TOKEN=false``, ``MAX_TOKENS=100000``."""
     return len(value) < MIN_SECRET_LENGTH or value.lower() in _FLAGS or _NUMBER.fullmatch(value) is not None
 
 

@@ -274,7 +274,7 @@ def test_auth_is_created_with_auth_kwargs():
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"auth_kwargs": {"nobody": "secret"}}, "cannot be created with auth_kwargs"),
+        ({"auth_kwargs": {"unknown": "secret"}}, "cannot be created with auth_kwargs"),
         ({"auth_kwargs": {"audience": "wrong"}}, "cannot be created: LookupError"),
         ({"auth_kwargs": {"audience": "a"}, "headers": {"Authorization": "secret"}}, "auth and headers both claim"),
     ],

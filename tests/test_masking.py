@@ -143,7 +143,7 @@ def test_copy_and_union_stay_redacted():
 
 
 def test_everyday_values_are_not_masked():
-    """A flag, a number and a short word stay readable, whatever their variable is called."""
+    """A flag, a number and a short word stay readable, even if their variable has a sensitive name."""
     masking.mask_env_vars(
         {"env_vars": {"USE_TOKEN": "false", "MAX_TOKENS": "100000", "SECRET_NAME": "none", "API_KEY": "abcd"}}
     )

@@ -400,7 +400,7 @@ def test_missing_log_file_is_replaced_by_the_text() -> None:
 
 
 def test_text_replaces_a_file_of_which_nothing_was_emitted() -> None:
-    """If nothing of the file was emitted, the text that replaces it is emitted whole, whatever its line ends."""
+    """If nothing of the file was emitted, the text that replaces it is emitted whole, even with other line ends."""
     cluster = Cluster(files=[(b"10%\r\n20%\r\n", LOST), NO_FILE], texts=["10%\n20%\n30%\ndone\n"])
 
     cluster.drive(follow_job("a", reader=LogReader()))
@@ -492,7 +492,7 @@ answers = st.sampled_from([PENDING, RUNNING, LOST, BUSY, replace(RUNNING, status
 def test_every_history_has_one_end(
     history: list[Any], end: Any, reads: list[tuple[int, bool]], broken: list[int]
 ) -> None:
-    """Whatever happens on the way, following ends once, as the job ended, with each log line emitted once."""
+    """In every history, following ends once, as the job ended, with each log line emitted once."""
     text = "".join(f"line {number}\n" for number in range(6)).encode()
     live = sum(isinstance(answer, JobDetails) and answer.driver_node_id is not None for answer in history)
     growing = sorted(reads)[:live]

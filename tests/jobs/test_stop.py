@@ -135,7 +135,7 @@ def test_unknown_job_needs_no_stop(answers: list[Any]) -> None:
 @pytest.mark.parametrize("metadata", [{}, {NONCE: "theirs"}], ids=["no nonce", "another nonce"])
 @pytest.mark.parametrize("status", list(JobStatus))
 def test_job_of_another_submission_is_left_alone(status: JobStatus, metadata: dict[str, str]) -> None:
-    """A job with another nonce, or none, is left alone, whatever its status."""
+    """A job with another nonce, or none, is left alone in every status."""
     theirs = replace(RUNNING, status=status, metadata=metadata)
     cluster = Cluster([theirs])
 

@@ -110,7 +110,7 @@ POST, GET = "POST /api/jobs/", "GET /api/jobs/mine"
     ],
 )
 def test_exactly_one_job_is_submitted(answers: list[Any], requests: list[str], is_confirmed: bool) -> None:
-    """Whatever happens to the answers, a submission creates one job, and the result tells whether Ray confirmed it."""
+    """A submission creates one job even if answers are lost, and the result tells whether Ray confirmed it."""
     assert drive(submit_job(SUBMISSION, 60), *answers) == (SubmitResult("mine", is_confirmed), requests)
 
 
