@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from airflow_provider_rayjobs.exceptions import RayJobExistsError
@@ -52,23 +51,11 @@ def submit_with_code(entrypoint: str | Sequence[str], options: CodeOptions, retr
         code = yield RunBlocking(lambda: resolve_local_code(runtime_env, secrets=secrets))
         submission = build_submission(entrypoint, **{**arguments, "runtime_env": code.runtime_env})
         yield from upload_packages(code, retry_timeout)
-    return (yield from submit_job(submission, retry_timeout)).submission_id
+    yield from submit_job(submission, retry_timeout)
+    return submission.submission_id
 
 
-@dataclass(frozen=True)
-class SubmitResult:
-    """
-    A job that Ray accepted.
-
-    :param is_confirmed: whether Ray's answer to the submission arrived. Otherwise the job was found by its nonce, and
-        Ray may never start it (ray-project/ray issue 62766).
-    """
-
-    submission_id: str
-    is_confirmed: bool
-
-
-def submit_job(submission: JobSubmission, retry_timeout: float) -> Engine[SubmitResult]:
+def submit_job(submission: JobSubmission, retry_timeout: float) -> Engine[bool]:
     """
     Submit a job exactly once.
 
@@ -76,6 +63,8 @@ def submit_job(submission: JobSubmission, retry_timeout: float) -> Engine[Submit
     job's metadata tells whether the job is this submission's.
 
     :param retry_timeout: seconds for which a failed request is retried.
+    :return: whether Ray's answer to the submission arrived. Otherwise the job was found by its nonce, and Ray may
+        never start it (ray-project/ray issue 62766).
     :raises RayJobExistsError: the id belongs to the job of another submission.
     :raises RayApiUnreachableError: ``retry_timeout`` is exceeded; the job may exist.
     """
@@ -89,8 +78,8 @@ def submit_job(submission: JobSubmission, retry_timeout: float) -> Engine[Submit
         if existing.metadata.get(NONCE) != submission.metadata[NONCE]:
             raise
         yield from _warn_about_other_code(submission, existing)
-        return SubmitResult(job, is_confirmed=False)
-    return SubmitResult(job, is_confirmed=True)
+        return False
+    return True
 
 
 def _warn_about_other_code(submission: JobSubmission, existing: JobDetails) -> Engine[None]:
