@@ -28,21 +28,11 @@ TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 # The type of each extra. In a URI and in the form every value is text: an object is JSON, a number its digits.
 _TEXT, _OBJECT, _SECONDS = "text", "a JSON object of text to text", "a number of seconds"
 EXTRAS = {
-    "base_path": _TEXT,
-    "dashboard_url": _TEXT,
-    "token": _TEXT,
-    "token_file": _TEXT,
-    "token_header": _TEXT,
-    "headers": _OBJECT,
-    "auth": _TEXT,
-    "auth_kwargs": _OBJECT,
+    **dict.fromkeys(("base_path", "dashboard_url", "token", "token_file", "token_header", "auth"), _TEXT),
+    **dict.fromkeys(("client_cert", "client_key", "client_key_password", "proxy"), _TEXT),
+    **dict.fromkeys(("headers", "auth_kwargs"), _OBJECT),
+    **dict.fromkeys(("connect_timeout", "read_timeout"), _SECONDS),
     "verify": "text: system, off or the path of a certificate file",
-    "client_cert": _TEXT,
-    "client_key": _TEXT,
-    "client_key_password": _TEXT,
-    "proxy": _TEXT,
-    "connect_timeout": _SECONDS,
-    "read_timeout": _SECONDS,
 }
 # Extras that are fields of Access without a change.
 _ACCESS_EXTRAS = EXTRAS.keys() & {each.name for each in fields(Access)} - {"token", "auth"}

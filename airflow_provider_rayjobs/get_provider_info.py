@@ -49,54 +49,29 @@ def get_provider_info() -> dict[str, Any]:
 
 def _connection_fields() -> dict[str, Any]:
     return {
-        "base_path": _text("Base path", "Path of the Ray dashboard behind an ingress, e.g. /team-a."),
-        "dashboard_url": _text(
-            "Dashboard URL",
-            "URL of the dashboard for browsers, if it differs from the workers', e.g. https://ray.example.com/team-a.",
+        "base_path": _field("Base path", "Path of the Ray dashboard behind an ingress, e.g. /team-a."),
+        "dashboard_url": _field(
+            "Dashboard URL", "If browsers need another URL than workers, e.g. https://ray.example.com/team-a."
         ),
-        "token": _secret("Ray token", "Only with a login. Without a login, enter the token as the password."),
-        "token_file": _text(
-            "Ray token file",
-            "File with the token, on workers and triggerers, e.g. /var/run/secrets/ray/token. Read for each request.",
+        "token": _field("Ray token", "Only with a login. Without one, the token is the password.", format="password"),
+        "token_file": _field(
+            "Ray token file", "Read on workers and triggerers for each request, e.g. /var/run/secrets/ray/token."
         ),
-        "token_header": _text(
-            "Token header", "X-Ray-Authorization, if a proxy needs the Authorization header for itself."
+        "token_header": _field("Token header", "X-Ray-Authorization, if a proxy needs the Authorization header."),
+        "headers": _field("Headers", 'HTTP headers of each request as JSON, e.g. {"X-Api-Key": "..."}.', "object"),
+        "verify": _field("Certificate check", "system (default), off, or a CA file, e.g. /etc/ssl/company-ca.pem."),
+        "client_cert": _field("Client certificate", "PEM file for mTLS, e.g. /etc/ssl/airflow.pem. May hold the key."),
+        "client_key": _field("Client key", "PEM file with the certificate's key, e.g. /etc/ssl/airflow.key."),
+        "client_key_password": _field("Client key password", "Only for an encrypted key.", format="password"),
+        "proxy": _field(
+            "HTTP proxy", "E.g. http://me:password@proxy:3128. Default: HTTPS_PROXY and NO_PROXY.", format="password"
         ),
-        "headers": _object("Headers", 'HTTP headers of each request as JSON, e.g. {"X-Api-Key": "..."}.'),
-        "verify": _text(
-            "Certificate check",
-            "system (default), off, or the CA certificate file, e.g. /etc/ssl/company-ca.pem.",
-        ),
-        "client_cert": _text("Client certificate", "PEM file for mTLS, e.g. /etc/ssl/airflow.pem. May hold the key."),
-        "client_key": _text("Client key", "PEM file with the certificate's key, e.g. /etc/ssl/airflow.key."),
-        "client_key_password": _secret("Client key password", "Only for an encrypted key."),
-        "proxy": _secret(
-            "HTTP proxy", "E.g. http://user:password@proxy:3128. Default: the environment's HTTPS_PROXY and NO_PROXY."
-        ),
-        "connect_timeout": _seconds("Connect timeout", "Seconds to connect, e.g. 5. Default: 10."),
-        "read_timeout": _seconds(
-            "Read timeout", "Seconds until the next bytes of an answer, e.g. 60. Default: 30; a submission has 120."
-        ),
-        "auth": _text("Auth class", "Your subclass of httpx.Auth, e.g. my_company.iap.IapAuth."),
-        "auth_kwargs": _object("Auth arguments", 'Arguments of that class as JSON, e.g. {"audience": "..."}.'),
+        "connect_timeout": _field("Connect timeout", "Seconds to connect, e.g. 5. Default: 10.", "number"),
+        "read_timeout": _field("Read timeout", "Seconds to wait for an answer, e.g. 60. Default: 30.", "number"),
+        "auth": _field("Auth class", "Your subclass of httpx.Auth, e.g. my_company.iap.IapAuth."),
+        "auth_kwargs": _field("Auth arguments", 'Arguments of that class as JSON, e.g. {"audience": "..."}.', "object"),
     }
 
 
-def _field(label: str, description: str, **schema: Any) -> dict[str, Any]:
-    return {"label": label, "description": description, "schema": schema}
-
-
-def _text(label: str, description: str) -> dict[str, Any]:
-    return _field(label, description, type=["string", "null"])
-
-
-def _secret(label: str, description: str) -> dict[str, Any]:
-    return _field(label, description, type=["string", "null"], format="password")
-
-
-def _seconds(label: str, description: str) -> dict[str, Any]:
-    return _field(label, description, type=["number", "null"])
-
-
-def _object(label: str, description: str) -> dict[str, Any]:
-    return _field(label, description, type=["object", "null"])
+def _field(label: str, description: str, kind: str = "string", **schema: str) -> dict[str, Any]:
+    return {"label": label, "description": description, "schema": {"type": [kind, "null"], **schema}}

@@ -16,7 +16,7 @@ from airflow_provider_rayjobs.jobs.access import OFF
 from airflow_provider_rayjobs.jobs.client import AsyncRayJobsClient, OnLog, RayJobsClient
 from airflow_provider_rayjobs.jobs.models import JobDetails, RayVersion
 from airflow_provider_rayjobs.jobs.submit import CodeOptions
-from airflow_provider_rayjobs.masking import TokenMasker, amask_secret, mask_secret, mask_soon
+from airflow_provider_rayjobs.masking import amask_secret, mask_secret, mask_soon, token_masker
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
@@ -28,8 +28,8 @@ class RayJobsHook(BaseHook):
     """
     Talk to a Ray cluster's Jobs API through an Airflow connection.
 
-    The methods are those of :class:`~airflow_provider_rayjobs.jobs.client.RayJobsClient`. On an event loop use
-    ``async with await hook.aget_conn() as client``.
+    The methods are those of :class:`~airflow_provider_rayjobs.jobs.client.RayJobsClient`; see there. On an event loop
+    use ``async with await hook.aget_conn() as client``.
 
     :param ray_conn_id: an Airflow connection of type ``ray_jobs``. If the default connection is not defined, the
         address is ``RAY_API_SERVER_ADDRESS`` of the environment, or ``http://127.0.0.1:8265``.
@@ -103,7 +103,7 @@ class RayJobsHook(BaseHook):
             return RayJobsClient(
                 cluster.address,
                 logger=self.log,
-                on_token=None if is_quiet else TokenMasker(mask_secret),
+                on_token=None if is_quiet else token_masker(mask_secret),
                 access=cluster.full_access(),
             )
 
@@ -111,7 +111,7 @@ class RayJobsHook(BaseHook):
         """Return a client for the running event loop without looking the connection up again."""
         with naming_source(f"connection {self.ray_conn_id}"):
             return AsyncRayJobsClient(
-                cluster.address, logger=self.log, on_token=TokenMasker(mask_soon), access=cluster.full_access()
+                cluster.address, logger=self.log, on_token=token_masker(mask_soon), access=cluster.full_access()
             )
 
     def test_connection(self) -> tuple[bool, str]:
@@ -128,22 +128,19 @@ class RayJobsHook(BaseHook):
         return True, f"Ray {version.ray_version} at {cluster.address}{session}{unchecked}"
 
     def get_version(self) -> RayVersion:
-        """Return the Ray version and session of the cluster."""
         with self.get_conn() as client:
             return client.get_version()
 
     def submit_job(self, entrypoint: str | Sequence[str], **options: Unpack[CodeOptions]) -> str:
-        """Submit a job and return its submission id; see :meth:`.RayJobsClient.submit_job`."""
+        """Submit a job and return its submission id."""
         with self.get_conn() as client:
             return client.submit_job(entrypoint, **options)
 
     def get_job(self, submission_id: str) -> JobDetails:
-        """Return a job's current state."""
         with self.get_conn() as client:
             return client.get_job(submission_id)
 
     def list_jobs(self) -> list[JobDetails]:
-        """Return all jobs of the cluster, interactive ones included."""
         with self.get_conn() as client:
             return client.list_jobs()
 
@@ -163,13 +160,13 @@ class RayJobsHook(BaseHook):
             return client.get_job_logs(submission_id)
 
     def save_job_logs(self, submission_id: str, path: str | PathLike[str]) -> int:
-        """Write a job's log so far to a file; see :meth:`.RayJobsClient.save_job_logs`."""
+        """Write a job's log so far to a file and return its size in bytes."""
         with self.get_conn() as client:
             return client.save_job_logs(submission_id, path)
 
     def follow_job(
         self, submission_id: str, *, on_log: OnLog | None = None, **options: Unpack[follow.FollowOptions]
     ) -> JobDetails:
-        """Follow a job to its terminal status and return it; see :meth:`.RayJobsClient.follow_job`."""
+        """Follow a job to its terminal status and return it."""
         with self.get_conn() as client:
             return client.follow_job(submission_id, on_log=on_log, **options)

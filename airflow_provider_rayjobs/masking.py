@@ -11,6 +11,7 @@ import asyncio
 import re
 from collections import UserDict
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, TypeVar
 
 # Not from common.compat: our minimum version of it has no mask_secret. This path is the same since Airflow 3.1.
@@ -44,21 +45,9 @@ def mask_soon(secret: Any) -> None:
     future.add_done_callback(_pending.discard)
 
 
-class TokenMasker:
-    """
-    Register each new token of a token file, before it is sent to the cluster.
-
-    :param mask: registers a secret.
-    """
-
-    def __init__(self, mask: Callable[[Any], object]) -> None:
-        self._mask = mask
-        self._last = ""
-
-    def __call__(self, token: str) -> None:
-        if token != self._last:
-            self._last = token
-            self._mask([token])
+def token_masker(mask: Callable[[Any], object]) -> Callable[[str], object]:
+    """Return a callback for each token that is read from a file; it passes on those that differ from the last one."""
+    return lru_cache(maxsize=1)(lambda token: mask([token]))
 
 
 def mask_env_vars(runtime_env: Any, mask: Callable[[Any], object] = mask_secret) -> None:

@@ -92,16 +92,13 @@ def describe_shortage(demand: Mapping[str, float], cluster: ClusterResources | N
     requested = f"The job requests {_list(demand)} on one node." if demand else "The job requests no resources."
     if cluster is None or not cluster.nodes:
         return f"{requested} The resources of the cluster are unknown."
-    every_name = {name for node in cluster.nodes for name in node} | demand.keys()
-    shown = sorted(name for name in every_name if name in ("CPU", "GPU", "memory") or name in demand)
+    shown = sorted({name for node in cluster.nodes for name in node} & {"CPU", "GPU", "memory"} | demand.keys())
     total = {name: sum(node.get(name, 0.0) for node in cluster.nodes) for name in shown}
     usage = ", ".join(
         f"{_quantity(name, cluster.used.get(name, 0.0))} of {_quantity(name, total[name])} {name}" for name in shown
     )
-    return (
-        f"{requested} The cluster has {len(cluster.nodes)} node(s); in use: {usage}. "
-        f"{_explain_shortage(demand, cluster.nodes)}"
-    )
+    reason = _explain_shortage(demand, cluster.nodes)
+    return f"{requested} The cluster has {len(cluster.nodes)} node(s); in use: {usage}. {reason}"
 
 
 def _explain_shortage(demand: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> str:

@@ -7,11 +7,7 @@ _INTERVAL = 5.0
 
 
 class Throttle:
-    """
-    Tells when the next progress message is due.
-
-    :param now: start of the operation, in seconds of any clock.
-    """
+    """Tell when the next progress message is due; ``now`` is in seconds of any clock."""
 
     def __init__(self, now: float) -> None:
         self._next = now + _INTERVAL
