@@ -213,7 +213,8 @@ def _read_extra(connection: Connection) -> Mapping[str, Any]:
     except ValueError:
         given = None
     if not isinstance(given, dict):
-        raise ValueError("extra is not a JSON object.")  # without its text, which may contain a secret
+        # without its text, which may contain a secret
+        raise ValueError('extra is not a JSON object such as {"base_path": "/team-a"}.')
     # Airflow's form stores an empty field as "" or null.
     extra = {name: value for name, value in given.items() if value not in (None, "", {})}
     if unknown := extra.keys() - EXTRAS.keys():

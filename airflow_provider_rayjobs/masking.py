@@ -46,7 +46,7 @@ def mask_soon(secret: Any) -> None:
 
 
 def token_masker(mask: Callable[[Any], object]) -> Callable[[str], object]:
-    """Return a callback for each token that is read from a file; it passes on those that differ from the last one."""
+    """Return a callback for tokens that are read from a file; it registers each that differs from the last one."""
     return lru_cache(maxsize=1)(lambda token: mask([token]))
 
 
@@ -55,8 +55,6 @@ def mask_env_vars(runtime_env: Any, mask: Callable[[Any], object] = mask_secret)
     Register the ``env_vars`` of a job whose names Airflow considers sensitive, such as ``API_TOKEN``.
 
     ``[core] sensitive_var_conn_names`` adds names. Masking every value would mask dates and team names in the log.
-
-    :param mask: registers a secret.
     """
     env_vars = runtime_env.get("env_vars") if isinstance(runtime_env, Mapping) else None
     if not isinstance(env_vars, Mapping):
@@ -74,9 +72,8 @@ def masking_env_vars(engine: Engine[T], mask: Callable[[Any], object] = mask_sec
     """
     Run an engine and register the secret ``env_vars`` of its job before any of the job's log is shown.
 
-    The job may be another task's or an earlier try's: Ray returns its ``env_vars`` with it.
-
-    :param mask: registers a secret; :func:`mask_soon` on an event loop.
+    The job may be another task's or an earlier try's: Ray returns its ``env_vars`` with it. On an event loop pass
+    :func:`mask_soon`.
     """
     is_masked = False
 

@@ -106,11 +106,7 @@ def follow_job(
 
 
 def _get_job(submission_id: str, session: str | None) -> Engine[JobDetails]:
-    """
-    Get a job.
-
-    :raises RayJobLostError: the cluster does not know the job and runs another Ray session.
-    """
+    """Get a job. An unknown job is lost if the cluster runs another Ray session."""
     try:
         details: JobDetails = yield Send(endpoints.get_job(submission_id))
         return details

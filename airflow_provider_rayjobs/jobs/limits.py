@@ -47,7 +47,7 @@ class Limits:
 
     def check(self, details: JobDetails) -> None:
         """
-        Do nothing while the job is within its limits.
+        Check the limits that apply to the job's status.
 
         :raises RayJobTimeoutError: the job has not ended and a limit expired; ``limit`` names it.
         """

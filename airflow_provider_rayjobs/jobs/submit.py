@@ -22,8 +22,7 @@ class CodeOptions(SubmissionOptions, total=False):
     """
     The options of a submission that may have local code.
 
-    ``package_secrets``
-        whether to pack files that look like secrets; or ``.gitignore`` patterns for those to pack.
+    - ``package_secrets``: whether to pack files that look like secrets; or ``.gitignore`` patterns for those to pack.
     """
 
     package_secrets: bool | Sequence[str]
