@@ -326,7 +326,7 @@ CASES = [
 HEAD_RESTART_CASES = [
     FaultCase(f"head_restarted_{mode}", "A job that died with its cluster raises RayJobLostError, and is retried.",
               {"entrypoint": ENDLESS_IN_FIRST_TRY, **RETRY, **options}, wait_for_head_restart, uses_second_head=True,
-              tries=2, log_contains=("RayJobLostError", "was lost with its cluster"))
+              tries=2, log_contains=("RayJobLostError", "was lost: the head was restarted"))
     for mode, options in MODES
 ]  # fmt: skip
 # These run after all others: a DAG run's time limit counts from the run's start, not from the task's.

@@ -144,10 +144,11 @@ def test_async_hook_submits_follows_reads_log_and_stops(ingress: Ingress, monkey
     hook = create_hook(monkeypatch, ingress.mtls)
 
     async def run_job() -> None:
-        job = await hook.asubmit_job("echo awaited")
-        assert (await hook.afollow_job(job, poll_interval=1)).status == "SUCCEEDED"
-        assert "awaited" in (await hook.aget_job_logs(job)).splitlines()
-        assert not await hook.astop_job(job)
+        async with await hook.aget_conn() as client:
+            job = await client.submit_job("echo awaited")
+            assert (await client.follow_job(job, poll_interval=1)).status == "SUCCEEDED"
+            assert "awaited" in (await client.get_job_logs(job)).splitlines()
+            assert not await client.stop_job(job)
 
     asyncio.run(run_job())
 
@@ -170,7 +171,7 @@ def test_token_rotation_is_tolerated_while_a_job_is_followed(token_head: RayHead
 
     assert details.status == "SUCCEEDED"
     assert "The token is wrong, of another cluster, or not valid any more" in messages[0]
-    assert "in sight again" in messages[-1]
+    assert "Ray answers about job" in messages[-1]
     assert not any(secret in "".join(messages) for secret in SECRETS)
 
 
@@ -403,4 +404,4 @@ def test_test_button_of_the_connection_form_uses_all_fields(airflow: LocalAirflo
 
     assert good["status"], good
     assert good["message"].startswith("Ray 2.60.0 at https://127.0.0.1:")
-    assert (bad["status"], "nobody reads the extra verfy" in bad["message"]) == (False, True)
+    assert (bad["status"], "unknown extra verfy" in bad["message"]) == (False, True)
