@@ -98,6 +98,7 @@ def test_a_submission_that_never_arrived_is_the_same_again(client: RayJobsClient
 def test_a_tree_that_changes_while_it_is_packed_submits_nothing(client: RayJobsClient, tmp_path: Path):
     """A file that is written to while its tree is packed is an error; neither a job nor a note of one is left."""
     (tmp_path / "noise").write_bytes(os.urandom(60_000_000))
+    (tmp_path / "log.txt").touch()
     store = Store()
     before = {job.submission_id for job in client.list_jobs()}
     stop = threading.Event()

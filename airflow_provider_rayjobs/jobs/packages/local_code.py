@@ -75,7 +75,6 @@ class Package:
     uri: str
     size: int
     tree: Tree | None = None
-    selection: Selection = field(default_factory=Selection)
     top: str = ""
     digests: dict[str, bytes] = field(default_factory=dict, repr=False)
     storage: PackageStorage | None = None
@@ -174,12 +173,11 @@ class _Naming:
         """Name what becomes the job's working directory; ``files`` of our own are added to it."""
         if given is None:
             # nothing but constraints: the directory exists for their sake
-            tree = Tree("", ())
-            return self._named("working_dir", Path(), _with_files(tree, files), "", Selection())
+            return self._named("working_dir", Path(), _with_files(Tree(()), files), "")
         source = self._find("working_dir", given)
         if source.is_dir():
             selection = self._selection((*default_excludes(os.environ), *self._excludes), "")
-            return self._named("working_dir", source, _with_files(select(source, selection), files), "", selection)
+            return self._named("working_dir", source, _with_files(select(source, selection), files), "")
         if not source.name.endswith(_ARCHIVES):
             raise ValueError(
                 f"runtime_env['working_dir'] is {os.fspath(given)!r}, which is a file ({source}); it must be a "
@@ -199,9 +197,9 @@ class _Naming:
         if source.is_dir():
             _check_packable(source, f"{source.name}/")
             selection = self._selection(self._excludes, source.name)
-            return self._named(owner, source, select(source, selection), source.name, selection)
+            return self._named(owner, source, select(source, selection), source.name)
         if source.suffix == ".py":
-            return self._named(owner, source, _single_file(source), "", Selection())
+            return self._named(owner, source, _single_file(source), "")
         if source.name.endswith((*_ARCHIVES, ".whl")):
             return self._archive(owner, source)
         raise ValueError(
@@ -215,9 +213,9 @@ class _Naming:
     def _selection(self, excludes: Sequence[str], top: str) -> Selection:
         return Selection(tuple(excludes), heeds_gitignore(os.environ), self.secrets, top)
 
-    def _named(self, owner: str, source: Path, tree: Tree, top: str, selection: Selection) -> Package:
+    def _named(self, owner: str, source: Path, tree: Tree, top: str) -> Package:
         digests: dict[str, bytes] = {}
-        package = Package(owner, source, "", "", tree.size, tree, selection, top, digests)
+        package = Package(owner, source, "", "", tree.size, tree, top, digests)
         if self.storage is None and tree.size >= _BEST_RATIO * LIMIT:
             raise ValueError(too_large(package))  # without hours of reading first
         return self._placed(replace(package, name=name_tree(tree, top, digests, self.watch)))
@@ -290,7 +288,7 @@ def _single_file(source: Path) -> Tree:
         raise unreadable(str(source), error) from error
     _check_packable(source, source.name)
     mode = 0o755 if status.st_mode & 0o111 else 0o644
-    return Tree("", (Entry(source.name, str(source), mode, Stamp.of(status)),))
+    return Tree((Entry(source.name, str(source), mode, Stamp.of(status)),))
 
 
 def _single_top(source: Path, *, is_zip: bool) -> str | None:

@@ -80,13 +80,11 @@ class Tree:
     """
     What a package is to hold.
 
-    :param root: the directory; "" where there is none to look at again.
     :param entries: by name.
     :param secrets: names of files that look like secrets, and were left out.
     :param warnings: what else was left out that somebody may miss.
     """
 
-    root: str
     entries: tuple[Entry, ...]
     secrets: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -134,7 +132,7 @@ def select(root: Path, selection: Selection) -> Tree:
     while walk.ahead:
         walk.enter(walk.ahead.pop())
     walk.entries.sort(key=lambda entry: entry.name)
-    return Tree(walk.root, tuple(walk.entries), tuple(sorted(walk.secrets)), tuple(walk.warnings))
+    return Tree(tuple(walk.entries), tuple(sorted(walk.secrets)), tuple(walk.warnings))
 
 
 Rules = list[tuple[int, IgnoreRules]]

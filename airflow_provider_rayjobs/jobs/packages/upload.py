@@ -25,7 +25,7 @@ from airflow_provider_rayjobs.jobs.packages.local_code import LIMIT, MIB, LocalC
 from airflow_provider_rayjobs.jobs.packages.naming import name_archive
 from airflow_provider_rayjobs.jobs.packages.news import News
 from airflow_provider_rayjobs.jobs.packages.tree import changed, printable, unwritable
-from airflow_provider_rayjobs.jobs.packages.zip_file import Packing, check_unchanged
+from airflow_provider_rayjobs.jobs.packages.zip_file import Packing
 from airflow_provider_rayjobs.jobs.steps import Engine, Note, Sleep, Upload, Work, repeated, send
 
 # Seconds of packing at once; between them the engine can be stopped.
@@ -149,8 +149,6 @@ def _fill(package: Package, file: IO[bytes], limit: int | None) -> Engine[int]:
                 yield Note(f"Packing {package.source}: {packing.done // MIB} of {packing.size // MIB} MiB read.")
         if packing.is_too_large:
             raise ValueError(too_large(package))
-    if tree.root:
-        yield Work(lambda: check_unchanged(tree, package.selection))
     return file.tell()
 
 

@@ -14,11 +14,10 @@ import zipfile
 import zlib
 from collections.abc import Generator
 from itertools import chain
-from pathlib import Path
 from typing import IO
 
 from airflow_provider_rayjobs.jobs.packages.naming import read
-from airflow_provider_rayjobs.jobs.packages.tree import Entry, Selection, Tree, changed, select, unwritable
+from airflow_provider_rayjobs.jobs.packages.tree import Entry, Tree, changed, unwritable
 
 _LEVEL = 1
 # What a file's beginning must shrink to for deflating the rest of it to be worth its time, and how much of it is tried.
@@ -117,19 +116,3 @@ def _write_file(archive: zipfile.ZipFile, name: str, entry: Entry, expected: byt
 def _shrinks(data: bytes) -> bool:
     sample = data[:_SAMPLE]
     return len(zlib.compress(sample, _LEVEL)) < len(sample) * _WORTH_IT
-
-
-def check_unchanged(tree: Tree, selection: Selection) -> None:
-    """
-    Make sure that a tree is still what was packed.
-
-    :raises RayPackageError: naming what came, went or changed.
-    """
-    ours = {entry.name for entry in tree.entries if entry.data is not None} | {"./"}
-    before = {entry.name: entry for entry in tree.entries if entry.name not in ours}
-    after = {entry.name: entry for entry in select(Path(tree.root), selection).entries if entry.name not in ours}
-    for name in sorted(before.keys() ^ after.keys()):
-        raise changed((before.get(name) or after[name]).path, "it came meanwhile" if name in after else "it is gone")
-    for name, entry in after.items():
-        if entry != before[name]:
-            raise changed(entry.path, "it was written to, or its mode was changed")
