@@ -61,8 +61,8 @@ class RayJobSubmitOperator(BaseOperator):
         (``working_dir``, ``py_modules``, files for ``pip``, ``uv`` and ``conda``) is packed on the worker and sent to
         the cluster, unless it is there already. Relative paths, that of a YAML file too, are looked for beside the DAG
         file, then in the working directory; those in a YAML file beside it. (templated; a YAML file's contents are not)
-    :param package_secrets: whether files of local code that look like secrets (``.env``, ``*.pem``, ``id_rsa`` ...) are
-        packed; or patterns, as in a .gitignore, for those that are. (templated)
+    :param package_secrets: whether files of local code whose names are those of secrets (``.env``, ``id_rsa`` ...; the
+        list is in ``docs/USAGE.md``) are packed; or patterns, as in a .gitignore, for those that are. (templated)
     :param package_storage: an object storage path (``s3://conn_id@bucket/prefix``) that the cluster can read, for local
         code of 100 MiB and more, which Ray's HTTP server does not take. (templated)
     :param metadata: text to text, kept with the job. (templated)

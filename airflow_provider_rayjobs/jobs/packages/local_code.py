@@ -117,7 +117,7 @@ def name_packages(
     Find the local code of a runtime environment, and name its packages. Blocks while files are read.
 
     :param folders: where relative paths are looked for, in this order; the working directory when not given.
-    :param secrets: whether files that look like secrets are packed; or patterns for those that are.
+    :param secrets: whether files whose names are those of secrets are packed; or patterns for those that are.
     :param storage: where packages of 100 MiB and more go.
     :param watch: told how many bytes more were read, from whatever thread; what it raises ends the naming.
     :raises ValueError: for what can never be packed, naming the field.

@@ -20,8 +20,8 @@ class CodeOptions(SubmissionOptions, total=False):
     What a submission by a client may say.
 
     ``package_secrets``
-        whether files of local code that look like secrets are packed; or patterns, as in a .gitignore, for those that
-        are.
+        whether files of local code whose names are those of secrets (:mod:`.secret_names`) are packed; or patterns, as
+        in a .gitignore, for those that are.
     """
 
     package_secrets: bool | Sequence[str]

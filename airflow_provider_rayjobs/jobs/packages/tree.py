@@ -7,7 +7,7 @@ a line ``*`` or ``.*`` there leaves all of it out, whatever later lines take bac
 
 - a link that leads out of the directory is an error, as is one that leads back to a directory that holds it, and links
   by which one directory would be packed over and over;
-- files that look like secrets are left out unless the user wants them;
+- files whose names are those of secrets are left out unless the user wants them;
 - sockets, pipes, devices, links to nothing, and names that Ray drops when it unpacks are left out with a warning.
 
 Source: Ray 2.60 ``_private/runtime_env/packaging.py``, ``_dir_travel`` and ``_zip_files``.
@@ -55,8 +55,9 @@ class Entry:
 
     :param name: in the package, with ``/``; a directory's ends in one.
     :param path: on this machine; "" for one whose contents we make.
-    :param mode: 0o755 for what may be executed, 0o644 for other files, 0o600 for secrets. Who owns a file, and what
-        his umask is, differs from machine to machine and says nothing about the code, as git sees it.
+    :param mode: 0o755 for what may be executed, 0o644 for other files, 0o600 for those of :mod:`.secret_names`. Who
+        owns a file, and what his umask is, differs from machine to machine and says nothing about the code, as git
+        sees it.
     :param data: the contents of a file of our own.
     """
 
@@ -81,7 +82,7 @@ class Tree:
     What a package is to hold.
 
     :param entries: by name.
-    :param secrets: names of files that look like secrets, and were left out.
+    :param secrets: names of files that were left out as secrets.
     :param warnings: what else was left out that somebody may miss.
     """
 
@@ -107,7 +108,7 @@ class Selection:
 
     :param excludes: patterns, relative to the directory.
     :param gitignore: whether ``.gitignore`` files count.
-    :param secrets: whether files that look like secrets are packed; or patterns for those that are.
+    :param secrets: whether files of :mod:`.secret_names` are packed; or patterns for those that are.
     :param top: the name of the directory in its package, "" where its files are at the root.
     """
 
@@ -127,7 +128,7 @@ def select(root: Path, selection: Selection) -> Tree:
     """
     walk = _Walk(os.path.abspath(root), selection)  # noqa: PTH100  (without resolving links, which Path does)
     rules = [(0, IgnoreRules(selection.excludes, "excludes"))]
-    walk.ahead.append(_Directory(walk.root, "", rules, (), walk.real_name(walk.real_root), by_link=False))
+    walk.ahead.append(_Directory(walk.root, "", rules, (), by_link=False))
     # without recursion: a tree may be deeper than Python's calls
     while walk.ahead:
         walk.enter(walk.ahead.pop())
@@ -145,7 +146,6 @@ class _Directory(NamedTuple):
     :param below: its name in the tree with a last slash, "" for the root.
     :param rules: of those around it, and how many characters of a name stand before what each is relative to.
     :param within: device and number of the directories around it, by which a circle of links shows.
-    :param real: the name by which it is known where no link stands: what is secret there is so under any name.
     :param by_link: whether a link leads to it, or to a directory around it.
     """
 
@@ -153,7 +153,6 @@ class _Directory(NamedTuple):
     below: str
     rules: Rules
     within: tuple[tuple[int, int], ...]
-    real: str
     by_link: bool
 
 
@@ -172,14 +171,9 @@ class _Walk:
         wanted = self.selection.secrets
         self._wanted = IgnoreRules(() if isinstance(wanted, bool) else wanted, "package_secrets")
 
-    def real_name(self, place: str) -> str:
-        """Return a place without links by its names from two above the root on: a root may be ``.ssh`` itself."""
-        above = self.real_root.rsplit("/", 2)[0] if self.real_root.count("/") > 1 else ""
-        return place[len(above) + 1 :]
-
     def enter(self, directory: _Directory) -> None:
         """Take what is in a directory; those in it are ahead."""
-        path, below, rules, within, real, by_link = directory
+        path, below, rules, within, by_link = directory
         try:
             status = os.stat(path)  # noqa: PTH116  (a path as text: many of them)
             with os.scandir(path) as scan:
@@ -188,13 +182,12 @@ class _Walk:
             raise unreadable(path, error) from error
         identity = (status.st_dev, status.st_ino)
         within = (*within, identity)
-        if by_link:
-            self._entered[identity] += 1
-            if self._entered[identity] > _OFTEN:
-                raise ValueError(
-                    f"{path}: more than {_OFTEN} links, and links below links, lead to this directory ({real}), and "
-                    "each would be packed as a copy. Remove some of them, or exclude them."
-                )
+        self._entered[identity] += by_link
+        if self._entered[identity] > _OFTEN:
+            raise ValueError(
+                f"{path}: more than {_OFTEN} links, and links below links, lead to this directory "
+                f"({os.path.realpath(path)}), and each would be packed as a copy. Remove some of them, or exclude them."
+            )
         rules = [*rules, *((len(below), own) for own in self._own_rules(found))]
         # the parents' rules have let it in; its own, and excludes, are asked about "." here
         if pattern := _left_out_by(rules, below, len(below)):
@@ -207,7 +200,7 @@ class _Walk:
         if not found:
             check_name(path, below)
             self.entries.append(Entry(below or "./", path, 0o755, Stamp(0, 0, 0)))
-        inside = _Directory(path, below, rules, within, real, by_link)
+        inside = _Directory(path, below, rules, within, by_link)
         for each in found:
             self._take(each, inside)
 
@@ -244,7 +237,7 @@ class _Walk:
         if kind not in (stat.S_IFREG, stat.S_IFDIR):
             what = _KINDS.get(kind, "something else")
             self.warnings.append(f"{printable(name)} is left out: it is no file, but {what}.")
-        elif is_dropped(f"{self.selection.top}/{name}" if self.selection.top else name):
+        elif is_dropped(self._in_package(name)):
             self.warnings.append(f"{name!r} is left out: Ray unpacks no such name.")
         elif kind == stat.S_IFDIR:
             if target and (status.st_dev, status.st_ino) in directory.within:
@@ -252,22 +245,22 @@ class _Walk:
                     f"{found.path} is a link that leads back to a directory that holds it ({target}): it has no end. "
                     "Remove it, or exclude it."
                 )
-            real = self.real_name(target) if target else f"{directory.real}/{found.name}"
             by_link = directory.by_link or bool(target)
-            self.ahead.append(_Directory(found.path, f"{name}/", directory.rules, directory.within, real, by_link))
+            self.ahead.append(_Directory(found.path, f"{name}/", directory.rules, directory.within, by_link))
         else:
-            self._take_file(found.path, name, target, status, directory)
+            self._take_file(found.path, name, target, status)
 
-    def _take_file(self, path: str, name: str, target: str, status: os.stat_result, directory: _Directory) -> None:
+    def _take_file(self, path: str, name: str, target: str, status: os.stat_result) -> None:
         check_name(path, name)
-        # a link under another name, to the file or to a directory around it, does not make a secret less of one
-        real = self.real_name(target) if target else f"{directory.real}/{name[len(directory.below) :]}"
-        is_secret = looks_secret(real) or ((bool(target) or directory.by_link) and looks_secret(name))
+        is_secret = looks_secret(self._in_package(name)) or looks_secret(target)
         if is_secret and self.selection.secrets is not True and not self._wanted.match(name):
             self.secrets.append(name)
             return
         mode = 0o600 if is_secret else 0o755 if status.st_mode & 0o111 else 0o644
         self.entries.append(Entry(name, path, mode, Stamp.of(status)))
+
+    def _in_package(self, name: str) -> str:
+        return f"{self.selection.top}/{name}" if self.selection.top else name
 
     def _target_of(self, link: str) -> str:
         """

@@ -76,8 +76,7 @@ def _tell(package: Package) -> Engine[None]:
         shown = ", ".join(map(printable, secrets[:_SECRETS_SHOWN]))
         more = f" and {len(secrets) - _SECRETS_SHOWN} more" if len(secrets) > _SECRETS_SHOWN else ""
         yield Note(
-            f"{package.owner}: left out, as they look like secrets: {shown}{more}. "
-            "package_secrets says which are packed all the same.",
+            f"{package.owner}: left out as secrets, by their names: {shown}{more}. Set package_secrets to pack them.",
             logging.WARNING,
         )
 

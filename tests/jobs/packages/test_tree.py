@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import socket
 import tempfile
 import zipfile
@@ -16,7 +17,7 @@ import pytest
 
 from airflow_provider_rayjobs.exceptions import RayPackageError
 from airflow_provider_rayjobs.jobs.packages.naming import name_archive, name_tree
-from airflow_provider_rayjobs.jobs.packages.secret_names import looks_secret
+from airflow_provider_rayjobs.jobs.packages.secret_names import PATTERN, SECRET_NAMES, looks_secret
 from airflow_provider_rayjobs.jobs.packages.tree import Selection, Tree, select
 from airflow_provider_rayjobs.jobs.packages.zip_file import Packing
 
@@ -119,32 +120,26 @@ def test_what_is_no_file_is_left_out_with_a_warning(tmp_path: Path):
 def test_secrets_are_packed_only_if_asked_for(tmp_path: Path):
     """Files that look like secrets, under a link's name too, are left out and told; all, or some, are packed if "
     "wanted."""
-    make(tmp_path, {"main.py": "", ".env": "A=b", "keys/ca.pem": "", ".aws/credentials": "", "aws/credentials": "x"})
+    make(tmp_path, {"main.py": "", ".env": "A=b", "keys/id_rsa": "", ".aws/credentials": "", "aws/credentials": "x"})
     (tmp_path / "settings").symlink_to(".env")
+    (tmp_path / "kubeconfig").symlink_to("main.py")
 
     tree = select(tmp_path, Selection())
     assert names(tree) == ["aws/credentials", "main.py"]
-    assert tree.secrets == (".aws/credentials", ".env", "keys/ca.pem", "settings")
+    assert tree.secrets == (".aws/credentials", ".env", "keys/id_rsa", "kubeconfig", "settings")
 
-    assert len(select(tmp_path, Selection(secrets=True)).entries) == 6
+    assert len(select(tmp_path, Selection(secrets=True)).entries) == 7
     some = select(tmp_path, Selection(secrets=["keys/"]))
-    assert names(some) == ["aws/credentials", "keys/ca.pem", "main.py"]
-    assert {entry.name: oct(entry.mode) for entry in some.entries}["keys/ca.pem"] == "0o600"
+    assert names(some) == ["aws/credentials", "keys/id_rsa", "main.py"]
+    assert {entry.name: oct(entry.mode) for entry in some.entries}["keys/id_rsa"] == "0o600"
 
 
-def test_a_link_does_not_hide_a_secret(tmp_path: Path):
-    """What is secret in its own directory is so through a link to that directory, and as the root itself."""
-    make(tmp_path, {".ssh/deploy": "", ".aws/credentials": "", "main.py": ""})
-    (tmp_path / "keys").symlink_to(".ssh")
-    (tmp_path / "cloud").symlink_to(".aws")
+def test_secret_names_include_the_top_directory_of_a_module(tmp_path: Path):
+    """A file of ``.aws`` that is packed as a module has the name ``.aws/credentials`` in the package."""
+    make(tmp_path, {"credentials": "", "config": ""})
 
-    tree = select(tmp_path, Selection())
-    assert names(tree) == ["main.py"]
-    assert tree.secrets == (".aws/credentials", ".ssh/deploy", "cloud/credentials", "keys/deploy")
-
-    for root in (".ssh", "keys"):
-        assert select(tmp_path / root, Selection()).secrets == ("deploy",)
-    assert names(select(tmp_path, Selection(secrets=["/keys/"]))) == ["keys/deploy", "main.py"]
+    assert select(tmp_path, Selection(top=".aws")).secrets == ("credentials",)
+    assert select(tmp_path, Selection()).secrets == ()
 
 
 def test_links_that_multiply_are_refused(tmp_path: Path):
@@ -207,24 +202,31 @@ def test_what_ray_drops_depends_on_the_top_directory(tmp_path: Path):
 
 @pytest.mark.parametrize(
     "name",
-    [".env", "a/.env.production", "prod.env", "server.PEM", "id_rsa", "x/id_ed25519", ".netrc", ".ssh/known_hosts",
-     "tls.key", "home/.aws/credentials", ".docker/config.json", ".kube/config", "store.p12", ".pypirc",
-     ".AWS/Credentials",
-     "new\nline/.aws/credentials", ".azure/accesstokens.json", ".envrc", ".npmrc", "kaggle.json", ".databrickscfg",
-     ".my.cnf", ".cache/huggingface/token", ".huggingface/token", ".streamlit/secrets.toml", "terraform.tfvars",
-     "prod.tfvars"],
+    [".env", "a/.env.production", "id_rsa", "x/id_ed25519", ".aws/credentials", "home/.aws/credentials",
+     "new\nline/.aws/credentials", "service-account.json", "a/service-account-prod.json", ".cache/huggingface/token"],
 )  # fmt: skip
-def test_what_looks_like_a_secret(name: str):
-    """The names that secrets go by."""
+def test_secret_names_match_the_end_of_a_path(name: str):
+    """An entry matches a file's name in any directory, or the names of its directory and itself."""
     assert looks_secret(name)
 
 
 @pytest.mark.parametrize(
-    "name", [".env.example", "environment.py", "id_rsa.pub", "config.json", "keys.py", "env/a.py", "pem"]
-)
-def test_what_does_not(name: str):
-    """Names that only remind of them."""
+    "name",
+    [".env.example", "environment.py", "id_rsa.pub", "config.json", "credentials", "aws/credentials", ".env/a.py",
+     "certifi/cacert.pem", "tls.key", "service-accounts/a.json", "token", ""],
+)  # fmt: skip
+def test_other_names_are_no_secrets(name: str):
+    """Certificates and names that only resemble an entry are packed."""
     assert not looks_secret(name)
+
+
+def test_documentation_lists_exactly_the_secret_names():
+    """The table in docs/USAGE.md and the list in the code are the same."""
+    text = (Path(__file__).parents[3] / "docs" / "USAGE.md").read_text()
+    table = text[text.index("**Secrets.**") : text.index("`package_secrets=True`")]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+
+    assert sorted(re.findall("`([^`]+)`", "".join(rows))) == sorted([*SECRET_NAMES, PATTERN])
 
 
 def test_an_unreadable_file_is_an_error(nobody: None):

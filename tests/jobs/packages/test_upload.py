@@ -259,7 +259,7 @@ def test_secrets_are_told_and_packed_if_wanted(
     cluster = Cluster()
 
     submit(cluster, runtime_env={"working_dir": str(code)})
-    assert "left out, as they look like secrets: .env. package_secrets says" in caplog.text
+    assert "left out as secrets, by their names: .env. Set package_secrets" in caplog.text
     submit(cluster, runtime_env={"working_dir": str(code)}, package_secrets=[".env"])
 
     held = [zipfile.ZipFile(io.BytesIO(body)).namelist() for body in cluster.packages.values()]
