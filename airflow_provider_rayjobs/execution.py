@@ -45,7 +45,6 @@ from airflow_provider_rayjobs.jobs.limits import Limits, describe_shortage
 from airflow_provider_rayjobs.jobs.logs.options import LogOptions
 from airflow_provider_rayjobs.jobs.logs.text import NO_LOG
 from airflow_provider_rayjobs.jobs.models import ClusterResources, JobDetails, JobStatus
-from airflow_provider_rayjobs.jobs.packages.news import News
 from airflow_provider_rayjobs.jobs.steps import Engine, Interrupted, interruptible
 from airflow_provider_rayjobs.jobs.stop import Stopped, stop_until_over
 from airflow_provider_rayjobs.jobs.submission import get_session, new_nonce, submit_job
@@ -218,7 +217,7 @@ class Execution:
         :param again: one that an earlier try remembered and that never arrived.
         """
         note = again or self._new_note(this)
-        code = self.task.name_packages(self._watch_over_naming())
+        code = self._run(self.task.name_packages())
         submission = self.task.plan(
             self.context, note.submission_id, note.nonce, runtime_env=code.runtime_env if code else None
         )
@@ -245,21 +244,6 @@ class Execution:
             self.cluster.address,
             self.cluster.job_url(note.submission_id),
         )
-
-    def _watch_over_naming(self) -> Callable[[int], None]:
-        """Return what sees to it that naming large code says so, and ends when the task is killed."""
-        news = News(time.monotonic())
-        done = 0
-
-        def watch(count: int) -> None:
-            nonlocal done
-            if self.kill.is_asked:
-                raise Interrupted
-            done += count
-            if news.are_due(time.monotonic()):
-                self.log.info("Naming local code: %d MiB read.", done // 2**20)
-
-        return watch
 
     def _provide(self, code: LocalCode) -> None:
         """Have the packages on the cluster before anything of the job is remembered or sent."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context, ObjectStoragePath, XComArg
 
     from airflow_provider_rayjobs.jobs.packages.local_code import LocalCode
+    from airflow_provider_rayjobs.jobs.steps import Engine
 
 
 class RayJobSubmitOperator(BaseOperator):
@@ -245,28 +246,28 @@ class RayJobSubmitOperator(BaseOperator):
             skip_on=rendered.as_exit_codes("skip_on_exit_code", self.skip_on_exit_code),
         )
 
-    def name_packages(self, watch: Callable[[int], object] | None = None) -> LocalCode | None:
+    def name_packages(self) -> Engine[LocalCode | None]:
         """
         Find and name the local code of the runtime environment; ``None`` if there is none.
 
-        :param watch: told how many bytes more were read, from whatever thread; what it raises ends the naming.
         :raises ValueError: for what can never be packed, naming the field; nothing has been sent.
         """
         runtime_env = rendered.as_runtime_env(self.runtime_env, self._folders())
         if runtime_env is None or not has_local_code(runtime_env):
             return None
         # here, as every DAG file that is read would pay for it
-        from airflow_provider_rayjobs.jobs.packages.local_code import name_packages  # noqa: PLC0415
+        from airflow_provider_rayjobs.jobs.packages.local_code import find_packages  # noqa: PLC0415
+        from airflow_provider_rayjobs.jobs.packages.news import in_turns  # noqa: PLC0415
         from airflow_provider_rayjobs.package_storage import storage_at  # noqa: PLC0415
 
         check_runtime_env_keys(runtime_env)
-        return name_packages(
+        packages = find_packages(
             runtime_env,
             folders=rendered.as_folders(self.runtime_env, self._folders()),
             secrets=rendered.as_package_secrets(self.package_secrets),
             storage=None if rendered.is_nothing(self.package_storage) else storage_at(self.package_storage),
-            watch=watch,
         )
+        return (yield from in_turns(packages, "Naming local code"))
 
     def plan(
         self,

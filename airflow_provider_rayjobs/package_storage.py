@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Generator
 from contextlib import suppress
 from typing import IO, Any
 
 from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_rayjobs.exceptions import RayPackageError
+from airflow_provider_rayjobs.jobs.packages.news import Progress
 
 # Airflow's word for a storage, and Ray's. Ray's ``gcs`` is the cluster's own store, and never Google's.
 # Source: Ray 2.60 ``_private/runtime_env/protocol.py``.
@@ -78,9 +78,9 @@ class Storage:
         except Exception as error:
             raise self._error("look for", name, error) from error
 
-    def put(self, name: str, file: IO[bytes]) -> Generator[int, None, None]:
+    def put(self, name: str, file: IO[bytes]) -> Progress[None]:
         """
-        Store a package in turns; after each it yields how many bytes were taken. One that is closed leaves nothing.
+        Store a package, whole or not at all.
 
         :raises RayPackageError: if the storage does not take it; what had arrived of it is taken away.
         """
@@ -92,7 +92,7 @@ class Storage:
         except Exception as error:
             raise self._error("store", name, error) from error
 
-    def _put_file(self, name: str, file: IO[bytes]) -> Generator[int, None, None]:
+    def _put_file(self, name: str, file: IO[bytes]) -> Progress[None]:
         fs = self._place.fs
         fs.makedirs(self._path_of("").rstrip("/"), exist_ok=True)
         # beside its place, so that the renaming is one step of the same file system
@@ -106,7 +106,7 @@ class Storage:
                 os.unlink(part)  # noqa: PTH108
             raise
 
-    def _put_object(self, name: str, file: IO[bytes]) -> Generator[int, None, None]:
+    def _put_object(self, name: str, file: IO[bytes]) -> Progress[None]:
         # what is not committed never appears, where the storage knows such a thing
         target = self._place.fs.open(self._path_of(name), "wb", autocommit=False)
         try:
@@ -138,10 +138,8 @@ class Storage:
         )
 
 
-def _copy(source: IO[bytes], target: Any) -> Generator[int, None, None]:
+def _copy(source: IO[bytes], target: Any) -> Progress[None]:
     source.seek(0)
-    done = 0
     while chunk := source.read(_CHUNK):
         target.write(chunk)
-        done += len(chunk)
-        yield done
+        yield len(chunk)

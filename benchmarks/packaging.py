@@ -22,12 +22,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 from airflow_provider_rayjobs.jobs import RayJobsClient
 from airflow_provider_rayjobs.jobs.packages.local_code import name_packages
-from airflow_provider_rayjobs.jobs.packages.zip_file import Packing
+from airflow_provider_rayjobs.jobs.packages.news import finish
+from airflow_provider_rayjobs.jobs.packages.upload import pack
 from benchmarks.results import Result, Wanted
 from sandbox.ray_head import RayHead
 
@@ -129,12 +131,8 @@ def _name(tree: Path) -> object:
 def _pack(tree: Path) -> None:
     """Name and pack, as for a package that is missing."""
     [package] = name_packages({"working_dir": str(tree)}).packages
-    with tempfile.TemporaryFile() as file:
-        if package.tree is None:
-            raise RuntimeError("a directory has a tree")
-        packing = Packing(package.tree, "", package.digests, file, None)
-        while packing.advance(0.25):
-            pass
+    with ExitStack() as stack:
+        finish(pack(package, None, stack))
 
 
 def _rays_name(tree: Path) -> str:

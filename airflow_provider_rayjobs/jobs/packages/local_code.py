@@ -11,14 +11,15 @@ import os
 import tarfile
 import time
 import zipfile
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from airflow_provider_rayjobs.jobs.packages.ignores import default_excludes, heeds_gitignore
-from airflow_provider_rayjobs.jobs.packages.naming import Watch, name_archive, name_tree, unwatched
+from airflow_provider_rayjobs.jobs.packages.naming import digest_tree, name_archive, name_tree
+from airflow_provider_rayjobs.jobs.packages.news import MIB, Progress, finish
 from airflow_provider_rayjobs.jobs.packages.places import filled_in, find_path, is_path
 from airflow_provider_rayjobs.jobs.packages.requirements import read_requirements
 from airflow_provider_rayjobs.jobs.packages.tree import (
@@ -27,6 +28,7 @@ from airflow_provider_rayjobs.jobs.packages.tree import (
     Stamp,
     Tree,
     check_name,
+    file_entry,
     is_dropped,
     select,
     unreadable,
@@ -34,7 +36,6 @@ from airflow_provider_rayjobs.jobs.packages.tree import (
 
 # aiohttp refuses a body of this size in Ray's HTTP server (``DASHBOARD_CLIENT_MAX_SIZE``).
 LIMIT = 100 * 1024 * 1024
-MIB = 1024 * 1024
 # How many bytes deflating can make one of at best, with a little to spare (zlib says 1032).
 _BEST_RATIO = 1040
 # What Ray 2.60 unpacks; older heads may know .zip and .whl alone.
@@ -51,8 +52,8 @@ class PackageStorage(Protocol):
     def has(self, name: str) -> bool:
         """Tell whether a package is there."""
 
-    def put(self, name: str, file: IO[bytes]) -> Generator[int, None, None]:
-        """Store a package under its name, whole or not at all, in turns that yield how many bytes were taken."""
+    def put(self, name: str, file: IO[bytes]) -> Progress[None]:
+        """Store a package under its name, whole or not at all."""
 
 
 @dataclass(frozen=True)
@@ -105,27 +106,28 @@ class LocalCode:
     packages: tuple[Package, ...] = ()
 
 
-def name_packages(
+def name_packages(runtime_env: Mapping[str, Any], **options: Any) -> LocalCode:
+    """Do what :func:`find_packages` does, to its end; blocks while files are read."""
+    return finish(find_packages(runtime_env, **options))
+
+
+def find_packages(
     runtime_env: Mapping[str, Any],
     *,
     folders: Sequence[Path] = (),
     secrets: bool | Sequence[str] = False,
     storage: PackageStorage | None = None,
-    watch: Watch | None = None,
-) -> LocalCode:
+) -> Progress[LocalCode]:
     """
-    Find the local code of a runtime environment, and name its packages. Blocks while files are read.
+    Find the local code of a runtime environment, and name its packages.
 
     :param folders: where relative paths are looked for, in this order; the working directory when not given.
     :param secrets: whether files whose names are those of secrets are packed; or patterns for those that are.
     :param storage: where packages of 100 MiB and more go.
-    :param watch: told how many bytes more were read, from whatever thread; what it raises ends the naming.
     :raises ValueError: for what can never be packed, naming the field.
     :raises RayPackageError: for what cannot be read.
     """
-    watch = watch or unwatched
-    watch(0)
-    naming = _Naming(runtime_env, tuple(folders) or (Path.cwd(),), secrets, storage, watch)
+    naming = _Naming(runtime_env, tuple(folders) or (Path.cwd(),), secrets, storage)
     requirements = read_requirements(runtime_env, naming.folders)
     changed = dict(runtime_env) | requirements.changed
     packages = []
@@ -133,7 +135,7 @@ def name_packages(
     if working_dir is not None:
         changed["working_dir"] = working_dir
     if is_path(working_dir) or (requirements.files and not working_dir):
-        packages.append(naming.name_working_dir(working_dir, requirements.files))
+        packages.append((yield from naming.name_working_dir(working_dir, requirements.files)))
         changed["working_dir"] = packages[0].uri
     elif requirements.files:
         raise ValueError(
@@ -145,7 +147,7 @@ def name_packages(
         uris = []
         for number, module in enumerate(map(filled_in, modules)):
             if is_path(module):
-                packages.append(naming.name_module(f"py_modules[{number}]", module))
+                packages.append((yield from naming.name_module(f"py_modules[{number}]", module)))
                 module = packages[-1].uri  # noqa: PLW2901  (an entry and what stands for it)
             uris.append(module)
         changed["py_modules"] = uris
@@ -158,7 +160,6 @@ class _Naming:
     folders: tuple[Path, ...]
     secrets: bool | Sequence[str]
     storage: PackageStorage | None
-    watch: Watch
 
     def __post_init__(self) -> None:
         excludes = self.runtime_env.get("excludes") or []
@@ -169,15 +170,16 @@ class _Naming:
         self._excludes = tuple(excludes)
         self._began = time.monotonic()
 
-    def name_working_dir(self, given: str | PathLike[str] | None, files: Mapping[str, bytes]) -> Package:
+    def name_working_dir(self, given: str | PathLike[str] | None, files: Mapping[str, bytes]) -> Progress[Package]:
         """Name what becomes the job's working directory; ``files`` of our own are added to it."""
         if given is None:
             # nothing but constraints: the directory exists for their sake
-            return self._named("working_dir", Path(), _with_files(Tree(()), files), "")
+            return (yield from self._named("working_dir", Path(), _with_files(Tree(()), files), ""))
         source = self._find("working_dir", given)
         if source.is_dir():
             selection = self._selection((*default_excludes(os.environ), *self._excludes), "")
-            return self._named("working_dir", source, _with_files(select(source, selection), files), "")
+            tree = yield from select(source, selection)
+            return (yield from self._named("working_dir", source, _with_files(tree, files), ""))
         if not source.name.endswith(_ARCHIVES):
             raise ValueError(
                 f"runtime_env['working_dir'] is {os.fspath(given)!r}, which is a file ({source}); it must be a "
@@ -189,19 +191,21 @@ class _Naming:
                 "constraints (-c) travel in the package of a local working_dir, and nothing can be added to an "
                 "archive. Unpack it and give the directory."
             )
-        return self._archive("working_dir", source)
+        return (yield from self._archive("working_dir", source))
 
-    def name_module(self, owner: str, given: str | PathLike[str]) -> Package:
+    def name_module(self, owner: str, given: str | PathLike[str]) -> Progress[Package]:
         """Name an entry of ``py_modules``."""
         source = self._find(owner, given)
         if source.is_dir():
             _check_packable(source, f"{source.name}/")
             selection = self._selection(self._excludes, source.name)
-            return self._named(owner, source, select(source, selection), source.name)
+            tree = yield from select(source, selection)
+            return (yield from self._named(owner, source, tree, source.name))
         if source.suffix == ".py":
-            return self._named(owner, source, _single_file(source), "")
+            _check_packable(source, source.name)
+            return (yield from self._named(owner, source, Tree((file_entry(source),)), ""))
         if source.name.endswith((*_ARCHIVES, ".whl")):
-            return self._archive(owner, source)
+            return (yield from self._archive(owner, source))
         raise ValueError(
             f"runtime_env[{owner!r}] is {os.fspath(given)!r} ({source}); it must be a directory, a .py file, a wheel, "
             f"or an archive ({', '.join(_ARCHIVES)})."
@@ -213,14 +217,14 @@ class _Naming:
     def _selection(self, excludes: Sequence[str], top: str) -> Selection:
         return Selection(tuple(excludes), heeds_gitignore(os.environ), self.secrets, top)
 
-    def _named(self, owner: str, source: Path, tree: Tree, top: str) -> Package:
-        digests: dict[str, bytes] = {}
-        package = Package(owner, source, "", "", tree.size, tree, top, digests)
+    def _named(self, owner: str, source: Path, tree: Tree, top: str) -> Progress[Package]:
+        package = Package(owner, source, "", "", tree.size, tree, top)
         if self.storage is None and tree.size >= _BEST_RATIO * LIMIT:
             raise ValueError(too_large(package))  # without hours of reading first
-        return self._placed(replace(package, name=name_tree(tree, top, digests, self.watch)))
+        digests = yield from digest_tree(tree)
+        return self._placed(replace(package, name=name_tree(tree, top, digests), digests=digests))
 
-    def _archive(self, owner: str, source: Path) -> Package:
+    def _archive(self, owner: str, source: Path) -> Progress[Package]:
         suffix = next(it for it in (*_ARCHIVES, ".whl") if source.name.endswith(it))
         try:
             is_zip = suffix in (".zip", ".whl")
@@ -236,8 +240,8 @@ class _Naming:
         package = Package(owner, source, "", "", size)
         if size >= LIMIT and self.storage is None:
             raise ValueError(too_large(package))
-        package = replace(package, name=name_archive(source, suffix, watch=self.watch))
-        if size >= LIMIT and suffix != ".whl" and (single := _single_top(source, is_zip=is_zip)):
+        package = replace(package, name=(yield from name_archive(source, suffix)))
+        if size >= LIMIT and suffix != ".whl" and (single := (yield from _single_top(source, is_zip=is_zip))):
             raise ValueError(
                 f"runtime_env[{owner!r}]: all of {source} is in one directory, {single!r}, which Ray takes away when "
                 "it unpacks what comes from a package_storage. Unpack the archive and give the directory."
@@ -281,26 +285,28 @@ def _check_packable(source: Path, name: str) -> None:
         )
 
 
-def _single_file(source: Path) -> Tree:
-    try:
-        status = source.stat()
-    except OSError as error:
-        raise unreadable(str(source), error) from error
-    _check_packable(source, source.name)
-    mode = 0o755 if status.st_mode & 0o111 else 0o644
-    return Tree((Entry(source.name, str(source), mode, Stamp.of(status)),))
+def _single_top(source: Path, *, is_zip: bool) -> Progress[str | None]:
+    """Return the directory that holds all of an archive, ``None`` if there is none."""
+    tops: set[str] = set()
+    for name in _names_in(source, is_zip=is_zip):
+        yield 0
+        top, slash, _ = name.removeprefix("./").partition("/")
+        if top in ("", ".", "__MACOSX"):
+            continue
+        tops.add(top)
+        if len(tops) > 1 or not slash:
+            return None
+    return tops.pop() if tops else None
 
 
-def _single_top(source: Path, *, is_zip: bool) -> str | None:
+def _names_in(source: Path, *, is_zip: bool) -> Iterator[str]:
     if is_zip:
         with zipfile.ZipFile(source) as archive:
-            names = archive.namelist()
+            yield from archive.namelist()
     else:
         with tarfile.open(source) as tar:
-            names = [f"{member.name}/" if member.isdir() else member.name for member in tar.getmembers()]
-    tops = {name.removeprefix("./").partition("/")[0] for name in names} - {"", ".", "__MACOSX"}
-    in_one = len(tops) == 1 and all("/" in name.removeprefix("./") for name in names if name not in (".", "./"))
-    return tops.pop() if in_one else None
+            for member in tar:
+                yield f"{member.name}/" if member.isdir() else member.name
 
 
 def too_large(package: Package) -> str:

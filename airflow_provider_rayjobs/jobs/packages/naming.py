@@ -11,12 +11,14 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
-from airflow_provider_rayjobs.jobs.packages.tree import Entry, Stamp, Tree, changed, unreadable, unwritable
+from airflow_provider_rayjobs.jobs.packages.news import Progress
+from airflow_provider_rayjobs.jobs.packages.tree import Entry, Stamp, Tree, changed, file_entry, unreadable
 
 # Another meaning of the digest needs another word here.
 _VERSION = b"rayjobs package 1\n"
@@ -28,36 +30,40 @@ _DIGITS = 40
 CHUNK = 256 * 1024
 _LARGE = 512 * 1024
 _THREADS = 4
+# How many of each file are read between two yields: few enough for a short turn, many enough for the threads.
+_CHUNKS = 16
 
 
-Watch = Callable[[int], object]
+def digest_tree(tree: Tree) -> Progress[dict[str, bytes]]:
+    """
+    Read a tree's files, and return the digests of their contents by the entries' names.
+
+    :raises RayPackageError: for a file that cannot be read, or that changes meanwhile.
+    """
+    digests = yield from _digest_large(entry for entry in tree.entries if entry.size >= _LARGE)
+    for entry in tree.entries:
+        if not entry.is_directory and entry.name not in digests:
+            digests[entry.name] = hashlib.sha256(b"".join(read(entry))).digest()
+            yield entry.size
+    return digests
 
 
-def unwatched(_: int) -> None:
-    """Let the naming go on without a look at it."""
-
-
-def name_tree(tree: Tree, top: str, digests: dict[str, bytes] | None = None, watch: Watch = unwatched) -> str:
+def name_tree(tree: Tree, top: str, digests: Mapping[str, bytes]) -> str:
     """
     Return the name of a tree's package.
 
     :param top: the name of its top directory, "" where its files are at the root.
-    :param digests: filled with those of the contents, by the entries' names.
-    :param watch: told how many bytes more were read, from whatever thread; what it raises ends the naming.
-    :raises RayPackageError: for a file that cannot be read, or that changes meanwhile.
+    :param digests: those of :func:`digest_tree`.
     """
     whole = hashlib.sha256(_VERSION)
-    known = _digests_of_large(tree, watch)
     for entry in tree.entries:
         name = f"{top}/{entry.name}".encode() if top else entry.name.encode()
-        content = b"" if entry.is_directory else known.get(entry.name) or _digest(entry, watch)
-        if digests is not None:
-            digests[entry.name] = content
+        content = b"" if entry.is_directory else digests[entry.name]
         whole.update(b"%o %d %s%s" % (entry.mode, len(name), name, content))
     return f"{_PREFIX}{whole.hexdigest()[:_DIGITS]}.zip"
 
 
-def name_archive(path: Path, suffix: str, copy: IO[bytes] | None = None, watch: Watch = unwatched) -> str:
+def name_archive(path: Path, suffix: str, copy: IO[bytes] | None = None) -> Progress[str]:
     """
     Return the name of an archive that goes to the cluster as it is.
 
@@ -66,37 +72,15 @@ def name_archive(path: Path, suffix: str, copy: IO[bytes] | None = None, watch: 
 
     :param suffix: by which Ray knows how to unpack it.
     :param copy: where its bytes are written to as well.
-    :param watch: as for :func:`name_tree`.
     """
     digest = hashlib.sha256(_VERSION + suffix.encode())
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
-                watch(len(chunk))
-                if copy is not None:
-                    write(copy, chunk)
+    for chunk in read(file_entry(path)):
+        digest.update(chunk)
         if copy is not None:
-            write(copy, b"", is_last=True)
-    except OSError as error:
-        raise unreadable(str(path), error) from error
+            copy.write(chunk)
+        yield len(chunk)
     digits = digest.hexdigest()[:_DIGITS]
     return _name_wheel(path.name, digits) if suffix == ".whl" else f"{_PREFIX}{digits}{suffix}"
-
-
-def write(file: IO[bytes], data: bytes, *, is_last: bool = False) -> None:
-    """
-    Write into a temporary file.
-
-    :param is_last: whether it is the end: what is still held back goes to the disk.
-    :raises RayPackageError: if the disk does not take it.
-    """
-    try:
-        file.write(data)
-        if is_last:
-            file.flush()
-    except OSError as error:
-        raise unwritable(error) from error
 
 
 def _name_wheel(name: str, digits: str) -> str:
@@ -139,19 +123,38 @@ def read(entry: Entry) -> Iterator[bytes]:
         raise unreadable(entry.path, error) from error
 
 
-def _digests_of_large(tree: Tree, watch: Watch) -> dict[str, bytes]:
+def _digest_large(entries: Iterable[Entry]) -> Progress[dict[str, bytes]]:
     """Read large files a few at a time: hashing them is what takes the time, and needs no lock of Python's."""
-    large = [entry for entry in tree.entries if entry.size >= _LARGE]
-    if len(large) < 2:
-        return {}
-    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-        found = pool.map(lambda entry: _digest(entry, watch), large)
-        return dict(zip([entry.name for entry in large], found, strict=True))
+    digests: dict[str, bytes] = {}
+    ahead = map(_Hashing, entries)
+    count = min(_THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(count) as pool:
+        hashings = list(islice(ahead, count))
+        while hashings:
+            # the threads work only between two yields: so nothing is left at work where this is closed
+            yield sum(pool.map(_Hashing.advance, hashings))
+            digests |= {each.name: each.digest.digest() for each in hashings if each.is_done}
+            hashings = [each for each in hashings if not each.is_done]
+            hashings += islice(ahead, count - len(hashings))
+    return digests
 
 
-def _digest(entry: Entry, watch: Watch) -> bytes:
-    digest = hashlib.sha256()
-    for chunk in read(entry):
-        digest.update(chunk)
-        watch(len(chunk))
-    return digest.digest()
+class _Hashing:
+    """The reading of one file for its digest."""
+
+    def __init__(self, entry: Entry) -> None:
+        self.name = entry.name
+        self.digest = hashlib.sha256()
+        self.is_done = False
+        self._chunks = read(entry)
+
+    def advance(self) -> int:
+        """Read a few chunks more, and return how many bytes they are."""
+        chunks = 0
+        size = 0
+        for chunk in islice(self._chunks, _CHUNKS):
+            self.digest.update(chunk)
+            chunks += 1
+            size += len(chunk)
+        self.is_done = chunks < _CHUNKS
+        return size

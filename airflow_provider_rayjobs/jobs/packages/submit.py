@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from airflow_provider_rayjobs.jobs.packages.news import in_turns
 from airflow_provider_rayjobs.jobs.packages.places import has_local_code
-from airflow_provider_rayjobs.jobs.steps import Engine, Work
+from airflow_provider_rayjobs.jobs.steps import Engine
 from airflow_provider_rayjobs.jobs.submission import (
     SubmissionOptions,
     check_runtime_env_keys,
@@ -42,11 +43,11 @@ def submit_with_code(entrypoint: str | Sequence[str], options: CodeOptions, pati
         submission = plan_submission(entrypoint, **arguments)
     else:
         # here, as few submissions need it, and every DAG file that is read would pay
-        from airflow_provider_rayjobs.jobs.packages.local_code import name_packages  # noqa: PLC0415
+        from airflow_provider_rayjobs.jobs.packages.local_code import find_packages  # noqa: PLC0415
         from airflow_provider_rayjobs.jobs.packages.upload import provide  # noqa: PLC0415
 
         check_runtime_env_keys(runtime_env)
-        code = yield Work(lambda: name_packages(runtime_env, secrets=secrets))
+        code = yield from in_turns(find_packages(runtime_env, secrets=secrets), "Naming local code")
         submission = plan_submission(entrypoint, **{**arguments, "runtime_env": code.runtime_env})
         yield from provide(code, patience)
     return (yield from submit_job(submission, patience)).submission_id

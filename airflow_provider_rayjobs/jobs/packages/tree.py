@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 from airflow_provider_rayjobs.exceptions import RayPackageError
 from airflow_provider_rayjobs.jobs.packages.ignores import GITIGNORE, RAYIGNORE, IgnoreRules, read_ignore_file
+from airflow_provider_rayjobs.jobs.packages.news import Progress
 from airflow_provider_rayjobs.jobs.packages.secret_names import looks_secret
 
 # What Ray drops when it unpacks: a backslash, or what Windows would take for a drive.
@@ -118,7 +119,7 @@ class Selection:
     top: str = ""
 
 
-def select(root: Path, selection: Selection) -> Tree:
+def select(root: Path, selection: Selection) -> Progress[Tree]:
     """
     Choose what of a directory is packed.
 
@@ -132,6 +133,7 @@ def select(root: Path, selection: Selection) -> Tree:
     # without recursion: a tree may be deeper than Python's calls
     while walk.ahead:
         walk.enter(walk.ahead.pop())
+        yield 0
     walk.entries.sort(key=lambda entry: entry.name)
     return Tree(tuple(walk.entries), tuple(sorted(walk.secrets)), tuple(walk.warnings))
 
@@ -291,6 +293,19 @@ def _left_out_by(rules: Rules, name: str, length: int | None = None) -> str | No
         if pattern := each.match(name[start:] or "."):
             return f"{pattern!r} of {each.source}"
     return None
+
+
+def file_entry(path: Path) -> Entry:
+    """
+    Return the entry of a file that is alone, under its own name.
+
+    :raises RayPackageError: if it cannot be read.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise unreadable(str(path), error) from error
+    return Entry(path.name, str(path), 0o755 if status.st_mode & 0o111 else 0o644, Stamp.of(status))
 
 
 def is_dropped(name: str) -> bool:

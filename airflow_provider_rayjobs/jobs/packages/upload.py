@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing
-from typing import IO, Self
+from contextlib import ExitStack, closing
+from typing import IO
 
 from airflow_provider_rayjobs.exceptions import (
     RayJobsConnectionError,
@@ -21,15 +21,13 @@ from airflow_provider_rayjobs.exceptions import (
     RayPackageNotFoundError,
 )
 from airflow_provider_rayjobs.jobs import endpoints
-from airflow_provider_rayjobs.jobs.packages.local_code import LIMIT, MIB, LocalCode, Package, PackageStorage, too_large
+from airflow_provider_rayjobs.jobs.packages.local_code import LIMIT, LocalCode, Package, PackageStorage, too_large
 from airflow_provider_rayjobs.jobs.packages.naming import name_archive
-from airflow_provider_rayjobs.jobs.packages.news import News
+from airflow_provider_rayjobs.jobs.packages.news import MIB, News, Progress, in_turns
 from airflow_provider_rayjobs.jobs.packages.tree import changed, printable, unwritable
-from airflow_provider_rayjobs.jobs.packages.zip_file import Packing
+from airflow_provider_rayjobs.jobs.packages.zip_file import write_zip
 from airflow_provider_rayjobs.jobs.steps import Engine, Note, Sleep, Upload, Work, repeated, send
 
-# Seconds of packing at once; between them the engine can be stopped.
-_TURN = 0.25
 # Ray keeps for 600 s what was asked for (``RAY_RUNTIME_ENV_URI_PIN_EXPIRATION_S``), and a cluster may be told less.
 _ASK_AGAIN = 120.0
 _CHUNK = 256 * 1024
@@ -94,9 +92,9 @@ def _upload_if_missing(package: Package, patience: float, asked: dict[str, float
     """Return what was done, in words."""
     if (yield from _is_held(package, patience, asked)):
         return "already on the cluster"
-    with _Scratch() as scratch:
-        file = yield Work(scratch.open)
-        size = yield from _fill(package, file, LIMIT)
+    with ExitStack() as stack:
+        file = yield from _packed(package, LIMIT, stack)
+        size = file.tell()
         for _ in range(2):
             body = Body(file, size, package.name)
             yield from repeated(Upload(endpoints.put_package(package.name, size), body), patience)
@@ -120,64 +118,51 @@ def _is_held(package: Package, patience: float, asked: dict[str, float]) -> Engi
 def _store(package: Package, storage: PackageStorage) -> Engine[str]:
     if (yield Work(lambda: storage.has(package.name))):
         return f"already at {package.uri}"
-    with _Scratch() as scratch:
-        file = yield Work(scratch.open)
-        size = yield from _fill(package, file, None)
+    with ExitStack() as stack:
+        file = yield from _packed(package, None, stack)
+        size = file.tell()
         if size > _WORTH_A_WORD:
             yield Note(f"Storing {package.name} ({size / MIB:.1f} MiB) at {package.uri} ...")
-        storing = storage.put(package.name, file)
-        news = News((yield Sleep(0)))
-        with closing(storing):
-            while (done := (yield Work(lambda: next(storing, None)))) is not None:
-                if news.are_due((yield Sleep(0))):
-                    yield Note(f"Storing {package.name}: {done // MIB} of {size // MIB} MiB.")
+        yield from in_turns(storage.put(package.name, file), f"Storing {package.name}", size)
     return f"stored at {package.uri} ({size / MIB:.1f} MiB)"
 
 
-def _fill(package: Package, file: IO[bytes], limit: int | None) -> Engine[int]:
-    """Write a package's bytes into a file, and return how many they are."""
-    tree = package.tree
-    if tree is None:
-        size: int = yield Work(lambda: _copy(package, file))
-        return size
-    packing = Packing(tree, package.top, package.digests, file, limit)
-    news = News((yield Sleep(0)))
-    with closing(packing):
-        while (yield Work(lambda: packing.advance(_TURN))):
-            if news.are_due((yield Sleep(0))):
-                yield Note(f"Packing {package.source}: {packing.done // MIB} of {packing.size // MIB} MiB read.")
-        if packing.is_too_large:
-            raise ValueError(too_large(package))
-    return file.tell()
+def _packed(package: Package, limit: int | None, stack: ExitStack) -> Engine[IO[bytes]]:
+    return (yield from in_turns(pack(package, limit, stack), f"Packing {package.source}", package.size))
 
 
-def _copy(package: Package, file: IO[bytes]) -> int:
-    """Take an archive's bytes: a copy of its own, as the original may change before it is sent once more."""
-    if name_archive(package.source, package.suffix, file) != package.name:
+def pack(package: Package, limit: int | None, stack: ExitStack) -> Progress[IO[bytes]]:
+    """
+    Write a package into a temporary file, and return it, at its end.
+
+    It has no name, so that it leaves nothing on the disk, whatever kills this process. An archive is copied, as the
+    original may change before it is sent once more.
+
+    :param limit: bytes that it must be smaller than; ``None`` for no limit.
+    :param stack: closes the file.
+    :raises ValueError: for a package over the limit, as soon as it is.
+    :raises RayPackageError: if a file changed or cannot be read, or the disk is full.
+    """
+    try:
+        file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  (the stack closes it)
+        with closing(_write(package, file)) as writing:
+            for count in writing:
+                yield count
+                if limit is not None and file.tell() >= limit:
+                    raise ValueError(too_large(package))
+    except OSError as error:
+        raise unwritable(error) from error
+    return file
+
+
+def _write(package: Package, file: IO[bytes]) -> Progress[None]:
+    if package.tree is not None:
+        yield from write_zip(package.tree, package.top, package.digests, file)
+    elif (yield from name_archive(package.source, package.suffix, file)) != package.name:
         raise changed(str(package.source), "its contents are others")
-    return file.tell()
-
-
-class _Scratch:
-    """A file without a name: whatever kills this process, it leaves nothing on the disk."""
-
-    def __init__(self) -> None:
-        self._file: IO[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def open(self) -> IO[bytes]:
-        """Make it, and keep it: whoever asked for it may be interrupted before he has it."""
-        try:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115
-        except OSError as error:
-            raise unwritable(error) from error
-        return self._file
+    # what is still held back finds out here whether the disk takes it, and not in the midst of the upload
+    file.flush()
+    yield 0
 
 
 class Body:
@@ -197,10 +182,9 @@ class Body:
         """Read the file, and say every few seconds how much of it was taken."""
         self._file.seek(0)
         sent = 0
-        news = News(clock())
+        news = News(f"Uploading {self._name}", self._size, clock())
         while chunk := self._file.read(_CHUNK):
             yield chunk
             sent += len(chunk)
-            if sent < self._size and news.are_due(clock()):
-                share = 100 * sent // self._size
-                note(Note(f"Uploading {self._name}: {sent // MIB} of {self._size // MIB} MiB ({share} %)."))
+            for each in news.after(sent, clock()):
+                note(each)

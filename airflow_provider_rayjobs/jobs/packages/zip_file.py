@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import stat
-import time
 import zipfile
 import zlib
-from collections.abc import Generator
+from collections.abc import Mapping
 from itertools import chain
 from typing import IO
 
 from airflow_provider_rayjobs.jobs.packages.naming import read
-from airflow_provider_rayjobs.jobs.packages.tree import Entry, Tree, changed, unwritable
+from airflow_provider_rayjobs.jobs.packages.news import Progress
+from airflow_provider_rayjobs.jobs.packages.tree import Entry, Tree, changed
 
 _LEVEL = 1
 # What a file's beginning must shrink to for deflating the rest of it to be worth its time, and how much of it is tried.
@@ -28,53 +28,15 @@ _SAMPLE = 32 * 1024
 _ZIP64_FROM = 2**31 - 2**20
 
 
-class Packing:
+def write_zip(tree: Tree, top: str, digests: Mapping[str, bytes], file: IO[bytes]) -> Progress[None]:
     """
-    The making of a zip, in turns: so that whoever waits for it can say how far it is, and can be stopped.
+    Write a tree as a zip; the file must still be open when this is closed.
 
-    :param tree: what goes in.
     :param top: the top directory's name, "" for none.
     :param digests: of the contents when the package got its name; what differs now has changed.
-    :param file: where it is written.
-    :param limit: bytes after which there is no use in going on; ``None`` for no limit.
+    :raises RayPackageError: if a file changed or cannot be read.
+    :raises OSError: if the zip cannot be written.
     """
-
-    def __init__(self, tree: Tree, top: str, digests: dict[str, bytes], file: IO[bytes], limit: int | None) -> None:
-        self.done = 0
-        self.is_too_large = False
-        self.size = tree.size
-        self._steps = _write(tree, top, digests, file, limit)
-
-    def advance(self, seconds: float) -> bool:
-        """
-        Go on for a while, and tell whether there is more to do. A zip over its limit is given up.
-
-        :raises RayPackageError: if a file changed or cannot be read, or the disk is full.
-        """
-        end = time.monotonic() + seconds
-        try:
-            for count in self._steps:
-                self.done += count
-                if time.monotonic() > end:
-                    return True
-        except _TooLarge:
-            self.is_too_large = True
-        except OSError as error:
-            raise unwritable(error) from error  # what cannot be read is said by who reads
-        return False
-
-    def close(self) -> None:
-        """Leave the file as it is; it must still be open."""
-        self._steps.close()
-
-
-class _TooLarge(Exception):  # noqa: N818  (no error yet: whoever packs knows what to say)
-    """A zip grew over its limit."""
-
-
-def _write(
-    tree: Tree, top: str, digests: dict[str, bytes], file: IO[bytes], limit: int | None
-) -> Generator[int, None, None]:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=_LEVEL) as archive:
         for entry in tree.entries:
             # "./" is the root itself, when it is empty; a directory's own name may end in a dot
@@ -86,17 +48,10 @@ def _write(
                 if directory.filename:
                     archive.writestr(directory, b"")
                 continue
-            for count in _write_file(archive, name, entry, digests[entry.name]):
-                if limit is not None and file.tell() >= limit:
-                    raise _TooLarge
-                yield count
-    # what is still held back finds out here whether the disk takes it, and not in the midst of the upload
-    file.flush()
-    if limit is not None and file.tell() >= limit:
-        raise _TooLarge
+            yield from _write_file(archive, name, entry, digests[entry.name])
 
 
-def _write_file(archive: zipfile.ZipFile, name: str, entry: Entry, expected: bytes) -> Generator[int, None, None]:
+def _write_file(archive: zipfile.ZipFile, name: str, entry: Entry, expected: bytes) -> Progress[None]:
     chunks = read(entry)
     first = next(chunks, b"")
     digest = hashlib.sha256()

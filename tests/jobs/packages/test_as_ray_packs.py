@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from airflow_provider_rayjobs.jobs.packages.ignores import IgnoreRules, default_excludes
 from airflow_provider_rayjobs.jobs.packages.local_code import name_packages
-from airflow_provider_rayjobs.jobs.packages.naming import name_tree
+from airflow_provider_rayjobs.jobs.packages.naming import digest_tree
+from airflow_provider_rayjobs.jobs.packages.news import finish
 from airflow_provider_rayjobs.jobs.packages.tree import Selection, select
-from airflow_provider_rayjobs.jobs.packages.zip_file import Packing
+from airflow_provider_rayjobs.jobs.packages.zip_file import write_zip
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of Ray's own regular expressions
 
@@ -90,14 +91,11 @@ def held(archive: Any) -> dict[str, tuple[int, bytes]]:
 
 
 def held_by_ours(path: Path, *, top: bool, excludes: list[str], gitignore: bool) -> dict[str, tuple[int, bytes]]:
-    tree = select(path, Selection(tuple(excludes), gitignore, top=path.name if top else ""))
-    digests: dict[str, bytes] = {}
-    name_tree(tree, path.name if top else "", digests)
+    name = path.name if top else ""
+    tree = finish(select(path, Selection(tuple(excludes), gitignore, top=name)))
+    digests = finish(digest_tree(tree))
     with tempfile.TemporaryFile() as file:
-        packing = Packing(tree, path.name if top else "", digests, file, None)
-        while packing.advance(10):
-            pass
-        assert packing.done == tree.size
+        assert sum(write_zip(tree, name, digests, file)) == tree.size
         return held(file)
 
 

@@ -13,7 +13,7 @@ import yaml
 from hypothesis import example, settings
 from hypothesis import strategies as st
 
-from airflow_provider_rayjobs.jobs.packages.local_code import LIMIT, name_packages, too_large
+from airflow_provider_rayjobs.jobs.packages.local_code import LIMIT, find_packages, name_packages, too_large
 from airflow_provider_rayjobs.jobs.packages.places import has_local_code
 from airflow_provider_rayjobs.jobs.packages.requirements import logical_lines
 
@@ -224,7 +224,7 @@ def test_what_no_zip_makes_small_is_refused_unread(folder: Path):
         file.truncate(110 * 2**30)
     read: list[int] = []
     with pytest.raises(ValueError, match=r"is too large[\s\S]*112640\.0 MiB  huge"):
-        name_packages({"working_dir": "code"}, folders=[folder], watch=read.append)
+        read.extend(find_packages({"working_dir": "code"}, folders=[folder]))
     assert sum(read) == 0
 
 
@@ -234,8 +234,7 @@ def test_naming_tells_how_far_it_is(folder: Path):
     (folder / "code" / "more").write_bytes(bytes(1_000_000))
     with zipfile.ZipFile(folder / "a.zip", "w") as archive:
         archive.writestr("a", bytes(1_000_000))
-    read: list[int] = []
-    name_packages({"working_dir": "code", "py_modules": ["a.zip"]}, folders=[folder], watch=read.append)
+    read = list(find_packages({"working_dir": "code", "py_modules": ["a.zip"]}, folders=[folder]))
     assert sum(read) == 3_000_001 + (folder / "a.zip").stat().st_size
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import io
 import os
 import re
 import socket
@@ -16,10 +14,11 @@ from typing import Any
 import pytest
 
 from airflow_provider_rayjobs.exceptions import RayPackageError
-from airflow_provider_rayjobs.jobs.packages.naming import name_archive, name_tree
+from airflow_provider_rayjobs.jobs.packages.naming import digest_tree, name_archive, name_tree
+from airflow_provider_rayjobs.jobs.packages.news import finish
 from airflow_provider_rayjobs.jobs.packages.secret_names import PATTERN, SECRET_NAMES, looks_secret
 from airflow_provider_rayjobs.jobs.packages.tree import Selection, Tree, select
-from airflow_provider_rayjobs.jobs.packages.zip_file import Packing
+from airflow_provider_rayjobs.jobs.packages.zip_file import write_zip
 
 
 def names(tree: Tree) -> list[str]:
@@ -34,19 +33,16 @@ def make(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-def pack(tree: Tree, file: Any, *, top: str = "", limit: int | None = None, seconds: float = 10) -> str:
-    digests: dict[str, bytes] = {}
-    name = name_tree(tree, top, digests)
-    packing = Packing(tree, top, digests, file, limit)
-    while packing.advance(seconds):
-        pass
-    return name
+def chosen(root: Path, selection: Selection | None = None) -> Tree:
+    return finish(select(root, selection or Selection()))
 
 
-def pack_as_named(tree: Tree, digests: dict[str, bytes], file: Any) -> None:
-    packing = Packing(tree, "", digests, file, None)
-    while packing.advance(1):
-        pass
+def named(tree: Tree, top: str = "") -> str:
+    return name_tree(tree, top, finish(digest_tree(tree)))
+
+
+def pack(tree: Tree, file: Any, *, top: str = "") -> None:
+    finish(write_zip(tree, top, finish(digest_tree(tree)), file))
 
 
 @pytest.fixture
@@ -68,7 +64,7 @@ def test_links_inside_are_followed(tmp_path: Path):
     (tmp_path / "file.py").symlink_to("a/b.py")
     (tmp_path / "directory").symlink_to(tmp_path / "a")
 
-    assert names(select(tmp_path, Selection())) == ["a/b.py", "directory/b.py", "file.py"]
+    assert names(chosen(tmp_path)) == ["a/b.py", "directory/b.py", "file.py"]
 
 
 @pytest.mark.parametrize("target", ["/etc/hostname", "../outside", "../root-beside"])
@@ -80,10 +76,10 @@ def test_links_outside_are_refused(tmp_path: Path, target: str):
     (root / "link").symlink_to(target)
 
     with pytest.raises(ValueError, match=r"root/link is a link that leads out of .*, to /") as error:
-        select(root, Selection())
+        chosen(root)
     assert "exclude the link" in str(error.value)
 
-    assert names(select(root, Selection(excludes=["link"]))) == ["a.py"]
+    assert names(chosen(root, Selection(excludes=["link"]))) == ["a.py"]
 
 
 def test_a_circle_of_links_is_refused(tmp_path: Path):
@@ -92,7 +88,7 @@ def test_a_circle_of_links_is_refused(tmp_path: Path):
     (tmp_path / "a" / "b" / "up").symlink_to("../..")
 
     with pytest.raises(ValueError, match=r"a/b/up is a link that leads back to a directory that holds it"):
-        select(tmp_path, Selection())
+        chosen(tmp_path)
 
 
 def test_what_is_no_file_is_left_out_with_a_warning(tmp_path: Path):
@@ -108,7 +104,7 @@ def test_what_is_no_file_is_left_out_with_a_warning(tmp_path: Path):
             server.bind(f"/proc/self/fd/{here}/socket")  # a socket's path has 107 characters at most
         finally:
             os.close(here)
-        tree = select(tmp_path, Selection())
+        tree = chosen(tmp_path)
 
     assert names(tree) == ["a.py", "deep/d:rive"]
     assert len(tree.warnings) == 6
@@ -124,12 +120,12 @@ def test_secrets_are_packed_only_if_asked_for(tmp_path: Path):
     (tmp_path / "settings").symlink_to(".env")
     (tmp_path / "kubeconfig").symlink_to("main.py")
 
-    tree = select(tmp_path, Selection())
+    tree = chosen(tmp_path)
     assert names(tree) == ["aws/credentials", "main.py"]
     assert tree.secrets == (".aws/credentials", ".env", "keys/id_rsa", "kubeconfig", "settings")
 
-    assert len(select(tmp_path, Selection(secrets=True)).entries) == 7
-    some = select(tmp_path, Selection(secrets=["keys/"]))
+    assert len(chosen(tmp_path, Selection(secrets=True)).entries) == 7
+    some = chosen(tmp_path, Selection(secrets=["keys/"]))
     assert names(some) == ["aws/credentials", "keys/id_rsa", "main.py"]
     assert {entry.name: oct(entry.mode) for entry in some.entries}["keys/id_rsa"] == "0o600"
 
@@ -138,8 +134,8 @@ def test_secret_names_include_the_top_directory_of_a_module(tmp_path: Path):
     """A file of ``.aws`` that is packed as a module has the name ``.aws/credentials`` in the package."""
     make(tmp_path, {"credentials": "", "config": ""})
 
-    assert select(tmp_path, Selection(top=".aws")).secrets == ("credentials",)
-    assert select(tmp_path, Selection()).secrets == ()
+    assert chosen(tmp_path, Selection(top=".aws")).secrets == ("credentials",)
+    assert chosen(tmp_path).secrets == ()
 
 
 def test_links_that_multiply_are_refused(tmp_path: Path):
@@ -151,7 +147,7 @@ def test_links_that_multiply_are_refused(tmp_path: Path):
     make(tmp_path, {"20/x": ""})
 
     with pytest.raises(ValueError, match=r"more than 100 links, .*lead to this directory \(.*/\d\d\)"):
-        select(tmp_path, Selection())
+        chosen(tmp_path)
 
 
 def test_a_deep_tree_is_packed(tmp_path: Path):
@@ -167,7 +163,7 @@ def test_a_deep_tree_is_packed(tmp_path: Path):
     finally:
         os.close(here)
 
-    [entry] = select(tmp_path, Selection()).entries
+    [entry] = chosen(tmp_path).entries
     assert entry.name == "d/" * 600
     assert deep.is_dir()
 
@@ -178,7 +174,7 @@ def test_a_link_below_a_file_leads_to_nothing(tmp_path: Path):
     (tmp_path / "link").symlink_to("file/sub")
     (tmp_path / ".gitignore").symlink_to("file/sub")
 
-    tree = select(tmp_path, Selection())
+    tree = chosen(tmp_path)
 
     assert names(tree) == ["file"]
     assert sorted(tree.warnings) == [f"{name} is left out: it is a link to nothing." for name in (".gitignore", "link")]
@@ -189,15 +185,15 @@ def test_names_that_end_in_a_dot_stay_directories(tmp_path: Path):
     (tmp_path / "cache.").mkdir()
     for root, top, expected in ((tmp_path, "", ["cache./"]), (tmp_path / "cache.", "cache.", ["cache./"])):
         with tempfile.TemporaryFile() as file:
-            pack(select(root, Selection(top=top)), file, top=top)
+            pack(chosen(root, Selection(top=top)), file, top=top)
             assert zipfile.ZipFile(file).namelist() == expected
 
 
 def test_what_ray_drops_depends_on_the_top_directory(tmp_path: Path):
     """Ray looks at a file's whole name: below a module's directory ``a:b`` is none that it drops."""
     make(tmp_path, {"a:b": ""})
-    assert names(select(tmp_path, Selection())) == []
-    assert names(select(tmp_path, Selection(top="mod"))) == ["a:b"]
+    assert names(chosen(tmp_path)) == []
+    assert names(chosen(tmp_path, Selection(top="mod"))) == ["a:b"]
 
 
 @pytest.mark.parametrize(
@@ -236,12 +232,12 @@ def test_an_unreadable_file_is_an_error(nobody: None):
         root = make(Path(folder), {"a.py": "", "b/c.py": ""})
         (root / "a.py").chmod(0)
         with pytest.raises(RayPackageError, match=r"Could not read .*a\.py.*Permission denied.*readable for the user"):
-            name_tree(select(root, Selection()), "")
+            named(chosen(root))
         (root / "a.py").chmod(0o600)
         (root / "b").chmod(0)
         with pytest.raises(RayPackageError, match=r"Could not read '.*/b'"):
-            select(root, Selection())
-        assert names(select(root, Selection(excludes=["b"]))) == ["a.py"]
+            chosen(root)
+        assert names(chosen(root, Selection(excludes=["b"]))) == ["a.py"]
         (root / "b").chmod(0o700)
 
 
@@ -250,20 +246,20 @@ def test_names_that_are_not_utf_8_are_refused(tmp_path: Path):
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.py")).touch()
 
     with pytest.raises(ValueError, match=r"bad\\xff\.py' has a name that is not UTF-8"):
-        select(tmp_path, Selection())
+        chosen(tmp_path)
 
-    assert names(select(tmp_path, Selection(excludes=["bad*"]))) == []
+    assert names(chosen(tmp_path, Selection(excludes=["bad*"]))) == []
 
 
 def test_a_directory_whose_name_is_not_utf_8_is_refused(tmp_path: Path):
     """An empty directory is named like a file; a link to nothing is left out with its name as the log can hold it."""
     bad = tmp_path / os.fsdecode(b"bad\xff")
     bad.symlink_to("nothing")
-    assert select(tmp_path, Selection()).warnings == ("bad\\xff is left out: it is a link to nothing.",)
+    assert chosen(tmp_path).warnings == ("bad\\xff is left out: it is a link to nothing.",)
     bad.unlink()
     bad.mkdir()
     with pytest.raises(ValueError, match=r"bad\\xff' has a name that is not UTF-8"):
-        select(tmp_path, Selection())
+        chosen(tmp_path)
 
 
 def test_a_pattern_that_is_none_is_named(tmp_path: Path):
@@ -271,14 +267,14 @@ def test_a_pattern_that_is_none_is_named(tmp_path: Path):
     make(tmp_path, {".gitignore": "a\n[z-a]\n"})
 
     with pytest.raises(ValueError, match=r"\.gitignore: '\[z-a\]' is no pattern"):
-        select(tmp_path, Selection())
+        chosen(tmp_path)
 
 
 def test_a_directory_that_leaves_itself_out_is_told(tmp_path: Path):
     """With a pattern that matches the directory itself nothing is left, as for Ray, and a warning names the pattern."""
     make(tmp_path, {".gitignore": ".*\n", "a.py": ""})
 
-    tree = select(tmp_path, Selection())
+    tree = chosen(tmp_path)
 
     assert tree.entries == ()
     assert f"All of {tmp_path} is left out" in tree.warnings[0]
@@ -295,18 +291,18 @@ def test_the_name_depends_on_what_is_packed_alone(tmp_path: Path):
     (two / "a.py").chmod(0o600)
     (two / "b").chmod(0o700)
 
-    name = name_tree(select(one, Selection()), "")
-    assert name_tree(select(two, Selection()), "") == name == "_ray_pkg_" + name[9:49] + ".zip"
+    name = named(chosen(one))
+    assert named(chosen(two)) == name == "_ray_pkg_" + name[9:49] + ".zip"
 
-    others = [name_tree(select(one, Selection()), "one")]
+    others = [named(chosen(one), "one")]
     (two / "a.py").chmod(0o700)
-    others.append(name_tree(select(two, Selection()), ""))
+    others.append(named(chosen(two)))
     (two / "a.py").write_text("A")
-    others.append(name_tree(select(two, Selection()), ""))
+    others.append(named(chosen(two)))
     (two / "a.py").rename(two / "e.py")
-    others.append(name_tree(select(two, Selection()), ""))
+    others.append(named(chosen(two)))
     (two / "empty").mkdir()
-    others.append(name_tree(select(two, Selection()), ""))
+    others.append(named(chosen(two)))
     assert len({name, *others}) == 6
 
 
@@ -318,7 +314,7 @@ def test_the_same_tree_gives_the_same_bytes(tmp_path: Path):
     for at in (0, 10**9):
         os.utime(tmp_path / "noise", (at, at))
         with tempfile.TemporaryFile() as file:
-            pack(select(tmp_path, Selection()), file, top="top", seconds=0)
+            pack(chosen(tmp_path), file, top="top")
             file.seek(0)
             packed.append(file.read())
             with zipfile.ZipFile(file) as archive:
@@ -327,19 +323,6 @@ def test_the_same_tree_gives_the_same_bytes(tmp_path: Path):
     assert packed[0] == packed[1]
     assert kinds == {"top/noise": zipfile.ZIP_STORED, "top/text.py": zipfile.ZIP_DEFLATED}
     assert len(packed[0]) < 3_050_000
-
-
-def test_a_zip_over_its_limit_is_given_up(tmp_path: Path):
-    """A package that grows over the limit is not written to its end."""
-    (tmp_path / "noise").write_bytes(os.urandom(5_000_000))
-    with tempfile.TemporaryFile() as file:
-        tree, digests = select(tmp_path, Selection()), {}
-        name_tree(tree, "", digests)
-        packing = Packing(tree, "", digests, file, 2_000_000)
-        while packing.advance(1):
-            pass
-        assert packing.is_too_large
-        assert file.tell() < 4_000_000
 
 
 @pytest.mark.parametrize(
@@ -355,64 +338,36 @@ def test_a_zip_over_its_limit_is_given_up(tmp_path: Path):
 def test_a_tree_that_changes_is_noticed(tmp_path: Path, change: Any):
     """Whatever changes between the naming and the end of the packing is an error that names it."""
     make(tmp_path, {"a.py": "a" * 100, "b.py": "b" * 100})
-    tree = select(tmp_path, Selection())
-    digests: dict[str, bytes] = {}
-    name_tree(tree, "", digests)
+    tree = chosen(tmp_path)
+    digests = finish(digest_tree(tree))
 
     change(tmp_path)
 
     with tempfile.TemporaryFile() as file, pytest.raises(RayPackageError, match=r"[bc]\.py changed while .*Try again"):
-        pack_as_named(tree, digests, file)
+        finish(write_zip(tree, "", digests, file))
 
 
 def test_files_created_during_packing_are_ignored(tmp_path: Path):
     """An import that writes ``__pycache__`` during packing fails no submission; the package holds what was named."""
     make(tmp_path, {"a.py": "a"})
-    tree = select(tmp_path, Selection())
-    digests: dict[str, bytes] = {}
-    name_tree(tree, "", digests)
+    tree = chosen(tmp_path)
+    digests = finish(digest_tree(tree))
 
     make(tmp_path, {"__pycache__/a.cpython-313.pyc": "", "b.py": ""})
 
     with tempfile.TemporaryFile() as file:
-        pack_as_named(tree, digests, file)
+        finish(write_zip(tree, "", digests, file))
         assert zipfile.ZipFile(file).namelist() == ["a.py"]
 
 
 def test_a_file_that_changes_while_it_is_named_is_noticed(tmp_path: Path):
     """A file that was written to after the walk is not read as if nothing had happened."""
     make(tmp_path, {"a.py": "a"})
-    tree = select(tmp_path, Selection())
+    tree = chosen(tmp_path)
     (tmp_path / "a.py").write_text("other")
 
     with pytest.raises(RayPackageError, match=r"a\.py changed while"):
-        name_tree(tree, "")
-
-
-def test_a_full_disk_is_said(tmp_path: Path):
-    """A temporary file that finds no room is an error that says where to make some."""
-    (tmp_path / "noise").write_bytes(os.urandom(3_000_000))
-    with (
-        Path("/dev/full").open("wb", buffering=0) as full,
-        pytest.raises(RayPackageError, match="No space left on device.*TMPDIR"),
-    ):
-        pack(select(tmp_path, Selection()), full)
-
-
-class FullAtTheEnd(io.BytesIO):
-    """A file whose last bytes find no room when they leave Python."""
-
-    def flush(self) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def test_a_disk_that_is_full_at_the_end_is_said(tmp_path: Path):
-    """What Python still holds back is written before the upload, so that a full disk is said as one."""
-    make(tmp_path, {"a.zip": "x"})
-    with pytest.raises(RayPackageError, match="No space left on device.*TMPDIR"):
-        name_archive(tmp_path / "a.zip", ".zip", FullAtTheEnd())
-    with pytest.raises(RayPackageError, match="No space left on device.*TMPDIR"):
-        pack(select(tmp_path, Selection()), FullAtTheEnd())
+        named(tree)
 
 
 @pytest.mark.parametrize(
@@ -428,9 +383,9 @@ def test_wheels_are_told_apart_by_their_build_tag(tmp_path: Path, name: str, beg
     from packaging.utils import parse_wheel_filename
 
     (tmp_path / name).write_bytes(b"one")
-    one = name_archive(tmp_path / name, ".whl")
+    one = finish(name_archive(tmp_path / name, ".whl"))
     (tmp_path / name).write_bytes(b"two")
-    two = name_archive(tmp_path / name, ".whl")
+    two = finish(name_archive(tmp_path / name, ".whl"))
 
     assert one != two
     assert one.startswith(begins)
@@ -442,4 +397,4 @@ def test_a_wheel_of_another_name_is_refused(tmp_path: Path):
     """pip installs by the file's name: one that it would not understand is an error before anything is sent."""
     (tmp_path / "renamed.whl").touch()
     with pytest.raises(ValueError, match=r"'renamed\.whl' is not the name of a wheel"):
-        name_archive(tmp_path / "renamed.whl", ".whl")
+        finish(name_archive(tmp_path / "renamed.whl", ".whl"))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import logging
 import os
+import tempfile
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import IO, Any, ClassVar
@@ -27,7 +31,8 @@ from airflow_provider_rayjobs.exceptions import (
 from airflow_provider_rayjobs.jobs import AsyncRayJobsClient, RayJobsClient, endpoints
 from airflow_provider_rayjobs.jobs.access import Access
 from airflow_provider_rayjobs.jobs.packages.local_code import LIMIT, LocalCode, name_packages
-from airflow_provider_rayjobs.jobs.packages.upload import Body, provide
+from airflow_provider_rayjobs.jobs.packages.news import finish
+from airflow_provider_rayjobs.jobs.packages.upload import Body, pack, provide
 from airflow_provider_rayjobs.jobs.steps import Interrupted, Note, Send, Sleep, Upload, Work, interruptible
 
 ADDRESS = "http://127.0.0.1:8265"
@@ -356,11 +361,11 @@ def test_a_slow_upload_tells_how_far_it_is():
     assert lines(0.01) == []
     slow = lines(0.25)
     assert len(slow) == 3
-    assert slow[0] == "Uploading _ray_pkg_0.zip: 5 of 20 MiB (25 %)."
+    assert slow[0] == "Uploading _ray_pkg_0.zip: 5 of 20 MiB."
 
 
 class Slow:
-    """A storage that takes a package in three turns."""
+    """A storage that takes a package in three turns, each longer than a turn of the engine."""
 
     def __init__(self) -> None:
         self.turns = 0
@@ -376,7 +381,8 @@ class Slow:
         try:
             for turn in (1, 2, 3):
                 self.turns = turn
-                yield turn * 2**20
+                time.sleep(0.3)
+                yield 2**20
         finally:
             self.closed = True
 
@@ -491,17 +497,55 @@ def test_an_archive_that_changes_is_noticed(submit: Callable[..., str], code: Pa
 
 def test_a_temporary_file_that_cannot_be_made_is_said(code: Path, monkeypatch: pytest.MonkeyPatch):
     """Without a place for temporary files nothing is sent, and the error says what to set."""
-    import tempfile
-
     monkeypatch.setattr(tempfile, "tempdir", str(code / "nowhere"))
     with pytest.raises(RayPackageError, match="temporary file.*TMPDIR"):
         drive(name_packages({"working_dir": str(code)}), lambda _: None, held=set())
 
 
+class Disk(io.BytesIO):
+    """A temporary file on a disk that has room for so many bytes; the last ones are written by ``flush``."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+
+    def write(self, data: Any, /) -> int:
+        if self.tell() > self.room > 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data)
+
+    def flush(self) -> None:
+        if self.tell() > self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("room", [0, 1_000_000])
+@pytest.mark.parametrize("what", [".", "a.zip"])
+def test_full_disk_is_an_error_before_the_upload(code: Path, room: int, what: str, monkeypatch: pytest.MonkeyPatch):
+    """A temporary file that finds no room, at once or with its last bytes, is an error that says where to make some."""
+    (code / "noise").write_bytes(os.urandom(3_000_000))
+    with zipfile.ZipFile(code / "a.zip", "w") as archive:
+        archive.write(code / "noise")
+    [package] = name_packages({"working_dir": what}, folders=[code]).packages
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: Disk(room))
+
+    with ExitStack() as stack, pytest.raises(RayPackageError, match="No space left on device.*TMPDIR"):
+        finish(pack(package, None, stack))
+
+
+def test_a_zip_over_its_limit_is_given_up(code: Path):
+    """A package that grows over the limit is not written to its end."""
+    (code / "noise").write_bytes(os.urandom(5_000_000))
+    [package] = name_packages({"working_dir": str(code)}).packages
+    with ExitStack() as stack:
+        written: list[int] = []
+        with pytest.raises(ValueError, match="is too large"):
+            written.extend(pack(package, 2_000_000, stack))
+    assert 2_000_000 <= sum(written) < 4_000_000
+
+
 def test_no_temporary_file_is_left(code: Path, tmp_path_factory: Any, monkeypatch: pytest.MonkeyPatch):
     """The package's file has no name, and so outlives nothing."""
-    import tempfile
-
     place = tmp_path_factory.mktemp("tmp")
     monkeypatch.setattr(tempfile, "tempdir", str(place))
     seen = []
