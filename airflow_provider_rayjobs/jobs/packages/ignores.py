@@ -21,6 +21,9 @@ GITIGNORE, RAYIGNORE = ".gitignore", ".rayignore"
 _DEFAULT_EXCLUDES = ".git,.venv,venv,__pycache__"
 _DEFAULT_EXCLUDES_VARIABLE = "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES"
 _IGNORE_GITIGNORE_VARIABLE = "RAY_RUNTIME_ENV_IGNORE_GITIGNORE"
+# What a part of a pattern is made of: an escaped character, a set, one character. A "]" that is a set's first belongs
+# to the set.
+_TOKEN = re.compile(r"\\.?|\[(?P<set>!?+\]?+[^\]]*+)\]|.", re.DOTALL)
 
 
 class Pattern(NamedTuple):
@@ -47,9 +50,6 @@ class IgnoreRules:
         self._patterns = patterns[::-1]
         # most paths match none of them: that is found out at once
         self._any = re.compile("|".join(f"(?:{pattern.regex.pattern})" for pattern in patterns))
-
-    def __bool__(self) -> bool:
-        return bool(self._patterns)
 
     def match(self, path: str) -> str | None:
         """
@@ -123,51 +123,21 @@ def _translate(body: str, *, is_left_out: bool) -> str:
         if segment == "*":
             pieces.append("[^/]+")
         else:
-            pieces.append(_translate_segment(segment))
+            pieces.append(_TOKEN.sub(_translate_token, segment))
             if number == last and is_left_out:
                 pieces.append("(?:/.*)?")  # with all that is below it
         needs_slash = True
     return "".join(pieces) + r"$"
 
 
-def _translate_segment(segment: str) -> str:
-    pieces: list[str] = []
-    place = 0
-    while place < len(segment):
-        character = segment[place]
-        place += 1
-        if character == "\\":
-            if place < len(segment):
-                pieces.append(re.escape(segment[place]))
-            place += 1
-        elif character == "*":
-            pieces.append("[^/]*")
-        elif character == "?":
-            pieces.append("[^/]")
-        elif character == "[" and (end := _end_of_set(segment, place)) is not None:
-            pieces.append(_translate_set(segment[place : end + 1]))
-            place = end + 1
-        else:
-            pieces.append(re.escape(character))
-    return "".join(pieces)
-
-
-def _end_of_set(segment: str, start: int) -> int | None:
-    """Return where the ``]`` of a set is; one at its very beginning belongs to the set."""
-    place = start
-    if segment[place : place + 1] == "!":
-        place += 1
-    if segment[place : place + 1] == "]":
-        place += 1
-    end = segment.find("]", place)
-    return None if end < 0 else end
-
-
-def _translate_set(body: str) -> str:
-    negation = ""
-    if body[0] == "!":
-        negation, body = "^", body[1:]
-    elif body[0] == "^":
-        negation, body = r"\^", body[1:]
+def _translate_token(token: re.Match[str]) -> str:
+    text = token[0]
+    if text in ("*", "?"):
+        return "[^/]*" if text == "*" else "[^/]"
+    if (members := token["set"]) is None:
+        return re.escape(text[1:] if text[0] == "\\" else text)
     # "[", "&", "~" and "|" mean themselves here, and will mean more to Python one day
-    return f"[{negation}" + re.sub(r"[\\\[&~|]", r"\\\g<0>", body)
+    members = re.sub(r"[\\\[&~|]", r"\\\g<0>", members)
+    if members[0] in "!^":
+        members = ("^" if members[0] == "!" else r"\^") + members[1:]
+    return f"[{members}]"

@@ -11,6 +11,7 @@ import os
 import tarfile
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -18,14 +19,13 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from airflow_provider_rayjobs.jobs.packages.ignores import default_excludes, heeds_gitignore
-from airflow_provider_rayjobs.jobs.packages.naming import digest_tree, name_archive, name_tree
+from airflow_provider_rayjobs.jobs.packages.naming import ARCHIVES, digest_tree, name_archive, name_tree
 from airflow_provider_rayjobs.jobs.packages.news import MIB, Progress, finish
 from airflow_provider_rayjobs.jobs.packages.places import filled_in, find_path, is_path
 from airflow_provider_rayjobs.jobs.packages.requirements import read_requirements
 from airflow_provider_rayjobs.jobs.packages.tree import (
     Entry,
     Selection,
-    Stamp,
     Tree,
     check_name,
     file_entry,
@@ -38,8 +38,6 @@ from airflow_provider_rayjobs.jobs.packages.tree import (
 LIMIT = 100 * 1024 * 1024
 # How many bytes deflating can make one of at best, with a little to spare (zlib says 1032).
 _BEST_RATIO = 1040
-# What Ray 2.60 unpacks; older heads may know .zip and .whl alone.
-_ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar.xz")
 _LARGEST = 10
 
 
@@ -62,9 +60,9 @@ class Package:
     One package: what is in it, how it is called, where it goes.
 
     :param owner: which part of the runtime environment it is, for messages.
+    :param tree: what it holds; of an archive, which goes as it is, the file itself.
     :param uri: what stands in the runtime environment for it.
-    :param tree: what it holds; ``None`` for an archive, which goes as it is.
-    :param top: the name of its top directory, "" where its files are at the root.
+    :param top: the name of a directory around all of it, "" for none.
     :param digests: of the files' contents, by their names.
     :param storage: where it goes; ``None`` for the cluster itself.
     :param seconds: that finding and naming it took.
@@ -72,25 +70,20 @@ class Package:
 
     owner: str
     source: Path
-    name: str
-    uri: str
-    size: int
-    tree: Tree | None = None
+    tree: Tree
+    is_archive: bool = False
+    name: str = ""
+    uri: str = ""
     top: str = ""
-    digests: dict[str, bytes] = field(default_factory=dict, repr=False)
+    digests: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     storage: PackageStorage | None = None
     seconds: float = 0.0
 
     @property
-    def suffix(self) -> str:
-        """By what Ray knows how to unpack it."""
-        return next(it for it in (".tar.gz", ".tar.xz", ".whl", ".zip") if self.name.endswith(it))
-
-    @property
     def content(self) -> str:
         """Say how much it is."""
-        size = f"{self.size / MIB:.1f} MiB"
-        return f"{self.tree.files} files, {size}" if self.tree else size
+        size = f"{self.tree.size / MIB:.1f} MiB"
+        return size if self.is_archive else f"{self.tree.files} files, {size}"
 
 
 @dataclass(frozen=True)
@@ -127,8 +120,9 @@ def find_packages(
     :raises ValueError: for what can never be packed, naming the field.
     :raises RayPackageError: for what cannot be read.
     """
-    naming = _Naming(runtime_env, tuple(folders) or (Path.cwd(),), secrets, storage)
-    requirements = read_requirements(runtime_env, naming.folders)
+    folders = folders or (Path.cwd(),)
+    naming = _Naming(runtime_env, folders, secrets, storage)
+    requirements = read_requirements(runtime_env, folders)
     changed = dict(runtime_env) | requirements.changed
     packages = []
     working_dir = filled_in(runtime_env.get("working_dir"))
@@ -154,36 +148,40 @@ def find_packages(
     return LocalCode(changed, tuple(packages))
 
 
-@dataclass
 class _Naming:
-    runtime_env: Mapping[str, Any]
-    folders: tuple[Path, ...]
-    secrets: bool | Sequence[str]
-    storage: PackageStorage | None
+    """What the packages of one runtime environment share."""
 
-    def __post_init__(self) -> None:
-        excludes = self.runtime_env.get("excludes") or []
+    def __init__(
+        self,
+        runtime_env: Mapping[str, Any],
+        folders: Sequence[Path],
+        secrets: bool | Sequence[str],
+        storage: PackageStorage | None,
+    ) -> None:
+        excludes = runtime_env.get("excludes") or []
         if isinstance(excludes, str) or not all(isinstance(pattern, str) for pattern in excludes):
             raise ValueError("runtime_env['excludes'] must be a list of patterns, as in a .gitignore")
-        if isinstance(self.secrets, str):
+        if isinstance(secrets, str):
             raise ValueError("package_secrets must be True, False or a list of patterns, as in a .gitignore")
-        self._excludes = tuple(excludes)
+        self._selection = Selection(tuple(excludes), heeds_gitignore(os.environ), secrets)
+        self._folders = folders
+        self._storage = storage
         self._began = time.monotonic()
 
     def name_working_dir(self, given: str | PathLike[str] | None, files: Mapping[str, bytes]) -> Progress[Package]:
         """Name what becomes the job's working directory; ``files`` of our own are added to it."""
-        if given is None:
+        if not given:
             # nothing but constraints: the directory exists for their sake
-            return (yield from self._named("working_dir", Path(), _with_files(Tree(()), files), ""))
-        source = self._find("working_dir", given)
+            return (yield from self._name(Package("working_dir", Path(), _with_files(Tree(()), files))))
+        source = find_path("runtime_env['working_dir']", given, self._folders)
         if source.is_dir():
-            selection = self._selection((*default_excludes(os.environ), *self._excludes), "")
-            tree = yield from select(source, selection)
-            return (yield from self._named("working_dir", source, _with_files(tree, files), ""))
-        if not source.name.endswith(_ARCHIVES):
+            excludes = (*default_excludes(os.environ), *self._selection.excludes)
+            tree = yield from select(source, replace(self._selection, excludes=excludes))
+            return (yield from self._name(Package("working_dir", source, _with_files(tree, files))))
+        if not source.name.endswith(ARCHIVES):
             raise ValueError(
                 f"runtime_env['working_dir'] is {os.fspath(given)!r}, which is a file ({source}); it must be a "
-                f"directory, or an archive ({', '.join(_ARCHIVES)}). Give the directory that holds it; a single module "
+                f"directory, or an archive ({', '.join(ARCHIVES)}). Give the directory that holds it; a single module "
                 "goes into py_modules."
             )
         if files:
@@ -191,90 +189,79 @@ class _Naming:
                 "constraints (-c) travel in the package of a local working_dir, and nothing can be added to an "
                 "archive. Unpack it and give the directory."
             )
-        return (yield from self._archive("working_dir", source))
+        return (yield from self._name_archive("working_dir", source))
 
     def name_module(self, owner: str, given: str | PathLike[str]) -> Progress[Package]:
         """Name an entry of ``py_modules``."""
-        source = self._find(owner, given)
+        source = find_path(f"runtime_env[{owner!r}]", given, self._folders)
         if source.is_dir():
             _check_packable(source, f"{source.name}/")
-            selection = self._selection(self._excludes, source.name)
-            tree = yield from select(source, selection)
-            return (yield from self._named(owner, source, tree, source.name))
-        if source.suffix == ".py":
+            tree = yield from select(source, replace(self._selection, top=source.name))
+        elif source.suffix == ".py":
             _check_packable(source, source.name)
-            return (yield from self._named(owner, source, Tree((file_entry(source),)), ""))
-        if source.name.endswith((*_ARCHIVES, ".whl")):
-            return (yield from self._archive(owner, source))
-        raise ValueError(
-            f"runtime_env[{owner!r}] is {os.fspath(given)!r} ({source}); it must be a directory, a .py file, a wheel, "
-            f"or an archive ({', '.join(_ARCHIVES)})."
-        )
+            tree = Tree((file_entry(source),))
+        elif source.name.endswith((*ARCHIVES, ".whl")):
+            return (yield from self._name_archive(owner, source))
+        else:
+            raise ValueError(
+                f"runtime_env[{owner!r}] is {os.fspath(given)!r} ({source}); it must be a directory, a .py file, a "
+                f"wheel, or an archive ({', '.join(ARCHIVES)})."
+            )
+        return (yield from self._name(Package(owner, source, tree)))
 
-    def _find(self, owner: str, given: str | PathLike[str]) -> Path:
-        return find_path(f"runtime_env[{owner!r}]", given, self.folders)
-
-    def _selection(self, excludes: Sequence[str], top: str) -> Selection:
-        return Selection(tuple(excludes), heeds_gitignore(os.environ), self.secrets, top)
-
-    def _named(self, owner: str, source: Path, tree: Tree, top: str) -> Progress[Package]:
-        package = Package(owner, source, "", "", tree.size, tree, top)
-        if self.storage is None and tree.size >= _BEST_RATIO * LIMIT:
-            raise ValueError(too_large(package))  # without hours of reading first
-        digests = yield from digest_tree(tree)
-        return self._placed(replace(package, name=name_tree(tree, top, digests), digests=digests))
-
-    def _archive(self, owner: str, source: Path) -> Progress[Package]:
-        suffix = next(it for it in (*_ARCHIVES, ".whl") if source.name.endswith(it))
+    def _name_archive(self, owner: str, source: Path) -> Progress[Package]:
+        package = Package(owner, source, Tree((file_entry(source),)), is_archive=True)
+        is_zip = source.suffix in (".zip", ".whl")
         try:
-            is_zip = suffix in (".zip", ".whl")
             is_whole = zipfile.is_zipfile(source) if is_zip else tarfile.is_tarfile(source)
-            size = source.stat().st_size
         except OSError as error:
             raise unreadable(str(source), error) from error
         if not is_whole:
             raise ValueError(
                 f"runtime_env[{owner!r}]: {source} is not a {'zip' if is_zip else 'tar'} archive. Make it anew."
             )
-        suffix = ".tar.gz" if suffix == ".tgz" else suffix
-        package = Package(owner, source, "", "", size)
-        if size >= LIMIT and self.storage is None:
-            raise ValueError(too_large(package))
-        package = replace(package, name=(yield from name_archive(source, suffix)))
-        if size >= LIMIT and suffix != ".whl" and (single := (yield from _single_top(source, is_zip=is_zip))):
+        package = yield from self._name(package)
+        if package.storage is None or source.suffix == ".whl":
+            return package
+        if top := (yield from _single_top(source, is_zip=is_zip)):
             raise ValueError(
-                f"runtime_env[{owner!r}]: all of {source} is in one directory, {single!r}, which Ray takes away when "
+                f"runtime_env[{owner!r}]: all of {source} is in one directory, {top!r}, which Ray takes away when "
                 "it unpacks what comes from a package_storage. Unpack the archive and give the directory."
             )
-        return self._placed(package)
+        return package
 
-    def _placed(self, package: Package) -> Package:
-        """Say where a package goes: by its size on this disk, so that it is known before anything is packed."""
+    def _name(self, package: Package) -> Progress[Package]:
+        """Name a package, and say where it goes: by its size on this disk, so that it is known before it is packed."""
+        tree = package.tree
+        # what is too large whatever a zip makes of it: without hours of reading first
+        if self._storage is None and tree.size >= (LIMIT if package.is_archive else _BEST_RATIO * LIMIT):
+            raise ValueError(too_large(package))
+        digests = yield from digest_tree(tree)
+        if package.is_archive:
+            name = name_archive(package.source.name, digests[package.source.name])
+        else:
+            name = name_tree(tree, digests)
         now = time.monotonic()
-        package = replace(package, seconds=now - self._began)
+        package = replace(package, name=name, digests=digests, uri=f"gcs://{name}", seconds=now - self._began)
         self._began = now
-        if self.storage is None or _bulk(package) < LIMIT:
-            return replace(package, uri=f"gcs://{package.name}")
+        if self._storage is None or _bulk(package) < LIMIT:
+            return package
         # Ray takes a single top directory away from what it downloads: so it is given one more
-        top = f"package/{package.top}".rstrip("/")
-        return replace(package, uri=self.storage.uri_of(package.name), storage=self.storage, top=top)
+        return replace(package, uri=self._storage.uri_of(name), storage=self._storage, top="package")
 
 
 def _with_files(tree: Tree, files: Mapping[str, bytes]) -> Tree:
-    ours = [Entry(name, "", 0o644, Stamp(len(data), 0, 0), data) for name, data in files.items()]
-    if not ours:
-        return tree
-    entries = [entry for entry in tree.entries if entry.name not in files and entry.name != "./"]
-    return replace(tree, entries=tuple(sorted([*entries, *ours], key=lambda entry: entry.name)))
+    ours = [Entry(name, "", 0o644, len(data), data=data) for name, data in files.items()]
+    theirs = [entry for entry in tree.entries if entry.name not in files]
+    return replace(tree, entries=tuple(sorted([*theirs, *ours], key=lambda entry: entry.name)))
 
 
 def _bulk(package: Package) -> int:
     """Return the most that a package may need: a zip adds headers for each entry, and a little to what it holds."""
-    if package.tree is None:
-        return package.size
-    top = len(package.top.encode()) + 1
-    headers = sum(130 + 2 * (top + len(entry.name.encode())) for entry in package.tree.entries)
-    return package.size + package.size // 1000 + headers
+    size = package.tree.size
+    if package.is_archive:
+        return size
+    return size + size // 1000 + sum(130 + 2 * len(entry.name.encode()) for entry in package.tree.entries)
 
 
 def _check_packable(source: Path, name: str) -> None:
@@ -316,24 +303,22 @@ def too_large(package: Package) -> str:
         f"one of {package.source} ({package.content}) is. Nothing was submitted."
     )
     advice = "Or give package_storage, an object storage path that the cluster can read too, for what is larger."
-    if package.tree is None:
+    if package.is_archive:
         return f"{said} {advice}"
-    largest = sorted(package.tree.entries, key=lambda entry: -entry.size)[:_LARGEST]
-    shown = [f"{entry.size / MIB:9.1f} MiB  {entry.name}" for entry in largest]
-    folders: dict[str, int] = {}
+    # as patterns name them: without the top directory of a module
+    prefix = "" if package.owner == "working_dir" else f"{package.source.name}/"
+    sizes: Counter[str] = Counter()
     for entry in package.tree.entries:
-        top = entry.name.partition("/")[0]
-        if top != entry.name:
-            folders[f"{top}/"] = folders.get(f"{top}/", 0) + entry.size
-    # many small files: no single one says where the room goes
-    if sum(entry.size for entry in largest) < package.size / 2:
-        top_folders = sorted(folders.items(), key=lambda item: -item[1])[:_LARGEST]
-        shown = [f"{size / MIB:9.1f} MiB  {name}" for name, size in top_folders] + shown
-        example = top_folders[0][0] if top_folders else largest[0].name
-    else:
-        example = largest[0].name
+        name = entry.name.removeprefix(prefix)
+        sizes[name] += entry.size
+        # many small files: no single one says where the room goes
+        if "/" in name:
+            sizes[name[: name.index("/") + 1]] += entry.size
+    shown = sizes.most_common(_LARGEST)
     how = (
-        f"Exclude what the job does not need: runtime_env={{'excludes': [{'/' + example!r}, ...]}}, or lines like "
-        f"/{example} in a .rayignore beside it. {advice}"
+        f"Exclude what the job does not need: runtime_env={{'excludes': [{'/' + shown[0][0]!r}, ...]}}, or lines like "
+        f"/{shown[0][0]} in a .rayignore beside it. {advice}"
     )
-    return "\n".join([f"{said} Its largest entries:", *shown, how])
+    return "\n".join(
+        [f"{said} Its largest files and directories:", *(f"{size / MIB:9.1f} MiB  {name}" for name, size in shown), how]
+    )

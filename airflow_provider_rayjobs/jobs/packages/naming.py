@@ -14,12 +14,12 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from pathlib import Path
-from typing import IO
 
 from airflow_provider_rayjobs.jobs.packages.news import Progress
-from airflow_provider_rayjobs.jobs.packages.tree import Entry, Stamp, Tree, changed, file_entry, unreadable
+from airflow_provider_rayjobs.jobs.packages.tree import Entry, Tree, changed, stamp_of, unreadable
 
+# What Ray 2.60 unpacks; older heads may know .zip and .whl alone.
+ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar.xz")
 # Another meaning of the digest needs another word here.
 _VERSION = b"rayjobs package 1\n"
 # Ray's own name for what it holds of local code.
@@ -48,49 +48,40 @@ def digest_tree(tree: Tree) -> Progress[dict[str, bytes]]:
     return digests
 
 
-def name_tree(tree: Tree, top: str, digests: Mapping[str, bytes]) -> str:
+def name_tree(tree: Tree, digests: Mapping[str, bytes]) -> str:
     """
     Return the name of a tree's package.
 
-    :param top: the name of its top directory, "" where its files are at the root.
     :param digests: those of :func:`digest_tree`.
     """
     whole = hashlib.sha256(_VERSION)
     for entry in tree.entries:
-        name = f"{top}/{entry.name}".encode() if top else entry.name.encode()
+        name = entry.name.encode()
         content = b"" if entry.is_directory else digests[entry.name]
         whole.update(b"%o %d %s%s" % (entry.mode, len(name), name, content))
     return f"{_PREFIX}{whole.hexdigest()[:_DIGITS]}.zip"
 
 
-def name_archive(path: Path, suffix: str, copy: IO[bytes] | None = None) -> Progress[str]:
+def name_archive(filename: str, digest: bytes) -> str:
     """
     Return the name of an archive that goes to the cluster as it is.
 
     Ray installs a wheel by its file's name, and keeps what it has installed by that name. So a wheel keeps its own,
     with the digest in the one part that may be added: the build tag.
-
-    :param suffix: by which Ray knows how to unpack it.
-    :param copy: where its bytes are written to as well.
     """
-    digest = hashlib.sha256(_VERSION + suffix.encode())
-    for chunk in read(file_entry(path)):
-        digest.update(chunk)
-        if copy is not None:
-            copy.write(chunk)
-        yield len(chunk)
-    digits = digest.hexdigest()[:_DIGITS]
-    return _name_wheel(path.name, digits) if suffix == ".whl" else f"{_PREFIX}{digits}{suffix}"
-
-
-def _name_wheel(name: str, digits: str) -> str:
-    parts = name.removesuffix(".whl").split("-")
+    # by which Ray knows how to unpack it
+    suffix = next(it for it in (*ARCHIVES, ".whl") if filename.endswith(it)).replace(".tgz", ".tar.gz")
+    digits = hashlib.sha256(_VERSION + suffix.encode() + digest).hexdigest()[:_DIGITS]
+    if suffix != ".whl":
+        return f"{_PREFIX}{digits}{suffix}"
+    parts = filename.removesuffix(suffix).split("-")
     if len(parts) not in (5, 6) or not all(parts) or (len(parts) == 6 and not parts[2][0].isdigit()):
         raise ValueError(
-            f"{name!r} is not the name of a wheel (name-version-python-abi-platform.whl), by which pip would install it"
+            f"{filename!r} is not the name of a wheel (name-version-python-abi-platform.whl), by which pip would "
+            "install it"
         )
     build = parts[2] if len(parts) == 6 else "0"
-    return "-".join([*parts[:2], f"{build}_{digits}", *parts[-3:]]) + ".whl"
+    return "-".join([*parts[:2], f"{build}_{digits}", *parts[-3:]]) + suffix
 
 
 def read(entry: Entry) -> Iterator[bytes]:
@@ -107,13 +98,13 @@ def read(entry: Entry) -> Iterator[bytes]:
         file = os.open(entry.path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe that has taken its place must not hold us
         try:
             status = os.fstat(file)
-            if not stat.S_ISREG(status.st_mode) or Stamp.of(status) != entry.stamp:
+            if not stat.S_ISREG(status.st_mode) or stamp_of(status) != entry.stamp:
                 raise changed(entry.path, "it is not the file that it was")
             left = entry.size
             while left and (chunk := os.read(file, min(CHUNK, left))):
                 left -= len(chunk)
                 yield chunk
-            if left or Stamp.of(os.fstat(file)) != entry.stamp:
+            if left or stamp_of(os.fstat(file)) != entry.stamp:
                 raise changed(entry.path, "it was written to")
         finally:
             os.close(file)
@@ -121,6 +112,20 @@ def read(entry: Entry) -> Iterator[bytes]:
         raise changed(entry.path, "it is gone") from None
     except OSError as error:
         raise unreadable(entry.path, error) from error
+
+
+def read_as_named(entry: Entry, digest: bytes) -> Iterator[bytes]:
+    """
+    Read a file as :func:`read` does, and make sure that it holds what it held when its package got its name.
+
+    :raises RayPackageError: as for :func:`read`, and for another digest.
+    """
+    actual = hashlib.sha256()
+    for chunk in read(entry):
+        actual.update(chunk)
+        yield chunk
+    if actual.digest() != digest:
+        raise changed(entry.path, "its contents are others")
 
 
 def _digest_large(entries: Iterable[Entry]) -> Progress[dict[str, bytes]]:

@@ -20,7 +20,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -36,17 +36,9 @@ _DROPPED = re.compile(r".*\\|.:", re.DOTALL)
 _OFTEN = 100
 
 
-class Stamp(NamedTuple):
-    """By what a change of a file shows without reading it."""
-
-    size: int
-    changed_at: int
-    number: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> Stamp:
-        """Return a file's stamp."""
-        return cls(status.st_size, max(status.st_mtime_ns, status.st_ctime_ns), status.st_ino)
+def stamp_of(status: os.stat_result) -> tuple[int, int, int]:
+    """Return by what a change of a file shows without reading it."""
+    return status.st_size, max(status.st_mtime_ns, status.st_ctime_ns), status.st_ino
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +47,7 @@ class Entry:
     A file of a package, or a directory that is empty.
 
     :param name: in the package, with ``/``; a directory's ends in one.
+    :param stamp: that of :func:`stamp_of`.
     :param path: on this machine; "" for one whose contents we make.
     :param mode: 0o755 for what may be executed, 0o644 for other files, 0o600 for those of :mod:`.secret_names`. Who
         owns a file, and what his umask is, differs from machine to machine and says nothing about the code, as git
@@ -65,16 +58,13 @@ class Entry:
     name: str
     path: str
     mode: int
-    stamp: Stamp
+    size: int
+    stamp: tuple[int, int, int] | None = None
     data: bytes | None = None
 
     @property
     def is_directory(self) -> bool:
         return self.name.endswith("/")
-
-    @property
-    def size(self) -> int:
-        return self.stamp.size
 
 
 @dataclass(frozen=True)
@@ -190,7 +180,7 @@ class _Walk:
                 f"{path}: more than {_OFTEN} links, and links below links, lead to this directory "
                 f"({os.path.realpath(path)}), and each would be packed as a copy. Remove some of them, or exclude them."
             )
-        rules = [*rules, *((len(below), own) for own in self._own_rules(found))]
+        rules = [*rules, *((len(below), own) for own in self._own_rules(path))]
         # the parents' rules have let it in; its own, and excludes, are asked about "." here
         if pattern := _left_out_by(rules, below, len(below)):
             if not below:
@@ -199,24 +189,21 @@ class _Walk:
                     f"{pattern} matches that."
                 )
             return
-        if not found:
-            check_name(path, below)
-            self.entries.append(Entry(below or "./", path, 0o755, Stamp(0, 0, 0)))
+        if not found and (name := self._in_package(below)):
+            check_name(path, name)
+            self.entries.append(Entry(name, path, 0o755, 0))
         inside = _Directory(path, below, rules, within, by_link)
         for each in found:
             self._take(each, inside)
 
-    def _own_rules(self, found: Collection[os.DirEntry[str]]) -> Iterator[IgnoreRules]:
+    def _own_rules(self, directory: str) -> Iterator[IgnoreRules]:
         for name in (GITIGNORE, RAYIGNORE) if self.selection.gitignore else (RAYIGNORE,):
-            for each in found:
-                # os.path, as DirEntry.is_file() raises for a link that leads below a file
-                if each.name == name and os.path.isfile(each.path):  # noqa: PTH113
-                    try:
-                        rules = read_ignore_file(each.path)
-                    except OSError as error:
-                        raise unreadable(each.path, error) from error
-                    if rules:
-                        yield rules
+            path = f"{directory}/{name}"
+            if os.path.isfile(path):  # noqa: PTH113  (a path as text: many of them)
+                try:
+                    yield read_ignore_file(path)
+                except OSError as error:
+                    raise unreadable(path, error) from error
 
     def _take(self, found: os.DirEntry[str], directory: _Directory) -> None:
         name = directory.below + found.name
@@ -235,13 +222,12 @@ class _Walk:
                 raise changed(found.path, "it is gone") from None
             self.warnings.append(f"{printable(name)} is left out: it is a link to nothing.")
             return
-        kind = stat.S_IFMT(status.st_mode)
-        if kind not in (stat.S_IFREG, stat.S_IFDIR):
-            what = _KINDS.get(kind, "something else")
-            self.warnings.append(f"{printable(name)} is left out: it is no file, but {what}.")
+        is_directory = stat.S_ISDIR(status.st_mode)
+        if not is_directory and not stat.S_ISREG(status.st_mode):
+            self.warnings.append(f"{printable(name)} is left out: it is no file, but a socket, a pipe or a device.")
         elif is_dropped(self._in_package(name)):
             self.warnings.append(f"{name!r} is left out: Ray unpacks no such name.")
-        elif kind == stat.S_IFDIR:
+        elif is_directory:
             if target and (status.st_dev, status.st_ino) in directory.within:
                 raise ValueError(
                     f"{found.path} is a link that leads back to a directory that holds it ({target}): it has no end. "
@@ -253,13 +239,13 @@ class _Walk:
             self._take_file(found.path, name, target, status)
 
     def _take_file(self, path: str, name: str, target: str, status: os.stat_result) -> None:
-        check_name(path, name)
-        is_secret = looks_secret(self._in_package(name)) or looks_secret(target)
+        full_name = self._in_package(name)
+        check_name(path, full_name)
+        is_secret = looks_secret(full_name) or looks_secret(target)
         if is_secret and self.selection.secrets is not True and not self._wanted.match(name):
             self.secrets.append(name)
             return
-        mode = 0o600 if is_secret else 0o755 if status.st_mode & 0o111 else 0o644
-        self.entries.append(Entry(name, path, mode, Stamp.of(status)))
+        self.entries.append(_entry(full_name, path, status, is_secret=is_secret))
 
     def _in_package(self, name: str) -> str:
         return f"{self.selection.top}/{name}" if self.selection.top else name
@@ -277,11 +263,6 @@ class _Walk:
                 "it in its place, or exclude the link."
             )
         return target
-
-
-_KINDS = {
-    stat.S_IFSOCK: "a socket", stat.S_IFIFO: "a pipe", stat.S_IFBLK: "a device", stat.S_IFCHR: "a device",
-}  # fmt: skip
 
 
 def _left_out_by(rules: Rules, name: str, length: int | None = None) -> str | None:
@@ -302,10 +283,14 @@ def file_entry(path: Path) -> Entry:
     :raises RayPackageError: if it cannot be read.
     """
     try:
-        status = path.stat()
+        return _entry(path.name, str(path), path.stat())
     except OSError as error:
         raise unreadable(str(path), error) from error
-    return Entry(path.name, str(path), 0o755 if status.st_mode & 0o111 else 0o644, Stamp.of(status))
+
+
+def _entry(name: str, path: str, status: os.stat_result, *, is_secret: bool = False) -> Entry:
+    mode = 0o600 if is_secret else 0o755 if status.st_mode & 0o111 else 0o644
+    return Entry(name, path, mode, status.st_size, stamp_of(status))
 
 
 def is_dropped(name: str) -> bool:
@@ -346,13 +331,4 @@ def changed(path: str, how: str) -> RayPackageError:
     return RayPackageError(
         f"{path} changed while its directory was packed: {how}. Nothing was submitted. Try again when nobody writes "
         "there; exclude what programs write."
-    )
-
-
-def unwritable(error: OSError) -> RayPackageError:
-    """Return the error of a temporary file that the disk does not take."""
-    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    advice = "Make room there, or set TMPDIR to another place." if is_full else "Does TMPDIR lead to a good place?"
-    return RayPackageError(
-        f"Could not write a package into a temporary file: {error.strerror or error}. Nothing was submitted. {advice}"
     )

@@ -22,17 +22,15 @@ from airflow_provider_rayjobs.exceptions import (
 )
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.packages.local_code import LIMIT, LocalCode, Package, PackageStorage, too_large
-from airflow_provider_rayjobs.jobs.packages.naming import name_archive
+from airflow_provider_rayjobs.jobs.packages.naming import read_as_named
 from airflow_provider_rayjobs.jobs.packages.news import MIB, News, Progress, in_turns
-from airflow_provider_rayjobs.jobs.packages.tree import changed, printable, unwritable
+from airflow_provider_rayjobs.jobs.packages.tree import printable
 from airflow_provider_rayjobs.jobs.packages.zip_file import write_zip
 from airflow_provider_rayjobs.jobs.steps import Engine, Note, Sleep, Upload, Work, repeated, send
 
 # Ray keeps for 600 s what was asked for (``RAY_RUNTIME_ENV_URI_PIN_EXPIRATION_S``), and a cluster may be told less.
 _ASK_AGAIN = 120.0
 _CHUNK = 256 * 1024
-# What is larger than this may keep a storage busy for a while.
-_WORTH_A_WORD = 16 * MIB
 _SECRETS_SHOWN = 10
 
 
@@ -45,6 +43,15 @@ def provide(code: LocalCode, patience: float) -> Engine[None]:
     :raises RayPackageError: for what cannot be packed or stored.
     :raises RayJobsUnreachableError: the patience is over.
     """
+    try:
+        yield from _provide(code, patience)
+    except (RayJobsConnectionError, RayJobsUnavailableError) as error:
+        raise RayJobsUnreachableError(
+            f"{error} It was tried for {patience:.0f} s; no job was submitted.", sent=False
+        ) from error
+
+
+def _provide(code: LocalCode, patience: float) -> Engine[None]:
     asked: dict[str, float] = {}
     for package in code.packages:
         yield from _tell(package)
@@ -52,7 +59,7 @@ def provide(code: LocalCode, patience: float) -> Engine[None]:
         if package.storage is not None:
             done = yield from _store(package, package.storage)
         else:
-            done = yield from _reachable(_upload_if_missing(package, patience, asked), patience)
+            done = yield from _upload_if_missing(package, patience, asked)
         now = yield Sleep(0)
         took = "" if done.startswith("already") else f" in {now - began:.1f} s"
         yield Note(
@@ -62,12 +69,10 @@ def provide(code: LocalCode, patience: float) -> Engine[None]:
     for package in code.packages:
         now = yield Sleep(0)
         if package.name in asked and now - asked[package.name] > _ASK_AGAIN:
-            yield from _reachable(_upload_if_missing(package, patience, asked), patience)
+            yield from _upload_if_missing(package, patience, asked)
 
 
 def _tell(package: Package) -> Engine[None]:
-    if package.tree is None:
-        return
     for warning in package.tree.warnings:
         yield Note(f"{package.owner}: {warning}", logging.WARNING)
     if secrets := package.tree.secrets:
@@ -77,15 +82,6 @@ def _tell(package: Package) -> Engine[None]:
             f"{package.owner}: left out as secrets, by their names: {shown}{more}. Set package_secrets to pack them.",
             logging.WARNING,
         )
-
-
-def _reachable(engine: Engine[str], patience: float) -> Engine[str]:
-    try:
-        return (yield from engine)
-    except (RayJobsConnectionError, RayJobsUnavailableError) as error:
-        raise RayJobsUnreachableError(
-            f"{error} It was tried for {patience:.0f} s; no job was submitted.", sent=False
-        ) from error
 
 
 def _upload_if_missing(package: Package, patience: float, asked: dict[str, float]) -> Engine[str]:
@@ -121,14 +117,13 @@ def _store(package: Package, storage: PackageStorage) -> Engine[str]:
     with ExitStack() as stack:
         file = yield from _packed(package, None, stack)
         size = file.tell()
-        if size > _WORTH_A_WORD:
-            yield Note(f"Storing {package.name} ({size / MIB:.1f} MiB) at {package.uri} ...")
+        yield Note(f"Storing {package.name} ({size / MIB:.1f} MiB) at {package.uri} ...")
         yield from in_turns(storage.put(package.name, file), f"Storing {package.name}", size)
     return f"stored at {package.uri} ({size / MIB:.1f} MiB)"
 
 
 def _packed(package: Package, limit: int | None, stack: ExitStack) -> Engine[IO[bytes]]:
-    return (yield from in_turns(pack(package, limit, stack), f"Packing {package.source}", package.size))
+    return (yield from in_turns(pack(package, limit, stack), f"Packing {package.source}", package.tree.size))
 
 
 def pack(package: Package, limit: int | None, stack: ExitStack) -> Progress[IO[bytes]]:
@@ -151,15 +146,21 @@ def pack(package: Package, limit: int | None, stack: ExitStack) -> Progress[IO[b
                 if limit is not None and file.tell() >= limit:
                     raise ValueError(too_large(package))
     except OSError as error:
-        raise unwritable(error) from error
+        raise RayPackageError(
+            f"Could not write a package into a temporary file: {error.strerror or error}. Nothing was submitted. "
+            "Make room there, or set TMPDIR to another place."
+        ) from error
     return file
 
 
 def _write(package: Package, file: IO[bytes]) -> Progress[None]:
-    if package.tree is not None:
+    if package.is_archive:
+        [entry] = package.tree.entries
+        for chunk in read_as_named(entry, package.digests[entry.name]):
+            file.write(chunk)
+            yield len(chunk)
+    else:
         yield from write_zip(package.tree, package.top, package.digests, file)
-    elif (yield from name_archive(package.source, package.suffix, file)) != package.name:
-        raise changed(str(package.source), "its contents are others")
     # what is still held back finds out here whether the disk takes it, and not in the midst of the upload
     file.flush()
     yield 0

@@ -7,7 +7,6 @@ not shrink, such as images and most models, is stored. The bytes depend on the t
 
 from __future__ import annotations
 
-import hashlib
 import stat
 import zipfile
 import zlib
@@ -15,9 +14,9 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import IO
 
-from airflow_provider_rayjobs.jobs.packages.naming import read
+from airflow_provider_rayjobs.jobs.packages.naming import read_as_named
 from airflow_provider_rayjobs.jobs.packages.news import Progress
-from airflow_provider_rayjobs.jobs.packages.tree import Entry, Tree, changed
+from airflow_provider_rayjobs.jobs.packages.tree import Entry, Tree
 
 _LEVEL = 1
 # What a file's beginning must shrink to for deflating the rest of it to be worth its time, and how much of it is tried.
@@ -32,40 +31,33 @@ def write_zip(tree: Tree, top: str, digests: Mapping[str, bytes], file: IO[bytes
     """
     Write a tree as a zip; the file must still be open when this is closed.
 
-    :param top: the top directory's name, "" for none.
-    :param digests: of the contents when the package got its name; what differs now has changed.
+    :param top: the name of a directory around all of it, "" for none.
+    :param digests: of the contents when the package got its name.
     :raises RayPackageError: if a file changed or cannot be read.
     :raises OSError: if the zip cannot be written.
     """
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=_LEVEL) as archive:
         for entry in tree.entries:
-            # "./" is the root itself, when it is empty; a directory's own name may end in a dot
-            shown = "" if entry.name == "./" else entry.name
-            name = f"{top}/{shown}" if top else shown
+            name = f"{top}/{entry.name}" if top else entry.name
             if entry.is_directory:
                 directory = zipfile.ZipInfo(name)
                 directory.external_attr = (stat.S_IFDIR | entry.mode) << 16 | 0x10
-                if directory.filename:
-                    archive.writestr(directory, b"")
-                continue
-            yield from _write_file(archive, name, entry, digests[entry.name])
+                archive.writestr(directory, b"")
+            else:
+                yield from _write_file(archive, name, entry, digests[entry.name])
 
 
-def _write_file(archive: zipfile.ZipFile, name: str, entry: Entry, expected: bytes) -> Progress[None]:
-    chunks = read(entry)
+def _write_file(archive: zipfile.ZipFile, name: str, entry: Entry, digest: bytes) -> Progress[None]:
+    chunks = read_as_named(entry, digest)
     first = next(chunks, b"")
-    digest = hashlib.sha256()
     archive.compression = zipfile.ZIP_DEFLATED if _shrinks(first) else zipfile.ZIP_STORED
     with archive.open(name, "w", force_zip64=entry.size > _ZIP64_FROM) as member:
         for chunk in chain((first,), chunks):
-            digest.update(chunk)
             member.write(chunk)
             yield len(chunk)
     # by name alone archive.open() deflates at the archive's level, for 1980 and with no mode; the directory at the
     # archive's end, where modes stand, is written when it is closed
     archive.getinfo(name).external_attr = (stat.S_IFREG | entry.mode) << 16
-    if digest.digest() != expected:
-        raise changed(entry.path, "its contents are others")
 
 
 def _shrinks(data: bytes) -> bool:

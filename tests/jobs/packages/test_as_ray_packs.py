@@ -95,7 +95,7 @@ def held_by_ours(path: Path, *, top: bool, excludes: list[str], gitignore: bool)
     tree = finish(select(path, Selection(tuple(excludes), gitignore, top=name)))
     digests = finish(digest_tree(tree))
     with tempfile.TemporaryFile() as file:
-        assert sum(write_zip(tree, name, digests, file)) == tree.size
+        assert sum(write_zip(tree, "", digests, file)) == tree.size
         return held(file)
 
 
@@ -177,7 +177,7 @@ def test_the_same_environment_variables_count(tmp_path: Path, monkeypatch: pytes
         return {entry.name for entry in code.packages[0].tree.entries}
 
     assert names(working_dir="code") == {".gitignore"}
-    assert names(py_modules=["code"]) == {".gitignore", ".venv/python"}
+    assert names(py_modules=["code"]) == {"code/.gitignore", "code/.venv/python"}
     monkeypatch.setenv("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "1")
     assert names(working_dir="code") == {".gitignore", "a.log"}
     monkeypatch.setenv("RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES", "")

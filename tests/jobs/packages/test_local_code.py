@@ -13,7 +13,7 @@ import yaml
 from hypothesis import example, settings
 from hypothesis import strategies as st
 
-from airflow_provider_rayjobs.jobs.packages.local_code import LIMIT, find_packages, name_packages, too_large
+from airflow_provider_rayjobs.jobs.packages.local_code import LIMIT, Package, find_packages, name_packages, too_large
 from airflow_provider_rayjobs.jobs.packages.places import has_local_code
 from airflow_provider_rayjobs.jobs.packages.requirements import logical_lines
 
@@ -28,6 +28,10 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "notes.txt").touch()
     (tmp_path / "broken.zip").write_text("no zip")
     return tmp_path
+
+
+def entries(package: Package) -> list[str]:
+    return [entry.name for entry in package.tree.entries]
 
 
 def test_local_code_becomes_uris(folder: Path):
@@ -48,7 +52,9 @@ def test_local_code_becomes_uris(folder: Path):
     assert code.runtime_env["working_dir"] == uris[0]
     assert code.runtime_env["py_modules"] == ["s3://b/m.zip", *uris[1:]]
     assert (code.runtime_env["pip"], code.runtime_env["env_vars"]) == (["torch"], {"A": "b"})
-    assert [package.top for package in code.packages] == ["", "code", ""]
+    assert [entries(package) for package in code.packages] == [
+        ["__init__.py", "sub/a.py"], ["code/__init__.py", "code/sub/a.py"], ["module.py"],
+    ]  # fmt: skip
     assert given["working_dir"] == "code"
 
 
@@ -71,9 +77,9 @@ def test_paths_are_looked_for_in_order(folder: Path, monkeypatch: pytest.MonkeyP
 def test_a_module_that_is_the_folder_itself_keeps_its_name(folder: Path):
     """``.`` and ``..`` are called by the directory that they mean."""
     [package] = name_packages({"py_modules": ["."]}, folders=[folder / "code"]).packages
-    assert package.top == "code"
+    assert entries(package) == ["code/__init__.py", "code/sub/a.py"]
     [package] = name_packages({"py_modules": [".."]}, folders=[folder / "code" / "sub"]).packages
-    assert package.top == "code"
+    assert entries(package) == ["code/__init__.py", "code/sub/a.py"]
 
 
 @pytest.mark.parametrize(
@@ -205,6 +211,18 @@ def test_many_small_files_are_shown_by_their_directories(folder: Path):
 
     assert lines[1].split()[-1] == "cache/"
     assert "'excludes': ['/cache/', ...]" in lines[-1]
+
+
+def test_too_large_module_shows_names_as_excludes_match_them(folder: Path):
+    """A pattern of ``excludes`` is relative to a module's directory, and so are the names that are shown."""
+    (folder / "code" / "code").mkdir()
+    (folder / "code" / "code" / "data.bin").write_bytes(b"x" * 1000)
+    arguments = {"working_dir": "code", "py_modules": ["code"]}
+    shown = [too_large(package) for package in name_packages(arguments, folders=[folder]).packages]
+
+    for text in shown:
+        assert text.splitlines()[1].endswith(" MiB  code/data.bin")
+        assert "'excludes': ['/code/data.bin', ...]" in text
 
 
 def test_a_large_archive_is_refused_before_it_is_read(folder: Path):
