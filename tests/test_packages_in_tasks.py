@@ -110,9 +110,7 @@ def test_a_tree_that_changes_while_it_is_packed_submits_nothing(client: RayJobsC
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        with pytest.raises(
-            RayPackageError, match=r"log\.txt changed while its directory was packed.*Nothing was submitted"
-        ):
+        with pytest.raises(RayPackageError, match=r"File changed during packing: /.*/log\.txt .*Nothing was submitted"):
             task(entrypoint="true", runtime_env={"working_dir": str(tmp_path)}).execute(context(store))
     finally:
         stop.set()

@@ -1,9 +1,9 @@
 """
-Long work in turns, and the notes that tell how far it is.
+Long work in turns, with progress notes.
 
-Everything that takes long is a generator that yields how many bytes it did since its last yield. An engine runs it
-through ``Work`` steps of a quarter of a second, so that :func:`~airflow_provider_rayjobs.jobs.steps.interruptible` can
-end it between two of them.
+Long work is a generator that yields the number of bytes done since its last yield. An engine runs it through ``Work``
+steps of a quarter of a second, so that :func:`~airflow_provider_rayjobs.jobs.steps.interruptible` can end it between
+two steps.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from typing import TypeVar
 
 from airflow_provider_rayjobs.jobs.steps import Engine, Note, Sleep, Work
 
 T = TypeVar("T")
-# Long work: yields numbers of bytes, returns its result.
+# Long work with a result.
 Progress = Generator[int, None, T]
 
 MIB = 1024 * 1024
-# Seconds of work between two looks at whether it shall go on.
+# Seconds of work in one step, and between two notes.
 _TURN = 0.25
-# Seconds between two notes.
 _PAUSE = 5.0
 
 
 def finish(work: Progress[T]) -> T:
-    """Do long work to its end, and return its result; blocks."""
+    """Run long work to its end and return its result. Blocks."""
     while True:
         try:
             next(work)
@@ -38,10 +38,10 @@ def finish(work: Progress[T]) -> T:
 
 def in_turns(work: Progress[T], what: str, size: int | None = None) -> Engine[T]:
     """
-    Do long work in turns, with notes.
+    Run long work in turns.
 
-    :param what: for the notes, e.g. ``Packing /dags``.
-    :param size: bytes in all; ``None`` if unknown.
+    :param what: begins each note, e.g. ``Packing /dags``.
+    :param size: total bytes; ``None`` if unknown.
     """
     done = 0
 
@@ -64,23 +64,17 @@ def in_turns(work: Progress[T], what: str, size: int | None = None) -> Engine[T]
     return result
 
 
+@dataclass
 class News:
-    """
-    Says every few seconds how far long work is.
+    """The progress notes of long work that begins ``now``, in seconds of any clock: one every 5 s."""
 
-    :param what: for the notes, e.g. ``Packing /dags``.
-    :param size: bytes in all; ``None`` if unknown.
-    :param now: when the work began, in seconds of any clock.
-    """
-
-    def __init__(self, what: str, size: int | None, now: float) -> None:
-        self._what = what
-        self._size = size
-        self._of_all = "" if size is None else f" of {size // MIB}"
-        self._next = now + _PAUSE
+    what: str
+    size: int | None
+    now: float
 
     def after(self, done: int, now: float) -> Iterator[Note]:
-        """Yield a note if one is due, and there is more to do."""
-        if now >= self._next and done != self._size:
-            self._next = now + _PAUSE
-            yield Note(f"{self._what}: {done // MIB}{self._of_all} MiB.")
+        """Yield a note if one is due and the work is not complete."""
+        if now >= self.now + _PAUSE and done != self.size:
+            self.now = now
+            total = "" if self.size is None else f" of {self.size // MIB}"
+            yield Note(f"{self.what}: {done // MIB}{total} MiB.")

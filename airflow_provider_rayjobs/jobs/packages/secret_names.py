@@ -1,15 +1,15 @@
 """
-The names of files that are left out of packages, as they usually hold secrets. A package lies on every node.
+The names of files that usually hold secrets. They are left out of packages, as every node can read a package.
 
-An exact list: a name is on it if a widespread program keeps passwords, tokens or private keys in a file of that name.
-``docs/USAGE.md`` shows the same list. Certificates (``*.pem``) are not on it, as most of them are public.
+A name is listed if a widespread program keeps passwords, tokens or private keys in a file of that name.
+``docs/USAGE.md`` shows the same list. Most ``*.pem`` files are public certificates, so they are not on it.
 """
 
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-# A file's name in any directory, or its directory's name and its own.
+# A file name, which matches in any directory, or "directory/file".
 SECRET_NAMES = frozenset([
     ".env", ".env.local", ".env.production", ".envrc",
     "id_rsa", "id_dsa", "id_ecdsa", "id_ecdsa_sk", "id_ed25519", "id_ed25519_sk",
@@ -21,15 +21,11 @@ SECRET_NAMES = frozenset([
     "terraform.tfstate", "terraform.tfstate.backup", "terraform.tfvars", ".vault-token",
     ".databrickscfg", "huggingface/token", "kaggle.json", ".streamlit/secrets.toml",
 ])  # fmt: skip
-# The one pattern: users choose the names of Google Cloud's key files, and most begin so.
+# The only pattern: users choose the names of Google Cloud's key files.
 PATTERN = "service-account*.json"
 
 
 def looks_secret(name: str) -> bool:
-    """
-    Tell whether a file's name is on the list.
-
-    :param name: with ``/`` between its parts; the last two count.
-    """
+    """Tell whether a path is that of a file on the list, by its last two parts."""
     parts = name.split("/")[-2:]
     return not SECRET_NAMES.isdisjoint((parts[-1], "/".join(parts))) or fnmatchcase(parts[-1], PATTERN)

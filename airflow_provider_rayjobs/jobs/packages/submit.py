@@ -1,4 +1,4 @@
-"""A submission whose runtime environment may name local code: packed and sent first, then submitted."""
+"""A submission with local code: its packages are uploaded first, then the job is submitted."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from airflow_provider_rayjobs.jobs.submission import (
 
 class CodeOptions(SubmissionOptions, total=False):
     """
-    What a submission by a client may say.
+    The options of a submission by a client.
 
     ``package_secrets``
-        whether files of local code whose names are those of secrets (:mod:`.secret_names`) are packed; or patterns, as
-        in a .gitignore, for those that are.
+        whether files with names of :mod:`.secret_names` are packed; or patterns, as in a ``.gitignore``, for those to
+        pack.
     """
 
     package_secrets: bool | Sequence[str]
@@ -30,11 +30,9 @@ class CodeOptions(SubmissionOptions, total=False):
 
 def submit_with_code(entrypoint: str | Sequence[str], options: CodeOptions, patience: float) -> Engine[str]:
     """
-    Submit a job, after the local code that its runtime environment names; answered by its submission id.
+    Check all arguments, upload the local code, submit the job, and return its submission id.
 
-    What is wrong with the rest of the submission is said before anything is sent.
-
-    :param patience: seconds for which failures that may pass are borne.
+    :param patience: seconds for which temporary failures are retried.
     """
     arguments: dict[str, Any] = dict(options)
     secrets = arguments.pop("package_secrets", False)
@@ -42,7 +40,7 @@ def submit_with_code(entrypoint: str | Sequence[str], options: CodeOptions, pati
     if not has_local_code(runtime_env):
         submission = plan_submission(entrypoint, **arguments)
     else:
-        # here, as few submissions need it, and every DAG file that is read would pay
+        # not at the top: few submissions need these modules, and every parsed DAG file would load them
         from airflow_provider_rayjobs.jobs.packages.local_code import find_packages  # noqa: PLC0415
         from airflow_provider_rayjobs.jobs.packages.upload import provide  # noqa: PLC0415
 

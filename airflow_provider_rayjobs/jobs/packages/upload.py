@@ -1,8 +1,8 @@
 """
-The engine: packages are on the cluster, or in its storage, before the job is.
+The engine that brings packages to the cluster, or to a storage, before the job is submitted.
 
-It asks first: a package that is there is not packed, let alone sent. The question pins what it asks for, for ten
-minutes, and an upload does not; so it is asked again after an upload, and when other packages took long.
+It asks for each package first: a package that exists is neither packed nor uploaded. Ray keeps a package for 10 minutes
+after it is asked for, but not after an upload. So the engine asks again after an upload, and after a long time.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from typing import IO
 
 from airflow_provider_rayjobs.exceptions import (
@@ -28,7 +29,7 @@ from airflow_provider_rayjobs.jobs.packages.tree import printable
 from airflow_provider_rayjobs.jobs.packages.zip_file import write_zip
 from airflow_provider_rayjobs.jobs.steps import Engine, Note, Sleep, Upload, Work, repeated, send
 
-# Ray keeps for 600 s what was asked for (``RAY_RUNTIME_ENV_URI_PIN_EXPIRATION_S``), and a cluster may be told less.
+# Ray's default is 600 s (``RAY_RUNTIME_ENV_URI_PIN_EXPIRATION_S``), and a cluster may have a shorter time.
 _ASK_AGAIN = 120.0
 _CHUNK = 256 * 1024
 _SECRETS_SHOWN = 10
@@ -36,25 +37,24 @@ _SECRETS_SHOWN = 10
 
 def provide(code: LocalCode, patience: float) -> Engine[None]:
     """
-    See to it that all packages are where the job will look for them.
+    Make all packages available to the job.
 
-    :param patience: seconds for which failures that may pass are borne.
+    :param patience: seconds for which temporary failures are retried.
     :raises ValueError: for a package over the limit of Ray's HTTP server.
-    :raises RayPackageError: for what cannot be packed or stored.
-    :raises RayJobsUnreachableError: the patience is over.
+    :raises RayPackageError: for a package that cannot be packed or stored.
+    :raises RayJobsUnreachableError: if the cluster is unreachable for longer.
     """
     try:
         yield from _provide(code, patience)
     except (RayJobsConnectionError, RayJobsUnavailableError) as error:
-        raise RayJobsUnreachableError(
-            f"{error} It was tried for {patience:.0f} s; no job was submitted.", sent=False
-        ) from error
+        message = f"{error} Retried for {patience:.0f} s. Nothing was submitted."
+        raise RayJobsUnreachableError(message, sent=False) from error
 
 
 def _provide(code: LocalCode, patience: float) -> Engine[None]:
     asked: dict[str, float] = {}
     for package in code.packages:
-        yield from _tell(package)
+        yield from _warn(package)
         began = yield Sleep(0)
         if package.storage is not None:
             done = yield from _store(package, package.storage)
@@ -72,37 +72,35 @@ def _provide(code: LocalCode, patience: float) -> Engine[None]:
             yield from _upload_if_missing(package, patience, asked)
 
 
-def _tell(package: Package) -> Engine[None]:
+def _warn(package: Package) -> Engine[None]:
     for warning in package.tree.warnings:
         yield Note(f"{package.owner}: {warning}", logging.WARNING)
     if secrets := package.tree.secrets:
-        shown = ", ".join(map(printable, secrets[:_SECRETS_SHOWN]))
+        names = ", ".join(map(printable, secrets[:_SECRETS_SHOWN]))
         more = f" and {len(secrets) - _SECRETS_SHOWN} more" if len(secrets) > _SECRETS_SHOWN else ""
-        yield Note(
-            f"{package.owner}: left out as secrets, by their names: {shown}{more}. Set package_secrets to pack them.",
-            logging.WARNING,
-        )
+        message = f"{package.owner}: left out as secrets, by name: {names}{more}. Set package_secrets to pack them."
+        yield Note(message, logging.WARNING)
 
 
 def _upload_if_missing(package: Package, patience: float, asked: dict[str, float]) -> Engine[str]:
-    """Return what was done, in words."""
-    if (yield from _is_held(package, patience, asked)):
+    """Return what was done, for the log."""
+    if (yield from _exists(package, patience, asked)):
         return "already on the cluster"
     with ExitStack() as stack:
-        file = yield from _packed(package, LIMIT, stack)
+        file = yield from in_turns(pack(package, LIMIT, stack), f"Packing {package.source}", package.tree.size)
         size = file.tell()
+        upload = Upload(endpoints.put_package(package.name, size), Body(file, size, package.name))
         for _ in range(2):
-            body = Body(file, size, package.name)
-            yield from repeated(Upload(endpoints.put_package(package.name, size), body), patience)
-            if (yield from _is_held(package, patience, asked)):
+            yield from repeated(upload, patience)
+            if (yield from _exists(package, patience, asked)):
                 return f"uploaded ({size / MIB:.1f} MiB)"
     raise RayPackageError(
-        f"The cluster took package {package.name} ({size} bytes), and does not hold it when asked: it is short of "
-        "memory, or several heads answer at its address. Nothing was submitted."
+        f"Package lost: the cluster accepted {package.name} ({size} bytes) twice, but does not have it. Nothing was "
+        "submitted. The head may be short of memory, or several heads may share its address."
     )
 
 
-def _is_held(package: Package, patience: float, asked: dict[str, float]) -> Engine[bool]:
+def _exists(package: Package, patience: float, asked: dict[str, float]) -> Engine[bool]:
     asked[package.name] = yield Sleep(0)
     try:
         yield from send(endpoints.get_package(package.name), patience)
@@ -115,28 +113,22 @@ def _store(package: Package, storage: PackageStorage) -> Engine[str]:
     if (yield Work(lambda: storage.has(package.name))):
         return f"already at {package.uri}"
     with ExitStack() as stack:
-        file = yield from _packed(package, None, stack)
+        file = yield from in_turns(pack(package, None, stack), f"Packing {package.source}", package.tree.size)
         size = file.tell()
         yield Note(f"Storing {package.name} ({size / MIB:.1f} MiB) at {package.uri} ...")
         yield from in_turns(storage.put(package.name, file), f"Storing {package.name}", size)
     return f"stored at {package.uri} ({size / MIB:.1f} MiB)"
 
 
-def _packed(package: Package, limit: int | None, stack: ExitStack) -> Engine[IO[bytes]]:
-    return (yield from in_turns(pack(package, limit, stack), f"Packing {package.source}", package.tree.size))
-
-
 def pack(package: Package, limit: int | None, stack: ExitStack) -> Progress[IO[bytes]]:
     """
-    Write a package into a temporary file, and return it, at its end.
+    Write a package into a temporary file and return the file, positioned at its end.
 
-    It has no name, so that it leaves nothing on the disk, whatever kills this process. An archive is copied, as the
-    original may change before it is sent once more.
+    The file has no name, so that nothing remains on the disk if this process is killed. Archives are copied, as the
+    original may change between two uploads.
 
-    :param limit: bytes that it must be smaller than; ``None`` for no limit.
+    :param limit: bytes; a package that reaches it is a :class:`ValueError`.
     :param stack: closes the file.
-    :raises ValueError: for a package over the limit, as soon as it is.
-    :raises RayPackageError: if a file changed or cannot be read, or the disk is full.
     """
     try:
         file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  (the stack closes it)
@@ -147,8 +139,8 @@ def pack(package: Package, limit: int | None, stack: ExitStack) -> Progress[IO[b
                     raise ValueError(too_large(package))
     except OSError as error:
         raise RayPackageError(
-            f"Could not write a package into a temporary file: {error.strerror or error}. Nothing was submitted. "
-            "Make room there, or set TMPDIR to another place."
+            f"Could not write a temporary file for a package: {error.strerror or error}. Nothing was submitted. Free "
+            "disk space, or set TMPDIR to another directory."
         ) from error
     return file
 
@@ -161,30 +153,24 @@ def _write(package: Package, file: IO[bytes]) -> Progress[None]:
             yield len(chunk)
     else:
         yield from write_zip(package.tree, package.top, package.digests, file)
-    # what is still held back finds out here whether the disk takes it, and not in the midst of the upload
-    file.flush()
+    file.flush()  # a full disk is an error here, not during the upload
     yield 0
 
 
+@dataclass(frozen=True)
 class Body:
-    """
-    The bytes of an upload, and the news of it.
+    """The body of an upload: a file, which is read from its start for each try."""
 
-    :param file: read from its start for each try.
-    :param size: of the file, bytes.
-    """
-
-    def __init__(self, file: IO[bytes], size: int, name: str) -> None:
-        self._file = file
-        self._size = size
-        self._name = name
+    file: IO[bytes]
+    size: int
+    name: str
 
     def chunks(self, clock: Callable[[], float], note: Callable[[Note], object]) -> Iterator[bytes]:
-        """Read the file, and say every few seconds how much of it was taken."""
-        self._file.seek(0)
+        """Yield the file's bytes, with progress notes."""
+        self.file.seek(0)
         sent = 0
-        news = News(f"Uploading {self._name}", self._size, clock())
-        while chunk := self._file.read(_CHUNK):
+        news = News(f"Uploading {self.name}", self.size, clock())
+        while chunk := self.file.read(_CHUNK):
             yield chunk
             sent += len(chunk)
             for each in news.after(sent, clock()):

@@ -1,8 +1,8 @@
 """
-A tree as a zip: written piece by piece into a file, in as little memory for 90 MB as for 9.
+A tree as a zip file, written in small pieces: memory does not grow with its size.
 
-Deflated at the fastest level, as what is saved in the upload is worth more than what the better levels save; what does
-not shrink, such as images and most models, is stored. The bytes depend on the tree alone.
+Files are deflated at the fastest level: better levels cost more time than their smaller uploads save. Files that do not
+compress, such as images and most models, are stored. The bytes depend on the tree alone.
 """
 
 from __future__ import annotations
@@ -19,22 +19,19 @@ from airflow_provider_rayjobs.jobs.packages.news import Progress
 from airflow_provider_rayjobs.jobs.packages.tree import Entry, Tree
 
 _LEVEL = 1
-# What a file's beginning must shrink to for deflating the rest of it to be worth its time, and how much of it is tried.
+# A file is deflated if its first bytes shrink to this ratio or less.
 _WORTH_IT = 0.9
 _SAMPLE = 32 * 1024
-# Beyond this a zip needs its 64-bit form for one file; a little less than the true bound, as deflating may add a
-# little.
+# Larger files need the 64-bit form of a zip entry. A little below the limit, as deflating may add some bytes.
 _ZIP64_FROM = 2**31 - 2**20
 
 
 def write_zip(tree: Tree, top: str, digests: Mapping[str, bytes], file: IO[bytes]) -> Progress[None]:
     """
-    Write a tree as a zip; the file must still be open when this is closed.
+    Write a tree as a zip file. Close this generator before the file.
 
-    :param top: the name of a directory around all of it, "" for none.
-    :param digests: of the contents when the package got its name.
-    :raises RayPackageError: if a file changed or cannot be read.
-    :raises OSError: if the zip cannot be written.
+    :param top: a directory around all files, "" for none.
+    :param digests: those of :func:`~.naming.digest_tree`; a file with another one is an error.
     """
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=_LEVEL) as archive:
         for entry in tree.entries:
@@ -50,16 +47,12 @@ def write_zip(tree: Tree, top: str, digests: Mapping[str, bytes], file: IO[bytes
 def _write_file(archive: zipfile.ZipFile, name: str, entry: Entry, digest: bytes) -> Progress[None]:
     chunks = read_as_named(entry, digest)
     first = next(chunks, b"")
-    archive.compression = zipfile.ZIP_DEFLATED if _shrinks(first) else zipfile.ZIP_STORED
+    sample = first[:_SAMPLE]
+    shrinks = len(zlib.compress(sample, _LEVEL)) < len(sample) * _WORTH_IT
+    archive.compression = zipfile.ZIP_DEFLATED if shrinks else zipfile.ZIP_STORED
+    # opened by name, an entry has a fixed date and no mode; closing the archive writes the modes
     with archive.open(name, "w", force_zip64=entry.size > _ZIP64_FROM) as member:
         for chunk in chain((first,), chunks):
             member.write(chunk)
             yield len(chunk)
-    # by name alone archive.open() deflates at the archive's level, for 1980 and with no mode; the directory at the
-    # archive's end, where modes stand, is written when it is closed
     archive.getinfo(name).external_attr = (stat.S_IFREG | entry.mode) << 16
-
-
-def _shrinks(data: bytes) -> bool:
-    sample = data[:_SAMPLE]
-    return len(zlib.compress(sample, _LEVEL)) < len(sample) * _WORTH_IT

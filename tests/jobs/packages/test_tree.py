@@ -75,7 +75,7 @@ def test_links_outside_are_refused(tmp_path: Path, target: str):
     make(tmp_path, {"outside/x": "", "root-beside": ""})
     (root / "link").symlink_to(target)
 
-    with pytest.raises(ValueError, match=r"root/link is a link that leads out of .*, to /") as error:
+    with pytest.raises(ValueError, match=r"Symbolic link out of /.*/root: /.*/root/link leads to /") as error:
         chosen(root)
     assert "exclude the link" in str(error.value)
 
@@ -87,7 +87,9 @@ def test_a_circle_of_links_is_refused(tmp_path: Path):
     make(tmp_path, {"a/b/c.py": ""})
     (tmp_path / "a" / "b" / "up").symlink_to("../..")
 
-    with pytest.raises(ValueError, match=r"a/b/up is a link that leads back to a directory that holds it"):
+    with pytest.raises(
+        ValueError, match=r"Loop of symbolic links: /.*/a/b/up leads to /.*, a directory that contains it"
+    ):
         chosen(tmp_path)
 
 
@@ -108,8 +110,8 @@ def test_what_is_no_file_is_left_out_with_a_warning(tmp_path: Path):
 
     assert names(tree) == ["a.py", "deep/d:rive"]
     assert len(tree.warnings) == 6
-    assert {warning.split(" is left out")[0].strip("'") for warning in tree.warnings} == {
-        "pipe", "nothing", "itself", "socket", "b\\\\c", "d:rive",
+    assert {warning.split(" is left out")[0] for warning in tree.warnings} == {
+        "pipe", "nothing", "itself", "socket", "b\\c", "d:rive",
     }  # fmt: skip
 
 
@@ -146,7 +148,7 @@ def test_links_that_multiply_are_refused(tmp_path: Path):
             (tmp_path / f"{number:02}" / name).symlink_to(f"../{number + 1:02}")
     make(tmp_path, {"20/x": ""})
 
-    with pytest.raises(ValueError, match=r"more than 100 links, .*lead to this directory \(.*/\d\d\)"):
+    with pytest.raises(ValueError, match=r"Too many symbolic links: more than 100 lead to /.*/\d\d, as /.* does"):
         chosen(tmp_path)
 
 
@@ -177,7 +179,9 @@ def test_a_link_below_a_file_leads_to_nothing(tmp_path: Path):
     tree = chosen(tmp_path)
 
     assert names(tree) == ["file"]
-    assert sorted(tree.warnings) == [f"{name} is left out: it is a link to nothing." for name in (".gitignore", "link")]
+    assert sorted(tree.warnings) == [
+        f"{name} is left out: it is a broken symbolic link." for name in (".gitignore", "link")
+    ]
 
 
 def test_names_that_end_in_a_dot_stay_directories(tmp_path: Path):
@@ -245,7 +249,7 @@ def test_names_that_are_not_utf_8_are_refused(tmp_path: Path):
     """A name that no package can hold is an error that shows its bytes; it can be excluded."""
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.py")).touch()
 
-    with pytest.raises(ValueError, match=r"bad\\xff\.py' has a name that is not UTF-8"):
+    with pytest.raises(ValueError, match=r"File name is not UTF-8: .*bad\\xff\.py'"):
         chosen(tmp_path)
 
     assert names(chosen(tmp_path, Selection(excludes=["bad*"]))) == []
@@ -255,10 +259,10 @@ def test_a_directory_whose_name_is_not_utf_8_is_refused(tmp_path: Path):
     """An empty directory is named like a file; a link to nothing is left out with its name as the log can hold it."""
     bad = tmp_path / os.fsdecode(b"bad\xff")
     bad.symlink_to("nothing")
-    assert chosen(tmp_path).warnings == ("bad\\xff is left out: it is a link to nothing.",)
+    assert chosen(tmp_path).warnings == ("bad\\xff is left out: it is a broken symbolic link.",)
     bad.unlink()
     bad.mkdir()
-    with pytest.raises(ValueError, match=r"bad\\xff' has a name that is not UTF-8"):
+    with pytest.raises(ValueError, match=r"File name is not UTF-8: .*bad\\xff'"):
         chosen(tmp_path)
 
 
@@ -266,7 +270,7 @@ def test_a_pattern_that_is_none_is_named(tmp_path: Path):
     """Where Ray breaks with a regular expression's error, the file and the line are named."""
     make(tmp_path, {".gitignore": "a\n[z-a]\n"})
 
-    with pytest.raises(ValueError, match=r"\.gitignore: '\[z-a\]' is no pattern"):
+    with pytest.raises(ValueError, match=r"Invalid ignore pattern: '\[z-a\]' in /.*/\.gitignore"):
         chosen(tmp_path)
 
 
@@ -343,7 +347,10 @@ def test_a_tree_that_changes_is_noticed(tmp_path: Path, change: Any):
 
     change(tmp_path)
 
-    with tempfile.TemporaryFile() as file, pytest.raises(RayPackageError, match=r"[bc]\.py changed while .*Try again"):
+    with (
+        tempfile.TemporaryFile() as file,
+        pytest.raises(RayPackageError, match=r"File changed during packing: /.*/[bc]\.py .*Try again"),
+    ):
         finish(write_zip(tree, "", digests, file))
 
 
@@ -366,7 +373,7 @@ def test_a_file_that_changes_while_it_is_named_is_noticed(tmp_path: Path):
     tree = chosen(tmp_path)
     (tmp_path / "a.py").write_text("other")
 
-    with pytest.raises(RayPackageError, match=r"a\.py changed while"):
+    with pytest.raises(RayPackageError, match=r"File changed during packing: /.*/a\.py"):
         named(tree)
 
 
@@ -393,5 +400,5 @@ def test_wheels_are_told_apart_by_their_build_tag(name: str, begins: str):
 
 def test_a_wheel_of_another_name_is_refused():
     """pip installs by the file's name: one that it would not understand is an error before anything is sent."""
-    with pytest.raises(ValueError, match=r"'renamed\.whl' is not the name of a wheel"):
+    with pytest.raises(ValueError, match=r"Invalid wheel name: 'renamed\.whl'"):
         name_archive("renamed.whl", b"")
