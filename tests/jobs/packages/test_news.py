@@ -1,4 +1,4 @@
-"""Long work in turns, driven by hand, and the notes that tell how far it is."""
+"""Long work in turns, driven by hand, and its progress notes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from airflow_provider_rayjobs.jobs.steps import Engine, Interrupted, Note, Sleep
 
 
 class Reading:
-    """Long work: so many pieces of 1 MiB, each of which takes longer than a turn."""
+    """Long work: pieces of 1 MiB, each longer than a turn."""
 
     def __init__(self, pieces: int) -> None:
         self.pieces = pieces
@@ -34,7 +34,7 @@ class Reading:
 
 
 def drive(engine: Engine[str]) -> tuple[str, int, list[str]]:
-    """Return an engine's result, how many turns it took, and its notes; the clock goes on by 3 s with each look."""
+    """Return an engine's result, its number of turns and its notes; each look at the clock takes 3 s."""
     answer, now, turns = None, 100.0, 0
     notes: list[str] = []
     while True:
@@ -52,18 +52,18 @@ def drive(engine: Engine[str]) -> tuple[str, int, list[str]]:
                 notes.append(message)
 
 
-def test_each_turn_is_one_step_and_a_note_follows_every_five_seconds():
-    """A turn ends after a quarter of a second; the engine's clock decides when a note is due."""
+def test_long_work_is_one_step_per_turn_with_notes():
+    """A turn ends after a quarter of a second; a note is due every 5 s of the engine's clock."""
     assert drive(in_turns(Reading(3).work(), "Reading", 3 * 2**20)) == ("result", 4, ["Reading: 2 of 3 MiB."])
 
 
-def test_short_work_takes_one_turn():
-    """Work that ends within a quarter of a second is one step, without a note."""
+def test_short_work_is_one_step_without_notes():
+    """Work that ends within a quarter of a second is one step."""
     assert drive(in_turns(Reading(0).work(), "Reading")) == ("result", 1, [])
 
 
-def test_interruption_ends_work_between_two_turns():
-    """A kill during a turn closes the work when the turn is over."""
+def test_interrupted_work_is_closed_after_its_turn():
+    """A kill during a turn closes the work at the end of the turn."""
     reading, marks = Reading(3), [False]
     engine = interruptible(in_turns(reading.work(), "Reading"), lambda: marks[0])
     next(engine)
@@ -78,8 +78,8 @@ def test_interruption_ends_work_between_two_turns():
 
 
 @pytest.mark.parametrize("sizes", [[0, 1], [600_000] * 9, [4 * 2**20, 4 * 2**20 + 1, 12 * 2**20, 524_288, 524_287]])
-def test_digests_of_large_files_are_those_of_their_contents(tmp_path: Path, sizes: list[int]):
-    """Files that several threads hash in turns have the same digests as at once, and each byte is counted."""
+def test_digests_from_several_threads_are_correct(tmp_path: Path, sizes: list[int]):
+    """Files that several threads hash in turns have the SHA-256 of their contents, and each byte is counted."""
     for number, size in enumerate(sizes):
         (tmp_path / f"{number}").write_bytes(os.urandom(size))
     tree = finish(select(tmp_path, Selection()))
@@ -90,8 +90,8 @@ def test_digests_of_large_files_are_those_of_their_contents(tmp_path: Path, size
     }
 
 
-def test_closed_naming_leaves_neither_threads_nor_open_files(tmp_path: Path):
-    """Naming that is closed between two turns has let go of everything."""
+def test_closed_naming_leaves_no_thread_or_open_file(tmp_path: Path):
+    """Naming that is closed between two turns releases its threads and files."""
     for number in range(4):
         (tmp_path / f"{number}").write_bytes(bytes(6 * 2**20))
     files, threads = len(os.listdir("/proc/self/fd")), threading.active_count()  # noqa: PTH208

@@ -1,4 +1,4 @@
-"""What of a directory is packed, and what is refused."""
+"""Which files of a directory are packed, and which directories are errors."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def pack(tree: Tree, file: Any, *, top: str = "") -> None:
 
 @pytest.fixture
 def nobody() -> Iterator[None]:
-    """Be a user for whom permissions count."""
+    """Become the user nobody, for whom permissions count."""
     if os.geteuid() != 0:
         yield
         return
@@ -58,8 +58,8 @@ def nobody() -> Iterator[None]:
         os.seteuid(0)
 
 
-def test_links_inside_are_followed(tmp_path: Path):
-    """A link to a file or a directory inside is packed as what it leads to, by relative and absolute target."""
+def test_links_inside_the_directory_are_followed(tmp_path: Path):
+    """Links to files and directories inside are packed as their targets."""
     make(tmp_path, {"a/b.py": "b"})
     (tmp_path / "file.py").symlink_to("a/b.py")
     (tmp_path / "directory").symlink_to(tmp_path / "a")
@@ -68,9 +68,8 @@ def test_links_inside_are_followed(tmp_path: Path):
 
 
 @pytest.mark.parametrize("target", ["/etc/hostname", "../outside", "../root-beside"])
-def test_links_outside_are_refused(tmp_path: Path, target: str):
-    """A link that leads out of the directory, to a file, a directory or a name that begins alike, is an error "
-    "naming it."""
+def test_links_out_of_the_directory_are_errors(tmp_path: Path, target: str):
+    """A link out of the directory is an error, also if the target's path begins like the directory's."""
     root = make(tmp_path / "root", {"a.py": ""})
     make(tmp_path, {"outside/x": "", "root-beside": ""})
     (root / "link").symlink_to(target)
@@ -82,8 +81,8 @@ def test_links_outside_are_refused(tmp_path: Path, target: str):
     assert names(chosen(root, Selection(excludes=["link"]))) == ["a.py"]
 
 
-def test_a_circle_of_links_is_refused(tmp_path: Path):
-    """A link to a directory that holds it has no end: an error that names the link."""
+def test_loop_of_links_is_an_error(tmp_path: Path):
+    """A link to a directory that contains it is an error."""
     make(tmp_path, {"a/b/c.py": ""})
     (tmp_path / "a" / "b" / "up").symlink_to("../..")
 
@@ -93,9 +92,8 @@ def test_a_circle_of_links_is_refused(tmp_path: Path):
         chosen(tmp_path)
 
 
-def test_what_is_no_file_is_left_out_with_a_warning(tmp_path: Path):
-    """Sockets, pipes, links to nothing and to themselves, and names that Ray drops are left out, each with a "
-    "warning."""
+def test_special_files_are_left_out_with_a_warning(tmp_path: Path):
+    """Sockets, pipes, broken links and names that Ray drops are left out with a warning."""
     make(tmp_path, {"a.py": "", "b\\c": "", "d:rive": "", "deep/d:rive": ""})
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "nothing").symlink_to("nowhere")
@@ -115,9 +113,8 @@ def test_what_is_no_file_is_left_out_with_a_warning(tmp_path: Path):
     }  # fmt: skip
 
 
-def test_secrets_are_packed_only_if_asked_for(tmp_path: Path):
-    """Files that look like secrets, under a link's name too, are left out and told; all, or some, are packed if "
-    "wanted."""
+def test_secrets_are_left_out_unless_wanted(tmp_path: Path):
+    """Files with names of secrets, and links to them, are left out; all or some are packed on request."""
     make(tmp_path, {"main.py": "", ".env": "A=b", "keys/id_rsa": "", ".aws/credentials": "", "aws/credentials": "x"})
     (tmp_path / "settings").symlink_to(".env")
     (tmp_path / "kubeconfig").symlink_to("main.py")
@@ -133,15 +130,15 @@ def test_secrets_are_packed_only_if_asked_for(tmp_path: Path):
 
 
 def test_secret_names_include_the_top_directory_of_a_module(tmp_path: Path):
-    """A file of ``.aws`` that is packed as a module has the name ``.aws/credentials`` in the package."""
+    """``credentials`` in a module ``.aws`` has the name ``.aws/credentials`` in the package."""
     make(tmp_path, {"credentials": "", "config": ""})
 
     assert chosen(tmp_path, Selection(top=".aws")).secrets == ("credentials",)
     assert chosen(tmp_path).secrets == ()
 
 
-def test_links_that_multiply_are_refused(tmp_path: Path):
-    """Directories with two links to the next one each would make thousands of copies: an error that names one."""
+def test_links_that_multiply_directories_are_errors(tmp_path: Path):
+    """Two links in each of twenty directories would make a million copies of the last one."""
     for number in range(20):
         (tmp_path / f"{number:02}").mkdir()
         for name in ("a", "b"):
@@ -152,8 +149,8 @@ def test_links_that_multiply_are_refused(tmp_path: Path):
         chosen(tmp_path)
 
 
-def test_a_deep_tree_is_packed(tmp_path: Path):
-    """A tree may be deeper than Python's calls."""
+def test_tree_deeper_than_pythons_stack_is_packed(tmp_path: Path):
+    """A tree of 600 levels is packed."""
     deep = tmp_path.joinpath(*["d"] * 600)
     here = os.open(tmp_path, os.O_RDONLY)
     try:
@@ -170,8 +167,8 @@ def test_a_deep_tree_is_packed(tmp_path: Path):
     assert deep.is_dir()
 
 
-def test_a_link_below_a_file_leads_to_nothing(tmp_path: Path):
-    """A link whose target is below a file is one to nothing, an ignore file too."""
+def test_link_to_a_path_below_a_file_is_broken(tmp_path: Path):
+    """A link with a target below a regular file is a broken link, also as an ignore file."""
     make(tmp_path, {"file": ""})
     (tmp_path / "link").symlink_to("file/sub")
     (tmp_path / ".gitignore").symlink_to("file/sub")
@@ -184,8 +181,8 @@ def test_a_link_below_a_file_leads_to_nothing(tmp_path: Path):
     ]
 
 
-def test_names_that_end_in_a_dot_stay_directories(tmp_path: Path):
-    """An empty directory is packed as one whatever its name, and an empty module as its top directory."""
+def test_empty_directory_with_a_final_dot_is_packed(tmp_path: Path):
+    """An empty directory is packed whatever its name, and an empty module as its top directory."""
     (tmp_path / "cache.").mkdir()
     for root, top, expected in ((tmp_path, "", ["cache./"]), (tmp_path / "cache.", "cache.", ["cache./"])):
         with tempfile.TemporaryFile() as file:
@@ -193,8 +190,8 @@ def test_names_that_end_in_a_dot_stay_directories(tmp_path: Path):
             assert zipfile.ZipFile(file).namelist() == expected
 
 
-def test_what_ray_drops_depends_on_the_top_directory(tmp_path: Path):
-    """Ray looks at a file's whole name: below a module's directory ``a:b`` is none that it drops."""
+def test_names_that_ray_drops_depend_on_the_top_directory(tmp_path: Path):
+    """Ray checks the full name: ``a:b`` is dropped at the root, but not below a module's directory."""
     make(tmp_path, {"a:b": ""})
     assert names(chosen(tmp_path)) == []
     assert names(chosen(tmp_path, Selection(top="mod"))) == ["mod/a:b"]
@@ -206,7 +203,7 @@ def test_what_ray_drops_depends_on_the_top_directory(tmp_path: Path):
      "new\nline/.aws/credentials", "service-account.json", "a/service-account-prod.json", ".cache/huggingface/token"],
 )  # fmt: skip
 def test_secret_names_match_the_end_of_a_path(name: str):
-    """An entry matches a file's name in any directory, or the names of its directory and itself."""
+    """An entry matches a file name in any directory, or a directory and a file name."""
     assert looks_secret(name)
 
 
@@ -215,13 +212,13 @@ def test_secret_names_match_the_end_of_a_path(name: str):
     [".env.example", "environment.py", "id_rsa.pub", "config.json", "credentials", "aws/credentials", ".env/a.py",
      "certifi/cacert.pem", "tls.key", "service-accounts/a.json", "token", ""],
 )  # fmt: skip
-def test_other_names_are_no_secrets(name: str):
-    """Certificates and names that only resemble an entry are packed."""
+def test_similar_names_are_not_secrets(name: str):
+    """Certificates and names that resemble an entry are packed."""
     assert not looks_secret(name)
 
 
 def test_documentation_lists_exactly_the_secret_names():
-    """The table in docs/USAGE.md and the list in the code are the same."""
+    """The table in docs/USAGE.md is the list in the code."""
     text = (Path(__file__).parents[3] / "docs" / "USAGE.md").read_text()
     table = text[text.index("**Secrets.**") : text.index("`package_secrets=True`")]
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
@@ -229,9 +226,8 @@ def test_documentation_lists_exactly_the_secret_names():
     assert sorted(re.findall("`([^`]+)`", "".join(rows))) == sorted([*SECRET_NAMES, PATTERN])
 
 
-def test_an_unreadable_file_is_an_error(nobody: None):
-    """A file or directory that the worker's user may not read is named, whether it is found while naming or "
-    "selecting."""
+def test_unreadable_file_or_directory_is_an_error(nobody: None):
+    """A file or directory without read permission is an error that shows its path."""
     with tempfile.TemporaryDirectory() as folder:
         root = make(Path(folder), {"a.py": "", "b/c.py": ""})
         (root / "a.py").chmod(0)
@@ -245,8 +241,8 @@ def test_an_unreadable_file_is_an_error(nobody: None):
         (root / "b").chmod(0o700)
 
 
-def test_names_that_are_not_utf_8_are_refused(tmp_path: Path):
-    """A name that no package can hold is an error that shows its bytes; it can be excluded."""
+def test_file_name_that_is_not_utf_8_is_an_error(tmp_path: Path):
+    """The error shows the bytes of the name; the file can be excluded."""
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.py")).touch()
 
     with pytest.raises(ValueError, match=r"File name is not UTF-8: .*bad\\xff\.py'"):
@@ -255,8 +251,8 @@ def test_names_that_are_not_utf_8_are_refused(tmp_path: Path):
     assert names(chosen(tmp_path, Selection(excludes=["bad*"]))) == []
 
 
-def test_a_directory_whose_name_is_not_utf_8_is_refused(tmp_path: Path):
-    """An empty directory is named like a file; a link to nothing is left out with its name as the log can hold it."""
+def test_directory_name_that_is_not_utf_8_is_an_error(tmp_path: Path):
+    """An empty directory needs a UTF-8 name; a broken link is left out with an escaped name."""
     bad = tmp_path / os.fsdecode(b"bad\xff")
     bad.symlink_to("nothing")
     assert chosen(tmp_path).warnings == ("bad\\xff is left out: it is a broken symbolic link.",)
@@ -266,16 +262,16 @@ def test_a_directory_whose_name_is_not_utf_8_is_refused(tmp_path: Path):
         chosen(tmp_path)
 
 
-def test_a_pattern_that_is_none_is_named(tmp_path: Path):
-    """Where Ray breaks with a regular expression's error, the file and the line are named."""
+def test_invalid_ignore_pattern_is_an_error(tmp_path: Path):
+    """The error shows the pattern and its file; Ray fails with the regular expression's error."""
     make(tmp_path, {".gitignore": "a\n[z-a]\n"})
 
     with pytest.raises(ValueError, match=r"Invalid ignore pattern: '\[z-a\]' in /.*/\.gitignore"):
         chosen(tmp_path)
 
 
-def test_a_directory_that_leaves_itself_out_is_told(tmp_path: Path):
-    """With a pattern that matches the directory itself nothing is left, as for Ray, and a warning names the pattern."""
+def test_ignore_file_that_matches_its_own_directory_warns(tmp_path: Path):
+    """A pattern that matches the directory itself leaves out everything, as in Ray, with a warning."""
     make(tmp_path, {".gitignore": ".*\n", "a.py": ""})
 
     tree = chosen(tmp_path)
@@ -285,9 +281,8 @@ def test_a_directory_that_leaves_itself_out_is_told(tmp_path: Path):
     assert f"'.*' of {tmp_path}/.gitignore" in tree.warnings[0]
 
 
-def test_the_name_depends_on_what_is_packed_alone(tmp_path: Path):
-    """Another place, order, time, owner and umask give the same name; another name, content, mode or top another "
-    "one."""
+def test_package_name_depends_on_contents_only(tmp_path: Path):
+    """Place, order, times and umask do not change the name; names, contents, modes and the top directory do."""
     files = {"a.py": "a", "b/c.py": "c", "b/d.py": ""}
     one = make(tmp_path / "one", files)
     two = make(tmp_path / "two", dict(reversed(files.items())))
@@ -310,8 +305,8 @@ def test_the_name_depends_on_what_is_packed_alone(tmp_path: Path):
     assert len({name, *others}) == 6
 
 
-def test_the_same_tree_gives_the_same_bytes(tmp_path: Path):
-    """A package's bytes are the same at any time; text is deflated, what does not shrink is stored."""
+def test_same_tree_makes_the_same_zip_file(tmp_path: Path):
+    """The bytes do not depend on times; text is deflated, incompressible files are stored."""
     make(tmp_path, {"text.py": "print(1)\n" * 50_000})
     (tmp_path / "noise").write_bytes(os.urandom(3_000_000))
     packed = []
@@ -339,8 +334,8 @@ def test_the_same_tree_gives_the_same_bytes(tmp_path: Path):
         pytest.param(lambda root: ((root / "b.py").unlink(), (root / "b.py").mkdir()), id="directory"),
     ],
 )
-def test_a_tree_that_changes_is_noticed(tmp_path: Path, change: Any):
-    """Whatever changes between the naming and the end of the packing is an error that names it."""
+def test_file_that_changes_during_packing_is_an_error(tmp_path: Path, change: Any):
+    """Each change of a packed file between naming and the end of packing is an error that shows it."""
     make(tmp_path, {"a.py": "a" * 100, "b.py": "b" * 100})
     tree = chosen(tmp_path)
     digests = finish(digest_tree(tree))
@@ -355,7 +350,7 @@ def test_a_tree_that_changes_is_noticed(tmp_path: Path, change: Any):
 
 
 def test_files_created_during_packing_are_ignored(tmp_path: Path):
-    """An import that writes ``__pycache__`` during packing fails no submission; the package holds what was named."""
+    """An import that writes ``__pycache__`` during packing does not fail the submission."""
     make(tmp_path, {"a.py": "a"})
     tree = chosen(tmp_path)
     digests = finish(digest_tree(tree))
@@ -367,8 +362,8 @@ def test_files_created_during_packing_are_ignored(tmp_path: Path):
         assert zipfile.ZipFile(file).namelist() == ["a.py"]
 
 
-def test_a_file_that_changes_while_it_is_named_is_noticed(tmp_path: Path):
-    """A file that was written to after the walk is not read as if nothing had happened."""
+def test_file_that_changes_during_naming_is_an_error(tmp_path: Path):
+    """A file written to after the directory was listed is an error."""
     make(tmp_path, {"a.py": "a"})
     tree = chosen(tmp_path)
     (tmp_path / "a.py").write_text("other")
@@ -385,8 +380,8 @@ def test_a_file_that_changes_while_it_is_named_is_noticed(tmp_path: Path):
         ("pkg-1!2.0+local-py3-none-any.whl", "pkg-1!2.0+local-0_"),
     ],
 )
-def test_wheels_are_told_apart_by_their_build_tag(name: str, begins: str):
-    """A wheel's name stays that of its project, version and tags, and is another one for other contents."""
+def test_wheels_with_other_contents_have_other_build_tags(name: str, begins: str):
+    """The digest is in the build tag; project, version and tags are unchanged."""
     from packaging.utils import parse_wheel_filename
 
     one = name_archive(name, b"one")
@@ -398,7 +393,7 @@ def test_wheels_are_told_apart_by_their_build_tag(name: str, begins: str):
     assert (before[0], before[1], before[3]) == (after[0], after[1], after[3])
 
 
-def test_a_wheel_of_another_name_is_refused():
-    """pip installs by the file's name: one that it would not understand is an error before anything is sent."""
+def test_invalid_wheel_name_is_an_error():
+    """A wheel name that pip does not accept is an error before anything is sent."""
     with pytest.raises(ValueError, match=r"Invalid wheel name: 'renamed\.whl'"):
         name_archive("renamed.whl", b"")
