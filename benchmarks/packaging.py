@@ -1,18 +1,18 @@
 """
-Naming, packing and sending local code, beside Ray's own functions in the same run.
+Naming, packing and uploading local code, compared with Ray's own functions in the same run.
 
-Three trees: 10,000 small source files; 90 MB of text in 90 files; 90 MB of noise, as models and images do not compress
-either. Each figure is the median of some rounds, with the trees in the disk's cache.
+There are three trees: 10,000 small source files, 90 MB of text in 90 files, and 90 MB of noise, which is as
+incompressible as models and images. Each figure is the median of some rounds, with the trees in the disk's cache.
 
 Wanted:
 
 - naming takes at most as long as Ray's, and packing at least 3 times as long as naming;
 - a submission takes at most 1.1 times as long as with Ray's SDK on loopback, where bandwidth costs nothing;
 - it takes at most 0.6 times as long through a link of 100 Mbit/s;
-- sending 90 MB takes at most 32 MiB of memory.
+- uploading 90 MB takes at most 32 MiB of memory.
 
-Packing alone has no bound. Ray's packages are stored, so its packing is a copy. Ours are deflated, which takes longer
-and is worth it as soon as a network is between worker and head.
+Packing alone has no bound. Ray stores files uncompressed, so that its packing is a copy. Ours deflates them, which
+takes longer and saves more than that as soon as there is a network between worker and head.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from benchmarks.slow_link import SlowLink
 from sandbox.ray_head import RayHead
 
 ROUNDS = 7
-# Through the link each round takes seconds, so that chance has a smaller share in it.
+# Rounds through the link take long, so that they vary less.
 ROUNDS_ON_LINK = 3
 # 100 Mbit/s.
 LINK = 12_500_000
-# The most that a submission may take, beside Ray's SDK. Noise is as large when it is deflated: both clients send 90 MB,
-# which takes 7 s on the link, so that no client can be much faster than the other.
+# Bounds on a submission's time, as a ratio to Ray's SDK. Noise does not shrink: both clients send 90 MB, for which the
+# link needs 7 s, so that 0.6 is physically impossible.
 LOOPBACK_BOUND, LINK_BOUND, LINK_BOUND_OF_NOISE = 1.1, 0.6, 1.1
-# More than the head has: the job waits for a node, and takes no time from the next round.
+# More than the head has: the job never starts, and so takes no CPU time from the next round.
 CPUS = 1000
 MB = 1_000_000
 LARGE = 90 * MB
@@ -59,14 +59,14 @@ from airflow_provider_rayjobs.jobs import RayJobsClient
 address, directory = sys.argv[1:]
 with RayJobsClient(address) as client:
     client.submit_job("true", runtime_env={"working_dir": directory})
-# not ru_maxrss, which begins with that of the process that started this one
+# not ru_maxrss, which includes that of the parent process
 [peak] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
 print(int(peak.split()[1]) / 1024)
 """
 
 
 def measure() -> list[Result]:
-    """Make the trees, and measure each way of each."""
+    """Make the trees and measure them."""
     logging.disable(logging.INFO)  # Ray's SDK logs each package, and sets its level when it is imported
     with tempfile.TemporaryDirectory() as folder:
         return _measure(Path(folder))
@@ -74,13 +74,13 @@ def measure() -> list[Result]:
 
 def _measure(folder: Path) -> list[Result]:
     trees = {"10,000 small files": _small(folder), "90 MB of text": _text(folder), "90 MB of noise": _noise(folder)}
-    # before there is a head, which takes its share of the machine
+    # before the head starts, as it uses CPU time
     times = {about: _medians([_name, _rays_name, _pack, _rays_pack], tree) for about, tree in trees.items()}
     (folder / "one").mkdir()
     with RayHead() as head:
         ways = {about: _both_ways(head.address, tree, ROUNDS) for about, tree in trees.items()}
         little, much = (_peak(head, folder / name) for name in ("one", "noise"))
-    # another one: a head keeps packages in memory for ten minutes
+    # a new head, as the old one keeps the packages in memory for ten minutes
     with RayHead() as head, SlowLink(head.port, LINK) as link:
         address = f"http://127.0.0.1:{link.port}"
         ways_on_link = {about: _both_ways(address, tree, ROUNDS_ON_LINK) for about, tree in trees.items()}
@@ -132,9 +132,11 @@ def _noise(folder: Path) -> Path:
 
 
 def _medians(calls: Sequence[Callable[[Path], object]], tree: Path) -> list[float]:
-    """Take turns, so that what else the machine does meets all of them."""
+    """Alternate the calls, so that other load on the machine affects all of them."""
     rounds = [[_seconds(partial(call, tree)) for call in calls] for _ in range(ROUNDS + 1)]
-    return [statistics.median(column) for column in zip(*rounds[1:], strict=True)]  # the first fills the disk's cache
+    return [
+        statistics.median(column) for column in zip(*rounds[1:], strict=True)
+    ]  # the first round fills the disk's cache
 
 
 def _seconds(call: Callable[[], object]) -> float:
@@ -148,7 +150,7 @@ def _name(tree: Path) -> object:
 
 
 def _pack(tree: Path) -> None:
-    """Name and pack, as for a package that is missing."""
+    """Name and pack, as for a package that the cluster does not have."""
     [package] = name_packages({"working_dir": str(tree)}).packages
     with ExitStack() as stack:
         finish(pack(package, None, stack))
@@ -172,7 +174,7 @@ def _rays_pack(tree: Path) -> None:
 
 
 def _both_ways(address: str, tree: Path, rounds: int) -> tuple[float, float]:
-    """Submit a job with a tree that the head has not seen, with our client and with Ray's: medians of some rounds."""
+    """Return the median times of submissions with a new tree, with our client and with Ray's."""
     from ray.job_submission import JobSubmissionClient
 
     rays = JobSubmissionClient(address)

@@ -6,9 +6,9 @@ import asyncio
 import threading
 from typing import Self
 
-# Small beside what passes in a second, so that the rate is even.
+# Small, so that the rate is even.
 _CHUNK = 64 * 1024
-# Seconds that may be made up for, as sleeps end late.
+# Seconds of delay that later chunks may catch up on, as sleeps end late.
 _BURST = 0.05
 
 
@@ -65,7 +65,7 @@ class SlowLink:
 
 
 class _Direction:
-    """One direction of the link; a chunk that comes while another one is on its way waits for its turn."""
+    """One direction of the link; chunks of all connections pass one after the other."""
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
