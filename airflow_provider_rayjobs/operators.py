@@ -219,10 +219,8 @@ class RayJobSubmitOperator(BaseOperator):
         self._kill.kill()
 
     def _execution(self, context: Context, *, is_resumed: bool = False) -> Execution:
-        settings = self._settings()
-        self._kill.is_enabled = settings.stop_on_kill
         store = context.get("task_state_store") if self.durable else None
-        return Execution(self, context, settings, JobRecordStore(store), self._kill, is_resumed=is_resumed)
+        return Execution(self, context, self._settings(), JobRecordStore(store), self._kill, is_resumed=is_resumed)
 
     def _settings(self) -> Settings:
         return Settings(

@@ -1,9 +1,51 @@
 """
-What one try of a task does on a worker: find its job or submit one, follow it, and end as it ends.
+One try of a task on a worker: find its Ray job or submit one, follow it, and end as it ends.
 
-Whatever breaks that off must leave no job that nobody looks after. There are four ways: the job's own bad end and every
-other error (:meth:`Execution._handle_error`), a limit (:meth:`Execution._abandon`), Airflow's ``execution_timeout``
-(:meth:`Execution._handle_airflow_timeout`), and Airflow's kill (:meth:`Execution._handle_kill`).
+A try can break off at any moment, and must not leave an orphaned job. What happens to the job then depends on one
+value, the :class:`State`. Only :meth:`Execution._enter` changes it, and arms or disarms the kill switch accordingly.
+
+===========  =============================================================  ===========  ============================
+state        meaning                                                        job may run  kill switch
+===========  =============================================================  ===========  ============================
+NO_JOB       nothing was submitted, or what was submitted does not run      no           disarmed
+EARLIER_JOB  the job of an earlier try is looked up, or being replaced      yes          disarmed
+SUBMITTING   the job record is stored; the submission may have been sent    yes          armed, unless the user chose
+                                                                                         the id: it may be taken
+FOLLOWING    Ray has the job, and it is ours                                yes          armed
+RELEASED     ``wait_for_completion=False``: the job runs on                 no           armed
+DEFERRED     the trigger follows the job, and stops it on a kill            no           disarmed
+DONE         the job ended or was stopped, or the try is over               no           disarmed
+===========  =============================================================  ===========  ============================
+
+===========  ===========  ===========================================================================================
+from         to           when
+===========  ===========  ===========================================================================================
+NO_JOB       EARLIER_JOB  a job record of an earlier try exists: ``Action.ASK``
+EARLIER_JOB  NO_JOB       nothing of it runs: ``Action.SUBMIT``, ``RESUBMIT`` or ``FINISH``
+EARLIER_JOB  FOLLOWING    it is this try's job as well: ``Action.REATTACH``
+EARLIER_JOB  DONE         it was stopped: ``Action.REPLACE``
+NO_JOB       SUBMITTING   the new job record is stored
+DONE         SUBMITTING   the new job record is stored, after ``Action.REPLACE``
+SUBMITTING   FOLLOWING    Ray has the job
+SUBMITTING   NO_JOB       Ray refused the first request; a retried one may have arrived (``was_retried``)
+FOLLOWING    RELEASED     ``wait_for_completion=False``
+FOLLOWING    DEFERRED     the task is deferred
+DEFERRED     FOLLOWING    the task resumes: such a try begins in DEFERRED
+any other    DONE         the job ended or was stopped; or the try is over, and not in DEFERRED
+===========  ===========  ===========================================================================================
+
+========================  ======================================================  ===================================
+the try is broken off by  while a job may run                                     otherwise
+========================  ======================================================  ===================================
+an error                  the job is left to the next try if there is one and it  the error is raised
+                          can find the job, otherwise stopped
+a time limit of the job   ``abandoned`` is stored, then the job is stopped; if    does not happen
+                          it ended by itself before, that end counts
+``execution_timeout``     as a time limit; with ``stop_on_kill=False`` the job    Airflow's timeout is raised
+                          is left alone
+a kill                    the kill switch sends a stop if it is armed; then the   likewise if it is armed (RELEASED);
+                          try stops the job, until Ray confirms its end           the try sends no further request
+========================  ======================================================  ===================================
 """
 
 from __future__ import annotations
@@ -13,6 +55,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout
@@ -77,6 +120,23 @@ _NOTHING_CAME_OF_IT = (
     RayApiTLSError,
     RayJobExistsError,
 )
+
+
+class State(Enum):
+    """Where a try stands with its job; the module's docstring has the table."""
+
+    NO_JOB = auto()
+    EARLIER_JOB = auto()
+    SUBMITTING = auto()
+    FOLLOWING = auto()
+    RELEASED = auto()
+    DEFERRED = auto()
+    DONE = auto()
+
+    @property
+    def may_run(self) -> bool:
+        """Tell whether there may be a job that has not ended and that the try has to take care of."""
+        return self in (State.EARLIER_JOB, State.SUBMITTING, State.FOLLOWING)
 
 
 @dataclass(frozen=True)
@@ -148,14 +208,14 @@ class Execution:
         self.settings = settings
         self.memory = memory
         self.kill = kill
+        self.kill.is_enabled = settings.stop_on_kill
         self.hook = RayJobsHook(task.ray_conn_id)
         self.cluster = self.hook.get_cluster(check_token_file=not is_resumed)
         self.client = self.hook.client_of(self.cluster)
         self.log = task.log
         self.limits = settings.limits
         self.reader = settings.logs.reader()
-        # whether there may be a job of this task that has not ended
-        self.is_alive = False
+        self.state = State.DEFERRED if is_resumed else State.NO_JOB
 
     def submit_and_wait(self) -> str:
         """Do all of it, and return the submission id."""
@@ -168,6 +228,8 @@ class Execution:
     def _submit_and_wait(self) -> str:
         details = self._attach_or_submit()
         if not self.settings.wait_for_completion:
+            if self.state is State.FOLLOWING:
+                self._enter(State.RELEASED)
             return self._finish()
         if details is None:
             if self.task.deferrable:
@@ -200,13 +262,12 @@ class Execution:
                 accepted=True,
                 demand=self.task.plan(self.context, submission_id, runtime_env={}).demand(),
             )
-        self.is_alive = True
-        self._arm()
+        self._enter(State.FOLLOWING)
         self.reader = self.settings.logs.reader(event.get("log_state"))
         details = details_from_event(event)
         if not details.status.is_terminal():
             self._flush(details)
-        self.is_alive = False
+        self._enter(State.DONE)
         self._show_log(details)
         return self._conclude(details)
 
@@ -225,18 +286,19 @@ class Execution:
         decision = decide(note, None, this, self.cluster.address)
         job: JobDetails | None = None
         if note is not None and decision.action is Action.ASK:
-            self.is_alive = True
+            self._enter(State.EARLIER_JOB)
             found = self._run(query_job(note, self.settings.unreachable_timeout))
             decision = decide(note, found, this, self.cluster.address)
             job = found.job
-            self.is_alive = decision.action in (Action.REATTACH, Action.REPLACE)
+            if decision.action not in (Action.REATTACH, Action.REPLACE):
+                self._enter(State.NO_JOB)
         if decision.reason:
             self.log.warning("%s", decision.reason)
         if job is not None and decision.action in (Action.FINISH, Action.REATTACH):
             self._push_xcoms()
             if decision.action is Action.FINISH:
                 return job
-            self._arm()
+            self._enter(State.FOLLOWING)
             if job.status != JobStatus.PENDING:
                 self.memory.change(accepted=True)
             self.limits = replace(self.limits, is_confirmed=self._note.accepted)
@@ -262,15 +324,14 @@ class Execution:
         session = self._run(get_session(note.submission_id, self.settings.unreachable_timeout))
         self.memory.write(replace(note, round=this, session=session, demand=submission.demand(), delivered=False))
         self._push_xcoms()
-        self.is_alive = True
-        if not note.given:
-            self._arm()  # an id that a user chose may yet turn out to be somebody else's
+        self._enter(State.SUBMITTING)
         try:
             submitted = self._run(submit_job(submission, self.settings.unreachable_timeout))
         except _NOTHING_CAME_OF_IT as error:
-            self.is_alive = error.was_retried
+            if not error.was_retried:
+                self._enter(State.NO_JOB)
             raise
-        self._arm()
+        self._enter(State.FOLLOWING)
         if submitted.is_confirmed:
             self.memory.change(accepted=True)
         self.limits = replace(self.limits, is_confirmed=submitted.is_confirmed)
@@ -329,8 +390,7 @@ class Execution:
     def _defer(self) -> NoReturn:
         if self.kill.is_triggered:
             raise Interrupted
-        self.kill.disarm()  # from here on the trigger's own kill counts
-        self.is_alive = False
+        self._enter(State.DEFERRED)
         self.task.defer(
             trigger=RayJobTrigger(
                 self._note.submission_id,
@@ -352,8 +412,7 @@ class Execution:
 
     def _conclude(self, details: JobDetails) -> str:
         """End the task as its job ended."""
-        self.is_alive = False
-        self.kill.disarm()
+        self._enter(State.DONE)
         error = error_for_outcome(
             details,
             self.cluster.address,
@@ -366,7 +425,6 @@ class Execution:
         return self._finish()
 
     def _finish(self) -> str:
-        self.is_alive = False
         self.memory.change(accepted=True, delivered=True)
         return self._note.submission_id
 
@@ -384,7 +442,8 @@ class Execution:
         except Exception as error:  # noqa: BLE001  (raised again)
             self._handle_error(error)
         finally:
-            self.kill.disarm()
+            if self.state is not State.DEFERRED:
+                self._enter(State.DONE)
             self.client.close()
 
     def _handle_error(self, error: Exception) -> NoReturn:
@@ -395,7 +454,7 @@ class Execution:
             fail_on=self.settings.fail_on,
             skip_on=self.settings.skip_on,
         )
-        if self.is_alive and not isinstance(error, RayJobNotFoundError | RayJobLostError):
+        if self.state.may_run and not isinstance(error, RayJobNotFoundError | RayJobLostError):
             name = self._note.submission_id
             if self.memory.is_durable and not is_last_try(raised, self.task, self.context):
                 self._warn("Ray job %s may still run. It is left alone: the next try follows it.", name)
@@ -409,10 +468,9 @@ class Execution:
     def _abandon(self, error: RayJobTimeoutError) -> str:
         """Stop a job whose limit is over; it may have ended by itself in the meantime."""
         if error.limit == "execution_timeout" and not self.settings.stop_on_kill:
-            self.is_alive = False
+            self._enter(State.DONE)
             self.log.warning("%s It is left alone, as stop_on_kill is off.", error)
             raise error
-        self.is_alive = True
         self.memory.change(abandoned=True)
         self._warn("%s It is given up, and stopped.", error)
         was_pending = error.details is not None and error.details.status == JobStatus.PENDING
@@ -430,7 +488,7 @@ class Execution:
 
     def _handle_airflow_timeout(self, error: AirflowTaskTimeout) -> str:
         """Do for Airflow's own limit what is done for ours."""
-        if not self.is_alive:
+        if not self.state.may_run:
             raise error
         seconds = self.task.execution_timeout.total_seconds() if self.task.execution_timeout else 0.0
         return self._abandon(
@@ -443,7 +501,7 @@ class Execution:
 
     def _handle_kill(self) -> NoReturn:
         """End because Airflow wants it: the task was cleared, marked or timed out, or its worker has to go."""
-        if not self.is_alive:
+        if not self.state.may_run:
             raise RayJobStoppedError("Airflow ended this task when it had no Ray job that runs.") from None
         self._warn("Airflow ends this task. %s", self.kill.summary)
         stopped = self._stop()
@@ -462,14 +520,19 @@ class Execution:
             raise RuntimeError("no job was taken up yet")
         return self.memory.note
 
-    def _arm(self) -> None:
-        self.kill.arm(lambda: self.hook.client_of(self.cluster, is_quiet=True), self._note.submission_id)
+    def _enter(self, state: State) -> None:
+        """Change the state, and arm or disarm the kill switch as the new state says."""
+        self.state = state
+        if state in (State.FOLLOWING, State.RELEASED) or (state is State.SUBMITTING and not self._note.given):
+            self.kill.arm(lambda: self.hook.client_of(self.cluster, is_quiet=True), self._note.submission_id)
+        else:
+            self.kill.disarm()
 
     def _stop(self) -> StopResult:
         stopped = self.client.run(
             stop_and_wait(self._note.submission_id, self.settings.stop_timeout, self._note.nonce or None)
         )
-        self.is_alive = False
+        self._enter(State.DONE)
         if stopped.has_ended:
             self.log.info("%s", stopped.summary)
         else:
