@@ -206,7 +206,7 @@ class RayJobSubmitOperator(BaseOperator):
     def execute(self, context: Context) -> str:
         """Find this try's job or submit one, follow it if asked to, and return its submission id."""
         execution = self._execution(context)
-        if not execution.memory.is_durable and context["ti"].max_tries:
+        if not execution.store.is_durable and context["ti"].max_tries:
             self.log.info("Nothing is remembered from one try to the next: each try submits a new job.")
         return execution.submit_and_wait()
 

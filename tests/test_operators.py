@@ -243,6 +243,6 @@ def test_a_task_that_is_killed_names_nothing_more(
     monkeypatch.setattr("airflow_provider_rayjobs.jobs.progress._PAUSE", 0.0)
 
     with caplog.at_level(logging.INFO), pytest.raises(Interrupted):
-        Unbegun(operator, looks)._submit(None, again=SimpleNamespace(submission_id="x", nonce="n", given=""))
+        Unbegun(operator, looks)._submit(None, again=SimpleNamespace(submission_id="x", nonce="n", base_id=""))
 
     assert ("Naming local code: 0 MiB read." in caplog.text) == (looks > 0)

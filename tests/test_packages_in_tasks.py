@@ -89,7 +89,7 @@ def test_a_submission_that_never_arrived_is_the_same_again(client: RayJobsClient
     sent = client.get_job(job).runtime_env["working_dir"]
     time.sleep(6)  # Ray writes to the record of a job that has just ended, and would bring it back
     client.delete_job(job)
-    store.set("ray_job", store.note | {"accepted": False, "delivered": False})
+    store.set("ray_job", store.record | {"accepted": False, "delivered": False})
 
     assert operator.execute(context(store, try_number=2)) == job
     assert client.get_job(job).runtime_env["working_dir"] == sent

@@ -188,7 +188,7 @@ class Execution:
     One try of a task.
 
     :param task: plans the submission, and is what defers.
-    :param memory: what earlier tries remembered.
+    :param store: the job record of the task instance.
     :param kill: where the task's ``on_kill`` leaves its mark.
     :param is_resumed: whether there is a job that is followed already.
     """
@@ -198,7 +198,7 @@ class Execution:
         task: SubmitTask,
         context: Context,
         settings: Settings,
-        memory: JobRecordStore,
+        store: JobRecordStore,
         kill: KillSwitch,
         *,
         is_resumed: bool = False,
@@ -206,7 +206,7 @@ class Execution:
         self.task = task
         self.context = context
         self.settings = settings
-        self.memory = memory
+        self.store = store
         self.kill = kill
         self.kill.is_enabled = settings.stop_on_kill
         self.hook = RayJobsHook(task.ray_conn_id)
@@ -236,12 +236,12 @@ class Execution:
                 self._defer()
             details = self._run(
                 follow.follow_job(
-                    self._note.submission_id,
+                    self._record.submission_id,
                     poll_interval=self.settings.poll_interval,
                     unreachable_timeout=self.settings.unreachable_timeout,
                     reader=self.reader,
                     limits=self.limits,
-                    session=self._note.session,
+                    session=self._record.session,
                 )
             )
         else:
@@ -250,10 +250,10 @@ class Execution:
 
     def _resume(self, event: Mapping[str, Any]) -> str:
         submission_id = str(event["submission_id"])
-        note = self.memory.note
-        if note is None or note.submission_id != submission_id:
+        record = self.store.record
+        if record is None or record.submission_id != submission_id:
             # without a store nothing came along but the event
-            self.memory.note = JobRecord(
+            self.store.record = JobRecord(
                 submission_id,
                 event.get("nonce") or "",
                 RetryGeneration.of(self.context),
@@ -281,14 +281,14 @@ class Execution:
 
     def _attach_or_submit(self) -> JobDetails | None:
         """Find this try's job, or submit one; return the job if an earlier try saw it to success."""
-        this = RetryGeneration.of(self.context)
-        note = self.memory.note
-        decision = decide(note, None, this, self.cluster.address)
+        generation = RetryGeneration.of(self.context)
+        record = self.store.record
+        decision = decide(record, None, generation, self.cluster.address)
         job: JobDetails | None = None
-        if note is not None and decision.action is Action.ASK:
+        if record is not None and decision.action is Action.ASK:
             self._enter(State.EARLIER_JOB)
-            found = self._run(query_job(note, self.settings.unreachable_timeout))
-            decision = decide(note, found, this, self.cluster.address)
+            found = self._run(query_job(record, self.settings.unreachable_timeout))
+            decision = decide(record, found, generation, self.cluster.address)
             job = found.job
             if decision.action not in (Action.REATTACH, Action.REPLACE):
                 self._enter(State.NO_JOB)
@@ -300,29 +300,31 @@ class Execution:
                 return job
             self._enter(State.FOLLOWING)
             if job.status != JobStatus.PENDING:
-                self.memory.change(accepted=True)
-            self.limits = replace(self.limits, is_confirmed=self._note.accepted)
+                self.store.update(accepted=True)
+            self.limits = replace(self.limits, is_confirmed=self._record.accepted)
             return None
         if decision.action is Action.REPLACE:
             self._stop()
-        self._submit(this, again=note if decision.action is Action.RESUBMIT else None)
+        self._submit(generation, again=record if decision.action is Action.RESUBMIT else None)
         return None
 
-    def _submit(self, this: RetryGeneration, again: JobRecord | None) -> None:
+    def _submit(self, generation: RetryGeneration, again: JobRecord | None) -> None:
         """
         Remember a submission, then send it.
 
         :param again: one that an earlier try remembered and that never arrived.
         """
-        note = again or self._new_note(this)
+        record = again or self._new_record(generation)
         code = self.task.resolve_local_code(self._watch_over_naming())
         submission = self.task.plan(
-            self.context, note.submission_id, note.nonce, runtime_env=code.runtime_env if code else None
+            self.context, record.submission_id, record.nonce, runtime_env=code.runtime_env if code else None
         )
         if code is not None:
             self._provide(code)
-        session = self._run(get_session(note.submission_id, self.settings.unreachable_timeout))
-        self.memory.write(replace(note, round=this, session=session, demand=submission.demand(), delivered=False))
+        session = self._run(get_session(record.submission_id, self.settings.unreachable_timeout))
+        self.store.save(
+            replace(record, generation=generation, session=session, demand=submission.demand(), delivered=False)
+        )
         self._push_xcoms()
         self._enter(State.SUBMITTING)
         try:
@@ -333,13 +335,13 @@ class Execution:
             raise
         self._enter(State.FOLLOWING)
         if submitted.is_confirmed:
-            self.memory.change(accepted=True)
+            self.store.update(accepted=True)
         self.limits = replace(self.limits, is_confirmed=submitted.is_confirmed)
         self.log.info(
             "Submitted Ray job %s to %s: %s",
-            note.submission_id,
+            record.submission_id,
             self.cluster.address,
-            self.cluster.job_url(note.submission_id),
+            self.cluster.job_url(record.submission_id),
         )
 
     def _watch_over_naming(self) -> Callable[[int], None]:
@@ -363,27 +365,29 @@ class Execution:
 
         self._run(upload_packages(code, self.settings.unreachable_timeout))
 
-    def _new_note(self, this: RetryGeneration) -> JobRecord:
-        given = self.settings.submission_id
-        before = self.memory.note
+    def _new_record(self, generation: RetryGeneration) -> JobRecord:
+        base_id = self.settings.submission_id
+        before = self.store.record
         number = 1
-        if given is None:
+        if base_id is None:
             submission_id = new_submission_id(self.context)
         else:
-            if before is not None and before.given == given:
+            if before is not None and before.base_id == base_id:
                 number = before.number + 1
-            elif not self.memory.is_durable:
+            elif not self.store.is_durable:
                 number = self.context["ti"].try_number
-            submission_id = numbered_id(given, number)
+            submission_id = numbered_id(base_id, number)
             if number > 1:
-                self.log.info("The submission_id %s was used before; this job is %s.", given, submission_id)
-        return JobRecord(submission_id, new_nonce(), this, self.cluster.address, given=given or "", number=number)
+                self.log.info("The submission_id %s was used before; this job is %s.", base_id, submission_id)
+        return JobRecord(
+            submission_id, new_nonce(), generation, self.cluster.address, base_id=base_id or "", number=number
+        )
 
     def _push_xcoms(self) -> None:
         """Push what others need to find the job: what is lost here would be lost with the job."""
         task_instance = self.context["ti"]
-        task_instance.xcom_push(key="submission_id", value=self._note.submission_id)
-        task_instance.xcom_push(key=links.XCOM_KEY, value=self.cluster.job_url(self._note.submission_id))
+        task_instance.xcom_push(key="submission_id", value=self._record.submission_id)
+        task_instance.xcom_push(key=links.XCOM_KEY, value=self.cluster.job_url(self._record.submission_id))
 
     # -- how it ends ----------------------------------------------------------------------------------------------
 
@@ -393,13 +397,13 @@ class Execution:
         self._enter(State.DEFERRED)
         self.task.defer(
             trigger=RayJobTrigger(
-                self._note.submission_id,
+                self._record.submission_id,
                 ray_conn_id=self.task.ray_conn_id,
                 poll_interval=self.settings.poll_interval,
                 unreachable_timeout=self.settings.unreachable_timeout,
                 address=self.cluster.address,
-                session=self._note.session,
-                nonce=self._note.nonce,
+                session=self._record.session,
+                nonce=self._record.nonce,
                 limits=self.limits.to_json(),
                 stop_on_kill=self.settings.stop_on_kill,
                 stop_timeout=self.settings.stop_timeout,
@@ -425,8 +429,8 @@ class Execution:
         return self._finish()
 
     def _finish(self) -> str:
-        self.memory.change(accepted=True, delivered=True)
-        return self._note.submission_id
+        self.store.update(accepted=True, delivered=True)
+        return self._record.submission_id
 
     def _run_attempt(self, work: Callable[[], str]) -> str:
         """Do the work of a try, and see to the job if that breaks off."""
@@ -455,8 +459,8 @@ class Execution:
             skip_on=self.settings.skip_on,
         )
         if self.state.may_run and not isinstance(error, RayJobNotFoundError | RayJobLostError):
-            name = self._note.submission_id
-            if self.memory.is_durable and not is_last_try(raised, self.task, self.context):
+            name = self._record.submission_id
+            if self.store.is_durable and not is_last_try(raised, self.task, self.context):
                 self._warn("Ray job %s may still run. It is left alone: the next try follows it.", name)
             else:
                 self._warn("Ray job %s may still run, and no try will follow it: it is stopped.", name)
@@ -471,7 +475,7 @@ class Execution:
             self._enter(State.DONE)
             self.log.warning("%s It is left alone, as stop_on_kill is off.", error)
             raise error
-        self.memory.change(abandoned=True)
+        self.store.update(abandoned=True)
         self._warn("%s It is given up, and stopped.", error)
         was_pending = error.details is not None and error.details.status == JobStatus.PENDING
         shortage = [self._shortage()] if was_pending else []
@@ -493,7 +497,7 @@ class Execution:
         seconds = self.task.execution_timeout.total_seconds() if self.task.execution_timeout else 0.0
         return self._abandon(
             RayJobTimeoutError(
-                f"Ray job {self._note.submission_id} had not ended when this try's execution_timeout of "
+                f"Ray job {self._record.submission_id} had not ended when this try's execution_timeout of "
                 f"{seconds:.12g} s was over.",
                 limit="execution_timeout",
             )
@@ -515,22 +519,22 @@ class Execution:
     # -- what the rest is made of ---------------------------------------------------------------------------------
 
     @property
-    def _note(self) -> JobRecord:
-        if self.memory.note is None:
+    def _record(self) -> JobRecord:
+        if self.store.record is None:
             raise RuntimeError("no job was taken up yet")
-        return self.memory.note
+        return self.store.record
 
     def _enter(self, state: State) -> None:
         """Change the state, and arm or disarm the kill switch as the new state says."""
         self.state = state
-        if state in (State.FOLLOWING, State.RELEASED) or (state is State.SUBMITTING and not self._note.given):
-            self.kill.arm(lambda: self.hook.client_of(self.cluster, is_quiet=True), self._note.submission_id)
+        if state in (State.FOLLOWING, State.RELEASED) or (state is State.SUBMITTING and not self._record.base_id):
+            self.kill.arm(lambda: self.hook.client_of(self.cluster, is_quiet=True), self._record.submission_id)
         else:
             self.kill.disarm()
 
     def _stop(self) -> StopResult:
         stopped = self.client.run(
-            stop_and_wait(self._note.submission_id, self.settings.stop_timeout, self._note.nonce or None)
+            stop_and_wait(self._record.submission_id, self.settings.stop_timeout, self._record.nonce or None)
         )
         self._enter(State.DONE)
         if stopped.has_ended:
@@ -549,7 +553,7 @@ class Execution:
         cluster: ClusterResources | None = None
         with suppress(RayJobsError):  # the job's own story matters more than this
             cluster = self.client.send(endpoints.get_cluster_status())
-        return describe_shortage(self._note.demand, cluster)
+        return describe_shortage(self._record.demand, cluster)
 
     def _show_log(self, details: JobDetails) -> None:
         if self.reader is not None and details.status.is_terminal():

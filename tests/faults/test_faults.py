@@ -201,14 +201,14 @@ def await_the_parts(case: Case) -> None:
 
 # So many rounds of cases: two cores and SQLite take about so many tasks at once.
 WAVES = 3
-FOLLOWS = "this try follows it"
-TAKES = "nothing is submitted"
+FOLLOWS = "This try follows it"
+TAKES = "This try takes its result"
 CASES = [
     Case("k_remember", "A process that dies before it remembers a job has sent none.",
          {"entrypoint": "true", "crash": "before remembering", **RETRY}, crash, tries=2),
     Case("k_send", "A job that was remembered and not sent is sent under its own id.",
          {"entrypoint": "true", "crash": "before sending", **RETRY}, crash, tries=2,
-         says=("was never seen to arrive; it is submitted under the same id",)),
+         says=("its submission was never confirmed. Submitting it again under the same id",)),
     Case("k_answer", "A process that dies before Ray's answer leaves its job to the next try.",
          {"entrypoint": UNTIL_RELEASED, **RETRY}, kill_before_the_answer, tries=2),
     Case("k_watch", "A process that dies while it watches leaves job and log to the next try.",
@@ -286,7 +286,7 @@ CASES = [
          jobs=("FAILED", "SUCCEEDED"), says=("RayJobEntrypointError",)),
     Case("deleted", "A job that somebody deleted is submitted anew, and that is said.",
          {"entrypoint": "sleep 8", **RETRY, "retry_delay": 40}, delete_by_hand, tries=2,
-         says=("was deleted by somebody",)),
+         says=("was deleted from the cluster",)),
     Case("bad_gateway", "A 502 to a submission that Ray accepted makes no second job.",
          {"entrypoint": "true", **NO_RETRY}, no_answer_to_the_submission(502), tries=1),
     Case("reset", "A connection that is cut before Ray's answer makes no second job.",

@@ -50,7 +50,7 @@ class Store:
         self.kept[key] = json.dumps(value)
 
     @property
-    def note(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         return self.get("ray_job")
 
 
@@ -87,7 +87,7 @@ def running(client: RayJobsClient) -> tuple[Store, str]:
     store = Store()
     with pytest.raises(TaskDeferred):
         task("sleep 6", deferrable=True).execute(context(store))
-    job = store.note["submission_id"]
+    job = store.record["submission_id"]
     wait_for(client, job, "RUNNING")
     return store, job
 
@@ -105,10 +105,10 @@ def test_what_is_remembered_is_the_whole_story_of_the_job(client: RayJobsClient)
     """Id, round, address, session, and that it was accepted and delivered; the job's metadata says whose it is."""
     store = Store()
     job = task().execute(context(store))
-    note = store.note
+    note = store.record
 
     assert note["submission_id"] == job
-    assert note["round"] == {"max_tries": 2, "run_start": "2026-01-02T00:00:00+00:00"}
+    assert note["generation"] == {"max_tries": 2, "run_start": "2026-01-02T00:00:00+00:00"}
     assert note["address"] == client.address
     assert note["session"] == client.get_version().session_name
     assert (note["accepted"], note["abandoned"], note["delivered"]) == (True, False, True)
@@ -123,7 +123,7 @@ def test_a_retry_follows_the_job_that_runs(client: RayJobsClient, running: tuple
     store, job = running
 
     assert task("exit 1").execute(context(store, try_number=2)) == job
-    assert store.note["delivered"]
+    assert store.record["delivered"]
 
 
 @needs_store
@@ -150,7 +150,7 @@ def test_a_clear_stops_what_still_runs_and_submits_anew(client: RayJobsClient, r
 def test_a_job_that_is_not_ours_is_left_alone(client: RayJobsClient, running: tuple[Store, str]):
     """The metadata of the job under the remembered id names another submission: it runs on."""
     store, job = running
-    store.set("ray_job", store.note | {"nonce": "somebody else's"})
+    store.set("ray_job", store.record | {"nonce": "somebody else's"})
     other = task().execute(context(store, try_number=2, max_tries=4))
 
     assert other != job
@@ -161,7 +161,7 @@ def test_a_job_that_is_not_ours_is_left_alone(client: RayJobsClient, running: tu
 def test_a_job_that_was_given_up_is_never_followed_again(client: RayJobsClient, running: tuple[Store, str]):
     """A retry waits for the end of what an earlier try gave up, and submits anew."""
     store, job = running
-    store.set("ray_job", store.note | {"abandoned": True})
+    store.set("ray_job", store.record | {"abandoned": True})
 
     assert task().execute(context(store, try_number=2)) != job
     assert client.get_job(job).status == "STOPPED"
@@ -172,7 +172,7 @@ def test_a_submission_that_never_arrived_is_sent_under_its_own_id(client: RayJob
     """Remembered and not known to Ray: the same id and nonce make one job of a request that is still on its way."""
     store = Store()
     task().execute(context(store))
-    lost = store.note | {"submission_id": f"lost-{time.time_ns()}", "accepted": False, "delivered": False}
+    lost = store.record | {"submission_id": f"lost-{time.time_ns()}", "accepted": False, "delivered": False}
     store.set("ray_job", lost)
 
     assert task().execute(context(store, try_number=2)) == lost["submission_id"]
@@ -184,13 +184,13 @@ def test_an_id_that_is_sent_again_is_not_delivered_yet(client: RayJobsClient):
     """A Clear after a success whose submission was never answered, and whose record is gone, begins anew."""
     store = Store()
     task().execute(context(store))
-    lost = store.note | {"submission_id": f"lost-{time.time_ns()}", "accepted": False, "delivered": True}
+    lost = store.record | {"submission_id": f"lost-{time.time_ns()}", "accepted": False, "delivered": True}
     store.set("ray_job", lost)
     with pytest.raises(TaskDeferred):
         task(deferrable=True).execute(context(store, try_number=2, max_tries=4))
 
-    assert store.note["submission_id"] == lost["submission_id"]
-    assert (store.note["accepted"], store.note["delivered"]) == (True, False)
+    assert store.record["submission_id"] == lost["submission_id"]
+    assert (store.record["accepted"], store.record["delivered"]) == (True, False)
 
 
 @needs_store
@@ -207,7 +207,7 @@ def test_a_job_that_is_gone_is_submitted_anew(client: RayJobsClient, change: dic
     """Whatever made the job go, the retry has a new one under a new id."""
     store = Store()
     task().execute(context(store))
-    store.set("ray_job", store.note | {"submission_id": "gone", "delivered": False} | change)
+    store.set("ray_job", store.record | {"submission_id": "gone", "delivered": False} | change)
     job = task().execute(context(store, try_number=2))
 
     assert job.startswith("nightly.train-try2-")
@@ -218,7 +218,7 @@ def test_a_job_that_is_gone_is_submitted_anew(client: RayJobsClient, change: dic
 def test_nothing_is_submitted_while_ray_cannot_be_asked(client: RayJobsClient, running: tuple[Store, str]):
     """A head that cannot be reached may still run the job: an error, after the time that was allowed."""
     store, _ = running
-    store.set("ray_job", store.note | {"address": "http://127.0.0.1:9"})
+    store.set("ray_job", store.record | {"address": "http://127.0.0.1:9"})
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
@@ -283,7 +283,7 @@ def test_a_limit_stops_the_job_and_says_which_and_why(client: RayJobsClient):
     assert "pending_timeout is 2 s" in str(caught.value)
     assert "asks for 1 nowhere" in str(caught.value)
     assert "No node has enough nowhere." in str(caught.value)
-    assert not HAS_STORE or store.note["abandoned"]
+    assert not HAS_STORE or store.record["abandoned"]
 
 
 def test_a_deferred_jobs_limit_is_acted_on_by_the_worker(client: RayJobsClient):

@@ -123,8 +123,8 @@ def walk(store: Store, *, is_resumed: bool = False, max_tries: int = 0, **argume
     """Return a try of a task that does not read its job's log."""
     given = {"task_id": "train", "entrypoint": "true", "fetch_logs": "never", "poll_interval": 0.1, "stop_timeout": 5}
     operator = RayJobSubmitOperator(**given | arguments)
-    settings, memory = operator._settings(), JobRecordStore(store)
-    return Walk(operator, context(max_tries=max_tries), settings, memory, operator._kill, is_resumed=is_resumed)
+    settings, records = operator._settings(), JobRecordStore(store)
+    return Walk(operator, context(max_tries=max_tries), settings, records, operator._kill, is_resumed=is_resumed)
 
 
 def stored(head: Head, status: str | None, **changes: Any) -> Store:
@@ -132,8 +132,8 @@ def stored(head: Head, status: str | None, **changes: Any) -> Store:
     store = Store()
     with pytest.raises(TaskDeferred):
         walk(store, deferrable=True).submit_and_wait()
-    store.set("ray_job", store.note | changes)
-    job = store.note["submission_id"]
+    store.set("ray_job", store.record | changes)
+    job = store.record["submission_id"]
     if status is None:
         del head.jobs[job]
     else:
@@ -143,7 +143,7 @@ def stored(head: Head, status: str | None, **changes: Any) -> Store:
 
 def event(head: Head, store: Store, status: str) -> dict[str, Any]:
     """Return the event of a trigger that saw the job in a status."""
-    job = head.jobs[store.note["submission_id"]]
+    job = head.jobs[store.record["submission_id"]]
     job["status"] = status
     return {"submission_id": job["submission_id"]} | job_event(JobDetails.from_json(job))
 
@@ -210,12 +210,12 @@ def test_path_of_a_submission_that_is_refused_after_a_retry(head: Head) -> None:
     with pytest.raises(RayApiRejectedError):
         run.submit_and_wait()
     assert run.path == REFUSED_AFTER_A_RETRY
-    assert head.stops == [run._note.submission_id]
+    assert head.stops == [run._record.submission_id]
 
 
 def arrive(head: Head, run: Walk) -> None:
     """Let the submission arrive although its answer is lost."""
-    head.add(run._note.submission_id, "RUNNING", run._note.nonce)
+    head.add(run._record.submission_id, "RUNNING", run._record.nonce)
 
 
 def test_path_of_a_resumed_try(head: Head) -> None:
@@ -275,7 +275,7 @@ def test_error(head: Head, state: State, max_tries: int) -> None:
     with pytest.raises(RayJobsError, match="odd"):
         run.submit_and_wait()
     is_stopped = state in MAY_RUN and max_tries == 0
-    assert head.stops == ([store.note["submission_id"]] if is_stopped else [])
+    assert head.stops == ([store.record["submission_id"]] if is_stopped else [])
     assert run.state is DONE
 
 
@@ -295,15 +295,15 @@ def test_execution_timeout(head: Head, state: State, stop_on_kill: bool) -> None
     """Airflow's timeout stops a job that may run unless stop_on_kill is off, and is raised as it is without one."""
     run, store = broken_off(head, state, throw(AirflowTaskTimeout("late")), stop_on_kill=stop_on_kill, max_tries=1)
     abandoned: list[bool] = []
-    head.on_stop = lambda: abandoned.append(store.note["abandoned"])
+    head.on_stop = lambda: abandoned.append(store.record["abandoned"])
 
     with pytest.raises(AirflowTaskTimeout) as caught:
         run.submit_and_wait()
     assert isinstance(caught.value, RayJobTimeoutError) is (state in MAY_RUN)
     is_stopped = state in MAY_RUN and stop_on_kill
-    assert head.stops == ([store.note["submission_id"]] if is_stopped else [])
+    assert head.stops == ([store.record["submission_id"]] if is_stopped else [])
     assert abandoned == ([True] if is_stopped else []), "a job is abandoned before its stop is sent"
-    assert store.note["abandoned"] is is_stopped
+    assert store.record["abandoned"] is is_stopped
     assert run.state is DONE
 
 
@@ -313,11 +313,11 @@ def test_time_limit(head: Head, stop_on_kill: bool) -> None:
     late = RayJobTimeoutError("late", limit="job_timeout")
     run, store = broken_off(head, FOLLOWING, throw(late), stop_on_kill=stop_on_kill, max_tries=1)
     abandoned: list[bool] = []
-    head.on_stop = lambda: abandoned.append(store.note["abandoned"])
+    head.on_stop = lambda: abandoned.append(store.record["abandoned"])
 
     with pytest.raises(RayJobTimeoutError, match="late"):
         run.submit_and_wait()
-    assert head.stops == [store.note["submission_id"]]
+    assert head.stops == [store.record["submission_id"]]
     assert abandoned == [True]
 
 
@@ -328,8 +328,8 @@ def test_time_limit_of_a_job_that_has_just_ended(head: Head) -> None:
     given = event(head, store, "SUCCEEDED") | error_event(late)
     del given["job"]
 
-    assert walk(store, is_resumed=True).resume(given) == store.note["submission_id"]
-    assert store.note["delivered"]
+    assert walk(store, is_resumed=True).resume(given) == store.record["submission_id"]
+    assert store.record["delivered"]
 
 
 @pytest.mark.parametrize("state", [NO_JOB, *MAY_RUN])
@@ -339,7 +339,7 @@ def test_kill(head: Head, state: State) -> None:
 
     with pytest.raises(RayJobStoppedError):
         run.submit_and_wait()
-    assert head.stops == ([store.note["submission_id"]] if state in MAY_RUN else [])
+    assert head.stops == ([store.record["submission_id"]] if state in MAY_RUN else [])
     assert (run.kill.summary != "") is (state in (SUBMITTING, FOLLOWING))
     assert run.state is DONE
 
@@ -362,7 +362,7 @@ def test_kill_of_a_task_that_does_not_wait(head: Head) -> None:
     run, store = broken_off(head, RELEASED, lambda run: run.kill.kill())
 
     run.submit_and_wait()
-    assert head.stops == [store.note["submission_id"]]
+    assert head.stops == [store.record["submission_id"]]
 
 
 def test_kill_of_a_task_that_has_just_been_deferred(head: Head) -> None:
@@ -381,4 +381,4 @@ def test_kill_right_before_the_deferral(head: Head) -> None:
 
     with pytest.raises(RayJobStoppedError):
         run.submit_and_wait()
-    assert head.stops == [store.note["submission_id"]]
+    assert head.stops == [store.record["submission_id"]]
