@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +20,8 @@ from airflow_provider_rayjobs.jobs.limits import Limits
 from airflow_provider_rayjobs.jobs.logs.options import LogOptions
 from airflow_provider_rayjobs.jobs.models import JobSubmission
 from airflow_provider_rayjobs.jobs.packages.paths import has_local_code
+from airflow_provider_rayjobs.jobs.progress import Throttle
+from airflow_provider_rayjobs.jobs.steps import Interrupted
 from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, delete_ended_job, stop_and_wait
 from airflow_provider_rayjobs.jobs.submission import build_submission, check_runtime_env_keys
 from airflow_provider_rayjobs.task import template_values
@@ -226,6 +229,7 @@ class RayJobSubmitOperator(BaseOperator):
         return Settings(
             submission_id=template_values.as_optional_text("submission_id", self.submission_id),
             wait_for_completion=template_values.as_bool("wait_for_completion", self.wait_for_completion),
+            deferrable=self.deferrable,
             logs=LogOptions(
                 fetch_logs=template_values.as_fetch_logs(self.fetch_logs),
                 lines_limit=template_values.as_positive_int("log_lines_limit", self.log_lines_limit),
@@ -244,12 +248,11 @@ class RayJobSubmitOperator(BaseOperator):
             skip_on=template_values.as_exit_codes("skip_on_exit_code", self.skip_on_exit_code),
         )
 
-    def resolve_local_code(self, watch: Callable[[int], object] | None = None) -> LocalCode | None:
+    def resolve_local_code(self) -> LocalCode | None:
         """
-        Find and name the local code of the runtime environment; ``None`` if there is none.
+        Find the local code of the runtime environment, and compute its digests; ``None`` if there is none.
 
-        :param watch: told how many bytes more were read, from whatever thread; what it raises ends the naming.
-        :raises ValueError: for what can never be packed, naming the field; nothing has been sent.
+        :raises ValueError: for code that cannot be packed, with the name of the field.
         """
         runtime_env = template_values.as_runtime_env(self.runtime_env, self._folders())
         if runtime_env is None or not has_local_code(runtime_env):
@@ -264,8 +267,23 @@ class RayJobSubmitOperator(BaseOperator):
             folders=template_values.as_folders(self.runtime_env, self._folders()),
             secrets=template_values.as_package_secrets(self.package_secrets),
             storage=None if template_values.is_unset(self.package_storage) else open_storage(self.package_storage),
-            watch=watch,
+            watch=self._on_bytes_read(),
         )
+
+    def _on_bytes_read(self) -> Callable[[int], None]:
+        """Return a callback that logs how much local code was read, and ends the reading on a kill."""
+        throttle = Throttle(time.monotonic())
+        total = 0
+
+        def on_bytes_read(count: int) -> None:
+            nonlocal total
+            if self._kill.is_triggered:
+                raise Interrupted
+            total += count
+            if throttle.is_due(time.monotonic()):
+                self.log.info("Computing the digest of local code: %d MiB read so far.", total // 2**20)
+
+        return on_bytes_read
 
     def plan(
         self,

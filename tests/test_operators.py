@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +16,7 @@ from airflow_provider_rayjobs.jobs.submission import SubmissionOptions
 from airflow_provider_rayjobs.operators import RayJobDeleteOperator, RayJobStopOperator, RayJobSubmitOperator
 from airflow_provider_rayjobs.sensors import RayJobSensor
 from airflow_provider_rayjobs.task.attempts import new_submission_id
-from airflow_provider_rayjobs.task.execution import Execution
+from airflow_provider_rayjobs.task.kill_switch import KillSwitch
 
 
 def context(**changes: Any) -> Any:
@@ -218,31 +217,31 @@ def test_a_storage_that_renders_to_nothing_is_none(tmp_path: Path, storage: str 
     assert operator.resolve_local_code().runtime_env["working_dir"].startswith("gcs://")
 
 
-class Unbegun(Execution):
-    """An execution that has nothing but a task, and a mark that says when it is killed."""
+class CountedSwitch(KillSwitch):
+    """A kill switch that is triggered when it has been asked a number of times."""
 
-    def __init__(self, operator: RayJobSubmitOperator, looks: int) -> None:
-        self.task = operator
-        self.log = logging.getLogger("airflow.task.naming")
-        self.looks = looks
+    def __init__(self, checks: int) -> None:
+        super().__init__()
+        self.checks = checks
 
     @property
-    def kill(self) -> Any:
-        self.looks -= 1
-        return SimpleNamespace(is_triggered=self.looks < 0)
+    def is_triggered(self) -> bool:
+        self.checks -= 1
+        return self.checks < 0
 
 
-@pytest.mark.parametrize("looks", [0, 3])
-def test_a_task_that_is_killed_names_nothing_more(
-    tmp_path: Path, looks: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("checks", [0, 3])
+def test_kill_interrupts_the_reading_of_local_code(
+    tmp_path: Path, checks: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    """Naming ends as soon as the task is killed; as long as it takes, the log says how far it is."""
+    """A kill ends the reading of local code at once; until then the task's log shows the progress."""
     for name in ("a", "b", "c"):
         (tmp_path / name).write_bytes(bytes(2**20))
     operator = RayJobSubmitOperator(task_id="t", entrypoint="true", runtime_env={"working_dir": str(tmp_path)})
+    operator._kill = CountedSwitch(checks)
     monkeypatch.setattr("airflow_provider_rayjobs.jobs.progress._PAUSE", 0.0)
 
-    with caplog.at_level(logging.INFO), pytest.raises(Interrupted):
-        Unbegun(operator, looks)._submit(None, again=SimpleNamespace(submission_id="x", nonce="n", base_id=""))
+    with pytest.raises(Interrupted):
+        operator.resolve_local_code()
 
-    assert ("Naming local code: 0 MiB read." in caplog.text) == (looks > 0)
+    assert ("Computing the digest of local code: 0 MiB read so far." in capsys.readouterr().out) == (checks > 0)

@@ -144,7 +144,7 @@ def test_the_policy_of_a_task() -> None:
 
     assert isinstance(task, BaseOperator)
     for error in (*FAILS, *RETRIES, *OTHERS):
-        raised = to_task_error(error, has_retry_policy=True)
+        raised = to_task_error(error, task)
         assert raised is error
         assert is_last_try(raised, task, context) is (error in FAILS)
 
@@ -152,7 +152,8 @@ def test_the_policy_of_a_task() -> None:
 def test_a_timeout_of_both_classes() -> None:
     """The end by execution_timeout is told by our class, too."""
     policy = RayJobRetryPolicy(rules=[RetryRule(RayJobTimeoutError, RetryAction.FAIL)])
-    raised = to_task_error(RayJobTimeoutError("late", limit="execution_timeout"), has_retry_policy=True)
+    task = SimpleNamespace(retry_policy=policy)
+    raised = to_task_error(RayJobTimeoutError("late", limit="execution_timeout"), task)
 
     assert decided(policy, raised) is RetryAction.FAIL
 

@@ -22,7 +22,7 @@ from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.follow import Outage
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobStatus
 from airflow_provider_rayjobs.jobs.steps import Engine, Send, Sleep
-from airflow_provider_rayjobs.jobs.submission import MAX_ID_LENGTH, NONCE
+from airflow_provider_rayjobs.jobs.submission import MAX_ID_LENGTH, NONCE, new_nonce
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -91,6 +91,14 @@ class JobRecord:
         """Read the stored form; ignore the fields of later versions."""
         known = {each.name: stored[each.name] for each in fields(cls) if each.name in stored}
         return cls(**{**known, "generation": RetryGeneration(**stored["generation"])})
+
+    @classmethod
+    def from_event(
+        cls, event: Mapping[str, Any], generation: RetryGeneration, address: str, demand: Mapping[str, float]
+    ) -> Self:
+        """Rebuild the record of a job that a trigger has followed."""
+        nonce, session = event.get("nonce") or "", event.get("session")
+        return cls(str(event["submission_id"]), nonce, generation, address, session, demand=demand, accepted=True)
 
 
 @dataclass(frozen=True)
@@ -276,6 +284,21 @@ class JobRecordStore:
     def is_durable(self) -> bool:
         """Tell whether the next try will find the record."""
         return self._store is not None
+
+    def new_record(self, context: Context, base_id: str | None, address: str) -> JobRecord:
+        """
+        Return the record of a new submission, under an id that this task instance has not used.
+
+        :param base_id: the ``submission_id`` of the user.
+        """
+        number = 1
+        if base_id and self.record is not None and self.record.base_id == base_id:
+            number = self.record.number + 1
+        elif base_id and not self.is_durable:
+            number = context["ti"].try_number
+        submission_id = numbered_id(base_id, number) if base_id else new_submission_id(context)
+        generation = RetryGeneration.of(context)
+        return JobRecord(submission_id, new_nonce(), generation, address, base_id=base_id or "", number=number)
 
     def save(self, record: JobRecord) -> None:
         """Store a record in place of the last one."""

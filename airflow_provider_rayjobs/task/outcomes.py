@@ -75,7 +75,7 @@ _FAILURES: Mapping[str, tuple[type[RayJobFailedError], str]] = {
 }
 
 # What no retry can mend: somebody has to change the DAG or the connection first.
-FINAL_ERRORS: tuple[type[Exception], ...] = (
+FINAL_ERRORS: tuple[type[RayJobsError], ...] = (
     RayApiRejectedError,
     RayApiAuthError,
     RayApiAddressError,
@@ -140,7 +140,7 @@ def _failure_of(details: JobDetails) -> tuple[type[RayJobFailedError], str]:
 
 
 def to_task_error(
-    error: Exception, *, has_retry_policy: bool, fail_on: Collection[int] = (), skip_on: Collection[int] = ()
+    error: Exception, task: Any, *, fail_on: Collection[int] = (), skip_on: Collection[int] = ()
 ) -> BaseException:
     """
     Return what a task that submits jobs raises for an error, on whichever path it met it.
@@ -158,7 +158,7 @@ def to_task_error(
     if isinstance(error, RayJobTimeoutError) and error.limit == "execution_timeout":
         return _also(error, AirflowTaskTimeout)
     is_final = isinstance(error, FINAL_ERRORS) or (exit_code is not None and exit_code in fail_on)
-    return _also(error, AirflowFailException) if is_final and not has_retry_policy else error
+    return _also(error, AirflowFailException) if is_final and not has_retry_policy(task) else error
 
 
 @contextmanager
@@ -167,7 +167,7 @@ def raising_task_errors(task: Any) -> Iterator[None]:
     try:
         yield
     except RayJobsError as error:
-        raised = to_task_error(error, has_retry_policy=has_retry_policy(task))
+        raised = to_task_error(error, task)
         if raised is error:
             raise
         raise raised from error.__cause__

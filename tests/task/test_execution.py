@@ -329,7 +329,7 @@ def test_a_kill_stops_the_job_and_the_interrupted_try_says_so(client: RayJobsCli
 
     killer = threading.Timer(3, kill)
     killer.start()
-    with pytest.raises(RayJobStoppedError, match="Airflow ended this task, and so its Ray job"):
+    with pytest.raises(RayJobStoppedError, match="Airflow ended this task, so a stop was requested for its Ray job"):
         operator.execute(context())
     killer.join()
     assert client.get_job(job).status == "STOPPED"

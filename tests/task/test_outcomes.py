@@ -55,6 +55,10 @@ def job(status: JobStatus, **fields: Any) -> JobDetails:
     return JobDetails(type=JobType.SUBMISSION, status=status, submission_id="job-1", **fields)
 
 
+def task(policy: Any = None) -> Any:
+    return SimpleNamespace(retry_policy=policy)
+
+
 def failed(error_type: str | None = None, exit_code: int | None = None) -> JobDetails:
     kind = None if error_type is None else JobErrorType(error_type)
     return job(JobStatus.FAILED, error_type=kind, driver_exit_code=exit_code)
@@ -215,29 +219,29 @@ def catches(kind: type[BaseException], error: BaseException) -> bool:
 @pytest.mark.parametrize("error", FINAL, ids=repr)
 def test_what_no_retry_can_mend(error: RayJobsError):
     """Without a retry policy it also ends Airflow's retries; with one the policy sees the class alone, and decides."""
-    raised = to_task_error(error, has_retry_policy=False)
+    raised = to_task_error(error, task())
 
     assert catches(type(error), raised)
     assert catches(AirflowFailException, raised)
     assert catches(RayJobsError, raised)
     assert contents(raised) == contents(error)
-    assert to_task_error(error, has_retry_policy=True) is error
+    assert to_task_error(error, task(object())) is error
     assert isinstance(error, FINAL_ERRORS)
 
 
 @pytest.mark.parametrize("error", OTHERS, ids=repr)
-@pytest.mark.parametrize("policy", [True, False], ids=["policy", "no policy"])
-def test_what_a_retry_may_mend(error: Exception, policy: bool):
+@pytest.mark.parametrize("policy", [object(), None], ids=["policy", "no policy"])
+def test_what_a_retry_may_mend(error: Exception, policy: Any):
     """Everything else is raised as it is, and is retried as often as the task says."""
-    assert to_task_error(error, has_retry_policy=policy) is error
+    assert to_task_error(error, task(policy)) is error
 
 
-@pytest.mark.parametrize("policy", [True, False], ids=["policy", "no policy"])
-def test_execution_timeout(policy: bool):
+@pytest.mark.parametrize("policy", [object(), None], ids=["policy", "no policy"])
+def test_execution_timeout(policy: Any):
     """The end by execution_timeout is a limit of ours, and the time-out that Airflow itself would have raised."""
     error = RayJobTimeoutError("late", limit="execution_timeout", details=failed())
 
-    raised = to_task_error(error, has_retry_policy=policy)
+    raised = to_task_error(error, task(policy))
 
     assert catches(RayJobTimeoutError, raised)
     assert catches(AirflowTaskTimeout, raised)
@@ -262,9 +266,9 @@ def test_exit_codes_that_mean_something(
 ):
     """An exit code of the user's code can skip the task, or end the retries where no policy decides that."""
     airflows = {AirflowFailException, AirflowSkipException}
-    for policy, expected in ((False, kinds), (True, kinds_with_policy)):
+    for policy, expected in ((None, kinds), (object(), kinds_with_policy)):
         raised = to_task_error(
-            entrypoint_error(exit_code), has_retry_policy=policy, fail_on=frozenset(fail_on), skip_on=frozenset(skip_on)
+            entrypoint_error(exit_code), task(policy), fail_on=frozenset(fail_on), skip_on=frozenset(skip_on)
         )
         assert all(catches(kind, raised) for kind in expected)
         assert not any(isinstance(raised, kind) for kind in airflows - set(expected))
@@ -281,7 +285,7 @@ def test_exit_codes_of_something_else(error: JobDetails):
     ended = error_for_outcome(error, ADDRESS)
     assert ended is not None
 
-    assert to_task_error(ended, has_retry_policy=False, fail_on=[3], skip_on=[3]) is ended
+    assert to_task_error(ended, task(), fail_on=[3], skip_on=[3]) is ended
 
 
 def both_kinds() -> list[BaseException]:
@@ -290,8 +294,8 @@ def both_kinds() -> list[BaseException]:
     with_retries = RayApiRejectedError("no", status_code=400)
     with_retries.was_retried = True
     return [
-        *(to_task_error(error, has_retry_policy=False) for error in (*FINAL, timeout, with_retries)),
-        to_task_error(entrypoint_error(3), has_retry_policy=False, fail_on=[3]),
+        *(to_task_error(error, task()) for error in (*FINAL, timeout, with_retries)),
+        to_task_error(entrypoint_error(3), task(), fail_on=[3]),
         *(to_sensor_error(error) for error in (*FINAL, *OTHERS) if isinstance(error, RayJobsError)),
     ]
 
@@ -325,16 +329,12 @@ def test_errors_of_both_classes_look_like_ours(error: BaseException):
 
 def test_an_error_of_both_classes_stays_one():
     """One that is translated a second time on its way is not changed by it, and still travels."""
-    once = to_task_error(FINAL[0], has_retry_policy=False)
+    once = to_task_error(FINAL[0], task())
     assert isinstance(once, RayJobsError)
 
-    twice = to_task_error(once, has_retry_policy=False)
+    twice = to_task_error(once, task())
     sensed = to_sensor_error(once)
     assert all(contents(pickle.loads(pickle.dumps(error))) == contents(FINAL[0]) for error in (twice, sensed))
-
-
-def task(policy: Any = None) -> Any:
-    return SimpleNamespace(retry_policy=policy)
 
 
 def test_has_retry_policy():
@@ -420,7 +420,7 @@ def test_last_try_by_number(number: int, of: int, is_last: bool):
     """Without a policy the last try is the one after the task's retries, or the one that ends the retries itself."""
     assert is_last_try(OTHERS[0], task(), tries(number, of)) is is_last
     assert is_last_try(OTHERS[0], SimpleNamespace(), tries(number, of)) is is_last
-    assert is_last_try(to_task_error(FINAL[0], has_retry_policy=False), task(), tries(number, of))
+    assert is_last_try(to_task_error(FINAL[0], task()), task(), tries(number, of))
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,10 @@ from airflow_provider_rayjobs.exceptions import (
 )
 from airflow_provider_rayjobs.jobs.models import JobDetails
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
-from airflow_provider_rayjobs.task import execution
+from airflow_provider_rayjobs.task import states
 from airflow_provider_rayjobs.task.attempts import JobRecordStore
-from airflow_provider_rayjobs.task.execution import Execution, State
+from airflow_provider_rayjobs.task.execution import Execution
+from airflow_provider_rayjobs.task.states import State
 from airflow_provider_rayjobs.triggers import error_event, job_event
 
 NO_JOB, EARLIER_JOB, SUBMITTING, FOLLOWING, RELEASED, DEFERRED, DONE = State
@@ -231,7 +232,7 @@ def test_path_of_a_resumed_try(head: Head) -> None:
 
 def test_every_documented_transition_is_walked() -> None:
     """The table in the module's docstring shows the transitions that the tests above walk, and no others."""
-    rows = re.findall(r"^([A-Z_]+) +([A-Z_]+)  ", str(execution.__doc__), re.MULTILINE)
+    rows = re.findall(r"^([A-Z_]+) +([A-Z_]+)  ", str(states.__doc__), re.MULTILINE)
     documented = {(State[before], State[after]) for before, after in rows}
     paths = [*(case.values[2] for case in PATHS), REFUSED, REFUSED_AFTER_A_RETRY, RESUMED, RESUMED_TO_SHOW_THE_LOG]
     walked = {pair for path in paths for pair in pairwise(path)}
