@@ -17,7 +17,6 @@ from airflow_provider_rayjobs.exceptions import RayJobNotFoundError, RayJobNotTe
 from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
 from airflow_provider_rayjobs.jobs import follow
 from airflow_provider_rayjobs.jobs.limits import Limits
-from airflow_provider_rayjobs.jobs.logs.options import LogOptions
 from airflow_provider_rayjobs.jobs.models import JobSubmission
 from airflow_provider_rayjobs.jobs.packages.paths import has_local_code
 from airflow_provider_rayjobs.jobs.progress import Throttle
@@ -230,11 +229,7 @@ class RayJobSubmitOperator(BaseOperator):
             submission_id=template_values.as_optional_text("submission_id", self.submission_id),
             wait_for_completion=template_values.as_bool("wait_for_completion", self.wait_for_completion),
             deferrable=self.deferrable,
-            logs=LogOptions(
-                fetch_logs=template_values.as_fetch_logs(self.fetch_logs),
-                lines_limit=template_values.as_positive_int("log_lines_limit", self.log_lines_limit),
-                flush_interval=template_values.as_optional_seconds("log_flush_interval", self.log_flush_interval),
-            ),
+            logs=template_values.as_log_options(self.fetch_logs, self.log_lines_limit, self.log_flush_interval),
             poll_interval=template_values.as_seconds("poll_interval", self.poll_interval),
             unreachable_timeout=template_values.as_seconds("unreachable_timeout", self.unreachable_timeout),
             stop_on_kill=template_values.as_bool("stop_on_kill", self.stop_on_kill),
@@ -390,7 +385,7 @@ class RayJobStopOperator(BaseOperator):
 
     def execute(self, context: Context) -> None:
         """Stop the job."""
-        job = _job_of(self.submission_id)
+        job = template_values.as_submission_id(self.submission_id)
         timeout = template_values.as_seconds("stop_timeout", self.stop_timeout)
         missing_ok = template_values.as_bool("missing_ok", self.missing_ok)
         hook = RayJobsHook(self.ray_conn_id)
@@ -442,7 +437,7 @@ class RayJobDeleteOperator(BaseOperator):
 
     def execute(self, context: Context) -> None:  # noqa: ARG002  (Airflow's form)
         """Delete the job's record."""
-        job = _job_of(self.submission_id)
+        job = template_values.as_submission_id(self.submission_id)
         missing_ok = template_values.as_bool("missing_ok", self.missing_ok)
         with raising_task_errors(self), RayJobsHook(self.ray_conn_id).get_conn() as client:
             try:
@@ -453,10 +448,3 @@ class RayJobDeleteOperator(BaseOperator):
                 self.log.warning("%s There is nothing to delete.", error)
             else:
                 self.log.info("Deleted job %s at %s.", job, client.address)
-
-
-def _job_of(submission_id: Any) -> str:
-    job = template_values.as_optional_text("submission_id", submission_id)
-    if job is None:
-        raise ValueError("submission_id is empty: no job is named. Did the task that submits it push it to XCom?")
-    return job

@@ -19,6 +19,7 @@ from uuid import UUID
 
 import yaml
 
+from airflow_provider_rayjobs.jobs.logs.options import LogOptions
 from airflow_provider_rayjobs.masking import RedactedText, looks_like_runtime_env_text
 
 _FETCH_LOGS = ("live", "on_completion", "never")
@@ -38,6 +39,14 @@ def as_text(field: str, value: Any) -> str:
 def as_optional_text(field: str, value: Any) -> str | None:
     """Return a scalar as text; ``None`` and what renders to nothing mean "not given"."""
     return None if is_unset(value) else as_text(field, value)
+
+
+def as_submission_id(value: Any) -> str:
+    """Return the id of a job that another task has submitted."""
+    job = as_optional_text("submission_id", value)
+    if job is None:
+        raise ValueError("submission_id is empty. Did the task that submits the job push its id to XCom?")
+    return job
 
 
 def as_number(field: str, value: Any) -> float | None:
@@ -103,11 +112,15 @@ def _as_whole(field: str, value: Any) -> int:
     return int(number)
 
 
-def as_fetch_logs(value: Any) -> str:
-    """Return a way to fetch logs: ``live``, ``on_completion`` or ``never``."""
-    if value not in _FETCH_LOGS:
-        raise ValueError(f"fetch_logs must be one of {', '.join(_FETCH_LOGS)}, not {value!r}")
-    return str(value)
+def as_log_options(fetch_logs: Any, log_lines_limit: Any, log_flush_interval: Any) -> LogOptions:
+    """Return what a task shows of its job's log."""
+    if fetch_logs not in _FETCH_LOGS:
+        raise ValueError(f"fetch_logs must be one of {', '.join(_FETCH_LOGS)}, not {fetch_logs!r}")
+    return LogOptions(
+        str(fetch_logs),
+        lines_limit=as_positive_int("log_lines_limit", log_lines_limit),
+        flush_interval=as_optional_seconds("log_flush_interval", log_flush_interval),
+    )
 
 
 def as_text_dict(field: str, value: Any) -> dict[str, str] | None:

@@ -398,5 +398,5 @@ def test_deleting_a_job_twice_is_deleting_it_once(client: RayJobsClient):
         client.get_job(job)
     with pytest.raises(RayJobNotFoundError):
         RayJobDeleteOperator(task_id="delete", submission_id=job, missing_ok=False).execute(context())
-    with pytest.raises(ValueError, match="no job is named"):
+    with pytest.raises(ValueError, match="submission_id is empty"):
         RayJobDeleteOperator(task_id="delete", submission_id="").execute(context())

@@ -11,11 +11,12 @@ from uuid import UUID
 
 import pytest
 
+from airflow_provider_rayjobs.jobs.logs.options import LogOptions
 from airflow_provider_rayjobs.task.template_values import (
     as_bool,
     as_entrypoint,
     as_exit_codes,
-    as_fetch_logs,
+    as_log_options,
     as_number,
     as_number_dict,
     as_optional_seconds,
@@ -269,17 +270,18 @@ def test_no_durations(value: Any) -> None:
         as_seconds("poll_interval", value)
 
 
-@pytest.mark.parametrize("value", ["live", "on_completion", "never"])
-def test_ways_to_fetch_logs(value: str) -> None:
-    """There are three ways to fetch logs."""
-    assert as_fetch_logs(value) == value
+@pytest.mark.parametrize("fetch_logs", ["live", "on_completion", "never"])
+def test_log_options(fetch_logs: str) -> None:
+    """There are three ways to fetch logs; limit and interval come as numbers or as text."""
+    assert as_log_options(fetch_logs, "7", "0.5") == LogOptions(fetch_logs, lines_limit=7, flush_interval=0.5)
+    assert as_log_options(fetch_logs, None, None) == LogOptions(fetch_logs)
 
 
 @pytest.mark.parametrize("value", ["Live", "", None, True])
-def test_no_ways_to_fetch_logs(value: Any) -> None:
-    """Anything else is refused with the three."""
+def test_wrong_fetch_logs(value: Any) -> None:
+    """Another way to fetch logs is an error that names the three."""
     with pytest.raises(ValueError, match="fetch_logs must be one of live, on_completion, never"):
-        as_fetch_logs(value)
+        as_log_options(value, None, None)
 
 
 @pytest.mark.parametrize("value", [None, "", "None"])
