@@ -116,7 +116,7 @@ def test_rendered_text_becomes_what_ray_wants():
         pytest.param({"metadata": {"a": None}}, r"metadata\['a'\] must be text", id="metadata"),
         pytest.param({"runtime_env": {"working_dir": "./here"}}, "a local path means nothing", id="local path"),
         pytest.param({"runtime_env": {"env_var": {}}}, "did you mean 'env_vars'", id="misspelt key"),
-        pytest.param({"runtime_env": "none.yaml"}, "no such file: none.yaml", id="no file"),
+        pytest.param({"runtime_env": "none.yaml"}, "file not found: none.yaml", id="no file"),
     ],
 )
 def test_what_can_never_work_names_its_field(arguments: dict[str, Any], message: str):
