@@ -309,7 +309,7 @@ def test_a_failed_jobs_error_is_masked(airflow: LocalAirflow, run_id: str, mode:
     log = airflow.log_text("secured", run_id, f"fails_{mode}")
 
     assert airflow.task_instance("secured", run_id, f"fails_{mode}")["state"] == "failed"
-    assert "by name ***, by Airflow ***" in log.rpartition("The log ends in:")[2]
+    assert "by name ***, by Airflow ***" in log.rpartition("The log ends with:")[2]
 
 
 @pytest.mark.airflow
