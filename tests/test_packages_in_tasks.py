@@ -117,7 +117,7 @@ def test_a_tree_that_changes_while_it_is_packed_submits_nothing(client: RayJobsC
         stop.set()
         writer.join()
 
-    assert store.kept == {}
+    assert store.values == {}
     assert {job.submission_id for job in client.list_jobs()} == before
 
 

@@ -310,7 +310,7 @@ def test_execution_timeout(head: Head, state: State, stop_on_kill: bool) -> None
 
 @pytest.mark.parametrize("stop_on_kill", [True, False])
 def test_time_limit(head: Head, stop_on_kill: bool) -> None:
-    """A time limit of the job stops it, whatever stop_on_kill says."""
+    """A time limit stops the job, with and without stop_on_kill."""
     late = RayJobTimeoutError("late", limit="job_timeout")
     run, store = broken_off(head, FOLLOWING, throw(late), stop_on_kill=stop_on_kill, max_tries=1)
     abandoned: list[bool] = []
