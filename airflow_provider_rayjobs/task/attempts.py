@@ -103,31 +103,26 @@ class JobRecord:
 
 @dataclass(frozen=True)
 class ClusterAnswer:
-    """
-    Ray's answer about the job of a record.
-
-    :param job: ``None`` if the cluster does not know the job.
-    :param session: the present Ray session.
-    """
+    """The job of a record, or ``None`` if the cluster does not know it, and the present Ray session."""
 
     job: JobDetails | None
     session: str | None = None
 
 
 class Action(Enum):
-    """What a try does first."""
+    """What a try does first. The value is the sentence about it in the task's log."""
 
-    ASK = "ask Ray about the recorded job"
-    SUBMIT = "submit a job under a new id"
-    RESUBMIT = "submit the job again under the recorded id"
-    REATTACH = "follow the recorded job"
-    FINISH = "take the success of the recorded job"
-    REPLACE = "stop the recorded job, wait for its end, then submit a job under a new id"
+    ASK = "Asking Ray about it."
+    SUBMIT = "Submitting a new job."
+    RESUBMIT = "Submitting it again under the same id."
+    REATTACH = "This try follows it and shows its log from the start."
+    FINISH = "This try takes its result."
+    REPLACE = "Stopping it before a new job is submitted."
 
 
 @dataclass(frozen=True)
 class Decision:
-    """An action, and the reason for it as a sentence for the task's log ("" for none)."""
+    """An action, and the reason for it in full sentences ("" for none)."""
 
     action: Action
     reason: str = ""
@@ -168,63 +163,40 @@ def decide(
     if record is None:
         return Decision(Action.SUBMIT)
     if record.address != address:
-        return Decision(
-            Action.SUBMIT,
-            f"Ray job {record.submission_id} of an earlier try was submitted to {record.address}, but the connection "
-            f"now has the address {address}. The job may still run at the old address: check there. Submitting a new "
-            "job.",
-        )
-    if answer is None:
+        action = Action.SUBMIT
+        fact = f"is at {record.address} and may still run there; the connection now has the address {address}"
+    elif answer is None:
         return Decision(Action.ASK)
-    if answer.job is None:
-        return _decide_unknown(record, answer.session)
-    return _decide_known(record, answer.job, is_cleared=record.delivered or record.generation != generation)
+    elif answer.job is None:
+        action, fact = _decide_unknown(record, answer.session)
+    else:
+        action, fact = _decide_known(record, answer.job, record.delivered or record.generation != generation)
+    return Decision(action, f"Ray job {record.submission_id} of an earlier try {fact}. {action.value}")
 
 
-def _decide_unknown(record: JobRecord, session: str | None) -> Decision:
-    name = f"Ray job {record.submission_id}"
+def _decide_unknown(record: JobRecord, session: str | None) -> tuple[Action, str]:
     if session != record.session:
-        return Decision(
-            Action.SUBMIT,
-            f"{name} of an earlier try was lost when the head was restarted (Ray session then: {record.session}, now: "
-            f"{session}). Submitting a new job.",
-        )
+        fact = f"was lost when the head was restarted (Ray session then: {record.session}, now: {session})"
+        return Action.SUBMIT, fact
     if record.abandoned:
-        return Decision(
-            Action.SUBMIT, f"{name} was abandoned by an earlier try and no longer exists. Submitting a new job."
-        )
+        return Action.SUBMIT, "was abandoned and no longer exists"
     if not record.accepted:
-        return Decision(
-            Action.RESUBMIT,
-            f"{name} of an earlier try is unknown to Ray, and its submission was never confirmed. Submitting it again "
-            "under the same id.",
-        )
-    return Decision(Action.SUBMIT, f"{name} of an earlier try was deleted from the cluster. Submitting a new job.")
+        return Action.RESUBMIT, "is unknown to Ray, and its submission was never confirmed"
+    return Action.SUBMIT, "was deleted from the cluster"
 
 
-def _decide_known(record: JobRecord, job: JobDetails, *, is_cleared: bool) -> Decision:
-    name = f"Ray job {record.submission_id}"
+def _decide_known(record: JobRecord, job: JobDetails, is_cleared: bool) -> tuple[Action, str]:
     if job.metadata.get(NONCE) != record.nonce:
-        return Decision(
-            Action.SUBMIT,
-            f"{name} belongs to another submission (its metadata has another {NONCE}). It is left alone. Submitting a "
-            "new job.",
-        )
+        return Action.SUBMIT, f"is left alone: its metadata has the {NONCE} of another submission"
     if job.status == JobStatus.SUCCEEDED and not is_cleared:
-        return Decision(Action.FINISH, f"{name} of an earlier try SUCCEEDED. This try takes its result.")
+        return Action.FINISH, "SUCCEEDED"
     if job.status.is_terminal():
-        cleared = ", and the task was cleared" if is_cleared else ""
-        return Decision(Action.SUBMIT, f"{name} of an earlier try ended {job.status}{cleared}. Submitting a new job.")
+        return Action.SUBMIT, f"ended {job.status}" + (", and the task was cleared" if is_cleared else "")
     if record.abandoned:
-        return Decision(
-            Action.REPLACE, f"{name} was abandoned by an earlier try and is still {job.status}. Stopping it first."
-        )
+        return Action.REPLACE, f"was abandoned and is still {job.status}"
     if is_cleared:
-        return Decision(Action.REPLACE, f"{name} is still {job.status}, but the task was cleared. Stopping it first.")
-    return Decision(
-        Action.REATTACH,
-        f"{name} of an earlier try is {job.status}. This try follows it and shows its log from the start.",
-    )
+        return Action.REPLACE, f"is still {job.status}, but the task was cleared"
+    return Action.REATTACH, f"is {job.status}"
 
 
 def query_job(record: JobRecord, unreachable_timeout: float) -> Engine[ClusterAnswer]:

@@ -330,10 +330,9 @@ class Execution:
         was_pending = error.details is not None and error.details.status == JobStatus.PENDING
         shortage = [self._shortage()] if was_pending else []
         stopped = self._stop()
-        if stopped.details is not None and stopped.details.status.is_terminal():
-            self._show_log(stopped.details)
-            if stopped.details.status != JobStatus.STOPPED:
-                return self._conclude(stopped.details)
+        self._show_log(stopped.details)
+        if stopped.details is not None and stopped.details.status in (JobStatus.SUCCEEDED, JobStatus.FAILED):
+            return self._conclude(stopped.details)
         raise RayJobTimeoutError(
             "\n".join([str(error), f"The job at {self.cluster.address} was abandoned.", *shortage, stopped.summary]),
             limit=error.limit,
@@ -346,8 +345,7 @@ class Execution:
             raise RayJobStoppedError("Airflow ended this task. The task had no Ray job to stop.") from None
         self._warn("Airflow is ending this task. %s", self.kill.summary)
         stopped = self._stop()
-        if stopped.details is not None:
-            self._show_log(stopped.details)
+        self._show_log(stopped.details)
         raise RayJobStoppedError(
             f"Airflow ended this task, so a stop was requested for its Ray job at {self.cluster.address}. "
             f"{stopped.summary}",
@@ -392,8 +390,8 @@ class Execution:
             cluster = self.client.send(endpoints.get_cluster_status())
         return describe_shortage(self._record.demand, cluster)
 
-    def _show_log(self, details: JobDetails) -> None:
-        if self.reader is not None and details.status.is_terminal():
+    def _show_log(self, details: JobDetails | None) -> None:
+        if self.reader is not None and details is not None and details.status.is_terminal():
             self.client.run(self.reader.read(details), emit_job_log)
 
     def _run(self, engine: Engine[T]) -> T:

@@ -70,9 +70,5 @@ class State(Enum):
         return self in (State.EARLIER_JOB, State.SUBMITTING, State.FOLLOWING)
 
     def is_armed(self, *, has_own_id: bool) -> bool:
-        """
-        Tell whether a kill stops the job at once.
-
-        :param has_own_id: whether the submission id was generated; an id of the user may belong to another job.
-        """
+        """Tell whether a kill stops the job at once. Only a generated id (``has_own_id``) is surely free."""
         return self in (State.FOLLOWING, State.RELEASED) or (self is State.SUBMITTING and has_own_id)

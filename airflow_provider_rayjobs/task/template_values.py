@@ -75,11 +75,6 @@ def _as_int(field: str, value: Any, expected: str, minimum: float = -math.inf) -
     return int(number)
 
 
-def as_positive_int(field: str, value: Any) -> int | None:
-    """Return an integer above 0, or ``None`` if the value is unset."""
-    return None if is_unset(value) else _as_int(field, value, "a whole number, 1 or more", minimum=1)
-
-
 def as_exit_codes(field: str, value: Any) -> frozenset[int]:
     """Return one exit code or a list of them as a set; unset means an empty set."""
     if is_unset(value):
@@ -115,11 +110,10 @@ def as_log_options(fetch_logs: Any, log_lines_limit: Any, log_flush_interval: An
     """Return what a task shows of its job's log."""
     if fetch_logs not in _FETCH_LOGS:
         raise ValueError(f"fetch_logs must be one of {', '.join(_FETCH_LOGS)}, not {fetch_logs!r}.")
-    return LogOptions(
-        str(fetch_logs),
-        lines_limit=as_positive_int("log_lines_limit", log_lines_limit),
-        flush_interval=as_optional_seconds("log_flush_interval", log_flush_interval),
-    )
+    limit = None
+    if not is_unset(log_lines_limit):
+        limit = _as_int("log_lines_limit", log_lines_limit, "a whole number, 1 or more", minimum=1)
+    return LogOptions(str(fetch_logs), limit, as_optional_seconds("log_flush_interval", log_flush_interval))
 
 
 def as_text_dict(field: str, value: Any) -> dict[str, str] | None:

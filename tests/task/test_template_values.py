@@ -22,7 +22,6 @@ from airflow_provider_rayjobs.task.template_values import (
     as_optional_seconds,
     as_optional_text,
     as_package_secrets,
-    as_positive_int,
     as_runtime_env,
     as_seconds,
     as_text,
@@ -353,16 +352,16 @@ def test_wrong_exit_codes(value: Any) -> None:
 
 
 @pytest.mark.parametrize(("value", "count"), [(None, None), ("", None), ("None", None), (7, 7), ("7", 7), (7.0, 7)])
-def test_positive_int(value: Any, count: int | None):
-    """A count is a whole number above 0, also as text; unset means no limit."""
-    assert as_positive_int("log_lines_limit", value) == count
+def test_log_lines_limit(value: Any, count: int | None):
+    """The limit is a whole number above 0, also as text; unset means no limit."""
+    assert as_log_options("live", value, None).lines_limit == count
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "many", True, [1]])
-def test_wrong_positive_int(value: Any):
-    """A value that is not a count is an error that names the field."""
+def test_wrong_log_lines_limit(value: Any):
+    """A value that is not a whole number above 0 is an error that names the field."""
     with pytest.raises(ValueError, match="log_lines_limit"):
-        as_positive_int("log_lines_limit", value)
+        as_log_options("live", value, None)
 
 
 @pytest.mark.parametrize(
