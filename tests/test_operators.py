@@ -114,7 +114,7 @@ def test_rendered_values_have_the_types_that_ray_expects():
         pytest.param({"entrypoint_resources": {"TPU": "x"}}, r"entrypoint_resources\['TPU'\]", id="resources"),
         pytest.param({"metadata": {"airflow_dag_id": "x"}}, "metadata must not contain airflow_dag_id", id="taken key"),
         pytest.param({"metadata": {"a": None}}, r"metadata\['a'\] must be text", id="metadata"),
-        pytest.param({"runtime_env": {"working_dir": "./here"}}, "a local path means nothing", id="local path"),
+        pytest.param({"runtime_env": {"working_dir": "./here"}}, "cannot read a local path", id="local path"),
         pytest.param({"runtime_env": {"env_var": {}}}, "did you mean 'env_vars'", id="misspelt key"),
         pytest.param({"runtime_env": "none.yaml"}, "file not found: none.yaml", id="no file"),
     ],
@@ -239,7 +239,7 @@ def test_kill_interrupts_the_reading_of_local_code(
         (tmp_path / name).write_bytes(bytes(2**20))
     operator = RayJobSubmitOperator(task_id="t", entrypoint="true", runtime_env={"working_dir": str(tmp_path)})
     operator._kill = CountedSwitch(checks)
-    monkeypatch.setattr("airflow_provider_rayjobs.jobs.progress._PAUSE", 0.0)
+    monkeypatch.setattr("airflow_provider_rayjobs.jobs.progress._INTERVAL", 0.0)
 
     with pytest.raises(Interrupted):
         operator.resolve_local_code()

@@ -147,7 +147,7 @@ def test_outage_is_tolerated_for_unreachable_timeout(monkeypatch: pytest.MonkeyP
     store = Store()
 
     assert [waiting.poke(context()), waiting.poke(context())] == [False, False]
-    assert sum("Lost sight of job job-1" in line for line in shown.lines) == 1
+    assert sum("No usable answer about Ray job job-1" in line for line in shown.lines) == 1
     assert not sensor(submission_id="job-1", ray_conn_id="ray_down", mode="reschedule").poke(context(store))
     store["ray_job_sensor"]["outage_since"] -= 601
     with pytest.raises(RayApiUnreachableError):

@@ -31,7 +31,7 @@ from airflow_provider_rayjobs.jobs.logs.options import LogOptions
 from airflow_provider_rayjobs.jobs.models import ClusterResources, JobDetails, JobStatus, JobSubmission
 from airflow_provider_rayjobs.jobs.steps import Engine, Interrupted, interruptible
 from airflow_provider_rayjobs.jobs.stop import StopResult, stop_and_wait
-from airflow_provider_rayjobs.jobs.submission import get_session, submit_job
+from airflow_provider_rayjobs.jobs.submit import get_session, submit_job
 from airflow_provider_rayjobs.masking import masking_env_vars
 from airflow_provider_rayjobs.task.attempts import Action, JobRecord, JobRecordStore, RetryGeneration, decide, query_job
 from airflow_provider_rayjobs.task.kill_switch import KillSwitch
@@ -222,15 +222,15 @@ class Execution:
         self._push_xcoms()
         self._enter(State.SUBMITTING)
         try:
-            submitted = self._run(submit_job(submission, timeout))
+            is_confirmed = self._run(submit_job(submission, timeout))
         except FINAL_ERRORS as error:
             if not error.was_retried:
                 self._enter(State.NO_JOB)
             raise
         self._enter(State.FOLLOWING)
-        if submitted.is_confirmed:
+        if is_confirmed:
             self.store.update(accepted=True)
-        self.limits = replace(self.limits, is_confirmed=submitted.is_confirmed)
+        self.limits = replace(self.limits, is_confirmed=is_confirmed)
         url = self.cluster.job_url(record.submission_id)
         self.log.info("Submitted Ray job %s to %s: %s", record.submission_id, self.cluster.address, url)
 
