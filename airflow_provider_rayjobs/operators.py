@@ -113,12 +113,9 @@ class RayJobSubmitOperator(BaseOperator):
     # Empty: Airflow would read an entrypoint that ends in ".yaml" as the name of a template file.
     template_ext: Sequence[str] = ()
     template_fields_renderers: ClassVar[dict[str, str]] = {
-        "entrypoint": "bash",
-        "runtime_env": "json",
-        "metadata": "json",
-        "entrypoint_resources": "json",
+        "entrypoint": "bash", "runtime_env": "json", "metadata": "json", "entrypoint_resources": "json",
         "entrypoint_label_selector": "json",
-    }
+    }  # fmt: skip
     operator_extra_links = (links.RayJobLink(),)
     ui_color = "#d8ecfb"
 
@@ -273,12 +270,7 @@ class RayJobSubmitOperator(BaseOperator):
         return on_bytes_read
 
     def plan(
-        self,
-        context: Context,
-        submission_id: str,
-        nonce: str | None = None,
-        *,
-        runtime_env: Mapping[str, Any] | None = None,
+        self, context: Context, submission_id: str, nonce: str | None = None, *, runtime_env: Any = None
     ) -> JobSubmission:
         """
         Return the submission for the rendered arguments.
@@ -292,7 +284,8 @@ class RayJobSubmitOperator(BaseOperator):
         metadata = template_values.as_text_dict("metadata", self.metadata) or {}
         if job_name := template_values.as_optional_text("job_name", self.job_name):
             metadata["job_name"] = job_name
-        env_vars = build_env_vars(context, submission_id) | (runtime_env.get("env_vars") or {})
+        env_vars = context_to_airflow_vars(context, in_env_var_format=True) | {"RAY_JOB_SUBMISSION_ID": submission_id}
+        env_vars |= runtime_env.get("env_vars") or {}
         return build_submission(
             template_values.as_entrypoint(self.entrypoint),
             nonce=nonce,
@@ -335,11 +328,6 @@ def build_metadata(context: Context, given: Mapping[str, str]) -> dict[str, str]
     if taken := ours.keys() & given.keys():
         raise ValueError(f"metadata must not contain {', '.join(sorted(taken))}: the provider sets these keys.")
     return {"job_name": f"{task_instance.dag_id}.{task_instance.task_id}"} | dict(given) | ours
-
-
-def build_env_vars(context: Context, submission_id: str) -> dict[str, str]:
-    """Return the environment variables of the driver; its tasks and actors inherit them."""
-    return context_to_airflow_vars(context, in_env_var_format=True) | {"RAY_JOB_SUBMISSION_ID": submission_id}
 
 
 class _ManageJobOperator(BaseOperator):

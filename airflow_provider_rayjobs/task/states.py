@@ -31,7 +31,7 @@ SUBMITTING   NO_JOB       Ray refused the first request; a retried one may have 
 FOLLOWING    RELEASED     ``wait_for_completion=False``
 FOLLOWING    DEFERRED     the task is deferred
 DEFERRED     FOLLOWING    the task resumes: such a try begins in DEFERRED
-any other    DONE         the job ended or was stopped; or the try is over, and not in DEFERRED
+any other    DONE         the job ended or was stopped; at the latest the end of the try, except in DEFERRED
 ===========  ===========  ===========================================================================================
 
 ========================  ======================================================  ===================================
