@@ -56,6 +56,8 @@ class SlowLink:
         ]
         try:
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            pass  # the link is closed; asyncio would report a cancelled handler as an error
         finally:
             for one in both:
                 one.cancel()

@@ -92,7 +92,7 @@ def test_repeated_submission_has_the_same_package(client: RayJobsClient, tmp_pat
     sent = client.get_job(job).runtime_env["working_dir"]
     time.sleep(6)  # Ray still writes to the record of a job that has just ended, which would restore it
     client.delete_job(job)
-    store.set("ray_job", store.note | {"accepted": False, "delivered": False})
+    store.set("ray_job", store.record | {"accepted": False, "delivered": False})
 
     assert operator.execute(context(store, try_number=2)) == job
     assert client.get_job(job).runtime_env["working_dir"] == sent
@@ -119,7 +119,7 @@ def test_file_that_changes_during_packing_submits_nothing(client: RayJobsClient,
         stop.set()
         writer.join()
 
-    assert store.kept == {}
+    assert store.values == {}
     assert {job.submission_id for job in client.list_jobs()} == before
 
 
