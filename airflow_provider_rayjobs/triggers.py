@@ -28,7 +28,7 @@ from airflow_provider_rayjobs.jobs.models import JobDetails
 from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, stop_and_wait
 from airflow_provider_rayjobs.log_budget import FlushTimer, LogBudget
 from airflow_provider_rayjobs.log_checkpoint import CheckpointedShare
-from airflow_provider_rayjobs.masking import amask_env_vars, masking_env_vars
+from airflow_provider_rayjobs.masking import mask_soon, masking_env_vars
 
 # Shared by all triggers of this process.
 _log_budget = LogBudget()
@@ -133,12 +133,6 @@ class RayJobTrigger(BaseTrigger):
     async def _follow(self) -> TriggerEvent:
         event: dict[str, Any] = {"submission_id": self.submission_id, "session": self.session, "nonce": self.nonce}
         reader: LogReader | None = None
-        masks: list[asyncio.Task[None]] = []
-
-        def mask(runtime_env: Any) -> None:
-            # this process masks the values at once; the call to its supervisor has to be awaited
-            masks.append(asyncio.ensure_future(amask_env_vars(runtime_env)))
-
         try:
             # triggers that start at the same moment do not poll at the same moment
             await asyncio.sleep(random.uniform(0, min(self.poll_interval, MIN_DEFERRAL / 2)))  # noqa: S311
@@ -154,11 +148,10 @@ class RayJobTrigger(BaseTrigger):
                     limits=Limits.from_json(self.limits),
                     session=self.session,
                 )
-                details = await client.run(masking_env_vars(following, mask), emit_job_log)
+                details = await client.run(masking_env_vars(following, mask_soon), emit_job_log)
             event |= job_event(details)
         except Exception as error:  # noqa: BLE001  (the worker raises it)
             event |= error_event(error)
-        await asyncio.gather(*masks)
         return TriggerEvent(event | {"log_state": reader.state if reader else self.log_state})
 
     @asynccontextmanager

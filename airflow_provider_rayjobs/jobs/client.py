@@ -38,7 +38,6 @@ from airflow_provider_rayjobs.jobs.logs.download import get_job_logs, save_job_l
 from airflow_provider_rayjobs.jobs.logs.json_text import JsonText
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.models import JobDetails, RayVersion
-from airflow_provider_rayjobs.jobs.packages.submit import CodeOptions, submit_with_code
 from airflow_provider_rayjobs.jobs.requests import Answer, AnyRequest, LogRequest, Request, UploadRequest
 from airflow_provider_rayjobs.jobs.steps import (
     EmitRecord,
@@ -53,6 +52,7 @@ from airflow_provider_rayjobs.jobs.steps import (
     Upload,
     send,
 )
+from airflow_provider_rayjobs.jobs.submit import CodeOptions, submit_with_code
 
 T = TypeVar("T")
 OnLog = Callable[[str], object]

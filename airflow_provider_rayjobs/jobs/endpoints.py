@@ -16,13 +16,13 @@ from urllib.parse import quote
 
 from airflow_provider_rayjobs.exceptions import (
     RayApiAddressError,
+    RayApiBusyError,
+    RayApiPackageNotFoundError,
     RayApiRejectedError,
     RayApiResponseError,
-    RayApiUnavailableError,
     RayJobExistsError,
     RayJobNotFoundError,
     RayJobNotTerminalError,
-    RayPackageNotFoundError,
 )
 from airflow_provider_rayjobs.jobs.diagnosis import CHECK_ADDRESS, diagnose_answer
 from airflow_provider_rayjobs.jobs.models import ClusterResources, JobDetails, JobSubmission, RayVersion
@@ -132,7 +132,7 @@ def get_package(name: str) -> Request[None]:
     """
     Ask whether the cluster holds a package. It keeps one that was asked for, for 600 s, until a job uses it.
 
-    :raises RayPackageNotFoundError: on sending, when it does not.
+    :raises RayApiPackageNotFoundError: on sending, when it does not.
     """
     return Request(f"look for package {name}", "GET", _package_path(name), lambda _: None, has_content=False)
 
@@ -238,7 +238,7 @@ def _classify(answer: Answer) -> tuple[type[RayApiResponseError], str]:  # noqa:
                 "This submission id belongs to another job of this cluster; choose another.",
             )
         case 500 if "try again later" in text:
-            return RayApiUnavailableError, "The cluster is not ready for it."
+            return RayApiBusyError, "The cluster is not ready for it."
         case 500 if "non-terminal state" in text:
             return RayJobNotTerminalError, "The job has not ended; stop it and wait for its end first."
         case 400 if "submission type jobs" in text:
@@ -256,7 +256,7 @@ def _classify(answer: Answer) -> tuple[type[RayApiResponseError], str]:  # noqa:
                 "The cluster does not know it: a wrong id, a deleted job, or a cluster that was started anew since."
             )
         case 404 if text.startswith("Package ") and text.endswith("does not exist"):
-            return RayPackageNotFoundError, "The cluster does not hold it."
+            return RayApiPackageNotFoundError, "The cluster does not hold it."
         case 413:
             return RayApiRejectedError, (
                 "That is more than the server takes. Ray's own limit is 100 MiB; less than that is a proxy before it "
@@ -264,7 +264,7 @@ def _classify(answer: Answer) -> tuple[type[RayApiResponseError], str]:  # noqa:
                 "package."
             )
         case 429 | 502 | 503 | 504:
-            return RayApiUnavailableError, "The head, or a proxy before it, is not able to answer now."
+            return RayApiBusyError, "The head, or a proxy before it, is not able to answer now."
         case 404 | 405:
             return RayApiAddressError, f"This is not a Ray dashboard, or not its address. {CHECK_ADDRESS}"
         case _:

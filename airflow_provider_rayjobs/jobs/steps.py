@@ -26,14 +26,15 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from airflow_provider_rayjobs.exceptions import (
+    RayApiBusyError,
     RayApiConnectionError,
     RayApiTLSError,
-    RayApiUnavailableError,
+    RayApiUnreachableError,
     RayJobsError,
 )
 from airflow_provider_rayjobs.jobs.requests import AnyRequest, LogRequest, Request, UploadRequest
@@ -82,17 +83,16 @@ def _never() -> bool:
 
 @dataclass(frozen=True)
 class Upload:
-    """``is_interrupted`` is asked before each piece: an upload is too long to be waited for."""
+    """``before`` is called before each piece is sent; what it raises ends the upload."""
 
     request: UploadRequest
     body: UploadBody
-    is_interrupted: Callable[[], bool] = _never
+    before: Callable[[], object] = _never
 
     def chunks(self, clock: Callable[[], float], note: Callable[[LogMessage], object]) -> Iterator[bytes]:
-        """Yield the body's bytes until somebody asks for the end."""
+        """Yield the body's bytes."""
         for chunk in self.body.chunks(clock, note):
-            if self.is_interrupted():
-                raise Interrupted
+            self.before()
             yield chunk
 
 
@@ -168,6 +168,23 @@ def with_retries(step: Send | ReadLog | Upload, retry_timeout: float) -> Engine[
         pause = min(pause * 2, _LONGEST_PAUSE)
 
 
+@contextmanager
+def raising_unreachable(retry_timeout: float, consequence: str, *, sent: bool = True) -> Iterator[None]:
+    """
+    Turn a failure that outlasted its retries into :class:`RayApiUnreachableError`; a TLS error stays what it is.
+
+    :param retry_timeout: seconds, for the message.
+    :param consequence: a sentence on what this means for the job.
+    :param sent: whether the job may have been submitted.
+    """
+    try:
+        yield
+    except RayApiTLSError:
+        raise
+    except (RayApiConnectionError, RayApiBusyError) as error:
+        raise RayApiUnreachableError(f"{error} Retried for {retry_timeout:.0f} s. {consequence}", sent=sent) from error
+
+
 class Interrupted(BaseException):
     """Whoever runs an engine was asked to end; no error, and nothing for those who handle errors."""
 
@@ -200,7 +217,7 @@ def map_steps(
 
 def interruptible(engine: Engine[T], is_interrupted: Callable[[], bool]) -> Engine[T]:
     """
-    Run an engine until somebody asks for its end, which is looked for before each step and in its pauses.
+    Run an engine until its end is asked for: the mark is read before each step, each piece of an upload, and in pauses.
 
     A signal handler can do no more than leave a mark: the pause that it interrupts goes on afterwards.
 
@@ -214,7 +231,7 @@ def interruptible(engine: Engine[T], is_interrupted: Callable[[], bool]) -> Engi
     def take(step: Step) -> Engine[Any]:
         if isinstance(step, Sleep):
             return (yield from _in_pieces(step.seconds, is_interrupted))
-        return (yield replace(step, is_interrupted=is_interrupted) if isinstance(step, Upload) else step)
+        return (yield replace(step, before=obey) if isinstance(step, Upload) else step)
 
     return map_steps(engine, take, obey)
 
@@ -233,7 +250,7 @@ def may_retry(request: AnyRequest, error: RayJobsError) -> bool:
         return False  # certificates do not mend themselves
     if isinstance(error, RayApiConnectionError):
         return request.idempotent or not error.sent
-    return request.idempotent and isinstance(error, RayApiUnavailableError)
+    return request.idempotent and isinstance(error, RayApiBusyError)
 
 
 def with_jitter(pause: float) -> float:

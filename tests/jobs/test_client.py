@@ -21,8 +21,8 @@ import pytest
 from airflow_provider_rayjobs.exceptions import (
     RayApiAddressError,
     RayApiAuthError,
+    RayApiBusyError,
     RayApiConnectionError,
-    RayApiUnavailableError,
     RayApiUnreachableError,
     RayJobExistsError,
     RayJobNotFoundError,
@@ -246,7 +246,7 @@ def test_deletion_is_sent_once(call: Call, failure: httpx.Response | httpx.HTTPE
     wire = Wire(failure, sample("deleted.json"))
 
     if tries == 1:
-        with pytest.raises((RayApiConnectionError, RayApiUnavailableError)):
+        with pytest.raises((RayApiConnectionError, RayApiBusyError)):
             call("delete_job", wire, "a", client_retry_timeout=5)
     else:
         assert call("delete_job", wire, "a", client_retry_timeout=5) is True
@@ -427,7 +427,7 @@ def test_notes_go_to_the_given_logger(call: Call) -> None:
     call("follow_job", wire, "100%s", poll_interval=0.01, client_logger=Logger())
 
     assert [level for level, _ in notes] == [logging.WARNING, logging.INFO]
-    assert notes[0][1].startswith("Lost sight of job 100%s")
+    assert notes[0][1].startswith("No usable answer about Ray job 100%s.")
 
 
 def test_engines_are_closed(call: Call) -> None:
@@ -474,7 +474,7 @@ def test_one_request(call: Call) -> None:
     """A request can be sent once, without an engine and its patience."""
     wire = Wire(httpx.Response(503))
 
-    with pytest.raises(RayApiUnavailableError):
+    with pytest.raises(RayApiBusyError):
         call("send", wire, endpoints.submit_job(JobSubmission("a", "true")))
     assert wire.requests[0].extensions["timeout"]["read"] == endpoints.SUBMIT_TIMEOUT
     assert wire.requests[0].extensions["timeout"]["connect"] <= 10

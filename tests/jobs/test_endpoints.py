@@ -12,9 +12,9 @@ import pytest
 from airflow_provider_rayjobs.exceptions import (
     RayApiAddressError,
     RayApiAuthError,
+    RayApiBusyError,
     RayApiRejectedError,
     RayApiResponseError,
-    RayApiUnavailableError,
     RayJobExistsError,
     RayJobNotFoundError,
     RayJobNotTerminalError,
@@ -173,7 +173,7 @@ def test_answers_of_older_heads() -> None:
         ),
         pytest.param(
             Answer(500, b"No available agent to submit job, please try again later.", ADDRESS),
-            RayApiUnavailableError,
+            RayApiBusyError,
             "No available agent",
             id="no agent yet",
         ),
@@ -181,7 +181,7 @@ def test_answers_of_older_heads() -> None:
         pytest.param(Answer(403, b"Forbidden", ADDRESS), RayApiAuthError, "Forbidden", id="wrong token"),
         pytest.param(Answer(405, b"no", ADDRESS), RayApiAddressError, "no", id="method not allowed"),
         pytest.param(Answer(418, b"short and stout", ADDRESS), RayApiResponseError, "short", id="a teapot"),
-        *(pytest.param(Answer(code, b"busy", ADDRESS), RayApiUnavailableError, "busy", id=f"{code}")
+        *(pytest.param(Answer(code, b"busy", ADDRESS), RayApiBusyError, "busy", id=f"{code}")
           for code in (429, 502, 503, 504)),
         *(pytest.param(Answer(code, b"moved", ADDRESS), RayApiAddressError, "moved", id=f"{code}")
           for code in (301, 302, 303, 307, 308)),
@@ -207,7 +207,7 @@ def test_pages_are_not_quoted(content: bytes) -> None:
     """Of an HTML page, and of an empty answer, no message quotes anything."""
     error = error_for_answer(endpoints.get_log_file("a", "node"), Answer(502, content, ADDRESS, "text/html"))
 
-    assert isinstance(error, RayApiUnavailableError)
+    assert isinstance(error, RayApiBusyError)
     assert "sign in" not in str(error)
     assert "It said" not in str(error)
 

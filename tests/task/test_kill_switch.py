@@ -1,4 +1,4 @@
-"""Airflow's kill: over real sockets, in a few seconds, and without a word."""
+"""Airflow's kill, over real sockets: it takes a few seconds at most, and logs nothing."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ import pytest
 from airflow_provider_rayjobs.jobs import RayJobsClient
 from airflow_provider_rayjobs.task.kill_switch import KillSwitch
 
-# What Airflow leaves a handler before it sends SIGKILL is 5 s; ours promises about 3.
-PROMISED = 3.0
-SLACK = 1.0
+# Seconds that the handler may take. Airflow sends SIGKILL after 5 s.
+LIMIT = 3.0 + 1.0
 
 Respond = Callable[[BaseHTTPRequestHandler, int], None]
 
@@ -63,17 +62,17 @@ UNKNOWN = answer(404, b"Job a/b does not exist")
 
 
 class Head:
-    """A server that is asked to stop a job; notes what it was asked."""
+    """A server that records its requests."""
 
     def __init__(self, respond: Respond) -> None:
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         head = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                head.asked.append(f"POST {self.path}")
+                head.requests.append(f"POST {self.path}")
                 with suppress(OSError):  # the client did not wait
-                    respond(self, len(head.asked) - 1)
+                    respond(self, len(head.requests) - 1)
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -94,14 +93,14 @@ class Head:
 
 @contextmanager
 def silent_port() -> Iterator[str]:
-    """An address where connections are taken by the system, and nobody ever reads from them."""
+    """The address of a server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
 @contextmanager
 def full_port() -> Iterator[str]:
-    """An address where even the connection is not taken: its queue is full."""
+    """The address of a server whose queue of connections is full."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
         waiting = [socket.socket() for _ in range(4)]
         for one in waiting:
@@ -114,7 +113,7 @@ def full_port() -> Iterator[str]:
 
 @contextmanager
 def closed_port() -> Iterator[str]:
-    """An address where nobody listens."""
+    """The address of a closed port."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{unused.getsockname()[1]}"
@@ -127,38 +126,44 @@ def armed(address: str, submission_id: str = "a/b") -> KillSwitch:
 
 
 def killed(switch: KillSwitch) -> float:
-    """Kill, and return how long it took."""
+    """Kill, and return the seconds that it took."""
     began = time.monotonic()
     switch.kill()
     return time.monotonic() - began
 
 
 @pytest.mark.parametrize(
-    ("respond", "requests", "seconds", "summary"),
+    ("respond", "count", "seconds", "summary"),
     [
-        pytest.param(STOPPED, 1, 0.0, "Job a/b was asked to stop.", id="taken"),
-        pytest.param(ENDED, 1, 0.0, "Job a/b had ended already.", id="ended"),
-        pytest.param(UNKNOWN, 1, 0.0, "The cluster does not know job a/b yet, or not any more.", id="unknown"),
-        pytest.param(after(0.5, STOPPED), 1, 0.5, "Job a/b was asked to stop.", id="slow"),
+        pytest.param(STOPPED, 1, 0.0, "Ray accepted the stop of job a/b.", id="accepted"),
+        pytest.param(ENDED, 1, 0.0, "Job a/b had ended.", id="ended"),
         pytest.param(
-            one_by_one(after(9, STOPPED), STOPPED), 2, 1.0, "Job a/b was asked to stop.", id="no answer, then one"
+            UNKNOWN, 1, 0.0, "The cluster does not know job a/b: it has not arrived yet, or was deleted.", id="unknown"
         ),
-        pytest.param(one_by_one(hang_up, STOPPED), 2, 0.0, "Job a/b was asked to stop.", id="cut off, then taken"),
+        pytest.param(after(0.5, STOPPED), 1, 0.5, "Ray accepted the stop of job a/b.", id="slow"),
         pytest.param(
-            one_by_one(answer(503, b"busy"), ENDED), 2, 0.0, "Job a/b had ended already.", id="busy, then ended"
+            one_by_one(after(9, STOPPED), STOPPED),
+            2,
+            1.0,
+            "Ray accepted the stop of job a/b.",
+            id="timeout, then accepted",
         ),
+        pytest.param(
+            one_by_one(hang_up, STOPPED), 2, 0.0, "Ray accepted the stop of job a/b.", id="cut off, then accepted"
+        ),
+        pytest.param(one_by_one(answer(503, b"busy"), ENDED), 2, 0.0, "Job a/b had ended.", id="busy, then ended"),
     ],
 )
-def test_stop(respond: Respond, requests: int, seconds: float, summary: str) -> None:
-    """A kill asks Ray once to stop the job, a second time where no answer came, and tells what came of it."""
+def test_stop(respond: Respond, count: int, seconds: float, summary: str) -> None:
+    """A kill sends one stop, and a second one if there is no answer; the summary has the result."""
     with Head(respond) as head:
         switch = armed(head.address)
         took = killed(switch)
 
-    assert head.asked == ["POST /api/jobs/a%2Fb/stop"] * requests
+    assert head.requests == ["POST /api/jobs/a%2Fb/stop"] * count
     assert switch.summary == summary
     assert switch.is_triggered
-    assert seconds <= took <= PROMISED + SLACK
+    assert seconds <= took <= LIMIT
 
 
 @pytest.mark.parametrize(
@@ -167,31 +172,31 @@ def test_stop(respond: Respond, requests: int, seconds: float, summary: str) -> 
         pytest.param(after(9, STOPPED), "ReadTimeout", id="never answers"),
         pytest.param(hang_up, "no answer from", id="hangs up"),
         pytest.param(answer(502, b"proxy"), "HTTP 502", id="a proxy"),
-        pytest.param(answer(401, b"token"), "HTTP 401", id="a token that became invalid"),
+        pytest.param(answer(401, b"token"), "HTTP 401", id="an expired token"),
         pytest.param(answer(200, b"<html>"), "Check host, port", id="a page"),
     ],
 )
-def test_stop_without_an_answer(respond: Respond, words: str) -> None:
-    """Two requests are made and no more; what could not be seen to be taken is told with the last error."""
+def test_stop_without_a_usable_answer(respond: Respond, words: str) -> None:
+    """Two requests are sent at most; the summary then has the last error."""
     with Head(respond) as head:
         switch = armed(head.address)
         took = killed(switch)
 
-    assert len(head.asked) == 2
+    assert len(head.requests) == 2
     assert words in switch.summary
     assert "a/b" in switch.summary
-    assert "was asked to stop." not in switch.summary
+    assert "accepted" not in switch.summary
     assert switch.is_triggered
-    assert took <= PROMISED + SLACK
+    assert took <= LIMIT
 
 
 @pytest.mark.parametrize(
     "respond",
     [answer(502, b"proxy"), answer(401, b"token"), answer(200, b"<html>")],
-    ids=["a proxy", "a token that became invalid", "a page"],
+    ids=["a proxy", "an expired token", "a page"],
 )
-def test_an_answer_is_not_denied(respond: Respond) -> None:
-    """Where an answer was seen, if not the one that was asked for, the story does not say that there was none."""
+def test_summary_does_not_deny_an_answer(respond: Respond) -> None:
+    """The summary does not say that there was no answer if there was an unexpected one."""
     with Head(respond) as head:
         switch = armed(head.address)
         killed(switch)
@@ -202,24 +207,24 @@ def test_an_answer_is_not_denied(respond: Respond) -> None:
 @pytest.mark.parametrize(
     ("port", "words"),
     [
-        pytest.param(silent_port, "ReadTimeout", id="nobody reads"),
-        pytest.param(full_port, "ConnectTimeout", id="nobody takes the connection"),
-        pytest.param(closed_port, "ConnectError", id="nobody listens"),
+        pytest.param(silent_port, "ReadTimeout", id="silent port"),
+        pytest.param(full_port, "ConnectTimeout", id="full port"),
+        pytest.param(closed_port, "ConnectError", id="closed port"),
     ],
 )
-def test_nobody_there(port: Callable[[], AbstractContextManager[str]], words: str) -> None:
-    """Where nobody answers, or not even the connection is taken, a kill gives up in time and says so."""
+def test_unreachable_head(port: Callable[[], AbstractContextManager[str]], words: str) -> None:
+    """A kill gives up in time if the head does not answer or accept the connection; the summary says so."""
     with port() as address:
         switch = armed(address)
         took = killed(switch)
 
     assert words in switch.summary
     assert switch.is_triggered
-    assert took <= PROMISED + SLACK
+    assert took <= LIMIT
 
 
-def test_a_request_that_never_left_is_not_told_as_sent() -> None:
-    """Where the connection is refused, the story does not say that a stop was sent."""
+def test_summary_of_a_refused_connection() -> None:
+    """The summary does not say that a stop was sent if the connection was refused."""
     with closed_port() as address:
         switch = armed(address)
         killed(switch)
@@ -227,24 +232,24 @@ def test_a_request_that_never_left_is_not_told_as_sent() -> None:
     assert "was sent" not in switch.summary
 
 
-def test_an_answer_that_drips_does_not_hold_the_handler() -> None:
-    """An answer that comes byte by byte takes no more of the time than one that does not come."""
+def test_slow_answer() -> None:
+    """An answer that arrives byte by byte does not delay the handler longer than no answer."""
     with Head(drip) as head:
         took = killed(armed(head.address))
 
-    assert took <= PROMISED + SLACK
+    assert took <= LIMIT
 
 
 class Raises(logging.Handler):
-    """A handler that nobody may reach: to wait for its lock would be to wait for ever."""
+    """A log handler that fails the test when it is called."""
 
     def handle(self, record: logging.LogRecord) -> bool:
         raise AssertionError(f"{record.name} logged {record.getMessage()!r}")
 
 
 @pytest.fixture
-def nobody_may_log() -> Iterator[None]:
-    """Every logger at DEBUG, over a handler that raises."""
+def no_logging_allowed() -> Iterator[None]:
+    """Set every logger to DEBUG, with a handler that fails the test."""
     loggers = [logging.getLogger(name) for name in (None, "httpx", "httpcore", "asyncio", "airflow_provider_rayjobs")]
     levels = [logger.level for logger in loggers]
     handler = Raises()
@@ -260,14 +265,14 @@ def nobody_may_log() -> Iterator[None]:
 @pytest.mark.parametrize(
     "respond",
     [STOPPED, UNKNOWN, hang_up, answer(401, b"token")],
-    ids=["taken", "unknown", "hangs up", "not authorised"],
+    ids=["accepted", "unknown", "hangs up", "not authorised"],
 )
-@pytest.mark.usefixtures("nobody_may_log")
+@pytest.mark.usefixtures("no_logging_allowed")
 def test_nothing_is_logged(respond: Respond) -> None:
-    """Whatever comes of a kill, nobody logs meanwhile, not even httpx when all of its words are wanted."""
+    """Nothing is logged during a kill, not even by httpx at DEBUG."""
     with Head(respond) as head:
         with RayJobsClient(head.address) as client, pytest.raises(AssertionError, match="logged"):
-            client.stop_job("a")  # so it would be
+            client.stop_job("a")  # without the switch it is logged
         switch = armed(head.address)
         switch.kill()
 
@@ -275,8 +280,8 @@ def test_nothing_is_logged(respond: Respond) -> None:
 
 
 @pytest.mark.parametrize("before", [logging.NOTSET, logging.DEBUG, logging.CRITICAL])
-def test_logging_goes_on_afterwards(before: int) -> None:
-    """After a kill everybody may log who might before."""
+def test_logging_is_restored(before: int) -> None:
+    """After a kill logging works as before."""
     logging.disable(before)
     try:
         with Head(hang_up) as head:
@@ -286,35 +291,35 @@ def test_logging_goes_on_afterwards(before: int) -> None:
         logging.disable(logging.NOTSET)
 
 
-def test_not_armed() -> None:
-    """A kill before there is a job, or after it is over, leaves the mark and sends nothing."""
-    before, afterwards = KillSwitch(), KillSwitch()
+def test_disarmed() -> None:
+    """A kill while the switch is disarmed sets the flag and sends nothing."""
+    never_armed, disarmed = KillSwitch(), KillSwitch()
     with Head(STOPPED) as head:
-        afterwards.arm(lambda: RayJobsClient(head.address), "a")
-        afterwards.disarm()
-        for switch in (before, afterwards):
+        disarmed.arm(lambda: RayJobsClient(head.address), "a")
+        disarmed.disarm()
+        for switch in (never_armed, disarmed):
             assert not switch.is_triggered
             switch.kill()
             assert switch.is_triggered
             assert switch.summary == ""
 
-    assert head.asked == []
+    assert head.requests == []
 
 
-def test_switched_off() -> None:
-    """With stop_on_kill off a kill sends nothing, and the task does not end for it."""
+def test_disabled() -> None:
+    """With stop_on_kill off a kill sends nothing and does not end the task."""
     with Head(STOPPED) as head:
         switch = armed(head.address)
         switch.is_enabled = False
         switch.kill()
 
-    assert head.asked == []
+    assert head.requests == []
     assert not switch.is_triggered
     assert switch.summary == ""
 
 
-def test_switched_off_afterwards() -> None:
-    """A kill that comes before the task knows whether it obeys counts as the task then decides."""
+def test_disabled_after_the_kill() -> None:
+    """stop_on_kill also counts for a kill that came before it was read."""
     switch = KillSwitch()
     switch.kill()
     assert switch.is_triggered
@@ -323,22 +328,22 @@ def test_switched_off_afterwards() -> None:
     assert not switch.is_triggered
 
 
-def test_armed_for_the_last_job() -> None:
-    """The job that dies with the task is the one that the switch was armed for last."""
+def test_armed_twice() -> None:
+    """The switch stops the job that it was armed for last."""
     with Head(STOPPED) as head:
         switch = armed(head.address, "first")
         switch.arm(lambda: RayJobsClient(head.address), "second")
         switch.kill()
 
-    assert head.asked == ["POST /api/jobs/second/stop"]
+    assert head.requests == ["POST /api/jobs/second/stop"]
 
 
 def test_killed_twice() -> None:
-    """A second kill asks again."""
+    """A second kill sends a second stop."""
     with Head(one_by_one(STOPPED, ENDED)) as head:
         switch = armed(head.address)
         switch.kill()
         switch.kill()
 
-    assert len(head.asked) == 2
-    assert switch.summary == "Job a/b had ended already."
+    assert len(head.requests) == 2
+    assert switch.summary == "Job a/b had ended."

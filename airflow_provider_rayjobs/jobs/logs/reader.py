@@ -21,9 +21,9 @@ from typing import Any, Protocol
 
 from airflow_provider_rayjobs.exceptions import (
     RayApiAddressError,
+    RayApiBusyError,
     RayApiConnectionError,
     RayApiResponseError,
-    RayApiUnavailableError,
     RayJobsError,
 )
 from airflow_provider_rayjobs.jobs import endpoints
@@ -199,7 +199,7 @@ class LogReader:
             yield from self._read_log(details)
         except RayApiAddressError as error:
             yield from self._fall_back(details, error)
-        except RayApiUnavailableError as error:
+        except RayApiBusyError as error:
             yield from self._notify_once(
                 "busy",
                 f"The log of job {details.name} cannot be read for the moment; nothing of it is lost. {error}",
@@ -241,7 +241,7 @@ class LogReader:
                 break
             except RayJobsError as failure:
                 error = failure
-            is_busy = isinstance(error, RayApiUnavailableError)
+            is_busy = isinstance(error, RayApiBusyError)
             is_answer = isinstance(error, RayApiResponseError)
             if is_answer and not is_busy and (yield from self._fall_back(details, error)):
                 continue
@@ -315,7 +315,7 @@ class LogReader:
         if self.source != FILE or self.log.offset:
             return False
         self.source = TEXT
-        if isinstance(error, RayApiAddressError | RayApiUnavailableError):
+        if isinstance(error, RayApiAddressError | RayApiBusyError):
             yield from self._notify_once(
                 "text", f"The log of job {details.name} is read as text: the head does not send the file. {error}"
             )
