@@ -43,6 +43,7 @@ from airflow_provider_rayjobs.jobs.requests import Answer, AnyRequest, LogReques
 from airflow_provider_rayjobs.jobs.steps import (
     EmitRecord,
     Engine,
+    Finished,
     LogMessage,
     LogSink,
     ReadLog,
@@ -51,6 +52,7 @@ from airflow_provider_rayjobs.jobs.steps import (
     Sleep,
     Step,
     Upload,
+    advance,
     send,
 )
 
@@ -292,20 +294,15 @@ class RayJobsClient(_BaseClient):
     def run(self, engine: Engine[T], on_log: OnLog | None = None) -> T:
         """Drive an engine to its end; ``on_log`` is given the records that it shows."""
         show = on_log or _ignore
-        answer: Any = None
-        failure: RayJobsError | None = None
         with closing(engine):
-            while True:
+            step = advance(engine)
+            while not isinstance(step, Finished):
                 try:
-                    step = engine.throw(failure) if failure else engine.send(answer)
-                except StopIteration as end:
-                    result: T = end.value
-                    return result
-                answer = failure = None
-                try:
-                    answer = self._do(step, show)
+                    outcome = self._do(step, show)
                 except RayJobsError as error:
-                    failure = error
+                    outcome = error
+                step = advance(engine, outcome)
+            return step.value
 
     def _do(self, step: Step, show: OnLog) -> Any:
         match step:
@@ -441,20 +438,15 @@ class AsyncRayJobsClient(_BaseClient):
     async def run(self, engine: Engine[T], on_log: OnLog | None = None) -> T:
         """See :meth:`RayJobsClient.run`."""
         show = on_log or _ignore
-        answer: Any = None
-        failure: RayJobsError | None = None
         with closing(engine):
-            while True:
+            step = advance(engine)
+            while not isinstance(step, Finished):
                 try:
-                    step = engine.throw(failure) if failure else engine.send(answer)
-                except StopIteration as end:
-                    result: T = end.value
-                    return result
-                answer = failure = None
-                try:
-                    answer = await self._do(step, show)
+                    outcome = await self._do(step, show)
                 except RayJobsError as error:
-                    failure = error
+                    outcome = error
+                step = advance(engine, outcome)
+            return step.value
 
     async def _do(self, step: Step, show: OnLog) -> Any:
         match step:

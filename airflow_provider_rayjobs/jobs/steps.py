@@ -28,7 +28,7 @@ import random
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from airflow_provider_rayjobs.exceptions import (
     RayApiConnectionError,
@@ -120,6 +120,27 @@ class Sleep:
 Step = Send | ReadLog | Upload | RunBlocking | EmitRecord | LogMessage | Sleep
 Engine = Generator[Step, Any, T]
 
+
+@dataclass(frozen=True)
+class Finished(Generic[T]):
+    """The engine has returned ``value``."""
+
+    value: T
+
+
+def advance(engine: Engine[T], outcome: Any = None) -> Step | Finished[T]:
+    """
+    Run an engine up to its next step.
+
+    :param outcome: what came of the last step: a :class:`RayJobsError` is thrown into the engine, anything else is
+        sent; ``None`` starts the engine.
+    """
+    try:
+        return engine.throw(outcome) if isinstance(outcome, RayJobsError) else engine.send(outcome)
+    except StopIteration as end:
+        return Finished(end.value)
+
+
 # Pieces, in seconds, that the pauses of an interruptible engine are cut into.
 _PIECE = 0.25
 
@@ -181,21 +202,17 @@ def map_steps(
     :param take: an engine for one step, answered as the step is.
     :param before: called each time before the engine goes on; what it raises ends the engine.
     """
-    answer: Any = None
-    failure: RayJobsError | None = None
+    outcome: Any = None
     with closing(engine):
         while True:
             before()
+            step = advance(engine, outcome)
+            if isinstance(step, Finished):
+                return step.value
             try:
-                step = engine.throw(failure) if failure else engine.send(answer)
-            except StopIteration as end:
-                result: T = end.value
-                return result
-            failure = None
-            try:
-                answer = yield from take(step)
+                outcome = yield from take(step)
             except RayJobsError as error:
-                failure = error
+                outcome = error
 
 
 def interruptible(engine: Engine[T], is_interrupted: Callable[[], bool]) -> Engine[T]:

@@ -20,12 +20,14 @@ from airflow_provider_rayjobs.jobs.logs.buffer import LogBuffer
 from airflow_provider_rayjobs.jobs.steps import (
     EmitRecord,
     Engine,
+    Finished,
     Interrupted,
     LogMessage,
     ReadLog,
     Send,
     Sleep,
     Step,
+    advance,
     interruptible,
     may_retry,
     send,
@@ -268,3 +270,23 @@ def test_interrupted_in_a_pause() -> None:
 def test_an_interruption_is_no_error() -> None:
     """Nobody who handles errors, of the cluster or any other, takes an interruption for one."""
     assert not issubclass(Interrupted, Exception)
+
+
+def test_advance_sends_results_throws_errors_and_returns_the_value() -> None:
+    """``advance`` starts an engine, passes it each outcome, and ends with the engine's return value."""
+    engine = takes([JOB, Sleep(1)])
+
+    assert advance(engine) == JOB
+    assert advance(engine, BUSY) == Sleep(1)
+    assert advance(engine, 5.0) == Finished([BUSY, 5.0])
+
+
+def test_advance_raises_what_the_engine_raises() -> None:
+    """An error that the engine does not handle leaves ``advance`` as it is."""
+    engine = send(endpoints.get_job("a"), retry_timeout=0)
+    advance(engine)
+    error = RayJobNotFoundError("no", status_code=404)
+
+    with pytest.raises(RayJobNotFoundError) as caught:
+        advance(engine, error)
+    assert caught.value is error
