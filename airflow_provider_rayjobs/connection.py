@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from airflow_provider_rayjobs.jobs.access import Access
-from airflow_provider_rayjobs.jobs.client import check_address, redact_address
+from airflow_provider_rayjobs.jobs.transport import check_address, redact_address
 
 if TYPE_CHECKING:
     import httpx

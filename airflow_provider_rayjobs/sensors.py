@@ -15,11 +15,11 @@ from airflow_provider_rayjobs.connection import Cluster
 from airflow_provider_rayjobs.exceptions import RayJobNotFoundError, RayJobsError
 from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
 from airflow_provider_rayjobs.jobs import endpoints, follow
-from airflow_provider_rayjobs.jobs.client import OnLog, RayJobsClient
+from airflow_provider_rayjobs.jobs.client import RayJobsClient
 from airflow_provider_rayjobs.jobs.logs.cursor import NO_ENDING, LogEnding
 from airflow_provider_rayjobs.jobs.logs.options import LogOptions
 from airflow_provider_rayjobs.jobs.models import JobDetails
-from airflow_provider_rayjobs.jobs.steps import send
+from airflow_provider_rayjobs.jobs.steps import OnLog, send
 from airflow_provider_rayjobs.masking import masking_env_vars
 from airflow_provider_rayjobs.task import template_values
 from airflow_provider_rayjobs.task.outcomes import error_for_outcome, to_sensor_error

@@ -119,6 +119,8 @@ class Sleep:
 
 Step = Send | ReadLog | Upload | RunBlocking | EmitRecord | LogMessage | Sleep
 Engine = Generator[Step, Any, T]
+# Takes the records of a job's log.
+OnLog = Callable[[str], object]
 
 
 @dataclass(frozen=True)

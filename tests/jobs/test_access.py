@@ -185,8 +185,8 @@ def test_time_outs_are_the_users(ask):
 def test_a_requests_own_time_out_stays():
     """What has to be quick, or has to be waited for, is so whatever the time-outs of the connection."""
     with RayJobsClient(ADDRESS, access=Access(read_timeout=77)) as client:
-        hasty = client._arguments(Request("stop", "POST", "/", bool, timeout=1.0))
-        submission = client._arguments(Request("submit", "POST", "/", bool, timeout=endpoints.SUBMIT_TIMEOUT))
+        hasty = client._codec.encode(Request("stop", "POST", "/", bool, timeout=1.0))
+        submission = client._codec.encode(Request("submit", "POST", "/", bool, timeout=endpoints.SUBMIT_TIMEOUT))
 
     assert (hasty["timeout"].read, hasty["timeout"].connect) == (1.0, 1.0)
     assert submission["timeout"].read == endpoints.SUBMIT_TIMEOUT

@@ -29,9 +29,9 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobsError,
 )
 from airflow_provider_rayjobs.jobs import AsyncRayJobsClient, JobStatus, JobSubmission, RayJobsClient, endpoints
-from airflow_provider_rayjobs.jobs.client import check_address
 from airflow_provider_rayjobs.jobs.logs.cursor import LogCursor
 from airflow_provider_rayjobs.jobs.steps import EmitRecord, ReadLog, Sleep
+from airflow_provider_rayjobs.jobs.transport import check_address
 
 SAMPLES = Path(__file__).parents[1] / "samples" / "2.60.0"
 ADDRESS = "http://ray-head:8265"
