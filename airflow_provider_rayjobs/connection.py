@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from airflow_provider_rayjobs.jobs.access import Access
-from airflow_provider_rayjobs.jobs.transport import check_address, redact_address
+from airflow_provider_rayjobs.jobs.redaction import redact_address
+from airflow_provider_rayjobs.jobs.transport import check_address
 
 if TYPE_CHECKING:
     import httpx
@@ -161,7 +162,7 @@ def _access_of(connection: Connection, extra: Mapping[str, Any]) -> Access:
     access = Access(
         token=token, login=login, password=password, **{name: extra[name] for name in _OF_ACCESS if name in extra}
     )
-    access.check_certificates()
+    access.tls.check_files()
     return access
 
 

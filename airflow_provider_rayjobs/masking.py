@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 from airflow.sdk.log import mask_secret
 
 from airflow_provider_rayjobs.connection import Cluster
-from airflow_provider_rayjobs.jobs.access import MIN_SECRET_LENGTH
 from airflow_provider_rayjobs.jobs.models import JobDetails
+from airflow_provider_rayjobs.jobs.redaction import MIN_SECRET_LENGTH
 from airflow_provider_rayjobs.jobs.steps import Engine, Step, map_steps
 
 T = TypeVar("T")

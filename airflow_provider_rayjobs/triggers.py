@@ -300,7 +300,7 @@ async def shared_client(hook: RayJobsHook, cluster: Cluster) -> AsyncIterator[As
     """Lend the client for a cluster on this event loop; the last one to leave closes it."""
     clients = _shared.setdefault(asyncio.get_running_loop(), {})
     # a certificate that was replaced is shown, or believed, from the next trigger on
-    key = (cluster, cluster.access.mtimes())
+    key = (cluster, cluster.access.tls.mtimes())
     if key not in clients:
         clients[key] = _Shared(hook.async_client_of(cluster))
     shared = clients[key]

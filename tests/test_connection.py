@@ -90,14 +90,14 @@ def test_a_connections_fields_make_an_address(fields: dict[str, Any], address: s
         ),
         pytest.param({"host": "head", "extra": {"token_file": "/dev/null"}}, "/dev/null is empty", id="no token"),
         pytest.param(
-            {"host": "head", "extra": {"verify": "/no/such/ca"}}, "verify: /no/such/ca cannot be read", id="no CA"
+            {"host": "head", "extra": {"verify": "/no/such/ca"}}, "verify /no/such/ca cannot be read", id="no CA"
         ),
         pytest.param({"host": "head", "extra": {"verify": __file__}}, "holds no certificates", id="CA of no kind"),
         pytest.param({"host": "head", "extra": {"verify": False}}, "verify must be text: system, off", id="verify"),
         pytest.param({"host": "head", "extra": {"verify": "false"}}, "verify is 'system'", id="verify as text"),
         pytest.param(
             {"host": "head", "extra": {"client_cert": "/no/such/cert"}},
-            "client_cert: /no/such/cert cannot be read",
+            "client_cert /no/such/cert cannot be read",
             id="no certificate",
         ),
         pytest.param(

@@ -23,7 +23,8 @@ from airflow_provider_rayjobs.exceptions import (
     RayApiTLSError,
     RayJobsError,
 )
-from airflow_provider_rayjobs.jobs.access import AUTHORIZATION, RAY_AUTHORIZATION, SYSTEM, Access
+from airflow_provider_rayjobs.jobs.access import AUTHORIZATION, RAY_AUTHORIZATION, Access
+from airflow_provider_rayjobs.jobs.tls import SYSTEM
 
 if TYPE_CHECKING:
     from airflow_provider_rayjobs.jobs.requests import Answer

@@ -7,7 +7,6 @@ Nothing here sends anything: the clients do.
 from __future__ import annotations
 
 import email.utils
-import re
 import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
@@ -21,9 +20,10 @@ import httpx
 
 from airflow_provider_rayjobs import __version__
 from airflow_provider_rayjobs.exceptions import RayApiAddressError, RayApiConnectionError, RayApiTLSError
-from airflow_provider_rayjobs.jobs.access import READ_TIMEOUT, Access, is_sensitive_name, secret_variants
+from airflow_provider_rayjobs.jobs.access import READ_TIMEOUT, Access
 from airflow_provider_rayjobs.jobs.diagnosis import diagnose_failure
 from airflow_provider_rayjobs.jobs.logs.json_text import JsonText
+from airflow_provider_rayjobs.jobs.redaction import is_sensitive_name, redact_address, secret_variants
 from airflow_provider_rayjobs.jobs.requests import Answer, AnyRequest, LogRequest, UploadRequest
 from airflow_provider_rayjobs.jobs.steps import LogMessage, LogSink, OnLog, Upload
 
@@ -65,7 +65,7 @@ class HttpCodec:
         access = self._access
         # TLS settings take 25 ms; a client without any https URL gets some that trust no certificate
         needs_tls = any(urlsplit(url).scheme == "https" for url in (self.address, access.proxy or ""))
-        tls = access.tls() if needs_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        tls = access.tls.create_context() if needs_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         return {
             "base_url": self.address,
             # Ray refuses every write with the User-Agent of a browser.
@@ -97,11 +97,9 @@ class HttpCodec:
         access = self._access
         try:
             headers = access.request_headers()
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             raise RayApiConnectionError(
-                f"Could not {request.purpose} at {self.address}: there is no token to send. "
-                f"{access.describe_token_file_error(error)}",
-                sent=False,
+                f"Could not {request.purpose} at {self.address}: there is no token to send. {error}", sent=False
             ) from None
         if self._on_token is not None and access.token_file is not None:
             bearer = headers.get(access.token_header_name, "")
@@ -276,11 +274,6 @@ def check_address(address: str) -> str:
             "token has a field of its own"
         )
     return address.rstrip("/")
-
-
-def redact_address(address: str) -> str:
-    """Return the part of an address that is no secret: without its query, and nothing where a password is possible."""
-    return "what holds an @" if "@" in address else repr(re.split("[?#]", address, maxsplit=1)[0])
 
 
 def _proxy(url: str, tls: ssl.SSLContext) -> httpx.Proxy:

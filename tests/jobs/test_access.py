@@ -316,6 +316,11 @@ def test_what_can_never_work_is_said_by_name(fields: dict[str, Any], said: str):
     assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
+def read_files(access: Access) -> None:
+    access.check_token_file()
+    access.tls.check_files()
+
+
 PASTED = f"-----BEGIN PRIVATE KEY-----\n{SECRET}\n-----END PRIVATE KEY-----\n"
 
 
@@ -336,7 +341,7 @@ def test_what_is_pasted_in_place_of_a_path_is_not_shown(name: str, content: str)
 def test_what_is_no_path_is_not_shown(name: str, value: str):
     """A name without a folder, of no file, may be a token in the wrong field; too long a name is no other error."""
     with pytest.raises(ValueError, match=f"{name}.* cannot be read") as caught:
-        Access(**{name: value}).check_files()
+        read_files(Access(**{name: value}))
 
     assert SECRET not in "".join(traceback.format_exception(caught.value))
 
@@ -344,27 +349,27 @@ def test_what_is_no_path_is_not_shown(name: str, value: str):
 def test_a_folder_without_certificates_is_said(tmp_path: Path):
     """OpenSSL would say nothing of it, and believe nobody."""
     with pytest.raises(ValueError, match="holds no certificates by their hashes"):
-        Access(verify=str(tmp_path)).check_files()
+        Access(verify=str(tmp_path)).tls.check_files()
 
 
 def test_certificates_are_looked_at_once_for_each_state_of_their_files(tmp_path: Path):
     """A second look at the same files costs nothing; files that were replaced are looked at again."""
     file = tmp_path / "ca.pem"
     file.write_bytes(Path(certifi.where()).read_bytes())
-    access = Access(verify=str(file))
-    access.check_files()
-    mtimes = access.mtimes()
+    tls = Access(verify=str(file)).tls
+    tls.check_files()
+    mtimes = tls.mtimes()
     began = time.perf_counter()
     for _ in range(100):
-        access.check_files()
+        tls.check_files()
     seconds = time.perf_counter() - began
     file.write_text("no certificate")
     os.utime(file, (1, 1))
 
     assert seconds < 0.1
-    assert access.mtimes() != mtimes
+    assert tls.mtimes() != mtimes
     with pytest.raises(ValueError, match="holds no certificates"):
-        access.check_files()
+        tls.check_files()
 
 
 @pytest.mark.parametrize(

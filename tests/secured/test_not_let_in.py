@@ -238,9 +238,7 @@ def test_a_server_that_ends_the_handshake_for_want_of_a_certificate(ask, authori
             "are no certificate",
             id="wrong password",
         ),
-        pytest.param(
-            {"client_cert": "{cert}", "client_key": "/none"}, "client_key: /none cannot be read", id="no file"
-        ),
+        pytest.param({"client_cert": "{cert}", "client_key": "/none"}, "client_key /none cannot be read", id="no file"),
     ],
 )
 def test_a_key_that_does_not_fit_is_named_before_anything_is_sent(
@@ -251,7 +249,7 @@ def test_a_key_that_does_not_fit_is_named_before_anything_is_sent(
     files = {"cert": pair.cert, "other": authority.issue("b").key, "locked": locked.key, "locked_cert": locked.cert}
 
     with pytest.raises(ValueError, match=words) as caught:
-        Access(**{name: value.format(**files) for name, value in fields.items()}).check_files()
+        Access(**{name: value.format(**files) for name, value in fields.items()}).tls.check_files()
 
     assert SECRET not in str(caught.value)
 

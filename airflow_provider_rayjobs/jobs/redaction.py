@@ -1,0 +1,48 @@
+"""Redaction: which names suggest a secret, and how secrets are removed from texts that an error quotes."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Iterable
+from urllib.parse import quote
+
+# Shortest secret that is redacted, in characters: a shorter one is part of ordinary words.
+MIN_SECRET_LENGTH = 5
+_SENSITIVE_NAME = re.compile("auth|key|token|secret|cookie|passw|credential|signature|assertion|jwt", re.IGNORECASE)
+
+
+def redact(text: str, secrets: Iterable[str]) -> str:
+    """Return a text with ``***`` for each secret, in any of its encodings. Redact first, then shorten."""
+    encoded = {form for secret in secrets if len(secret) >= MIN_SECRET_LENGTH for form in _encodings(secret)}
+    # Longest first: where one secret begins with another, nothing of either may remain.
+    for form in sorted(encoded, key=len, reverse=True):
+        text = text.replace(form, "***")
+    return text
+
+
+def is_sensitive_name(name: str) -> bool:
+    """Tell whether a header's name suggests that its value is secret."""
+    return bool(_SENSITIVE_NAME.search(name))
+
+
+def secret_variants(value: str) -> list[str]:
+    """Return a secret header's value, and its credentials without a scheme such as ``Bearer``."""
+    _, _, credentials = value.partition(" ")
+    return [value, credentials.strip()] if credentials.strip() else [value]
+
+
+def redact_address(address: str) -> str:
+    """Return the part of an address that is no secret: without its query, and nothing where a password is possible."""
+    return "what holds an @" if "@" in address else repr(re.split("[?#]", address, maxsplit=1)[0])
+
+
+def describe_unreadable(field: str, path: str, error: OSError) -> str:
+    """Describe an unreadable file. A name without a folder is left out: it may be a secret in the wrong field."""
+    return f"{field} {f'{path} ' if '/' in path else ''}cannot be read: {error.strerror}"
+
+
+def _encodings(secret: str) -> set[str]:
+    """Return a secret as it appears in a log, in a URL, in HTML and in JSON."""
+    return {secret, quote(secret, safe=""), html.escape(secret), json.dumps(secret)[1:-1]}
