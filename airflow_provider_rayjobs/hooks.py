@@ -122,13 +122,18 @@ class RayJobsHook(BaseHook):
                 logger=self.log,
                 on_token=None if is_quiet else self._tokens.mask,
                 access=cluster.full_access(),
+                label=f"connection {self.ray_conn_id}",
             )
 
     def async_client_of(self, cluster: Cluster) -> AsyncRayJobsClient:
         """Return a client for the running event loop without another look at the connection."""
         with self._named():
             return AsyncRayJobsClient(
-                cluster.address, logger=self.log, on_token=self._tokens.mask_soon, access=cluster.full_access()
+                cluster.address,
+                logger=self.log,
+                on_token=self._tokens.mask_soon,
+                access=cluster.full_access(),
+                label=f"connection {self.ray_conn_id}",
             )
 
     @contextmanager

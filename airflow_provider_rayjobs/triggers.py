@@ -290,7 +290,7 @@ class _Shared:
 
 # A client costs 24 ms of the event loop (its TLS context), so triggers of one cluster share one. Clients
 # belong to the loop that they were made on; the outer dictionary forgets loops that are gone.
-_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Cluster, tuple[int, ...]], _Shared]] = (
+_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, Cluster, tuple[int, ...]], _Shared]] = (
     WeakKeyDictionary()
 )
 
@@ -299,8 +299,8 @@ _shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Cluster, tuple[
 async def shared_client(hook: RayJobsHook, cluster: Cluster) -> AsyncIterator[AsyncRayJobsClient]:
     """Lend the client for a cluster on this event loop; the last one to leave closes it."""
     clients = _shared.setdefault(asyncio.get_running_loop(), {})
-    # a certificate that was replaced is shown, or believed, from the next trigger on
-    key = (cluster, cluster.access.tls.mtimes())
+    # a certificate that was replaced is shown, or believed, from the next trigger on; errors name the connection
+    key = (hook.ray_conn_id, cluster, cluster.access.tls.mtimes())
     if key not in clients:
         clients[key] = _Shared(hook.async_client_of(cluster))
     shared = clients[key]

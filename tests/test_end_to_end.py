@@ -233,7 +233,7 @@ def test_a_head_that_cannot_be_reached_is_an_error_that_says_where(run: Run):
     log = run.log("finds_nobody")
 
     assert run.state("finds_nobody") == "failed"
-    assert "no answer from http://127.0.0.1:9 (ConnectError" in log
+    assert "no answer from http://127.0.0.1:9 (connection ray_jobs_nobody) (ConnectError" in log
     assert "Check that the Ray head runs" in log
 
 

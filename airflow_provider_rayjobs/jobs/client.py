@@ -74,6 +74,7 @@ class _BaseClient:
         address: str,
         token: str | None,
         access: Access | None,
+        label: str,
         retry_timeout: float,
         logger: LoggerLike | None,
         on_token: OnToken | None,
@@ -82,7 +83,7 @@ class _BaseClient:
             raise ValueError("token and access were both given; access has a token of its own")
         self.address = check_address(address)
         self.retry_timeout = retry_timeout
-        self._codec = HttpCodec(self.address, access or Access(token=token), on_token)
+        self._codec = HttpCodec(self.address, access or Access(token=token), label, on_token)
         self._logger: LoggerLike = logger or logging.getLogger(__name__)
 
     def __repr__(self) -> str:
@@ -108,6 +109,7 @@ class RayJobsClient(_BaseClient):
     :param address: of the head's dashboard, e.g. ``http://ray-head:8265`` or ``https://ray.example.com/team-a``.
     :param token: Ray's authentication token, sent as ``Authorization: Bearer``; short for ``Access(token=...)``.
     :param access: all other credentials, TLS settings, the HTTP proxy and timeouts: :class:`~.access.Access`.
+    :param label: the caller's name for the address: errors add it, e.g. ``http://ray-head:8265 (production)``.
     :param retry_timeout: seconds for which a method retries a request that fails.
     :param logger: for messages on outages and incomplete logs.
     :param on_token: called with a token from a token file before each request that sends it. Such tokens change, and
@@ -121,12 +123,13 @@ class RayJobsClient(_BaseClient):
         *,
         token: str | None = None,
         access: Access | None = None,
+        label: str = "",
         retry_timeout: float = RETRY_TIMEOUT,
         logger: LoggerLike | None = None,
         on_token: OnToken | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        super().__init__(address, token, access, retry_timeout, logger, on_token)
+        super().__init__(address, token, access, label, retry_timeout, logger, on_token)
         self._http = httpx.Client(transport=transport, **self._codec.client_settings())
 
     def get_version(self) -> RayVersion:
@@ -231,7 +234,7 @@ class RayJobsClient(_BaseClient):
             if not endpoints.is_log(response.status_code, response.headers.get("content-type", "")):
                 response.read()
                 raise endpoints.error_for_answer(request, codec.decode(response))
-            receiver = LogReceiver(request, log, emit, self.address)
+            receiver = LogReceiver(request, log, emit, codec.place)
             for chunk in response.iter_bytes(LOG_CHUNK):
                 if not receiver.feed(chunk):
                     return
@@ -265,12 +268,13 @@ class AsyncRayJobsClient(_BaseClient):
         *,
         token: str | None = None,
         access: Access | None = None,
+        label: str = "",
         retry_timeout: float = RETRY_TIMEOUT,
         logger: LoggerLike | None = None,
         on_token: OnToken | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        super().__init__(address, token, access, retry_timeout, logger, on_token)
+        super().__init__(address, token, access, label, retry_timeout, logger, on_token)
         self._http = httpx.AsyncClient(transport=transport, **self._codec.client_settings())
 
     async def get_version(self) -> RayVersion:
@@ -355,7 +359,7 @@ class AsyncRayJobsClient(_BaseClient):
                 if not endpoints.is_log(response.status_code, response.headers.get("content-type", "")):
                     await response.aread()
                     raise endpoints.error_for_answer(request, codec.decode(response))
-                receiver = LogReceiver(request, log, emit, self.address)
+                receiver = LogReceiver(request, log, emit, codec.place)
                 async for chunk in response.aiter_bytes(LOG_CHUNK):
                     if not receiver.feed(chunk):
                         return

@@ -29,7 +29,7 @@ from airflow_provider_rayjobs.jobs.tls import SYSTEM
 if TYPE_CHECKING:
     from airflow_provider_rayjobs.jobs.requests import Answer
 
-CHECK_ADDRESS = "Check host, port, schema and base path of the connection: they must lead to a Ray dashboard."
+CHECK_ADDRESS = "Check host, port, schema and base path of the address: they must lead to a Ray dashboard."
 
 # OpenSSL's numbers for why a certificate is not believed. Source: ``openssl/x509_vfy.h``.
 _NOT_YET_VALID = 9
@@ -67,7 +67,7 @@ def diagnose_failure(error: Exception, address: str, access: Access) -> tuple[ty
             return RayApiTLSError, _about_our_certificate(access)
         if isinstance(cause, ssl.SSLError) and _NO_TLS.search(cause.reason or "") and _is(error, "ConnectError"):
             return RayApiTLSError, (
-                f"Port {urlsplit(address).port or 443} speaks no TLS that we do: the connection's schema is http, or "
+                f"Port {urlsplit(address).port or 443} speaks no TLS that we do: the address's schema is http, or "
                 "the port is another one."
             )
         if isinstance(cause, socket.gaierror):
@@ -75,7 +75,7 @@ def diagnose_failure(error: Exception, address: str, access: Access) -> tuple[ty
     if _is(error, "ProxyError"):
         return RayApiConnectionError, (
             f"The proxy {access.proxy_origin or 'that the environment names'} does not let us through; 407 means that "
-            "it wants a user and a password, in the connection's proxy (http://user:password@host:port)."
+            "it wants a user and a password, in proxy (http://user:password@host:port)."
         )
     if _is(error, "RemoteProtocolError") and not _CUT_OFF.match(str(error)):
         return RayApiConnectionError, (
@@ -83,8 +83,7 @@ def diagnose_failure(error: Exception, address: str, access: Access) -> tuple[ty
             f"(6379, 10001), or one that speaks TLS. {CHECK_ADDRESS}"
         )
     return RayApiConnectionError, (
-        f"Check that the Ray head runs, that this machine may reach it, and the address in the Airflow connection."
-        f"{_by_proxy(access)}"
+        f"Check that the Ray head runs, that this machine may reach it, and the address.{_by_proxy(access)}"
     )
 
 
@@ -119,13 +118,11 @@ def _about_certificate(error: ssl.SSLCertVerificationError, access: Access) -> s
     if code == _NOT_YET_VALID:
         return "The server's certificate is not valid yet. Look at the clocks of both machines."
     if code in _OTHER_NAME:
-        return (
-            "The server's certificate is for another name. Use a name in the connection's host that it was issued for."
-        )
+        return "The server's certificate is for another name. Use a host in the address that it was issued for."
     if code in _UNKNOWN_AUTHORITY:
         return (
             f"The server's certificate comes from an authority that {believed} does not know. Give the file with the "
-            "authority's certificate as the connection's verify."
+            "authority's certificate as verify."
         )
     return f"The server's certificate is not believed: {getattr(error, 'verify_message', error)}."
 
@@ -134,7 +131,7 @@ def _about_our_certificate(access: Access) -> str:
     if access.client_cert is None:
         return (
             "The server ended the TLS handshake, as one does that wants a client's certificate: give client_cert and "
-            "client_key in the connection."
+            "client_key."
         )
     return f"The server ended the TLS handshake: it does not accept our certificate ({access.client_cert})."
 
@@ -154,13 +151,11 @@ def diagnose_answer(answer: Answer) -> tuple[type[RayApiResponseError], str] | N
             )
         case 407:
             return RayApiAuthError, (
-                "A proxy on the way wants a user and a password, in the connection's proxy "
-                "(http://user:password@host:port)."
+                "A proxy on the way wants a user and a password, in proxy (http://user:password@host:port)."
             )
         case 400 if _NO_CERTIFICATE in text:
             return RayApiAuthError, (
-                f"{_capital(_who(answer))} wants a client's certificate: give client_cert and client_key in the "
-                "connection."
+                f"{_capital(_who(answer))} wants a client's certificate: give client_cert and client_key."
             )
         case 400 if _WRONG_CERTIFICATE in text:
             return RayApiAuthError, (
@@ -168,7 +163,7 @@ def diagnose_answer(answer: Answer) -> tuple[type[RayApiResponseError], str] | N
                 "another authority."
             )
         case 400 if any(words in text for words in _WANTS_TLS):
-            return RayApiAddressError, "This port speaks TLS: the connection's schema is https."
+            return RayApiAddressError, "This port speaks TLS: the address's schema is https."
         case 301 | 302 | 303 | 307 | 308:
             return RayApiAddressError, _about_redirect(answer)
         case 200 if is_html_page(answer):
@@ -185,8 +180,8 @@ def is_html_page(answer: Answer) -> bool:
 
 
 _LOGIN = (
-    "If a proxy before Ray wants a login, ask whoever runs it how programs get in; the connection has login and "
-    "password, headers and auth for that."
+    "If a proxy before Ray wants a login, ask whoever runs it how programs get in; login and password, headers "
+    "and auth are for that."
 )
 
 
@@ -203,16 +198,13 @@ def _about_token(answer: Answer) -> str:
             other = RAY_AUTHORIZATION if header == AUTHORIZATION else AUTHORIZATION
             return (
                 f"The token is missing, as Ray sees it, although it was sent in {header}: a proxy on the "
-                f"way takes it out. Let it pass that header on, or set the connection's token_header to {other}."
+                f"way takes it out. Let it pass that header on, or set token_header to {other}."
             )
-        return (
-            "The token is missing: Ray wants one. It is the password of the Airflow connection (token, where the "
-            "password belongs to a login), or in the file that token_file names."
-        )
+        return "The token is missing: Ray wants one. Give token or token_file."
     if not access.has_token:
         return (
             f"The token is wrong: Ray takes for one what reaches it in {AUTHORIZATION} ({shown} was sent). The proxy "
-            f"before Ray has to take its own {AUTHORIZATION} out, and the connection needs a token for Ray."
+            f"before Ray has to take its own {AUTHORIZATION} out, and Ray needs a token."
         )
     if access.token_header_name == RAY_AUTHORIZATION:
         return (
@@ -220,8 +212,8 @@ def _about_token(answer: Answer) -> str:
             f"any {AUTHORIZATION} reaches it, so the proxy before Ray has to take that out."
         )
     return (
-        f"The token is wrong, of another cluster, or not valid any more ({shown} was sent). It is the password "
-        "of the Airflow connection, or in the file that token_file names."
+        f"The token is wrong, of another cluster, or not valid any more ({shown} was sent). Look at token or "
+        "token_file."
     )
 
 
@@ -233,9 +225,9 @@ def _about_proxy_login(answer: Answer) -> str:
     asks = f"It is not Ray that refuses, but {_who(answer)}"
     if scheme.lower() == "basic":
         if answer.access.login is not None:
-            return f"{asks}: it does not accept the connection's login and password{place}."
+            return f"{asks}: it does not accept login and password{place}."
         return (
-            f"{asks}: it wants basic authentication{place}. Give the connection a login and its password; a token of "
+            f"{asks}: it wants basic authentication{place}. Give login and password; a token of "
             "Ray's then goes into token or token_file."
         )
     kind = f" ({scheme}{place})" if scheme else ""
@@ -250,7 +242,7 @@ def _about_redirect(answer: Answer) -> str:
     except ValueError:
         return f"It leads elsewhere, to no address. This is not a Ray dashboard. {CHECK_ADDRESS}"
     if there.hostname == here.hostname and there.scheme != here.scheme:
-        return f"It leads to {origin}: give that as the connection's address (schema and port)."
+        return f"It leads to {origin}: give that as the address (schema and port)."
     if there.netloc == here.netloc:
         return f"It leads to {there.path} here, as to a login or another base path. {_LOGIN} {CHECK_ADDRESS}"
     return (

@@ -196,7 +196,7 @@ def parse_answer(request: Request[T], answer: Answer) -> T:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         advice = diagnosis[1] if (diagnosis := diagnose_answer(answer)) else CHECK_ADDRESS
         raise RayApiAddressError(
-            f"Could not {request.purpose} at {answer.address}: the answer is {_kind_of(answer)}, not what the Ray "
+            f"Could not {request.purpose} at {answer.place}: the answer is {_kind_of(answer)}, not what the Ray "
             f"Jobs API says. {advice}",
             status_code=answer.status_code,
         ) from error
@@ -221,7 +221,7 @@ def error_for_answer(request: AnyRequest, answer: Answer) -> RayApiResponseError
     """Return the error that an answer other than 200 means: by Ray's words first, then by the status code."""
     kind, advice = _classify(answer)
     said = _summarize(answer.redact(answer.text))
-    message = f"Could not {request.purpose} at {answer.address}: HTTP {answer.status_code}. {advice}"
+    message = f"Could not {request.purpose} at {answer.place}: HTTP {answer.status_code}. {advice}"
     return kind(f"{message} It said: {said}" if said else message, status_code=answer.status_code)
 
 

@@ -76,6 +76,11 @@ class UploadRequest:
     idempotent: ClassVar[bool] = True
 
 
+def name_place(address: str, label: str) -> str:
+    """Return what errors call a cluster: its address, and the caller's name for it."""
+    return f"{address} ({label})" if label else address
+
+
 AnyRequest = Request[Any] | LogRequest | UploadRequest
 
 
@@ -84,11 +89,12 @@ class Answer:
     """
     What came back, stripped of its transport.
 
-    :param address: the cluster's, for messages.
+    :param address: the cluster's.
     :param time: when it was sent, Unix milliseconds by the head's clock.
     :param headers: ``location``, ``server`` and ``www-authenticate``.
     :param access: with which it was asked for.
     :param sent: what was secret in that request: a token's file may hold another token by now.
+    :param label: what the caller calls the address.
     """
 
     status_code: int
@@ -99,6 +105,11 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
     access: Access = field(default_factory=Access, repr=False)
     sent: tuple[str, ...] = field(default=(), repr=False)
+    label: str = ""
+
+    @property
+    def place(self) -> str:
+        return name_place(self.address, self.label)
 
     @property
     def text(self) -> str:

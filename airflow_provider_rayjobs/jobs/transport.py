@@ -24,7 +24,7 @@ from airflow_provider_rayjobs.jobs.access import READ_TIMEOUT, Access
 from airflow_provider_rayjobs.jobs.diagnosis import diagnose_failure
 from airflow_provider_rayjobs.jobs.logs.json_text import JsonText
 from airflow_provider_rayjobs.jobs.redaction import is_sensitive_name, redact_address, secret_variants
-from airflow_provider_rayjobs.jobs.requests import Answer, AnyRequest, LogRequest, UploadRequest
+from airflow_provider_rayjobs.jobs.requests import Answer, AnyRequest, LogRequest, UploadRequest, name_place
 from airflow_provider_rayjobs.jobs.steps import LogMessage, LogSink, OnLog, Upload
 
 OnToken = Callable[[str], object]
@@ -52,11 +52,14 @@ class HttpCodec:
     Translates requests into arguments for httpx, and its responses and errors into ours.
 
     :param address: of the cluster, checked.
+    :param label: the caller's name for the address.
     :param on_token: called with each token that is read from a token file, before it is sent.
     """
 
-    def __init__(self, address: str, access: Access, on_token: OnToken | None = None) -> None:
+    def __init__(self, address: str, access: Access, label: str = "", on_token: OnToken | None = None) -> None:
         self.address = address
+        self.place = name_place(address, label)
+        self._label = label
         self._access = access
         self._on_token = on_token
 
@@ -99,7 +102,7 @@ class HttpCodec:
             headers = access.request_headers()
         except ValueError as error:
             raise RayApiConnectionError(
-                f"Could not {request.purpose} at {self.address}: there is no token to send. {error}", sent=False
+                f"Could not {request.purpose} at {self.place}: there is no token to send. {error}", sent=False
             ) from None
         if self._on_token is not None and access.token_file is not None:
             bearer = headers.get(access.token_header_name, "")
@@ -123,6 +126,7 @@ class HttpCodec:
                 if is_sensitive_name(name)
                 for secret in secret_variants(value)
             ),
+            self._label,
         )
 
     @contextmanager
@@ -138,17 +142,16 @@ class HttpCodec:
             raise self._connection_error(request, error) from error
 
     def _connection_error(self, request: AnyRequest, error: Exception) -> RayApiConnectionError:
-        address = self.address
         if isinstance(error, _AuthError):
-            return RayApiConnectionError(f"Could not {request.purpose} at {address}: {error}", sent=False)
+            return RayApiConnectionError(f"Could not {request.purpose} at {self.place}: {error}", sent=False)
         if isinstance(error, httpx.LocalProtocolError):
             # It quotes the header that cannot be sent, and so does its cause.
             error.args = ("what was to be sent is no HTTP",)
             error.__cause__ = error.__context__ = None
-        kind, advice = diagnose_failure(error, address, self._access)
+        kind, advice = diagnose_failure(error, self.address, self._access)
         said = self._access.redact(str(error))
         return kind(
-            f"Could not {request.purpose}: no answer from {address} ({type(error).__name__}: {said}). {advice}",
+            f"Could not {request.purpose}: no answer from {self.place} ({type(error).__name__}: {said}). {advice}",
             sent=not isinstance(error, _NEVER_SENT) and kind is not RayApiTLSError,
         )
 
@@ -157,14 +160,14 @@ class LogReceiver:
     """
     Passes a log, which is an answer's body or a text in its JSON, to a sink, and emits the sink's records.
 
-    :param address: of the cluster, for errors.
+    :param place: of the cluster, for errors.
     """
 
-    def __init__(self, request: LogRequest, log: LogSink, emit: OnLog, address: str) -> None:
+    def __init__(self, request: LogRequest, log: LogSink, emit: OnLog, place: str) -> None:
         self._json = JsonText() if request.is_json else None
         self._log = log
         self._emit = emit
-        self._about = f"Could not {request.purpose} at {address}"
+        self._about = f"Could not {request.purpose} at {place}"
         log.begin()
 
     def feed(self, chunk: bytes) -> bool:

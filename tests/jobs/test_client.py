@@ -277,6 +277,22 @@ def test_connection_errors(call: Call, failure: httpx.HTTPError, sent: bool) -> 
     )
 
 
+@pytest.mark.parametrize(
+    "failure",
+    [
+        pytest.param(httpx.ConnectError("refused"), id="no answer"),
+        pytest.param(httpx.Response(404, text="Job a does not exist"), id="answer"),
+        pytest.param(httpx.Response(200, text="?"), id="answer of something else"),
+    ],
+)
+def test_errors_name_the_label_of_the_address(call: Call, failure: httpx.Response | httpx.HTTPError) -> None:
+    """Errors add the caller's name for the address to it, so that a reader knows which configuration is meant."""
+    with pytest.raises(RayJobsError) as caught:
+        call("get_job", Wire(failure), "a", client_label="connection mine", client_retry_timeout=0)
+
+    assert f"{ADDRESS} (connection mine)" in str(caught.value)
+
+
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
 def test_redirects(call: Call, code: int) -> None:
     """A redirect is not followed: the token goes to the address of the connection and nowhere else."""

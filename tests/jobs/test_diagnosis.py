@@ -36,7 +36,7 @@ def answer(code: int, text: str = "", access: dict[str, Any] | None = None, **he
 @pytest.mark.parametrize(
     ("given", "kind", "said"),
     [
-        pytest.param(answer(401, RAY_401), RayApiAuthError, "Ray wants one. It is the password", id="none"),
+        pytest.param(answer(401, RAY_401), RayApiAuthError, "Ray wants one. Give token or token_file.", id="none"),
         pytest.param(
             answer(401, RAY_401, TOKEN),
             RayApiAuthError,
@@ -71,7 +71,7 @@ def answer(code: int, text: str = "", access: dict[str, Any] | None = None, **he
         pytest.param(
             answer(401, "<html>", LOGIN, **BASIC),
             RayApiAuthError,
-            "does not accept the connection's login and password for 'the ingress'",
+            "does not accept login and password for 'the ingress'",
             id="basic refused",
         ),
         pytest.param(
@@ -105,13 +105,13 @@ def answer(code: int, text: str = "", access: dict[str, Any] | None = None, **he
         pytest.param(
             answer(400, "<title>400 The plain HTTP request was sent to HTTPS port</title>"),
             RayApiAddressError,
-            "the connection's schema is https",
+            "the address's schema is https",
             id="TLS wanted by nginx",
         ),
         pytest.param(
             answer(400, "Client sent an HTTP request to an HTTPS server."),
             RayApiAddressError,
-            "the connection's schema is https",
+            "the address's schema is https",
             id="TLS wanted by Go",
         ),
         pytest.param(

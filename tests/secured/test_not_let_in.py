@@ -136,7 +136,7 @@ def test_a_private_authority_is_believed(ask, servers, authority: Authority, tmp
         ("good", "stranger", "an authority that verify ("),
         ("expired", "company", "The server's certificate has expired."),
         ("other name", "company", "The server's certificate is for another name."),
-        ("plain", "company", "speaks no TLS that we do: the connection's schema is http"),
+        ("plain", "company", "speaks no TLS that we do: the address's schema is http"),
     ],
 )
 def test_a_certificate_that_is_not_believed_is_named(
@@ -155,7 +155,7 @@ def test_tls_at_a_port_that_was_asked_without(ask, servers):
     """An http address of a TLS port is told which schema to use."""
     address = servers["good"].address.replace("https:", "http:")
 
-    refused(RayApiAddressError, "This port speaks TLS: the connection's schema is https.", ask, address)
+    refused(RayApiAddressError, "This port speaks TLS: the address's schema is https.", ask, address)
 
 
 @pytest.mark.parametrize("password", [None, "of the key"])
@@ -262,7 +262,7 @@ def test_a_key_that_does_not_fit_is_named_before_anything_is_sent(
         ("forbidden", RayApiAuthError, "It is not Ray that refuses, but a proxy before it"),
         ("login page", RayApiAddressError, "titled 'Sign in', as from a login"),
         ("login elsewhere", RayApiAddressError, "leads to https://sso.example.com, as to a login"),
-        ("to https", RayApiAddressError, ": give that as the connection's address"),
+        ("to https", RayApiAddressError, ": give that as the address"),
         ("something else", RayApiAddressError, "This is not a Ray dashboard"),
     ],
 )
@@ -277,7 +277,7 @@ def test_a_login_that_is_wrong_is_named(ask, servers):
 
     assert ask(address, login="me", password="right") == "2.60.0"
     refused(
-        RayApiAuthError, "does not accept the connection's login and password for 'team a'", ask, address,
+        RayApiAuthError, "does not accept login and password for 'team a'", ask, address,
         login="me", password=SECRET,
     )  # fmt: skip
 
