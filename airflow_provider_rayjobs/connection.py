@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from airflow_provider_rayjobs.jobs.access import Access
 from airflow_provider_rayjobs.jobs.redaction import redact_address
+from airflow_provider_rayjobs.jobs.tls import check_certificates
 from airflow_provider_rayjobs.jobs.transport import check_address
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def _access_of(connection: Connection, extra: Mapping[str, Any]) -> Access:
     access = Access(
         token=token, login=login, password=password, **{name: extra[name] for name in _OF_ACCESS if name in extra}
     )
-    access.tls.check_files()
+    check_certificates(access)
     return access
 
 

@@ -13,12 +13,11 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHo
 from airflow_provider_rayjobs.connection import Cluster, parse_connection
 from airflow_provider_rayjobs.exceptions import RayJobsError
 from airflow_provider_rayjobs.jobs import endpoints, follow
-from airflow_provider_rayjobs.jobs.access import Access
+from airflow_provider_rayjobs.jobs.access import OFF, Access
 from airflow_provider_rayjobs.jobs.client import AsyncRayJobsClient, RayJobsClient
 from airflow_provider_rayjobs.jobs.models import JobDetails, RayVersion
 from airflow_provider_rayjobs.jobs.packages.submit import CodeOptions
 from airflow_provider_rayjobs.jobs.steps import OnLog
-from airflow_provider_rayjobs.jobs.tls import OFF
 from airflow_provider_rayjobs.jobs.transport import check_address
 from airflow_provider_rayjobs.masking import TokenMasker, amask_cluster, mask_cluster
 

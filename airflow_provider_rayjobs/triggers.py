@@ -27,6 +27,7 @@ from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.logs.trickle import FlushTimer, LogBudget
 from airflow_provider_rayjobs.jobs.models import JobDetails
 from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, stop_and_wait
+from airflow_provider_rayjobs.jobs.tls import certificate_mtimes
 from airflow_provider_rayjobs.log_checkpoint import LogCheckpoint
 from airflow_provider_rayjobs.masking import amask_env_vars, masking_env_vars
 
@@ -300,7 +301,7 @@ async def shared_client(hook: RayJobsHook, cluster: Cluster) -> AsyncIterator[As
     """Lend the client for a cluster on this event loop; the last one to leave closes it."""
     clients = _shared.setdefault(asyncio.get_running_loop(), {})
     # a certificate that was replaced is shown, or believed, from the next trigger on; errors name the connection
-    key = (hook.ray_conn_id, cluster, cluster.access.tls.mtimes())
+    key = (hook.ray_conn_id, cluster, certificate_mtimes(cluster.access))
     if key not in clients:
         clients[key] = _Shared(hook.async_client_of(cluster))
     shared = clients[key]

@@ -65,7 +65,7 @@ def test_a_connections_fields_make_an_address(fields: dict[str, Any], address: s
         pytest.param({"host": "http://me:secret@head"}, "holds more than an address", id="credentials in the host"),
         pytest.param({"host": "head:1", "port": 2}, "host says port 1, the field for it says 2", id="two ports"),
         pytest.param({"host": "head/a", "extra": {"base_path": "b"}}, "host says base path a", id="two paths"),
-        pytest.param({"host": "head..example.com"}, "is no address", id="no host's name"),
+        pytest.param({"host": "head..example.com"}, "is not a valid address", id="no host's name"),
         pytest.param({"host": "head", "extra": {"base_pth": "x"}}, "nobody reads the extra base_pth", id="unknown"),
         pytest.param({"host": "head", "extra": {"base_path": 1}}, "extra base_path must be text, not int", id="text"),
         pytest.param(
@@ -82,7 +82,7 @@ def test_a_connections_fields_make_an_address(fields: dict[str, Any], address: s
             "password and extra token_file both hold a token",
             id="token and file",
         ),
-        pytest.param({"host": "head", "login": "me"}, "login and password make the basic", id="login alone"),
+        pytest.param({"host": "head", "login": "me"}, "login and password belong together", id="login alone"),
         pytest.param(
             {"host": "head", "extra": {"token_file": "/no/such/file"}},
             "token_file /no/such/file cannot be read: No such file",
@@ -94,14 +94,14 @@ def test_a_connections_fields_make_an_address(fields: dict[str, Any], address: s
         ),
         pytest.param({"host": "head", "extra": {"verify": __file__}}, "holds no certificates", id="CA of no kind"),
         pytest.param({"host": "head", "extra": {"verify": False}}, "verify must be text: system, off", id="verify"),
-        pytest.param({"host": "head", "extra": {"verify": "false"}}, "verify is 'system'", id="verify as text"),
+        pytest.param({"host": "head", "extra": {"verify": "false"}}, "verify must be 'system'", id="verify as text"),
         pytest.param(
             {"host": "head", "extra": {"client_cert": "/no/such/cert"}},
             "client_cert /no/such/cert cannot be read",
             id="no certificate",
         ),
         pytest.param(
-            {"host": "head", "extra": {"client_cert": __file__}}, "are no certificate with its key", id="cert"
+            {"host": "head", "extra": {"client_cert": __file__}}, "are not a certificate and its key", id="cert"
         ),
         pytest.param({"host": "head", "extra": {"client_key": "/a"}}, "without client_cert", id="key alone"),
         pytest.param({"host": "head", "extra": {"headers": "secret"}}, "headers must be an object", id="headers"),
@@ -109,7 +109,7 @@ def test_a_connections_fields_make_an_address(fields: dict[str, Any], address: s
         pytest.param({"host": "head", "extra": {"headers": {"A": 1}}}, "at 'A' there is no text", id="no text"),
         pytest.param({"host": "head", "extra": {"read_timeout": "soon"}}, "read_timeout must be a number", id="time"),
         pytest.param({"host": "head", "extra": {"read_timeout": True}}, "read_timeout must be a number", id="a flag"),
-        pytest.param({"host": "head", "extra": {"proxy": "me:secret@proxy"}}, "proxy is no address", id="proxy"),
+        pytest.param({"host": "head", "extra": {"proxy": "me:secret@proxy"}}, "proxy must be an address", id="proxy"),
         pytest.param({"host": "head", "extra": {"auth": "nowhere.Auth"}}, "that can be imported", id="no module"),
         pytest.param({"host": "head", "extra": {"auth": "json.Auth"}}, "that can be imported", id="no class"),
         pytest.param({"host": "head", "extra": {"auth": "json.JSONDecoder"}}, "no class of the kind", id="no Auth"),
@@ -264,7 +264,7 @@ def test_a_class_of_the_users_is_made_with_its_arguments():
     [
         ({"auth_kwargs": {"nobody": "secret"}}, "cannot be made with auth_kwargs"),
         ({"auth_kwargs": {"audience": "wrong"}}, "cannot be made: LookupError"),
-        ({"auth_kwargs": {"audience": "a"}, "headers": {"Authorization": "secret"}}, "auth and headers both claim"),
+        ({"auth_kwargs": {"audience": "a"}, "headers": {"Authorization": "secret"}}, "auth and headers both set"),
     ],
 )
 def test_a_class_that_cannot_be_made_is_named(extra: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch):

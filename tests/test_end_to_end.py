@@ -233,7 +233,9 @@ def test_a_head_that_cannot_be_reached_is_an_error_that_says_where(run: Run):
     log = run.log("finds_nobody")
 
     assert run.state("finds_nobody") == "failed"
-    assert "no answer from http://127.0.0.1:9 (connection ray_jobs_nobody) (ConnectError" in log
+    assert "Connection refused: could not " in log
+    assert " at http://127.0.0.1:9 (connection ray_jobs_nobody). " in log
+    assert "Cause: ConnectError" in log
     assert "Check that the Ray head runs" in log
 
 
@@ -335,7 +337,7 @@ def test_the_connection_form_has_our_fields_and_its_test_button_works(airflow: L
     assert good["status"]
     assert good["message"].startswith(f"Ray 2.60.0 at {ray_head.address}, session session_")
     assert not bad["status"]
-    assert "no answer from http://127.0.0.1:9" in bad["message"]
+    assert "Connection refused: could not get the Ray version at http://127.0.0.1:9 (connection " in bad["message"]
 
 
 def _is_running(client: RayJobsClient, submission_id: str) -> bool:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from airflow_provider_rayjobs.jobs import redaction
-from airflow_provider_rayjobs.jobs.tls import SYSTEM, TLSSettings
+from airflow_provider_rayjobs.jobs.redaction import describe_unreadable, header_secrets
 
 if TYPE_CHECKING:
     import httpx
@@ -25,13 +24,19 @@ if TYPE_CHECKING:
 AUTHORIZATION = "Authorization"
 RAY_AUTHORIZATION = "X-Ray-Authorization"
 
+# Values of ``verify`` besides a path: trust this machine's certificates; trust any certificate, which is no protection.
+SYSTEM = "system"
+OFF = "off"
+# Values of ``verify`` that are meant as a switch: no file is called so.
+_SWITCHES = ("true", "false", "yes", "no", "on", "1", "0")
+
 # Seconds to connect to the head: it is near, or not there.
 CONNECT_TIMEOUT = 10.0
 # Seconds for the next bytes of an answer. The head answers most requests in milliseconds. This allows for a head under
 # load, and is short enough that a follower notices an outage within a minute.
 READ_TIMEOUT = 30.0
 
-# Shortest value, in characters, that is secret in a header without a sensitive name: "https" and "team-a" are not.
+# Shortest header value, in characters, that is secret whatever the header's name: "https" and "team-a" are not.
 _MIN_HEADER_SECRET_LENGTH = 8
 # Longest path in characters: a longer value is the content of a file.
 _MAX_PATH_LENGTH = 1024
@@ -83,56 +88,59 @@ class Access:
 
     def __post_init__(self) -> None:
         if self.token is not None and self.token_file is not None:
-            raise ValueError("token and token_file were both given; leave one out")
+            raise ValueError("token and token_file are both given. Leave one out.")
         if self.token is not None:
             _check_token("the token", self.token)
         if (self.login is None) != (self.password is None):
-            raise ValueError("login and password make the basic authentication of a proxy together; one is missing")
+            raise ValueError("login and password belong together, for basic authentication. One is missing.")
         if self.login is not None and ":" in self.login:
-            raise ValueError("login holds a colon, which basic authentication cannot send")
+            raise ValueError("login holds a colon, which basic authentication cannot send.")
         for name in ("token_file", "verify", "client_cert", "client_key"):
             _check_path(name, getattr(self, name))
         for name, value in self.headers.items():
             _check_header(name, value)
         self._check_token_header()
-        _ = self.tls  # checks its fields
+        self._check_tls()
         if self.proxy is not None:
             _check_proxy(self.proxy)
         for name, seconds in (("connect_timeout", self.connect_timeout), ("read_timeout", self.read_timeout)):
             if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < float("inf"):
-                raise ValueError(f"{name} must be a number of seconds, more than 0, not {seconds!r}")
+                raise ValueError(f"{name} must be a number of seconds greater than 0, not {seconds!r}.")
 
     def _check_token_header(self) -> None:
         if self.token_header not in (None, AUTHORIZATION, RAY_AUTHORIZATION):
             # without the value, which may be the token
-            raise ValueError(f"token_header is {AUTHORIZATION} or {RAY_AUTHORIZATION}, and nothing else")
+            raise ValueError(f"token_header must be {AUTHORIZATION} or {RAY_AUTHORIZATION}.")
         if self.token_header is not None and not self.has_token:
-            raise ValueError("token_header was given without a token that goes there; give one, or leave it out")
+            raise ValueError("token_header is given without a token. Set token or token_file, or leave it out.")
         users = self._users_of_authorization()
         if len(users) > 1:
-            raise ValueError(f"{' and '.join(users)} both claim the header {AUTHORIZATION}; leave one out")
-        if self.has_token and self.token_header_name.lower() in {name.lower() for name in self.headers}:
-            raise ValueError(f"headers holds {self.token_header_name}, where the token goes; leave one out")
+            raise ValueError(f"{' and '.join(users)} both set the header {AUTHORIZATION}. Leave one out.")
+        if self.has_token and self.token_header_name.lower() in map(str.lower, self.headers):
+            raise ValueError(f"headers sets {self.token_header_name}, which carries the token. Leave one out.")
         if users and self.token_header == AUTHORIZATION:
-            raise ValueError(f"token_header is {AUTHORIZATION}, which belongs to {users[0]}; leave one out")
+            raise ValueError(f"token_header is {AUTHORIZATION}, which {users[0]} sets. Leave one out.")
+
+    def _check_tls(self) -> None:
+        if not isinstance(self.verify, str) or not self.verify or self.verify.lower() in _SWITCHES:
+            raise ValueError(
+                f"verify must be {SYSTEM!r} (this machine's certificates), {OFF!r} (no check) or the path of a file "
+                f"with trusted certificates, not {self.verify!r}."
+            )
+        if self.client_cert is None and (self.client_key is not None or self.client_key_password is not None):
+            raise ValueError("client_key is given without client_cert, its certificate.")
 
     def _users_of_authorization(self) -> list[str]:
         """Return the fields, other than the token's, that set the header ``Authorization``."""
         is_used = {
             "login": self.login is not None,
             "auth": self.auth is not None,
-            "headers": AUTHORIZATION.lower() in {name.lower() for name in self.headers},
+            "headers": AUTHORIZATION.lower() in map(str.lower, self.headers),
         }
         return [name for name, is_set in is_used.items() if is_set]
 
     @property
-    def tls(self) -> TLSSettings:
-        """The TLS settings."""
-        return TLSSettings(self.verify, self.client_cert, self.client_key, self.client_key_password)
-
-    @property
     def has_token(self) -> bool:
-        """Tell whether there is a token for Ray."""
         return self.token is not None or self.token_file is not None
 
     @property
@@ -143,17 +151,11 @@ class Access:
     @property
     def proxy_origin(self) -> str:
         """The HTTP proxy's address without its credentials; empty for none."""
-        if self.proxy is None:
-            return ""
-        parts = urlsplit(self.proxy)
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        parts = urlsplit(self.proxy or "")
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if self.proxy else ""
 
     def request_headers(self) -> dict[str, str]:
-        """
-        Return the headers of one request, with the present token of the token file.
-
-        :raises ValueError: see :meth:`current_token`.
-        """
+        """Return the headers of one request. See :meth:`current_token` for the errors."""
         headers = dict(self.headers)
         if self.login is not None:
             headers[AUTHORIZATION] = f"Basic {_basic(self.login, self.password or '')}"
@@ -172,31 +174,27 @@ class Access:
         try:
             token = Path(self.token_file).read_bytes().decode("ascii", errors="replace").strip()
         except OSError as error:
-            raise ValueError(redaction.describe_unreadable("token_file", self.token_file, error)) from None
+            raise ValueError(describe_unreadable("token_file", self.token_file, error)) from None
         if not token:
-            raise ValueError(f"token_file {self.token_file} is empty")
+            raise ValueError(f"token_file {self.token_file} is empty.")
         _check_token(f"the token in token_file {self.token_file}", token)
         return token
 
     def check_token_file(self) -> None:
-        """Read the token file: see :meth:`current_token` for the errors."""
+        """Read the token file, if there is one. See :meth:`current_token` for the errors."""
         self.current_token()
 
     def describe(self) -> str:
         """Return which credentials a request carries, without their values."""
-        sent = []
-        if self.has_token:
-            source = f"from {self.token_file} " if self.token_file else ""
-            sent.append(f"a token {source}in {self.token_header_name}")
-        if self.login is not None:
-            sent.append(f"basic authentication in {AUTHORIZATION}")
-        if self.auth is not None:
-            sent.append(f"what {type(self.auth).__name__} adds")
-        if self.headers:
-            sent.append(f"the headers {', '.join(sorted(self.headers))}")
-        if self.client_cert is not None:
-            sent.append("a client certificate")
-        return " and ".join(sent) or "no credentials"
+        source = f"from {self.token_file} " if self.token_file else ""
+        is_sent = {
+            f"a token {source}in {self.token_header_name}": self.has_token,
+            f"basic authentication in {AUTHORIZATION}": self.login is not None,
+            f"what {type(self.auth).__name__} adds": self.auth is not None,
+            f"the headers {', '.join(sorted(self.headers))}": self.headers,
+            "a client certificate": self.client_cert is not None,
+        }
+        return " and ".join(name for name, is_given in is_sent.items() if is_given) or "no credentials"
 
     def secrets(self) -> Iterator[str]:
         """Yield every secret, in each form in which it is sent; of the token file, the present token."""
@@ -204,57 +202,45 @@ class Access:
             given = [self.current_token()]
         except ValueError:
             given = []
-        given += [self.password, self.client_key_password]
-        for name, value in self.headers.items():
-            if redaction.is_sensitive_name(name):
-                given += redaction.secret_variants(value)
-            elif len(value) >= _MIN_HEADER_SECRET_LENGTH:
-                given.append(value)
+        given += [self.password, self.client_key_password, *header_secrets(self.headers)]
+        given += [value for value in self.headers.values() if len(value) >= _MIN_HEADER_SECRET_LENGTH]
         if self.login is not None:
             given.append(_basic(self.login, self.password or ""))
         if self.proxy is not None and (password := urlsplit(self.proxy).password):
             user = unquote(urlsplit(self.proxy).username or "")
             given += [password, unquote(password), _basic(user, unquote(password))]
-        yield from (secret for secret in given if secret)
-
-    def redact(self, text: str, sent: Iterable[str] = ()) -> str:
-        """
-        Return a text of another origin without these secrets: a proxy may quote the credentials that it rejects.
-
-        :param sent: further secrets, such as the token that was sent before the token file changed.
-        """
-        return redaction.redact(text, (*self.secrets(), *sent))
+        yield from filter(None, given)
 
 
 def _check_path(name: str, path: str | None) -> None:
     """Refuse the content of a file in the field of its path, before an error about a missing file quotes it."""
     if isinstance(path, str) and ("-----BEGIN" in path or len(path) > _MAX_PATH_LENGTH or not path.isprintable()):
-        raise ValueError(f"{name} is the content, not the path of a file; write it to a file and give its path")
+        raise ValueError(f"{name} must be the path of a file, not its content. Write the content to a file.")
 
 
 def _check_token(subject: str, token: str) -> None:
     _check_header_value(subject, token)
     if token.lower().startswith("bearer "):
-        raise ValueError(f"{subject} begins with 'Bearer ', which is added by itself; give the token alone")
+        raise ValueError(f"{subject} begins with 'Bearer ', which the client adds. Give the token alone.")
 
 
 def _check_header(name: str, value: str) -> None:
     if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
         # the text after a colon may be the value
-        shown = repr(name) if ":" not in str(name) else "what holds a colon"
-        raise ValueError(f"headers: {shown} is no name of an HTTP header")
+        shown = repr(name) if ":" not in str(name) else "a name with a colon"
+        raise ValueError(f"headers: {shown} is not a valid header name.")
     if not isinstance(value, str):
-        raise ValueError(f"headers: the value of {name} must be text, not {type(value).__name__}")
+        raise ValueError(f"headers: the value of {name} must be text, not {type(value).__name__}.")
     _check_header_value(f"headers: the value of {name}", value)
 
 
 def _check_header_value(subject: str, value: str) -> None:
     if not value.strip(" "):
-        raise ValueError(f"{subject} is empty")
+        raise ValueError(f"{subject} is empty.")
     if value != value.strip(" "):
-        raise ValueError(f"{subject} has a blank at an end")
+        raise ValueError(f"{subject} begins or ends with a space.")
     if not (value.isascii() and value.isprintable()):
-        raise ValueError(f"{subject} holds a character that no HTTP header can hold, such as a newline at its end")
+        raise ValueError(f"{subject} holds a character that no HTTP header can hold, such as a newline.")
 
 
 def _check_proxy(proxy: str) -> None:
@@ -267,8 +253,8 @@ def _check_proxy(proxy: str) -> None:
     if not is_address or parts.query or parts.fragment or parts.path not in ("", "/"):
         # without the value, which may hold a password
         raise ValueError(
-            f"proxy is no address of a proxy; it looks like http://proxy:3128 or http://user:password@proxy:3128, with "
-            f"a schema of {', '.join(_PROXY_SCHEMES)}"
+            "proxy must be an address such as http://proxy:3128 or http://user:password@proxy:3128, with one of the "
+            f"schemas {', '.join(_PROXY_SCHEMES)}."
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from urllib.parse import quote
 
 # Shortest secret that is redacted, in characters: a shorter one is part of ordinary words.
@@ -22,25 +22,21 @@ def redact(text: str, secrets: Iterable[str]) -> str:
     return text
 
 
-def is_sensitive_name(name: str) -> bool:
-    """Tell whether a header's name suggests that its value is secret."""
-    return bool(_SENSITIVE_NAME.search(name))
-
-
-def secret_variants(value: str) -> list[str]:
-    """Return a secret header's value, and its credentials without a scheme such as ``Bearer``."""
-    _, _, credentials = value.partition(" ")
-    return [value, credentials.strip()] if credentials.strip() else [value]
+def header_secrets(headers: Mapping[str, str]) -> Iterator[str]:
+    """Yield the values of the headers with sensitive names, and their credentials without a scheme such as Bearer."""
+    for name, value in headers.items():
+        if _SENSITIVE_NAME.search(name):
+            yield from filter(None, (value, value.partition(" ")[2].strip()))
 
 
 def redact_address(address: str) -> str:
     """Return the part of an address that is no secret: without its query, and nothing where a password is possible."""
-    return "what holds an @" if "@" in address else repr(re.split("[?#]", address, maxsplit=1)[0])
+    return "An address with an @" if "@" in address else repr(re.split("[?#]", address, maxsplit=1)[0])
 
 
 def describe_unreadable(field: str, path: str, error: OSError) -> str:
     """Describe an unreadable file. A name without a folder is left out: it may be a secret in the wrong field."""
-    return f"{field} {f'{path} ' if '/' in path else ''}cannot be read: {error.strerror}"
+    return f"{field} {f'{path} ' if '/' in path else ''}cannot be read: {error.strerror}."
 
 
 def _encodings(secret: str) -> set[str]:

@@ -1,24 +1,36 @@
 """
-What an engine may ask of its driver.
+The contract between engines and their drivers, and the parts that engines share.
 
-An engine is a generator that does no I/O and has no clock. It yields steps and is sent their results; errors
-of the cluster (:class:`~airflow_provider_rayjobs.exceptions.RayJobsError`) are thrown into it at the step
-that met them.
+An engine is a generator without I/O and without a clock. It yields steps and is sent their results. An error of the
+cluster (:class:`~airflow_provider_rayjobs.exceptions.RayJobsError`) is thrown into it at the step that failed. The
+clients are the drivers: one blocks, the other runs on an event loop.
 
 ================  ==============================================================================================
 yields            is sent
 ================  ==============================================================================================
-``Send``          the parsed answer; the driver sends the request once, the engine decides about retries
+``Send``          the result; the driver sends the request once, the engine decides about retries
 ``ReadLog``       nothing; the driver feeds the log's bytes to the sink and emits the records that it returns
-``Upload``        nothing; the driver sends the body's bytes once and logs the messages that come with them
-``RunBlocking``   the result of the call; it may block briefly, so the async driver runs it in a thread
-``EmitRecord``    nothing; one record of the job's log for the caller's ``on_log``
-``LogMessage``    nothing; a message of this package for the log
+``Upload``        nothing; the driver sends the content once and logs the messages that come with it
+``RunBlocking``   the result of a call that may block; the async driver runs it in a thread
+``EmitRecord``    nothing; the driver passes one record of the job's log to ``on_log``
+``LogMessage``    nothing; the driver logs a message of this package
 ``Sleep``         the time afterwards, in seconds of a monotonic clock; ``Sleep(0)`` asks for the time
 ================  ==============================================================================================
 
-:mod:`.client` holds the two drivers, one that blocks and one for an event loop. Everything else that runs an
-engine is a test.
+An engine that waits for the end of a job, and polls again after a lost answer::
+
+    def wait(submission_id: str) -> Engine[JobStatus]:
+        while True:
+            try:
+                details = yield Send(endpoints.get_job(submission_id))
+            except RayApiConnectionError as error:
+                yield LogMessage(f"{error} Polling again.")
+            else:
+                if details.status.is_terminal():
+                    return details.status
+            yield Sleep(5)
+
+    status = client.run(wait("nightly-1"))
 """
 
 from __future__ import annotations
@@ -47,20 +59,20 @@ class Send:
 
 
 class LogSink(Protocol):
-    """Whatever takes the bytes of a read of a log: a :class:`~.logs.text.LogCursor`, a file, a text."""
+    """Takes the bytes of a log: :class:`~.logs.cursor.LogCursor`, a file, a buffer."""
 
     @property
     def wants_more(self) -> bool:
-        """Tell whether the rest of the read is of any use."""
+        """Tell whether the sink can use the rest of this read."""
 
     def begin(self, offset: int = 0) -> None:
-        """Say where in the log the next bytes stand: a new read begins."""
+        """Begin a read at a log offset."""
 
     def feed(self, data: bytes) -> Iterator[str]:
-        """Take the next bytes and yield records to be shown."""
+        """Take the next bytes, and yield the log records that they complete."""
 
     def flush(self) -> Iterator[str]:
-        """Take note that the read came to the log's present end, and yield records to be shown."""
+        """Take the end of the read as the present end of the log, and yield the remaining log records."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +82,10 @@ class ReadLog:
 
 
 class UploadBody(Protocol):
-    """The body of an upload, read anew for each try."""
+    """The content of an upload."""
 
-    def chunks(self, clock: Callable[[], float], note: Callable[[LogMessage], object]) -> Iterator[bytes]:
-        """Yield the bytes; the clock is the driver's, and it logs the notes."""
+    def chunks(self, clock: Callable[[], float], log: Callable[[LogMessage], object], /) -> Iterator[bytes]:
+        """Yield the bytes from the start."""
 
 
 def _never() -> bool:
@@ -82,15 +94,19 @@ def _never() -> bool:
 
 @dataclass(frozen=True)
 class Upload:
-    """``is_interrupted`` is asked before each piece: an upload is too long to be waited for."""
+    """``is_interrupted`` is asked before each chunk: an upload may take minutes."""
 
     request: UploadRequest
     body: UploadBody
     is_interrupted: Callable[[], bool] = _never
 
-    def chunks(self, clock: Callable[[], float], note: Callable[[LogMessage], object]) -> Iterator[bytes]:
-        """Yield the body's bytes until somebody asks for the end."""
-        for chunk in self.body.chunks(clock, note):
+    def chunks(self, clock: Callable[[], float], log: Callable[[LogMessage], object]) -> Iterator[bytes]:
+        """
+        Yield the bytes from the start.
+
+        :raises Interrupted: see :func:`interruptible`.
+        """
+        for chunk in self.body.chunks(clock, log):
             if self.is_interrupted():
                 raise Interrupted
             yield chunk
@@ -119,23 +135,19 @@ class Sleep:
 
 Step = Send | ReadLog | Upload | RunBlocking | EmitRecord | LogMessage | Sleep
 Engine = Generator[Step, Any, T]
-# Takes the records of a job's log.
 OnLog = Callable[[str], object]
 
 
 @dataclass(frozen=True)
 class Finished(Generic[T]):
-    """The engine has returned ``value``."""
-
     value: T
 
 
 def advance(engine: Engine[T], outcome: Any = None) -> Step | Finished[T]:
     """
-    Run an engine up to its next step.
+    Run an engine to its next step.
 
-    :param outcome: what came of the last step: a :class:`RayJobsError` is thrown into the engine, anything else is
-        sent; ``None`` starts the engine.
+    :param outcome: of the last step: a :class:`RayJobsError` is thrown, a result is sent; ``None`` starts the engine.
     """
     try:
         return engine.throw(outcome) if isinstance(outcome, RayJobsError) else engine.send(outcome)
@@ -143,27 +155,26 @@ def advance(engine: Engine[T], outcome: Any = None) -> Step | Finished[T]:
         return Finished(end.value)
 
 
-# Pieces, in seconds, that the pauses of an interruptible engine are cut into.
-_PIECE = 0.25
+# Seconds after which an interruptible engine notices an interruption while it sleeps.
+_SLICE = 0.25
 
-# Seconds between repeated requests: the first soon enough for a hiccup, the last rare enough for an outage.
+# Seconds of the backoff between retries: short for a hiccup, long for an outage.
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 10.0
 
 
 def send(request: Request[T], retry_timeout: float) -> Engine[T]:
     """
-    Send a request, and again after failures that may pass, where repeating is safe.
+    Send a request, and retry it after temporary failures if that is safe (:func:`may_retry`).
 
-    :param retry_timeout: seconds after the first failure in which further tries are begun; 0 for none. How long the
-        first try took, as a time-out may, does not count.
+    :param retry_timeout: seconds after the first failure in which a retry may begin; 0 for no retry.
     """
     answer: T = yield from with_retries(Send(request), retry_timeout)
     return answer
 
 
 def with_retries(step: Send | ReadLog | Upload, retry_timeout: float) -> Engine[Any]:
-    """Take a step as :func:`send` sends a request."""
+    """Perform a step with the retries of :func:`send`."""
     pause = _FIRST_PAUSE
     failed_at: float | None = None
     while True:
@@ -179,30 +190,28 @@ def with_retries(step: Send | ReadLog | Upload, retry_timeout: float) -> Engine[
                 raise
             if failed_at is None:
                 failed_at = now
-                yield LogMessage(f"{error} Trying again for {retry_timeout:.0f} s.", logging.WARNING)
+                yield LogMessage(f"{error} Retrying for {retry_timeout:.0f} s.", logging.WARNING)
         else:
             if failed_at is not None:
                 now = yield Sleep(0)
-                yield LogMessage(
-                    f"Could {step.request.purpose} after all, {now - failed_at:.0f} s after the first failure."
-                )
+                yield LogMessage(f"Retry succeeded after {now - failed_at:.0f} s: {step.request.action}.")
             return answer
         yield Sleep(wait)
         pause = min(pause * 2, _LONGEST_PAUSE)
 
 
 class Interrupted(BaseException):
-    """Whoever runs an engine was asked to end; no error, and nothing for those who handle errors."""
+    """The caller asked a running engine to end. It is not an ``Exception``, so that no handler of errors catches it."""
 
 
 def map_steps(
-    engine: Engine[T], take: Callable[[Step], Engine[Any]], before: Callable[[], object] = _never
+    engine: Engine[T], perform: Callable[[Step], Engine[Any]], before: Callable[[], object] = _never
 ) -> Engine[T]:
     """
-    Run an engine, and take its steps in a way of one's own.
+    Run an engine with other ways to perform its steps.
 
-    :param take: an engine for one step, answered as the step is.
-    :param before: called each time before the engine goes on; what it raises ends the engine.
+    :param perform: an engine that performs one step and returns its result.
+    :param before: called each time before the engine continues; an exception of it ends the engine.
     """
     outcome: Any = None
     with closing(engine):
@@ -212,49 +221,49 @@ def map_steps(
             if isinstance(step, Finished):
                 return step.value
             try:
-                outcome = yield from take(step)
+                outcome = yield from perform(step)
             except RayJobsError as error:
                 outcome = error
 
 
 def interruptible(engine: Engine[T], is_interrupted: Callable[[], bool]) -> Engine[T]:
     """
-    Run an engine until somebody asks for its end, which is looked for before each step and in its pauses.
+    Run an engine until ``is_interrupted``, which is asked before each step and while the engine sleeps.
 
-    A signal handler can do no more than leave a mark: the pause that it interrupts goes on afterwards.
+    A signal handler can only set a flag: a sleep that it interrupts continues afterwards.
 
-    :raises Interrupted: as soon as the mark is seen; the engine is closed.
+    :raises Interrupted: the engine was closed.
     """
 
-    def obey() -> None:
+    def check() -> None:
         if is_interrupted():
             raise Interrupted
 
-    def take(step: Step) -> Engine[Any]:
+    def perform(step: Step) -> Engine[Any]:
         if isinstance(step, Sleep):
-            return (yield from _in_pieces(step.seconds, is_interrupted))
+            return (yield from _sleep_in_slices(step.seconds, is_interrupted))
         return (yield replace(step, is_interrupted=is_interrupted) if isinstance(step, Upload) else step)
 
-    return map_steps(engine, take, obey)
+    return map_steps(engine, perform, check)
 
 
-def _in_pieces(seconds: float, is_interrupted: Callable[[], bool]) -> Engine[float]:
+def _sleep_in_slices(seconds: float, is_interrupted: Callable[[], bool]) -> Engine[float]:
     now: float = yield Sleep(0)
     end = now + seconds
     while now < end and not is_interrupted():
-        now = yield Sleep(min(_PIECE, end - now))
+        now = yield Sleep(min(_SLICE, end - now))
     return now
 
 
 def may_retry(request: AnyRequest, error: RayJobsError) -> bool:
-    """Tell whether sending a request again is safe, and of use."""
+    """Tell whether a request may be sent again after an error: it can succeed, and cannot take effect twice."""
     if isinstance(error, RayApiTLSError):
-        return False  # certificates do not mend themselves
+        return False  # a certificate must be changed first
     if isinstance(error, RayApiConnectionError):
         return request.idempotent or not error.sent
     return request.idempotent and isinstance(error, RayApiUnavailableError)
 
 
 def with_jitter(pause: float) -> float:
-    """Draw half of a pause by lot, so that many tasks do not come back to a tired head all at once."""
+    """Randomise half of a delay, so that many callers do not retry at the same moment."""
     return pause * random.uniform(0.5, 1)  # noqa: S311  (no secret)

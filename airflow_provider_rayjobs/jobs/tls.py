@@ -1,97 +1,61 @@
-"""TLS: which certificates the client trusts, and which certificate it sends."""
+"""TLS contexts: which certificates the client trusts, and which certificate it sends."""
 
 from __future__ import annotations
 
 import os
 import re
 import ssl
-from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from airflow_provider_rayjobs.jobs.access import OFF, SYSTEM, Access
 from airflow_provider_rayjobs.jobs.redaction import describe_unreadable
 
-# Values of ``verify`` that are no path: trust the certificates of this machine; trust any, which protects from nothing.
-SYSTEM = "system"
-OFF = "off"
-# Values of ``verify`` that are meant as a switch and name no file.
-_SWITCHES = ("true", "false", "yes", "no", "on", "1", "0")
 # The names by which OpenSSL finds certificates in a folder.
 _HASHED_NAME = re.compile(r"[0-9a-f]{8}\.\d+")
 
 
-@dataclass(frozen=True)
-class TLSSettings:
+def create_context(access: Access) -> ssl.SSLContext:
     """
-    The TLS fields of :class:`~.access.Access`.
+    Read the certificates, which takes 25 ms for those of this machine.
 
-    :raises ValueError: for a field that can never work, naming it.
+    :raises ValueError: for a file that is unreadable or has other content.
     """
+    if access.verify == OFF:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    elif access.verify == SYSTEM:
+        context = _trust_system()
+    else:
+        context = _trust(access.verify)
+    if access.client_cert is not None:
+        _load_client_certificate(context, access.client_cert, access.client_key, access.client_key_password)
+    return context
 
-    verify: str = SYSTEM
-    client_cert: str | None = None
-    client_key: str | None = None
-    client_key_password: str | None = field(default=None, repr=False)
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.verify, str) or not self.verify or self.verify.lower() in _SWITCHES:
-            raise ValueError(
-                f"verify is {SYSTEM!r} (this machine's certificates), {OFF!r} (no check) or the path of a file with "
-                f"the certificates to believe, not {self.verify!r}"
-            )
-        if self.client_cert is None and (self.client_key is not None or self.client_key_password is not None):
-            raise ValueError("client_key was given without client_cert, the certificate that it belongs to")
+def check_certificates(access: Access) -> None:
+    """
+    Read the certificate files that an access names, once for each state of the files.
 
-    def create_context(self) -> ssl.SSLContext:
-        """
-        Read the certificates, which takes 25 ms for those of this machine.
-
-        :raises ValueError: for a file that is unreadable or has other content.
-        """
-        if self.verify == OFF:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        elif self.verify == SYSTEM:
-            context = _trust_system()
-        else:
-            context = _trust(self.verify)
-        if self.client_cert is not None:
-            self._load_client_certificate(context, self.client_cert)
-        return context
-
-    def check_files(self) -> None:
-        """
-        Read the named files, once for each state of them: that takes up to 25 ms.
-
-        :raises ValueError: for a file that is unreadable or has other content.
-        """
-        if self.verify not in (SYSTEM, OFF) or self.client_cert is not None:
-            _check_files(self, self.mtimes())
-
-    def mtimes(self) -> tuple[int, ...]:
-        """Return the modification time of each named file in nanoseconds, 0 for a missing file."""
-        paths = (None if self.verify in (SYSTEM, OFF) else self.verify, self.client_cert, self.client_key)
-        return tuple(0 if path is None else _mtime(path) for path in paths)
-
-    def _load_client_certificate(self, context: ssl.SSLContext, client_cert: str) -> None:
-        for name, path in (("client_cert", client_cert), ("client_key", self.client_key)):
-            if path is not None:
-                _check_readable(name, path)
-        try:
-            # Without a password OpenSSL would ask for one on the terminal.
-            context.load_cert_chain(client_cert, self.client_key, password=self.client_key_password or "")
-        except (ssl.SSLError, ValueError) as error:
-            reason = getattr(error, "reason", None) or "not PEM, or client_key_password missing or wrong"
-            raise ValueError(
-                f"client_cert {client_cert} and client_key {self.client_key or '(in the same file)'} are no "
-                f"certificate with its key: {reason}"
-            ) from None
+    :raises ValueError: for a file that is unreadable or has other content.
+    """
+    if access.verify not in (SYSTEM, OFF) or access.client_cert is not None:
+        fields = access.verify, access.client_cert, access.client_key, access.client_key_password
+        _check_certificates(*fields, certificate_mtimes(access))
 
 
 @lru_cache
-def _check_files(settings: TLSSettings, _mtimes: tuple[int, ...]) -> None:
-    settings.create_context()
+def _check_certificates(
+    verify: str, client_cert: str | None, client_key: str | None, password: str | None, _mtimes: tuple[int, ...]
+) -> None:
+    create_context(Access(verify=verify, client_cert=client_cert, client_key=client_key, client_key_password=password))
+
+
+def certificate_mtimes(access: Access) -> tuple[int, ...]:
+    """Return when each certificate file was modified, in nanoseconds; 0 for a missing file."""
+    paths = (None if access.verify in (SYSTEM, OFF) else access.verify, access.client_cert, access.client_key)
+    return tuple(0 if path is None else _mtime(path) for path in paths)
 
 
 def _mtime(path: str) -> int:
@@ -116,11 +80,26 @@ def _trust(path: str) -> ssl.SSLContext:
     if not is_folder:
         _check_readable("verify", path)
     elif not any(_HASHED_NAME.fullmatch(entry.name) for entry in Path(path).iterdir()):
-        raise ValueError(f"verify: the folder {path} holds no certificates by their hashes (openssl rehash)")
+        raise ValueError(f"verify: the folder {path} holds no hashed certificates. Run openssl rehash there.")
     try:
         return ssl.create_default_context(capath=path) if is_folder else ssl.create_default_context(cafile=path)
     except ssl.SSLError:
-        raise ValueError(f"verify: {path} holds no certificates in PEM form") from None
+        raise ValueError(f"verify: {path} holds no certificates in PEM form.") from None
+
+
+def _load_client_certificate(context: ssl.SSLContext, cert: str, key: str | None, password: str | None) -> None:
+    _check_readable("client_cert", cert)
+    if key is not None:
+        _check_readable("client_key", key)
+    try:
+        # Without a password OpenSSL would ask for one on the terminal.
+        context.load_cert_chain(cert, key, password=password or "")
+    except (ssl.SSLError, ValueError) as error:
+        reason = getattr(error, "reason", None) or "not PEM, or client_key_password missing or wrong"
+        raise ValueError(
+            f"client_cert {cert} and client_key {key or '(in the same file)'} are not a certificate and its key: "
+            f"{reason}."
+        ) from None
 
 
 def _check_readable(field: str, path: str) -> None:

@@ -13,24 +13,23 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, 
 from contextlib import aclosing, closing, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import httpx
 
 from airflow_provider_rayjobs import __version__
 from airflow_provider_rayjobs.exceptions import RayApiAddressError, RayApiConnectionError, RayApiTLSError
+from airflow_provider_rayjobs.jobs import redaction, tls
 from airflow_provider_rayjobs.jobs.access import READ_TIMEOUT, Access
-from airflow_provider_rayjobs.jobs.diagnosis import diagnose_failure
+from airflow_provider_rayjobs.jobs.diagnosis import CHECK_ADDRESS, diagnose_failure
+from airflow_provider_rayjobs.jobs.endpoints import is_success
 from airflow_provider_rayjobs.jobs.logs.json_text import JsonText
-from airflow_provider_rayjobs.jobs.redaction import is_sensitive_name, redact_address, secret_variants
-from airflow_provider_rayjobs.jobs.requests import Answer, AnyRequest, LogRequest, UploadRequest, name_place
+from airflow_provider_rayjobs.jobs.requests import Answer, AnyRequest, LogRequest, UploadRequest, describe_failure
 from airflow_provider_rayjobs.jobs.steps import LogMessage, LogSink, OnLog, Upload
 
 OnToken = Callable[[str], object]
 
-# Bytes of a log that are handled at once.
-LOG_CHUNK = 64 * 1024
 # Response headers that identify what answered.
 _IDENTIFYING_HEADERS = ("location", "server", "www-authenticate")
 # A request without an answer ends in one of these. On an event loop httpx does not translate a TLS alert that arrives
@@ -38,52 +37,41 @@ _IDENTIFYING_HEADERS = ("location", "server", "www-authenticate")
 _FAILURES = (httpx.HTTPError, ssl.SSLError)
 # The request never left this machine, so sending it again is safe.
 _NEVER_SENT = (
-    httpx.ConnectError,
-    httpx.ConnectTimeout,
-    httpx.LocalProtocolError,
-    httpx.PoolTimeout,
-    httpx.ProxyError,
+    httpx.ConnectError, httpx.ConnectTimeout, httpx.LocalProtocolError, httpx.PoolTimeout, httpx.ProxyError,
     httpx.UnsupportedProtocol,
-)
+)  # fmt: skip
 
 
 class HttpCodec:
-    """
-    Translates requests into arguments for httpx, and its responses and errors into ours.
+    """Translates requests into arguments for httpx, and its responses and errors into ours."""
 
-    :param address: of the cluster, checked.
-    :param label: the caller's name for the address.
-    :param on_token: called with each token that is read from a token file, before it is sent.
-    """
-
-    def __init__(self, address: str, access: Access, label: str = "", on_token: OnToken | None = None) -> None:
+    def __init__(self, address: str, access: Access, label: str, on_token: OnToken | None) -> None:
         self.address = address
-        self.place = name_place(address, label)
+        self.place = f"{address} ({label})" if label else address
         self._label = label
         self._access = access
         self._on_token = on_token
 
-    def client_settings(self) -> dict[str, Any]:
-        """Return the arguments of both kinds of httpx client. Redirects would carry credentials to another host."""
+    def client_settings(self, transport: Any) -> dict[str, Any]:
+        """Return the arguments of a blocking or async httpx client with a given httpx transport."""
         access = self._access
         # TLS settings take 25 ms; a client without any https URL gets some that trust no certificate
         needs_tls = any(urlsplit(url).scheme == "https" for url in (self.address, access.proxy or ""))
-        tls = access.tls.create_context() if needs_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context = tls.create_context(access) if needs_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         return {
             "base_url": self.address,
             # Ray refuses every write with the User-Agent of a browser.
             "headers": {"User-Agent": f"airflow-provider-rayjobs/{__version__}", "Accept": "*/*"},
             "timeout": access.connect_timeout,
-            "follow_redirects": False,
-            "verify": tls,
-            "proxy": None if access.proxy is None else _proxy(access.proxy, tls),
+            "follow_redirects": False,  # they would carry credentials to another host
+            "verify": context,
+            "proxy": None if access.proxy is None else _proxy(access.proxy, context),
             "auth": _GuardedAuth(access.auth) if access.auth else None,
+            "transport": transport,
         }
 
     def encode(self, request: AnyRequest) -> dict[str, Any]:
         """Return the arguments of one request."""
-        access = self._access
-        timeout = access.read_timeout if request.timeout == READ_TIMEOUT else request.timeout
         headers = self._headers(request)
         if isinstance(request, UploadRequest):
             headers |= {"Content-Length": str(request.size), "Content-Type": "application/octet-stream"}
@@ -91,8 +79,8 @@ class HttpCodec:
             "method": request.method,
             "url": request.path,
             "params": request.params,
-            "json": request.body,
-            "timeout": httpx.Timeout(timeout, connect=min(access.connect_timeout, timeout)),
+            "json": request.payload,
+            "timeout": self._timeout(request),
             "headers": headers,
         }
 
@@ -101,17 +89,18 @@ class HttpCodec:
         try:
             headers = access.request_headers()
         except ValueError as error:
-            raise RayApiConnectionError(
-                f"Could not {request.purpose} at {self.place}: there is no token to send. {error}", sent=False
-            ) from None
+            message = describe_failure("Token file is not usable", request, self.place, str(error))
+            raise RayApiConnectionError(message, sent=False) from None
         if self._on_token is not None and access.token_file is not None:
-            bearer = headers.get(access.token_header_name, "")
-            if token := bearer.removeprefix("Bearer "):
-                self._on_token(token)
+            self._on_token(headers[access.token_header_name].removeprefix("Bearer "))
         return headers
 
+    def _timeout(self, request: AnyRequest) -> httpx.Timeout:
+        timeout = self._access.read_timeout if request.timeout == READ_TIMEOUT else request.timeout
+        return httpx.Timeout(timeout, connect=min(self._access.connect_timeout, timeout))
+
     def decode(self, response: httpx.Response) -> Answer:
-        """Return a response, whose content was read, without httpx."""
+        """Translate a response whose content was read."""
         return Answer(
             response.status_code,
             response.content,
@@ -120,22 +109,13 @@ class HttpCodec:
             _time_of(response.headers.get("date")),
             {name: response.headers[name] for name in _IDENTIFYING_HEADERS if name in response.headers},
             self._access,
-            tuple(
-                secret
-                for name, value in response.request.headers.items()
-                if is_sensitive_name(name)
-                for secret in secret_variants(value)
-            ),
+            tuple(redaction.header_secrets(response.request.headers)),
             self._label,
         )
 
     @contextmanager
     def translate_errors(self, request: AnyRequest) -> Iterator[None]:
-        """
-        Translate the errors of httpx.
-
-        :raises RayApiConnectionError: or its subclass for TLS.
-        """
+        """Raise errors of httpx as :class:`RayApiConnectionError` or its subclass for TLS."""
         try:
             yield
         except _FAILURES as error:
@@ -143,39 +123,45 @@ class HttpCodec:
 
     def _connection_error(self, request: AnyRequest, error: Exception) -> RayApiConnectionError:
         if isinstance(error, _AuthError):
-            return RayApiConnectionError(f"Could not {request.purpose} at {self.place}: {error}", sent=False)
+            message = describe_failure(str(error), request, self.place, "Its text is not shown: it may hold a secret.")
+            return RayApiConnectionError(message, sent=False)
         if isinstance(error, httpx.LocalProtocolError):
             # It quotes the header that cannot be sent, and so does its cause.
-            error.args = ("what was to be sent is no HTTP",)
+            error.args = ("not shown, as it may hold a secret",)
             error.__cause__ = error.__context__ = None
-        kind, advice = diagnose_failure(error, self.address, self._access)
-        said = self._access.redact(str(error))
+        timeouts = self._timeout(request).as_dict()
+        kind, fact, advice = diagnose_failure(error, self.address, self._access, timeouts)
+        cause = redaction.redact(f"{type(error).__name__}: {error}", self._access.secrets()).removesuffix(": ")
         return kind(
-            f"Could not {request.purpose}: no answer from {self.place} ({type(error).__name__}: {said}). {advice}",
+            f"{describe_failure(fact, request, self.place, advice)} Cause: {cause}",
             sent=not isinstance(error, _NEVER_SENT) and kind is not RayApiTLSError,
         )
 
 
 class LogReceiver:
-    """
-    Passes a log, which is an answer's body or a text in its JSON, to a sink, and emits the sink's records.
+    """Passes a log, which is the body of an answer or a text in its JSON, to a sink, and emits the sink's records."""
 
-    :param place: of the cluster, for errors.
-    """
+    chunk_size: ClassVar[int] = 64 * 1024
 
-    def __init__(self, request: LogRequest, log: LogSink, emit: OnLog, place: str) -> None:
-        self._json = JsonText() if request.is_json else None
+    def __init__(self, request: LogRequest, log: LogSink, emit: OnLog, codec: HttpCodec) -> None:
+        self._request = request
         self._log = log
         self._emit = emit
-        self._about = f"Could not {request.purpose} at {place}"
-        log.begin()
+        self._place = codec.place
+        self._json = JsonText() if request.is_json else None
+
+    def accepts(self, response: httpx.Response) -> bool:
+        """Tell whether a response is a log, and if so, begin it."""
+        if is_log := is_success(response.status_code, response.headers.get("content-type", "")):
+            self._log.begin()
+        return is_log
 
     def feed(self, chunk: bytes) -> bool:
-        """Pass on the next bytes of the answer, and return whether the sink can use more."""
+        """Pass on the next bytes of the answer, and return whether the sink needs more."""
         try:
             data = self._json.decode(chunk) if self._json else chunk
         except ValueError as error:
-            raise RayApiAddressError(f"{self._about}: {error}", status_code=200) from error
+            raise self._error(str(error)) from error
         for record in self._log.feed(data):
             self._emit(record)
         return self._log.wants_more
@@ -183,9 +169,13 @@ class LogReceiver:
     def finish(self) -> None:
         """Take the end of the answer as the present end of the log."""
         if self._json and not self._json.is_whole:
-            raise RayApiAddressError(f"{self._about}: the answer is not what the Ray Jobs API says.", status_code=200)
+            raise self._error("the JSON is cut off")
         for record in self._log.flush():
             self._emit(record)
+
+    def _error(self, reason: str) -> RayApiAddressError:
+        fact = f"HTTP 200, not an answer of the Ray Jobs API ({reason})"
+        return RayApiAddressError(describe_failure(fact, self._request, self._place, CHECK_ADDRESS), status_code=200)
 
 
 @dataclass(frozen=True)
@@ -215,7 +205,7 @@ class _AuthError(httpx.RequestError):
     """The user's authentication class raised an error. Its text is left out, as it may quote a credential."""
 
     def __init__(self, auth: httpx.Auth, error: Exception) -> None:
-        super().__init__(f"auth {type(auth).__name__} failed with {type(error).__name__}.")
+        super().__init__(f"auth {type(auth).__name__} raised {type(error).__name__}")
 
 
 class _GuardedAuth(httpx.Auth):
@@ -225,9 +215,8 @@ class _GuardedAuth(httpx.Auth):
         self._auth = auth
 
     def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        flow = self._auth.sync_auth_flow(request)
         response: httpx.Response | None = None
-        with closing(flow):
+        with closing(self._auth.sync_auth_flow(request)) as flow:
             while True:
                 try:
                     request = next(flow) if response is None else flow.send(response)
@@ -238,9 +227,8 @@ class _GuardedAuth(httpx.Auth):
                 response = yield request
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
-        flow = self._auth.async_auth_flow(request)
         response: httpx.Response | None = None
-        async with aclosing(flow):
+        async with aclosing(self._auth.async_auth_flow(request)) as flow:
             while True:
                 try:
                     request = await (anext(flow) if response is None else flow.asend(response))
@@ -257,7 +245,7 @@ def check_address(address: str) -> str:
 
     :raises ValueError: for anything but an http or https URL, and for a URL that holds credentials.
     """
-    shown = redact_address(address)
+    shown = redaction.redact_address(address)
     try:
         parts = urlsplit(address)
         httpx.URL(address)
@@ -265,25 +253,25 @@ def check_address(address: str) -> str:
         (parts.hostname or "").encode("idna")  # raises for an invalid host name
     except (ValueError, httpx.InvalidURL):
         # without their text, which may quote a password
-        raise ValueError(f"{shown} is no address: its host is no name, or its port no number up to 65535") from None
+        raise ValueError(f"{shown} is not a valid address: its host or its port is wrong.") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(
-            f"{shown} is not the address of a Ray dashboard; it looks like http://ray-head:8265 (the ray:// "
-            "address of Ray Client is another service)"
+            f"{shown} is not the address of a Ray dashboard, such as http://ray-head:8265. (A ray:// address is that "
+            "of Ray Client.)"
         )
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError(
-            f"the address of a Ray dashboard holds no credentials, query or fragment (at {parts.hostname!r}); the "
-            "token has a field of its own"
+            f"The address of {parts.hostname!r} must not hold credentials, a query or a fragment. Use token, or login "
+            "and password."
         )
     return address.rstrip("/")
 
 
-def _proxy(url: str, tls: ssl.SSLContext) -> httpx.Proxy:
+def _proxy(url: str, context: ssl.SSLContext) -> httpx.Proxy:
     scheme = urlsplit(url).scheme
     if scheme.startswith("socks") and find_spec("socksio") is None:
-        raise ValueError(f"proxy is of schema {scheme}, for which the package socksio has to be installed")
-    return httpx.Proxy(url, ssl_context=tls if scheme == "https" else None)
+        raise ValueError(f"proxy has the schema {scheme}, which needs the package socksio: install it.")
+    return httpx.Proxy(url, ssl_context=context if scheme == "https" else None)
 
 
 def _time_of(date: str | None) -> int:

@@ -210,7 +210,10 @@ def test_lost_submission(call: Call, ours: bool) -> None:
     if ours:
         assert call("submit_job", wire, "true", submission_id="mine") == "mine"
     else:
-        with pytest.raises(RayJobExistsError, match="submit job mine at http://ray-head:8265: HTTP 500"):
+        with pytest.raises(
+            RayJobExistsError,
+            match="HTTP 500, the submission id is taken: could not submit job mine at http://ray-head:8265",
+        ):
             call("submit_job", wire, "true", submission_id="mine")
     assert wire.asked == ["POST /api/jobs/", "POST /api/jobs/", "GET /api/jobs/mine"]
     assert wire.requests[0].content == wire.requests[1].content
@@ -254,27 +257,29 @@ def test_deletion_is_sent_once(call: Call, failure: httpx.Response | httpx.HTTPE
 
 
 @pytest.mark.parametrize(
-    ("failure", "sent"),
+    ("failure", "sent", "fact"),
     [
-        pytest.param(httpx.ConnectError("refused"), False, id="refused"),
-        pytest.param(httpx.ConnectTimeout("late"), False, id="no connection in time"),
-        pytest.param(httpx.PoolTimeout("late"), False, id="no free connection"),
-        pytest.param(httpx.ReadTimeout("late"), True, id="no answer in time"),
-        pytest.param(httpx.WriteError("cut"), True, id="cut while sending"),
-        pytest.param(httpx.RemoteProtocolError("garbage"), True, id="garbage"),
-        pytest.param(httpx.TooManyRedirects("round"), True, id="anything of httpx's"),
+        pytest.param(httpx.ConnectError("no route"), False, "Connection failed", id="not connected"),
+        pytest.param(httpx.ConnectTimeout("late"), False, "Connection timeout after 10 s", id="connection timeout"),
+        pytest.param(
+            httpx.PoolTimeout("late"), False, "Timeout after 30 s without a free connection", id="pool timeout"
+        ),
+        pytest.param(httpx.ReadTimeout("late"), True, "Timeout after 30 s", id="read timeout"),
+        pytest.param(httpx.WriteTimeout("late"), True, "Timeout after 30 s while sending", id="write timeout"),
+        pytest.param(httpx.WriteError("cut"), True, "Connection lost", id="cut while sending"),
+        pytest.param(httpx.RemoteProtocolError("garbage"), True, "Answer is not HTTP", id="garbage"),
+        pytest.param(httpx.TooManyRedirects("round"), True, "Request failed", id="another error of httpx"),
     ],
 )
-def test_connection_errors(call: Call, failure: httpx.HTTPError, sent: bool) -> None:
+def test_connection_errors(call: Call, failure: httpx.HTTPError, sent: bool, fact: str) -> None:
     """Every failure of the connection is one error that says what, where, how, and whether it may have arrived."""
     with pytest.raises(RayApiConnectionError) as caught:
         call("get_job", Wire(failure), "a", client_retry_timeout=0)
 
     assert caught.value.sent is sent
     assert caught.value.__cause__ is failure
-    assert str(caught.value).startswith(
-        f"Could not get job a: no answer from {ADDRESS} ({type(failure).__name__}: {failure})."
-    )
+    assert str(caught.value).startswith(f"{fact}: could not get job a at {ADDRESS}. ")
+    assert str(caught.value).endswith(f" Cause: {type(failure).__name__}: {failure}")
 
 
 @pytest.mark.parametrize(
@@ -367,7 +372,8 @@ def test_log_that_is_cut(call: Call) -> None:
 
     caught, before = call("run", wire, engine(), shown.append)
 
-    assert str(caught).startswith(f"Could not read the log of job a: no answer from {ADDRESS} (ReadError: cut).")
+    assert str(caught).startswith(f"Connection lost: could not read the log of job a at {ADDRESS}. ")
+    assert str(caught).endswith("Cause: ReadError: cut")
     assert 0 < before < len(shown)
     assert "\n".join(shown).encode() + b"\n" == text
     assert [request.url.params["lines"] for request in wire.requests] == ["-1", "-1"]
@@ -551,7 +557,9 @@ def test_text_of_old_heads(call: Call) -> None:
         return shown
 
     assert read(httpx.Response(200, json={"logs": "one\n zwei ü\n"})) == ["one\n zwei ü"]
-    with pytest.raises(RayApiAddressError, match="not what the Ray Jobs API says"):
+    with pytest.raises(
+        RayApiAddressError, match=r"HTTP 200, not an answer of the Ray Jobs API \(the JSON is cut off\): could not read"
+    ):
         read(httpx.Response(200, content=b'{"logs": "one\\n'))
     with pytest.raises(RayApiAddressError, match="does not begin with a text named logs"):
         read(httpx.Response(200, json={"something": "else", "that": "has nothing to do with it"}))

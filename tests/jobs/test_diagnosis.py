@@ -36,7 +36,12 @@ def answer(code: int, text: str = "", access: dict[str, Any] | None = None, **he
 @pytest.mark.parametrize(
     ("given", "kind", "said"),
     [
-        pytest.param(answer(401, RAY_401), RayApiAuthError, "Ray wants one. Give token or token_file.", id="none"),
+        pytest.param(
+            answer(401, RAY_401),
+            RayApiAuthError,
+            "HTTP 401, token missing, Ray requires one: could not get the Ray version at",
+            id="none",
+        ),
         pytest.param(
             answer(401, RAY_401, TOKEN),
             RayApiAuthError,
@@ -49,81 +54,87 @@ def answer(code: int, text: str = "", access: dict[str, Any] | None = None, **he
             "token_header to Authorization",
             id="the other taken out",
         ),
-        pytest.param(answer(403, RAY_403, TOKEN), RayApiAuthError, "is wrong, of another", id="wrong"),
+        pytest.param(
+            answer(403, RAY_403, TOKEN), RayApiAuthError, "HTTP 403, token rejected by Ray: could not", id="wrong"
+        ),
         pytest.param(
             answer(403, RAY_403, LOGIN),
             RayApiAuthError,
-            "has to take its own Authorization out",
+            "Ray reads any Authorization as its token, so the reverse proxy must remove",
             id="stray",
         ),
         pytest.param(
             answer(403, RAY_403, TOKEN | LOGIN),
             RayApiAuthError,
-            "Ray does not read X-Ray-Authorization",
+            "Ray ignores X-Ray-Authorization in a request with Authorization",
             id="hidden",
         ),
         pytest.param(
             answer(401, "<html>", **BASIC),
             RayApiAuthError,
-            "a proxy before it (nginx/1.22.1): it wants basic authentication for 'the ingress'",
+            "login required by a reverse proxy (nginx/1.22.1), not by Ray",
             id="basic wanted",
         ),
         pytest.param(
             answer(401, "<html>", LOGIN, **BASIC),
             RayApiAuthError,
-            "does not accept login and password for 'the ingress'",
+            "login and password rejected by a reverse proxy (nginx/1.22.1), not by Ray",
             id="basic refused",
         ),
         pytest.param(
             answer(401, "no", TOKEN, www_authenticate="Bearer"),
             RayApiAuthError,
-            "it wants a login (Bearer), and a token in Authorization was sent",
+            "The request carried a token in Authorization. It requires Bearer.",
             id="another kind",
         ),
-        pytest.param(answer(403, "<html>"), RayApiAuthError, "who shows no credentials", id="proxy's 403"),
-        pytest.param(answer(407), RayApiAuthError, "wants a user and a password", id="forward proxy"),
+        pytest.param(
+            answer(403, "<html>"), RayApiAuthError, "access denied by a reverse proxy, not by Ray", id="proxy's 403"
+        ),
+        pytest.param(answer(407), RayApiAuthError, "the HTTP proxy requires a login", id="HTTP proxy"),
         pytest.param(
             answer(200, "<html><title>\n Sign in &amp; go</title>"),
             RayApiAddressError,
-            "titled 'Sign in & go'",
+            "an HTML page, titled 'Sign in & go', instead of Ray's answer",
             id="page",
         ),
         pytest.param(
             answer(302, location=SEE),
             RayApiAddressError,
-            "leads to https://sso.example.com, as to a login",
+            "HTTP 302, redirect to https://sso.example.com: could not",
             id="login",
         ),
         pytest.param(
             answer(301, location="https://ray.example.com/"),
             RayApiAddressError,
-            "It leads to https://ray.example.com: give that",
+            "HTTP 301, redirect to https://ray.example.com: could not",
             id="to https",
         ),
-        pytest.param(answer(302, location="/login?a=b"), RayApiAddressError, "It leads to /login here", id="here"),
-        pytest.param(answer(302, location="//["), RayApiAddressError, "to no address", id="nowhere"),
+        pytest.param(
+            answer(302, location="/login?a=b"), RayApiAddressError, "redirect to /login: could not", id="here"
+        ),
+        pytest.param(answer(302, location="//["), RayApiAddressError, "redirect to an invalid address", id="nowhere"),
         pytest.param(
             answer(400, "<title>400 The plain HTTP request was sent to HTTPS port</title>"),
             RayApiAddressError,
-            "the address's schema is https",
+            "this port speaks TLS: could not",
             id="TLS wanted by nginx",
         ),
         pytest.param(
             answer(400, "Client sent an HTTP request to an HTTPS server."),
             RayApiAddressError,
-            "the address's schema is https",
+            "this port speaks TLS: could not",
             id="TLS wanted by Go",
         ),
         pytest.param(
             answer(400, "<title>400 No required SSL certificate was sent</title>"),
             RayApiAuthError,
-            "wants a client's certificate: give client_cert",
+            "client certificate required by a reverse proxy: could not",
             id="no certificate",
         ),
         pytest.param(
             answer(400, "<title>400 The SSL certificate error</title>"),
             RayApiAuthError,
-            "does not accept our client certificate",
+            "client_cert rejected by a reverse proxy: could not",
             id="wrong certificate",
         ),
     ],
@@ -147,21 +158,23 @@ def test_what_keeps_nobody_out_is_somebody_elses_subject(code: int):
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        pytest.param(httpx.ProxyError("407 Proxy Authentication Required"), "The proxy http://proxy:3128 does not let"),
-        pytest.param(httpx.RemoteProtocolError("illegal status line"), "a port of another service of Ray's"),
+        pytest.param(httpx.ProxyError("407"), "HTTP proxy http://proxy:3128 refused the request", id="HTTP proxy"),
+        pytest.param(httpx.RemoteProtocolError("illegal status line"), "Answer is not HTTP", id="another protocol"),
+        pytest.param(httpx.RemoteProtocolError("Server disconnected without"), "Connection lost", id="cut off"),
         pytest.param(
-            httpx.RemoteProtocolError("Server disconnected without sending a response."), "Check that the Ray"
+            httpx.ConnectError("no route"), "The request went to the HTTP proxy http://proxy:3128.", id="hint"
         ),
-        pytest.param(httpx.ConnectError("refused"), "It was tried through the proxy http://proxy:3128."),
+        pytest.param(httpx.ConnectTimeout("late"), "Connection timeout after 3.5 s", id="timeout"),
     ],
 )
 def test_what_a_transport_says_becomes_advice(error: Exception, said: str):
     """A proxy is named without its password."""
-    kind, advice = diagnose_failure(error, "http://ray:8265", Access(proxy="http://me:m4rked@proxy:3128"))
+    access = Access(proxy="http://me:m4rked@proxy:3128")
+    kind, fact, advice = diagnose_failure(error, "http://ray:8265", access, {"connect": 3.5})
 
     assert kind is RayApiConnectionError
-    assert said in advice
-    assert "m4rked" not in advice
+    assert said in f"{fact} {advice}"
+    assert "m4rked" not in f"{fact} {advice}"
 
 
 @pytest.mark.parametrize("handled", [ssl.SSLCertVerificationError("another's"), RayApiTLSError("another's")])
@@ -175,7 +188,10 @@ def test_what_the_caller_was_handling_is_no_cause(handled: Exception):
             with RayJobsClient("http://127.0.0.1:9", retry_timeout=0) as client:
                 client.get_version()
 
-    with pytest.raises(RayApiConnectionError, match="Check that the Ray head runs") as caught:
+    with pytest.raises(
+        RayApiConnectionError,
+        match="^Connection refused: could not get the Ray version at .* Check that the Ray head runs",
+    ) as caught:
         ask()
 
     assert type(caught.value) is RayApiConnectionError
@@ -186,10 +202,10 @@ def test_an_error_about_a_certificate_that_openssl_did_not_make_is_one():
     error = httpx.ConnectError("no")
     error.__cause__ = ssl.SSLCertVerificationError("some other check")
 
-    kind, advice = diagnose_failure(error, "https://ray:8265", Access())
+    kind, fact, _ = diagnose_failure(error, "https://ray:8265", Access(), {})
 
     assert kind is RayApiTLSError
-    assert "is not believed: " in advice
+    assert fact.startswith("TLS handshake failed, the server's certificate was rejected (")
 
 
 @pytest.mark.parametrize("kind", [ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLError])

@@ -36,7 +36,7 @@ def sample(name: str) -> Answer:
 
 
 @pytest.mark.parametrize(
-    ("request_", "method", "path", "body", "idempotent"),
+    ("request_", "method", "path", "payload", "idempotent"),
     [
         pytest.param(endpoints.get_version(), "GET", "/api/version", None, True, id="version"),
         pytest.param(
@@ -57,9 +57,9 @@ def sample(name: str) -> Answer:
         pytest.param(endpoints.get_cluster_status(), "GET", "/api/cluster_status", None, True, id="cluster"),
     ],
 )
-def test_requests(request_: Request[Any], method: str, path: str, body: Any, idempotent: bool) -> None:
+def test_requests(request_: Request[Any], method: str, path: str, payload: Any, idempotent: bool) -> None:
     """Each request says what Ray wants to hear, with ids quoted and nothing in the body that was not set."""
-    assert (request_.method, request_.path, request_.params, request_.body) == (method, path, None, body)
+    assert (request_.method, request_.path, request_.params, request_.payload) == (method, path, None, payload)
     assert request_.idempotent is idempotent
     assert 0 < request_.timeout <= endpoints.SUBMIT_TIMEOUT
 
@@ -68,7 +68,12 @@ def test_log_file_request() -> None:
     """A log file is asked for whole, by its name and node, never by the id that makes the head search."""
     request = endpoints.get_log_file("a", "node")
 
-    assert (request.method, request.path, request.body, request.idempotent) == ("GET", "/api/v0/logs/file", None, True)
+    assert (request.method, request.path, request.payload, request.idempotent) == (
+        "GET",
+        "/api/v0/logs/file",
+        None,
+        True,
+    )
     assert request.params == {"node_id": "node", "filename": "job-driver-a.log", "lines": "-1", "timeout": "3600"}
     assert endpoints.get_log_file("a", "node", 10).params["lines"] == "10"
 
@@ -81,12 +86,12 @@ def test_log_text_request() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status_code", "content_type", "is_log"),
+    ("status_code", "content_type", "is_success"),
     [(200, "text/plain", True), (206, "text/plain", False), (404, "text/plain", False), (200, "text/html; a", False)],
 )
-def test_only_a_200_that_is_no_html_page_is_a_log(status_code: int, content_type: str, is_log: bool) -> None:
+def test_only_a_200_that_is_no_html_page_is_a_log(status_code: int, content_type: str, is_success: bool) -> None:
     """An error and the page of a proxy are never shown as the job's log."""
-    assert endpoints.is_log(status_code, content_type) is is_log
+    assert endpoints.is_success(status_code, content_type) is is_success
 
 
 def test_submission_may_take_long() -> None:
@@ -195,10 +200,9 @@ def test_errors(answer: Answer, kind: type[RayApiResponseError], gist: str) -> N
 
     assert type(caught.value) is kind
     assert caught.value.status_code == answer.status_code
-    assert str(caught.value).startswith(
-        f"Could not get job nightly-1 at http://ray-head:8265: HTTP {answer.status_code}. "
-    )
-    assert f"It said: {gist}" in str(caught.value)
+    assert str(caught.value).startswith(f"HTTP {answer.status_code}, ")
+    assert ": could not get job nightly-1 at http://ray-head:8265. " in str(caught.value)
+    assert f"The answer says: {gist}" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "Traceback" not in str(caught.value)
 
@@ -210,7 +214,7 @@ def test_pages_are_not_quoted(content: bytes) -> None:
 
     assert isinstance(error, RayApiUnavailableError)
     assert "sign in" not in str(error)
-    assert "It said" not in str(error)
+    assert "The answer says" not in str(error)
 
 
 def test_long_answers_are_cut() -> None:
@@ -247,13 +251,16 @@ def test_answers_of_something_else(request_: Request[Any], content: bytes) -> No
         parse_answer(request_, Answer(200, content, ADDRESS, "text/html; charset=utf-8"))
 
     assert caught.value.status_code == 200
-    assert "the answer is text/html, not" in str(caught.value)
+    assert str(caught.value).startswith("HTTP 200, an HTML page instead of Ray's answer: could not ")
     assert "sign in" not in str(caught.value)
 
 
 def test_answer_of_no_type() -> None:
     """An answer that does not even state its type is described as such."""
-    with pytest.raises(RayApiAddressError, match="the answer is of no stated type"):
+    with pytest.raises(
+        RayApiAddressError,
+        match=r"^HTTP 200, not an answer of the Ray Jobs API \(no content type\): could not get the Ray version",
+    ):
         parse_answer(endpoints.get_version(), Answer(200, b"?", ADDRESS))
 
 
@@ -297,6 +304,6 @@ def test_other_answers_have_no_stamp() -> None:
 
 def test_nothing_that_is_sent_or_came_is_in_a_repr():
     """A request's body may hold env_vars, an answer's content somebody's secret."""
-    request = Request("submit", "POST", "/", bool, body={"runtime_env": {"env_vars": {"A": "m4rked"}}})
+    request = Request("submit", "POST", "/", bool, payload={"runtime_env": {"env_vars": {"A": "m4rked"}}})
 
     assert "m4rked" not in f"{request!r} {Answer(200, b'm4rked', 'http://a')!r}"

@@ -66,7 +66,7 @@ def test_repeated_by_hand(step: Send | ReadLog) -> None:
 
     assert next(engine) == step
     assert engine.throw(BUSY) == Sleep(0)
-    assert engine.send(101.0) == LogMessage("busy Trying again for 10 s.", logging.WARNING)
+    assert engine.send(101.0) == LogMessage("busy Retrying for 10 s.", logging.WARNING)
     pause = next(engine)
     assert isinstance(pause, Sleep)
     assert 0.25 <= pause.seconds <= 0.5
@@ -75,7 +75,7 @@ def test_repeated_by_hand(step: Send | ReadLog) -> None:
     assert isinstance(engine.send(102.0), Sleep)
     assert engine.send(103.0) == step
     assert engine.send("answer") == Sleep(0)
-    assert engine.send(104.0).message.endswith(" after all, 3 s after the first failure.")
+    assert engine.send(104.0).message.startswith("Retry succeeded after 3 s: ")
     with pytest.raises(StopIteration) as end:
         next(engine)
     assert end.value.value == "answer"

@@ -25,6 +25,7 @@ from airflow_provider_rayjobs.exceptions import (
 )
 from airflow_provider_rayjobs.jobs import Access, AsyncRayJobsClient, RayJobsClient, endpoints
 from airflow_provider_rayjobs.jobs.steps import may_retry
+from airflow_provider_rayjobs.jobs.tls import check_certificates
 
 VERSION = 'default_type application/json; return 200 \'{"version": "4", "ray_version": "2.60.0"}\';'
 SECRET = "m4rked-s3cret"
@@ -132,11 +133,11 @@ def test_a_private_authority_is_believed(ask, servers, authority: Authority, tmp
 @pytest.mark.parametrize(
     ("server", "verify", "words"),
     [
-        ("good", "system", "an authority that this machine does not know"),
+        ("good", "system", "an authority that this machine does not trust"),
         ("good", "stranger", "an authority that verify ("),
-        ("expired", "company", "The server's certificate has expired."),
-        ("other name", "company", "The server's certificate is for another name."),
-        ("plain", "company", "speaks no TLS that we do: the address's schema is http"),
+        ("expired", "company", "TLS handshake failed, the server's certificate has expired: could not"),
+        ("other name", "company", "TLS handshake failed, the server's certificate is for another name: could not"),
+        ("plain", "company", "does not speak TLS, or only other versions of it: could not"),
     ],
 )
 def test_a_certificate_that_is_not_believed_is_named(
@@ -155,7 +156,7 @@ def test_tls_at_a_port_that_was_asked_without(ask, servers):
     """An http address of a TLS port is told which schema to use."""
     address = servers["good"].address.replace("https:", "http:")
 
-    refused(RayApiAddressError, "This port speaks TLS: the address's schema is https.", ask, address)
+    refused(RayApiAddressError, "HTTP 400, this port speaks TLS: could not", ask, address)
 
 
 @pytest.mark.parametrize("password", [None, "of the key"])
@@ -191,9 +192,9 @@ def test_a_client_certificate_that_is_missing_or_wrong_is_named(
     address, verify = servers["mtls"].address, str(authority.cert)
     pair = stranger.issue("foreign")
 
-    refused(RayApiAuthError, "wants a client's certificate: give client_cert", ask, address, verify=verify)
+    refused(RayApiAuthError, "client certificate required by a reverse proxy (nginx", ask, address, verify=verify)
     refused(
-        RayApiAuthError, "does not accept our client certificate", ask, address, verify=verify,
+        RayApiAuthError, "client_cert rejected by a reverse proxy (nginx", ask, address, verify=verify,
         client_cert=str(pair.cert), client_key=str(pair.key),
     )  # fmt: skip
 
@@ -220,7 +221,7 @@ def test_a_server_that_ends_the_handshake_for_want_of_a_certificate(ask, authori
 
     with listening(talk) as port:
         refused(
-            RayApiTLSError, "as one does that wants a client's certificate: give client_cert", ask,
+            RayApiTLSError, "TLS handshake failed, the server ended it: could not", ask,
             f"https://127.0.0.1:{port}", verify=str(authority.cert),
         )  # fmt: skip
 
@@ -228,14 +229,16 @@ def test_a_server_that_ends_the_handshake_for_want_of_a_certificate(ask, authori
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        pytest.param({"client_cert": "{cert}"}, "are no certificate with its key", id="no key"),
-        pytest.param({"client_cert": "{cert}", "client_key": "{other}"}, "are no certificate with", id="another's key"),
+        pytest.param({"client_cert": "{cert}"}, "are not a certificate and its key", id="no key"),
         pytest.param(
-            {"client_cert": "{locked_cert}", "client_key": "{locked}"}, "are no certificate", id="no password"
+            {"client_cert": "{cert}", "client_key": "{other}"}, "are not a certificate and", id="another's key"
+        ),
+        pytest.param(
+            {"client_cert": "{locked_cert}", "client_key": "{locked}"}, "are not a certificate", id="no password"
         ),
         pytest.param(
             {"client_cert": "{locked_cert}", "client_key": "{locked}", "client_key_password": SECRET},
-            "are no certificate",
+            "are not a certificate",
             id="wrong password",
         ),
         pytest.param({"client_cert": "{cert}", "client_key": "/none"}, "client_key /none cannot be read", id="no file"),
@@ -249,7 +252,7 @@ def test_a_key_that_does_not_fit_is_named_before_anything_is_sent(
     files = {"cert": pair.cert, "other": authority.issue("b").key, "locked": locked.key, "locked_cert": locked.cert}
 
     with pytest.raises(ValueError, match=words) as caught:
-        Access(**{name: value.format(**files) for name, value in fields.items()}).tls.check_files()
+        check_certificates(Access(**{name: value.format(**files) for name, value in fields.items()}))
 
     assert SECRET not in str(caught.value)
 
@@ -258,12 +261,12 @@ def test_a_key_that_does_not_fit_is_named_before_anything_is_sent(
     ("server", "kind", "words"),
     [
         ("basic", RayApiAuthError, "(nginx/"),
-        ("basic", RayApiAuthError, "it wants basic authentication for 'team a'"),
-        ("forbidden", RayApiAuthError, "It is not Ray that refuses, but a proxy before it"),
-        ("login page", RayApiAddressError, "titled 'Sign in', as from a login"),
-        ("login elsewhere", RayApiAddressError, "leads to https://sso.example.com, as to a login"),
-        ("to https", RayApiAddressError, ": give that as the address"),
-        ("something else", RayApiAddressError, "This is not a Ray dashboard"),
+        ("basic", RayApiAuthError, "It requires basic authentication for 'team a'"),
+        ("forbidden", RayApiAuthError, "HTTP 403, access denied by a reverse proxy"),
+        ("login page", RayApiAddressError, "an HTML page, titled 'Sign in', instead of Ray's answer"),
+        ("login elsewhere", RayApiAddressError, "HTTP 302, redirect to https://sso.example.com: could not"),
+        ("to https", RayApiAddressError, "HTTP 301, redirect to https://127.0.0.1:"),
+        ("something else", RayApiAddressError, "HTTP 404, this is not the Ray Jobs API"),
     ],
 )
 def test_somebody_before_ray_is_told_from_ray(ask, servers, server: str, kind: type[RayJobsError], words: str):
@@ -277,7 +280,7 @@ def test_a_login_that_is_wrong_is_named(ask, servers):
 
     assert ask(address, login="me", password="right") == "2.60.0"
     refused(
-        RayApiAuthError, "does not accept login and password for 'team a'", ask, address,
+        RayApiAuthError, "Check login and password for 'team a'", ask, address,
         login="me", password=SECRET,
     )  # fmt: skip
 
@@ -290,9 +293,9 @@ def test_a_port_of_another_service_is_told(ask):
         connection.sendall(b"\x00\x00\x12\x04\x00\x00\x00\x00\x00")  # as gRPC begins
 
     with listening(talk) as port:
-        refused(RayApiConnectionError, "not as a Ray dashboard does", ask, f"http://127.0.0.1:{port}")
-    refused(RayApiConnectionError, "Check that the Ray head runs", ask, "http://127.0.0.1:9")
-    refused(RayApiConnectionError, "This machine knows no such name", ask, "http://nobody.invalid:8265")
+        refused(RayApiConnectionError, "Answer is not HTTP: could not", ask, f"http://127.0.0.1:{port}")
+    refused(RayApiConnectionError, "Connection refused: could not", ask, "http://127.0.0.1:9")
+    refused(RayApiConnectionError, "DNS lookup failed for nobody.invalid: could not", ask, "http://nobody.invalid:8265")
 
 
 def test_a_proxy_is_used_and_named_without_its_password(ask, servers):
@@ -306,10 +309,12 @@ def test_a_proxy_is_used_and_named_without_its_password(ask, servers):
     with listening(serve) as port:
         proxy = f"http://me:{SECRET}@127.0.0.1:{port}"
         refused(
-            RayApiAuthError, "A proxy on the way wants a user and a password", ask,
+            RayApiAuthError, "HTTP 407, the HTTP proxy requires a login: could not", ask,
             "http://ray.example.com:8265", proxy=proxy,
         )  # fmt: skip
-        error = refused(RayApiConnectionError, "does not let us through", ask, "https://ray.example.com", proxy=proxy)
+        error = refused(
+            RayApiConnectionError, " refused the request: could not", ask, "https://ray.example.com", proxy=proxy
+        )
 
     assert [head.split(b" ", 2)[:2] for head in heads] == [
         [b"GET", b"http://ray.example.com:8265/api/version"],

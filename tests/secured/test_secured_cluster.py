@@ -155,7 +155,7 @@ def test_a_token_that_rotates_is_borne_while_a_job_is_followed(token_head: RayHe
         details = client.follow_job(job, poll_interval=0.5)
 
     assert details.status == "SUCCEEDED"
-    assert "The token is wrong, of another cluster, or not valid any more" in notes[0]
+    assert "HTTP 403, token rejected by Ray: could not " in notes[0]
     assert "in sight again" in notes[-1]
     assert not any(secret in "".join(notes) for secret in SECRETS)
 
@@ -175,9 +175,9 @@ def test_rays_own_refusals_say_what_to_do(token_head: RayHead, kind: type):
         async with AsyncRayJobsClient(token_head.address, access=Access(**access), retry_timeout=0) as client:
             await client.get_version()
 
-    with pytest.raises(RayApiAuthError, match="The token is missing: Ray wants one"):
+    with pytest.raises(RayApiAuthError, match="HTTP 401, token missing, Ray requires one: could not "):
         ask()
-    with pytest.raises(RayApiAuthError, match="The token is wrong, of another cluster") as caught:
+    with pytest.raises(RayApiAuthError, match="HTTP 403, token rejected by Ray: could not ") as caught:
         ask(token=WRONG)
     assert WRONG not in str(caught.value)
     ask(token=TOKEN, token_header="X-Ray-Authorization")
@@ -186,25 +186,28 @@ def test_rays_own_refusals_say_what_to_do(token_head: RayHead, kind: type):
 @pytest.mark.parametrize(
     ("way", "change", "said"),
     [
+        pytest.param("strips", {}, "token missing, although it was sent: could not", id="removed by the proxy"),
+        pytest.param("passes_on", {}, "Ray ignores X-Ray-Authorization in a request with", id="login passed on to Ray"),
+        pytest.param("basic", {"password": WRONG}, "login and password rejected by a reverse proxy", id="password"),
         pytest.param(
-            "strips", {}, "although it was sent in Authorization: a proxy on the way takes it out", id="taken"
+            "basic", {"extra": {"token": WRONG}}, "token rejected by Ray: could not", id="token behind the login"
         ),
-        pytest.param("passes_on", {}, "Ray does not read X-Ray-Authorization where any", id="login passed on to Ray"),
-        pytest.param(
-            "basic", {"password": WRONG}, "does not accept the connection's login and password", id="password"
-        ),
-        pytest.param("basic", {"extra": {"token": WRONG}}, "The token is wrong", id="token behind the login"),
-        pytest.param(
-            "mtls", {"extra": {"client_cert": ""}}, "client_key was given without client_cert", id="key alone"
-        ),
+        pytest.param("mtls", {"extra": {"client_cert": ""}}, "client_key is given without client_cert", id="key alone"),
         pytest.param(
             "mtls",
             {"extra": {"client_cert": "", "client_key": ""}},
-            "wants a client's certificate",
+            "client certificate required by a reverse proxy",
             id="no certificate",
         ),
-        pytest.param("mtls", {"extra": {"verify": ""}}, "an authority that this machine does not know", id="authority"),
-        pytest.param("mtls", {"extra": {"base_path": "/team-b"}}, "This is not a Ray dashboard", id="base path"),
+        pytest.param(
+            "mtls", {"extra": {"verify": ""}}, "an authority that this machine does not trust", id="authority"
+        ),
+        pytest.param(
+            "mtls",
+            {"extra": {"base_path": "/team-b"}},
+            "HTTP 404, this is not the Ray Jobs API: could not",
+            id="base path",
+        ),
     ],
 )
 def test_test_connection_says_what_is_wrong(
@@ -334,7 +337,7 @@ def test_a_wrong_token_fails_a_task_at_once(airflow: LocalAirflow, run_id: str, 
 
     assert airflow.task_instance("secured", run_id, f"not_let_in_{mode}")["state"] == "failed"
     assert "RayApiAuthError" in log
-    assert "The token is wrong, of another cluster, or not valid any more" in log
+    assert "HTTP 403, token rejected by Ray: could not " in log
 
 
 @pytest.mark.airflow
