@@ -129,7 +129,7 @@ def parse_connection(connection: Connection, *, check_token_file: bool = True) -
     try:
         cluster = _cluster_of(connection, _read_extra(connection))
         if check_token_file:
-            cluster.access.check_token_file()
+            cluster.access.current_token()  # raises for a file that is not usable
         return cluster
     except ValueError as error:
         raise ValueError(f"connection {connection.conn_id}: {error}") from None

@@ -255,5 +255,5 @@ def _access_of_environment(check_token_file: bool) -> Access:
     token, token_file = (os.environ.get(name) or None for name in TOKEN_VARIABLES)
     access = Access(token=token and token.strip(), token_file=None if token else token_file)
     if check_token_file:
-        access.check_token_file()
+        access.current_token()  # raises for a file that is not usable
     return access

@@ -1,8 +1,4 @@
-"""
-Access to a cluster: credentials for Ray and for a reverse proxy, TLS settings, the HTTP proxy, timeouts.
-
-Nothing here sends anything. No repr and no error holds a secret: errors name the field.
-"""
+"""Access to a cluster: credentials, TLS settings, HTTP proxy, timeouts. No repr and no error holds a secret."""
 
 from __future__ import annotations
 
@@ -27,8 +23,7 @@ RAY_AUTHORIZATION = "X-Ray-Authorization"
 # Values of ``verify`` besides a path: trust this machine's certificates; trust any certificate, which is no protection.
 SYSTEM = "system"
 OFF = "off"
-# Values of ``verify`` that are meant as a switch: no file is called so.
-_SWITCHES = ("true", "false", "yes", "no", "on", "1", "0")
+_NO_PATHS = ("", "true", "false", "yes", "no", "on", "1", "0")
 
 # Seconds to connect to the head: it is near, or not there.
 CONNECT_TIMEOUT = 10.0
@@ -38,8 +33,6 @@ READ_TIMEOUT = 30.0
 
 # Shortest header value, in characters, that is secret whatever the header's name: "https" and "team-a" are not.
 _MIN_HEADER_SECRET_LENGTH = 8
-# Longest path in characters: a longer value is the content of a file.
-_MAX_PATH_LENGTH = 1024
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 
@@ -49,23 +42,19 @@ class Access:
     """
     All that a client needs besides the address.
 
-    If ``login``, ``auth`` or ``headers`` sets the header ``Authorization``, Ray's token goes into
-    ``X-Ray-Authorization``, which Ray reads in a request without ``Authorization``. Otherwise ``Authorization`` carries
-    the token.
+    The header ``Authorization`` carries Ray's token. If ``login``, ``auth`` or ``headers`` sets that header,
+    ``X-Ray-Authorization`` carries the token: Ray reads it in a request without ``Authorization``.
 
     :param token: Ray's authentication token.
     :param token_file: a file with the token, read for each request: such tokens rotate.
     :param token_header: ``X-Ray-Authorization`` if a reverse proxy removes ``Authorization`` although no field sets it.
-    :param login: for the basic authentication of a reverse proxy; with ``password``.
+    :param login: with ``password``, for the basic authentication of a reverse proxy.
     :param headers: sent with each request.
     :param auth: any :class:`httpx.Auth`.
-    :param verify: which certificates are trusted: ``system``, ``off``, or a file (or a folder in OpenSSL's form) with
-        those of a private authority.
-    :param client_cert: a PEM file with the client's certificate, for mTLS; its key may be in it.
-    :param client_key: a PEM file with the certificate's key.
+    :param verify: trusted certificates: ``system``, ``off``, or the file (or OpenSSL folder) of a private authority.
+    :param client_cert: a PEM file with the client's certificate, for mTLS; its key may be in it, or in ``client_key``.
     :param client_key_password: of an encrypted key.
-    :param proxy: the HTTP proxy for all requests, e.g. ``http://me:secret@proxy:3128``; that of the environment
-        (``HTTPS_PROXY``, ``NO_PROXY``) when not given.
+    :param proxy: the HTTP proxy, e.g. ``http://me:secret@proxy:3128``; that of the environment when not given.
     :param connect_timeout: seconds to connect to the head.
     :param read_timeout: seconds for the next bytes of an answer; a submission always has 120.
     :raises ValueError: for a field that can never work, naming it.
@@ -96,7 +85,10 @@ class Access:
         if self.login is not None and ":" in self.login:
             raise ValueError("login holds a colon, which basic authentication cannot send.")
         for name in ("token_file", "verify", "client_cert", "client_key"):
-            _check_path(name, getattr(self, name))
+            path = getattr(self, name)
+            # first, so that no error about a missing file quotes a pasted key
+            if isinstance(path, str) and ("-----BEGIN" in path or len(path) > 1024 or not path.isprintable()):
+                raise ValueError(f"{name} must be the path of a file, not its content. Write the content to a file.")
         for name, value in self.headers.items():
             _check_header(name, value)
         self._check_token_header()
@@ -122,7 +114,7 @@ class Access:
             raise ValueError(f"token_header is {AUTHORIZATION}, which {users[0]} sets. Leave one out.")
 
     def _check_tls(self) -> None:
-        if not isinstance(self.verify, str) or not self.verify or self.verify.lower() in _SWITCHES:
+        if not isinstance(self.verify, str) or self.verify.lower() in _NO_PATHS:
             raise ValueError(
                 f"verify must be {SYSTEM!r} (this machine's certificates), {OFF!r} (no check) or the path of a file "
                 f"with trusted certificates, not {self.verify!r}."
@@ -132,12 +124,9 @@ class Access:
 
     def _users_of_authorization(self) -> list[str]:
         """Return the fields, other than the token's, that set the header ``Authorization``."""
-        is_used = {
-            "login": self.login is not None,
-            "auth": self.auth is not None,
-            "headers": AUTHORIZATION.lower() in map(str.lower, self.headers),
-        }
-        return [name for name, is_set in is_used.items() if is_set]
+        in_headers = AUTHORIZATION.lower() in map(str.lower, self.headers)
+        is_set = {"login": self.login is not None, "auth": self.auth is not None, "headers": in_headers}
+        return [name for name in is_set if is_set[name]]
 
     @property
     def has_token(self) -> bool:
@@ -145,7 +134,6 @@ class Access:
 
     @property
     def token_header_name(self) -> str:
-        """The header that carries Ray's token."""
         return self.token_header or (RAY_AUTHORIZATION if self._users_of_authorization() else AUTHORIZATION)
 
     @property
@@ -164,11 +152,7 @@ class Access:
         return headers
 
     def current_token(self) -> str | None:
-        """
-        Return Ray's token as it is now.
-
-        :raises ValueError: the token file cannot be read, or holds no token.
-        """
+        """Return Ray's token as it is now, or raise :class:`ValueError` for a token file that is not usable."""
         if self.token_file is None:
             return self.token
         try:
@@ -180,17 +164,13 @@ class Access:
         _check_token(f"the token in token_file {self.token_file}", token)
         return token
 
-    def check_token_file(self) -> None:
-        """Read the token file, if there is one. See :meth:`current_token` for the errors."""
-        self.current_token()
-
     def describe(self) -> str:
         """Return which credentials a request carries, without their values."""
         source = f"from {self.token_file} " if self.token_file else ""
         is_sent = {
             f"a token {source}in {self.token_header_name}": self.has_token,
             f"basic authentication in {AUTHORIZATION}": self.login is not None,
-            f"what {type(self.auth).__name__} adds": self.auth is not None,
+            f"the credentials of {type(self.auth).__name__}": self.auth is not None,
             f"the headers {', '.join(sorted(self.headers))}": self.headers,
             "a client certificate": self.client_cert is not None,
         }
@@ -210,12 +190,6 @@ class Access:
             user = unquote(urlsplit(self.proxy).username or "")
             given += [password, unquote(password), _basic(user, unquote(password))]
         yield from filter(None, given)
-
-
-def _check_path(name: str, path: str | None) -> None:
-    """Refuse the content of a file in the field of its path, before an error about a missing file quotes it."""
-    if isinstance(path, str) and ("-----BEGIN" in path or len(path) > _MAX_PATH_LENGTH or not path.isprintable()):
-        raise ValueError(f"{name} must be the path of a file, not its content. Write the content to a file.")
 
 
 def _check_token(subject: str, token: str) -> None:

@@ -1,9 +1,4 @@
-"""
-The clients: they send single requests and drive engines (:mod:`.steps` is their contract).
-
-``RayJobsClient`` blocks, ``AsyncRayJobsClient`` runs on an event loop. They are twins: the same methods over the same
-engines, with the same arguments.
-"""
+"""The clients: they send single requests and drive engines (:mod:`.steps` is their contract)."""
 
 from __future__ import annotations
 
@@ -27,14 +22,7 @@ from airflow_provider_rayjobs.jobs.models import JobDetails, RayVersion
 from airflow_provider_rayjobs.jobs.packages.submit import CodeOptions, submit_with_code
 from airflow_provider_rayjobs.jobs.requests import Answer, AnyRequest, LogRequest, Request
 from airflow_provider_rayjobs.jobs.steps import Engine, OnLog, send
-from airflow_provider_rayjobs.jobs.transport import (
-    AsyncUploadContent,
-    HttpCodec,
-    LogReceiver,
-    OnToken,
-    UploadContent,
-    check_address,
-)
+from airflow_provider_rayjobs.jobs.transport import AsyncUploadBytes, HttpCodec, LogReceiver, UploadBytes, check_address
 
 T = TypeVar("T")
 Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
@@ -44,8 +32,6 @@ RETRY_TIMEOUT = 30.0
 
 
 class LoggerLike(Protocol):
-    """A logger of Python, structlog or another library."""
-
     def log(self, level: int, message: Any, /, *args: Any) -> Any: ...
 
 
@@ -61,7 +47,7 @@ class _BaseClient(Generic[Http]):
         label: str = "",
         retry_timeout: float = RETRY_TIMEOUT,
         logger: LoggerLike | None = None,
-        on_token: OnToken | None = None,
+        on_token: Callable[[str], object] | None = None,
         transport: httpx.BaseTransport | httpx.AsyncBaseTransport | None = None,
     ) -> None:
         if token is not None and access is not None:
@@ -107,8 +93,7 @@ class RayJobsClient(_BaseClient[httpx.Client]):
         uploaded first, unless the cluster has it. Relative paths start at the working directory.
 
         :param entrypoint: a shell command; or a list of its arguments, which is quoted.
-        :param options: :class:`~.submission.SubmissionOptions`, and ``package_secrets``: whether files that look like
-            secrets are packed, or patterns for those that are.
+        :param options: see :class:`~.submission.SubmissionOptions` and :class:`~.packages.submit.CodeOptions`.
         :raises ValueError: for an option that can never work; nothing was submitted.
         :raises RayPackageError: for local code that cannot be packed; nothing was submitted.
         """
@@ -138,9 +123,7 @@ class RayJobsClient(_BaseClient[httpx.Client]):
         """
         Write the present log of a driver to a file, without holding it in memory, and return its size in bytes.
 
-        The file has the log's bytes. A head before Ray 2.47 gives the log as text, with its line ends changed.
-
-        :param path: an existing file is replaced when the download is complete.
+        An existing file is replaced at the end. Before Ray 2.47 a head gives the log as text, with other line ends.
         """
         with LogFile(Path(path)) as file:
             return self.run(save_job_logs(submission_id, file, self.retry_timeout))
@@ -148,11 +131,7 @@ class RayJobsClient(_BaseClient[httpx.Client]):
     def follow_job(
         self, submission_id: str, *, on_log: OnLog | None = None, **options: Unpack[follow.FollowOptions]
     ) -> JobDetails:
-        """
-        Follow a job to its terminal status, and return it.
-
-        :param on_log: called with each record of the job's log as it arrives: many lines, without the last newline.
-        """
+        """Follow a job to its terminal status; ``on_log`` gets each log record, many lines without a final newline."""
         engine = follow.follow_job(submission_id, reader=LogReader() if on_log else None, **options)
         return self.run(engine, on_log)
 
@@ -174,8 +153,9 @@ class RayJobsClient(_BaseClient[httpx.Client]):
                 return self.send(request)
             case steps.ReadLog(request, log):
                 return self._read_log(request, log, emit)
-            case steps.Upload(request):
-                answer = self._exchange(request, UploadContent(step, self._log))
+            case steps.Upload(request) as upload:
+                content = UploadBytes(lambda: upload.chunks(time.monotonic, self._log))
+                answer = self._exchange(request, content)
                 return endpoints.check_answer(request, answer)
             case steps.RunBlocking(call):
                 return call()
@@ -194,27 +174,24 @@ class RayJobsClient(_BaseClient[httpx.Client]):
         """Send one request, once."""
         return endpoints.parse_answer(request, self._exchange(request))
 
-    def _exchange(self, request: AnyRequest, content: UploadContent | None = None) -> Answer:
+    def _exchange(self, request: AnyRequest, content: UploadBytes | None = None) -> Answer:
         with self._codec.translate_errors(request):
             response = self._http.request(**self._codec.encode(request), content=content)
         return self._codec.decode(response)
 
     def _read_log(self, request: LogRequest, log: steps.LogSink, emit: OnLog) -> None:
-        receiver = LogReceiver(request, log, emit, self._codec)
-        with (
-            self._codec.translate_errors(request),
-            self._http.stream(**self._codec.encode(request)) as response,
-        ):
+        codec = self._codec
+        receiver = LogReceiver(request, log, emit, codec)
+        with codec.translate_errors(request), self._http.stream(**codec.encode(request)) as response:
             if not receiver.accepts(response):
                 response.read()
-                raise endpoints.error_for_answer(request, self._codec.decode(response))
+                raise endpoints.error_for_answer(request, codec.decode(response))
             for chunk in response.iter_bytes(receiver.chunk_size):
                 if not receiver.feed(chunk):
                     return
         receiver.finish()
 
     def close(self) -> None:
-        """Close the connections that are kept for the next request."""
         self._http.close()
 
     def __enter__(self) -> Self:
@@ -225,7 +202,7 @@ class RayJobsClient(_BaseClient[httpx.Client]):
 
 
 class AsyncRayJobsClient(_BaseClient[httpx.AsyncClient]):
-    """:class:`RayJobsClient` for an event loop: the same arguments, the same methods, awaited."""
+    """:class:`RayJobsClient` for an event loop, its twin: the same arguments, the same methods, awaited."""
 
     _http_type = httpx.AsyncClient
 
@@ -279,8 +256,9 @@ class AsyncRayJobsClient(_BaseClient[httpx.AsyncClient]):
                 return await self.send(request)
             case steps.ReadLog(request, log):
                 return await self._read_log(request, log, emit)
-            case steps.Upload(request):
-                answer = await self._exchange(request, AsyncUploadContent(step, self._log))
+            case steps.Upload(request) as upload:
+                content = AsyncUploadBytes(lambda: upload.chunks(time.monotonic, self._log))
+                answer = await self._exchange(request, content)
                 return endpoints.check_answer(request, answer)
             case steps.RunBlocking(call):
                 return await _run_in_thread(call)
@@ -298,25 +276,25 @@ class AsyncRayJobsClient(_BaseClient[httpx.AsyncClient]):
     async def send(self, request: Request[T]) -> T:
         return endpoints.parse_answer(request, await self._exchange(request))
 
-    async def _exchange(self, request: AnyRequest, content: AsyncUploadContent | None = None) -> Answer:
+    async def _exchange(self, request: AnyRequest, content: AsyncUploadBytes | None = None) -> Answer:
         with self._codec.translate_errors(request):
             response = await self._http.request(**self._codec.encode(request), content=content)
         return self._codec.decode(response)
 
     async def _read_log(self, request: LogRequest, log: steps.LogSink, emit: OnLog) -> None:
-        receiver = LogReceiver(request, log, emit, self._codec)
-        with self._codec.translate_errors(request):
-            async with self._http.stream(**self._codec.encode(request)) as response:
+        codec = self._codec
+        receiver = LogReceiver(request, log, emit, codec)
+        with codec.translate_errors(request):
+            async with self._http.stream(**codec.encode(request)) as response:
                 if not receiver.accepts(response):
                     await response.aread()
-                    raise endpoints.error_for_answer(request, self._codec.decode(response))
+                    raise endpoints.error_for_answer(request, codec.decode(response))
                 async for chunk in response.aiter_bytes(receiver.chunk_size):
                     if not receiver.feed(chunk):
                         return
         receiver.finish()
 
     async def aclose(self) -> None:
-        """Close the connections that are kept for the next request."""
         await self._http.aclose()
 
     async def __aenter__(self) -> Self:
@@ -342,4 +320,4 @@ async def _run_in_thread(call: Callable[[], T]) -> T:
 
 
 def _ignore(record: str) -> None:
-    """Take the records of a run without ``on_log``."""
+    pass

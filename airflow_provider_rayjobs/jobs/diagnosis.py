@@ -32,17 +32,16 @@ E = TypeVar("E", bound=RayJobsError)
 Diagnosis = tuple[type[E], str, str]
 
 CHECK_ADDRESS = "Check host, port, schema and base path of the address: it must be that of a Ray dashboard."
-_ASK_FOR_LOGIN = (
-    "If a reverse proxy requires a login, ask its administrator how programs log in, and set login and password, "
-    "headers or auth."
-)
+_ASK_FOR_LOGIN = "If a reverse proxy requires a login, ask its administrator for one; set login, headers or auth."
 _SET_PROXY_LOGIN = "set proxy with a user and a password (http://user:password@host:port)."
 
-# OpenSSL's numbers for why a certificate is rejected. Source: ``openssl/x509_vfy.h``.
-_NOT_YET_VALID = 9
-_EXPIRED = 10
+# Why OpenSSL rejects a certificate, by its numbers. Source: ``openssl/x509_vfy.h``.
 _UNKNOWN_AUTHORITY = (2, 18, 19, 20, 21)
-_OTHER_NAME = (62, 64)
+_REJECTIONS = {
+    9: ("is not valid yet", "Check the clocks of both machines."),
+    10: ("has expired", "It must be renewed on the server."),
+    **dict.fromkeys((62, 64), ("is for another name", "Use a host in the address that the certificate names.")),
+}
 # OpenSSL's words for a server that ends the handshake because of the client's certificate, or because there is none.
 # It does so before it reads a request. Any other end of a TLS connection is an outage.
 _CLIENT_CERTIFICATE_ALERT = re.compile(
@@ -55,7 +54,7 @@ _TLS_REQUIRED = ("plain HTTP request was sent to HTTPS port", "HTTP request to a
 # httpx's words for a head that goes away in the middle of an answer: it does speak HTTP.
 _CUT_OFF = re.compile("server disconnected|peer closed", re.IGNORECASE)
 # What httpx's errors mean, by the names of their classes.
-_FAILURES = {
+_FACTS = {
     "ConnectError": "Connection failed",
     "ConnectTimeout": "Connection timeout after {connect:.12g} s",
     "PoolTimeout": "Timeout after {pool:.12g} s without a free connection",
@@ -63,20 +62,14 @@ _FAILURES = {
     "WriteTimeout": "Timeout after {write:.12g} s while sending",
     **dict.fromkeys(("ReadError", "WriteError", "CloseError", "RemoteProtocolError"), "Connection lost"),
 }
-_TRANSPORT_PACKAGES = ("httpx", "httpcore", "anyio")
 
 
 def diagnose_failure(
     error: Exception, address: str, access: Access, timeouts: Mapping[str, float | None]
 ) -> Diagnosis[RayApiConnectionError]:
-    """
-    Diagnose a request that got no answer.
-
-    :param error: of httpx, or of ``ssl``; its causes are read too.
-    :param timeouts: of the request in seconds: ``connect``, ``read``, ``write`` and ``pool``.
-    """
+    """Diagnose an error of httpx or ``ssl``, with the request's timeouts ``connect``, ``read``, ``write``, ``pool``."""
     name = type(error).__name__  # only transport.py and client.py import httpx
-    fact = _FAILURES.get(name, "Request failed").format_map(timeouts)
+    fact = _FACTS.get(name, "Request failed").format_map(timeouts)
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLError) and (tls := _diagnose_tls(cause, name, address, access)):
             return RayApiTLSError, f"TLS handshake failed, {tls[0]}", tls[1]
@@ -107,7 +100,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         yield cause
         # Errors of the transport name their cause by __context__ alone: httpcore raises them "from None". The
         # __context__ of any other error, such as the socket's, is what the caller was handling at the time.
-        is_of_transport = type(cause).__module__.partition(".")[0] in _TRANSPORT_PACKAGES
+        is_of_transport = type(cause).__module__.partition(".")[0] in ("httpx", "httpcore", "anyio")
         cause = cause.__cause__ or (cause.__context__ if is_of_transport else None)
 
 
@@ -135,18 +128,13 @@ def _diagnose_tls(error: ssl.SSLError, name: str, address: str, access: Access) 
 
 def _diagnose_certificate(error: ssl.SSLCertVerificationError, access: Access) -> tuple[str, str]:
     code = getattr(error, "verify_code", 0)
-    if code == _EXPIRED:
-        return "the server's certificate has expired", "It must be renewed on the server."
-    if code == _NOT_YET_VALID:
-        return "the server's certificate is not valid yet", "Check the clocks of both machines."
-    if code in _OTHER_NAME:
-        return "the server's certificate is for another name", "Use a host in the address that the certificate names."
+    reason = f"was rejected ({getattr(error, 'verify_message', error)})"
+    fact, advice = _REJECTIONS.get(code, (reason, "Check that certificate."))
     if code in _UNKNOWN_AUTHORITY:
         trust = "this machine" if access.verify == SYSTEM else f"verify ({access.verify})"
-        fact = f"the server's certificate comes from an authority that {trust} does not trust"
-        return fact, "Set verify to a file with the authority's certificate."
-    reason = getattr(error, "verify_message", error)
-    return f"the server's certificate was rejected ({reason})", "Check that certificate."
+        fact = f"comes from an authority that {trust} does not trust"
+        advice = "Set verify to a file with the authority's certificate."
+    return f"the server's certificate {fact}", advice
 
 
 def diagnose_answer(answer: Answer) -> Diagnosis[RayApiResponseError] | None:
@@ -202,17 +190,17 @@ def _diagnose_token(status_code: int, access: Access) -> tuple[str, str]:
 
 def _diagnose_login(answer: Answer, proxy: str) -> tuple[str, str]:
     challenge = answer.redact(answer.headers.get("www-authenticate", ""))
-    scheme = challenge.partition(" ")[0]
+    scheme = challenge.partition(" ")[0].lower()
     found = re.search(r'realm="?([^",]{1,80})', challenge)
     realm = f" for {found.group(1)!r}" if found else ""
-    fact = f"login required by {proxy}, not by Ray"
-    if scheme.lower() != "basic":
-        required = f" It requires {scheme}{realm}." if scheme else ""
-        return fact, f"The request carried {answer.access.describe()}.{required} {_ASK_FOR_LOGIN}"
-    if answer.access.login is not None:
+    if scheme == "basic" and answer.access.login is not None:
         return f"login and password rejected by {proxy}, not by Ray", f"Check login and password{realm}."
-    advice = "Set login and password; a token for Ray goes into token or token_file."
-    return fact, f"It requires basic authentication{realm}. {advice}"
+    advice = f"It requires {scheme} authentication{realm}. " if scheme else ""
+    if scheme == "basic":
+        advice += "Set login and password; a token for Ray goes into token or token_file."
+    else:
+        advice += f"The request carried {answer.access.describe()}. {_ASK_FOR_LOGIN}"
+    return f"login required by {proxy}, not by Ray", advice
 
 
 def _diagnose_redirect(answer: Answer) -> tuple[str, str]:
@@ -225,10 +213,10 @@ def _diagnose_redirect(answer: Answer) -> tuple[str, str]:
     if there.hostname == here.hostname and there.scheme != here.scheme:
         return f"redirect to {origin}", "Use that as the address (schema and port)."
     if there.netloc == here.netloc:
-        advice = f"It may lead to a login page, or to another base path. {_ASK_FOR_LOGIN} {CHECK_ADDRESS}"
-        return f"redirect to {there.path}", advice
-    advice = f"It may lead to a login page. It was not followed, so no credentials went there. {_ASK_FOR_LOGIN}"
-    return f"redirect to {origin}", f"{advice} {CHECK_ADDRESS}"
+        hint = "It may lead to a login page, or to another base path."
+        return f"redirect to {there.path}", f"{hint} {_ASK_FOR_LOGIN} {CHECK_ADDRESS}"
+    hint = "It may lead to a login page. It was not followed, so no credentials went there."
+    return f"redirect to {origin}", f"{hint} {_ASK_FOR_LOGIN} {CHECK_ADDRESS}"
 
 
 def _name_proxy(answer: Answer) -> str:

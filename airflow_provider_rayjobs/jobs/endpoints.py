@@ -1,9 +1,8 @@
 """
 The Ray Jobs REST API: for each endpoint, the request and how to read its answer.
 
-Source: Ray ``dashboard/modules/job/job_head.py`` and ``dashboard/modules/state/state_head.py``, read and tested with
-Ray 2.60. The HTTP status does not say enough: a 500 may carry the traceback of "this id is taken". So Ray's words are
-read first.
+Source: Ray 2.60 ``dashboard/modules/job/job_head.py`` and ``dashboard/modules/state/state_head.py``. The HTTP status
+does not say enough: a 500 may carry the traceback of "this id is taken". So Ray's words are read first.
 """
 
 from __future__ import annotations
@@ -26,14 +25,7 @@ from airflow_provider_rayjobs.exceptions import (
 )
 from airflow_provider_rayjobs.jobs.diagnosis import CHECK_ADDRESS, Diagnosis, diagnose_answer
 from airflow_provider_rayjobs.jobs.models import ClusterResources, JobDetails, JobSubmission, RayVersion
-from airflow_provider_rayjobs.jobs.requests import (
-    Answer,
-    AnyRequest,
-    LogRequest,
-    Request,
-    UploadRequest,
-    describe_failure,
-)
+from airflow_provider_rayjobs.jobs.requests import Answer, AnyRequest, LogRequest, Request, UploadRequest, error_message
 
 T = TypeVar("T")
 
@@ -49,13 +41,7 @@ def get_version() -> Request[RayVersion]:
 
 
 def submit_job(submission: JobSubmission) -> Request[str]:
-    """
-    Describe the submission of a job, whose answer is the submission id.
-
-    It is idempotent, as the client chooses the id: Ray rejects a second job with it.
-
-    :raises RayJobExistsError: when sent, for an id that is taken.
-    """
+    """Describe the submission of a job. It is idempotent: Ray rejects a second job with the same id."""
     return Request(
         f"submit job {submission.submission_id}",
         "POST",
@@ -67,12 +53,7 @@ def submit_job(submission: JobSubmission) -> Request[str]:
 
 
 def get_job(submission_id: str) -> Request[JobDetails]:
-    """
-    Describe the request for a job's current state.
-
-    :param submission_id: a submission id, or a Ray Core job id such as ``02000000``.
-    :raises RayJobNotFoundError: when sent, for an id that the cluster does not know.
-    """
+    """Describe the request for a job's state, by its submission id or its Ray Core job id (``02000000``)."""
     return Request(
         f"get job {submission_id}",
         "GET",
@@ -88,23 +69,13 @@ def list_jobs() -> Request[list[JobDetails]]:
 
 
 def stop_job(submission_id: str) -> Request[bool]:
-    """
-    Describe the request to stop a job, answered before it stops: ``False`` for a job that has ended.
-
-    :raises RayApiRejectedError: when sent, for a job of type DRIVER.
-    """
+    """Describe the request to stop a job. Ray answers before the job stops, and ``False`` if it has ended already."""
     path = f"{_job_path(submission_id)}/stop"
     return Request(f"stop job {submission_id}", "POST", path, lambda answer: bool(answer["stopped"]))
 
 
 def delete_job(submission_id: str) -> Request[bool]:
-    """
-    Describe the request to delete Ray's record of a job that has ended.
-
-    It is not idempotent: if the first answer is lost, the second says that the job does not exist.
-
-    :raises RayJobNotTerminalError: when sent, for a job that has not ended.
-    """
+    """Describe the request to delete the record of a job that has ended. Repeated, it fails: the job is unknown."""
     path = _job_path(submission_id)
     return Request(
         f"delete job {submission_id}", "DELETE", path, lambda answer: bool(answer["deleted"]), idempotent=False
@@ -117,20 +88,12 @@ def get_cluster_status() -> Request[ClusterResources]:
 
 
 def get_package(name: str) -> Request[None]:
-    """
-    Describe the question whether the cluster holds a package; the question makes Ray keep it for 600 s.
-
-    :raises RayPackageNotFoundError: when sent, if the cluster does not hold it.
-    """
+    """Describe the question whether the cluster holds a package. Once asked for, Ray keeps the package for 600 s."""
     return Request(f"look for package {name}", "GET", _package_path(name), lambda _: None, expects_json=False)
 
 
 def put_package(name: str, size: int) -> UploadRequest:
-    """
-    Describe the upload of a package, which replaces an existing one. Unlike the question it makes Ray keep nothing.
-
-    :param size: in bytes; Ray's HTTP server takes less than 100 MiB.
-    """
+    """Describe the upload of a package of less than 100 MiB. Unlike :func:`get_package`, it makes Ray keep nothing."""
     return UploadRequest(f"upload package {name}", _package_path(name), size)
 
 
@@ -140,20 +103,15 @@ def get_log_text(submission_id: str) -> LogRequest:
 
     For this the head holds the log in memory, turns ``\r\n`` and ``\r`` into ``\n``, and fails for bytes that are not
     UTF-8. So its log offsets differ from those of :func:`get_log_file`.
-
-    :raises RayApiRejectedError: when sent, for a job of type DRIVER.
     """
     return LogRequest(f"read the log of job {submission_id}", f"{_job_path(submission_id)}/logs", is_json=True)
 
 
 def get_log_file(submission_id: str, node_id: str, lines: int = -1) -> LogRequest:
     """
-    Describe the request for the present bytes of a driver's log file (Ray 2.47 and later).
+    Describe the request for the last lines (-1 for all) of a driver's log file, as bytes (Ray 2.47 and later).
 
-    It names the file: with a ``submission_id`` the head would search all jobs that it ever ran.
-
-    :param node_id: of the driver, ``JobDetails.driver_node_id``.
-    :param lines: how many of the last lines; -1 for all.
+    It names the file: for a ``submission_id`` the head would search all jobs that it ever ran.
     """
     return LogRequest(
         f"read the log of job {submission_id}",
@@ -177,11 +135,7 @@ def _package_path(name: str) -> str:
 
 
 def parse_answer(request: Request[T], answer: Answer) -> T:
-    """
-    Return the result of a request.
-
-    :raises RayApiResponseError: one of its subclasses, for any other answer.
-    """
+    """Return the result of a request, or raise a subclass of :class:`RayApiResponseError`."""
     if not request.expects_json:
         check_answer(request, answer)
         return request.read(None)
@@ -195,11 +149,7 @@ def parse_answer(request: Request[T], answer: Answer) -> T:
 
 
 def check_answer(request: AnyRequest, answer: Answer) -> None:
-    """
-    Check an answer without JSON.
-
-    :raises RayApiResponseError: one of its subclasses, for an error or a login page.
-    """
+    """Raise the error for an answer without JSON that is no success."""
     if not is_success(answer.status_code, answer.content_type):
         raise error_for_answer(request, answer)
 
@@ -212,7 +162,7 @@ def is_success(status_code: int, content_type: str) -> bool:
 def error_for_answer(request: AnyRequest, answer: Answer) -> RayApiResponseError:
     """Return the error that an answer means: by Ray's words first, then by the HTTP status."""
     kind, fact, advice = diagnose_answer(answer) or _diagnose_status(answer)
-    message = describe_failure(f"HTTP {answer.status_code}, {fact}", request, answer.place, advice)
+    message = error_message(f"HTTP {answer.status_code}, {fact}", request, answer.place, advice)
     quoted = _quote(answer)
     return kind(f"{message} The answer says: {quoted}" if quoted else message, status_code=answer.status_code)
 
@@ -224,19 +174,13 @@ def _diagnose_status(answer: Answer) -> Diagnosis[RayApiResponseError]:
             content = answer.content_type.partition(";")[0] or "no content type"
             return RayApiAddressError, f"not an answer of the Ray Jobs API ({content})", CHECK_ADDRESS
         case 500 if "Please use a different submission_id" in text:
-            return (
-                RayJobExistsError,
-                "the submission id is taken",
-                "Another job of this cluster has it: choose another.",
-            )
+            return RayJobExistsError, "the submission id is taken", "Another job of the cluster has it. Use another id."
         case 500 if "try again later" in text:
             return RayApiUnavailableError, "the cluster is not ready", "Try again later."
         case 500 if "non-terminal state" in text:
             return RayJobNotTerminalError, "the job has not ended", "Stop it and wait for its end first."
         case 400 if "submission type jobs" in text:
-            advice = (
-                "Ray's Jobs API only lists jobs started by ray.init. Stop it, or read its log, where its driver runs."
-            )
+            advice = "Ray's Jobs API only lists such jobs. Stop it, or read its log, where its driver runs."
             return RayApiRejectedError, "not possible for an interactive job (type DRIVER)", advice
         case 400:
             advice = "Correct it. An older Ray also rejects fields that it does not know."

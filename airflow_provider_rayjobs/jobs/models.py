@@ -25,11 +25,7 @@ class _OpenEnum(StrEnum):
 
 
 class JobStatus(_OpenEnum):
-    """
-    The status of a job. An unknown status is not terminal, so that a new Ray breaks no caller.
-
-    Source: Ray ``dashboard/modules/job/common.py``, ``JobStatus``.
-    """
+    """The status of a job (Ray ``dashboard/modules/job/common.py``). An unknown status is not terminal."""
 
     PENDING = "PENDING"
     RUNNING = "RUNNING"
@@ -50,13 +46,7 @@ class JobType(_OpenEnum):
 
 
 class JobErrorType(_OpenEnum):
-    """
-    Why a job FAILED, as far as Ray knows (Ray 2.49 to 2.51 and later; older heads leave it out).
-
-    Only ``JOB_ENTRYPOINT_COMMAND_ERROR`` means that the user's code ran and ended non-zero.
-
-    Source: Ray ``dashboard/modules/job/common.py``, ``JobErrorType``.
-    """
+    """Why a job FAILED (since about Ray 2.50). Only ``JOB_ENTRYPOINT_COMMAND_ERROR`` means that the user's code ran."""
 
     RUNTIME_ENV_SETUP_FAILURE = "RUNTIME_ENV_SETUP_FAILURE"
     JOB_SUPERVISOR_ACTOR_START_TIMEOUT = "JOB_SUPERVISOR_ACTOR_START_TIMEOUT"
@@ -71,12 +61,9 @@ class JobErrorType(_OpenEnum):
 @dataclass(frozen=True)
 class RayVersion:
     """
-    The version of a head.
+    The versions of the Jobs API and of Ray, and the name of the Ray session.
 
-    :param version: of the Jobs API, ``"4"`` in Ray 2.
-    :param ray_version: e.g. ``"2.60.0"``.
-    :param session_name: of the Ray session: another one means that the head was restarted and its jobs are gone.
-        ``None`` on heads older than about 2.40.
+    Another session means that the head was restarted and its jobs are gone. Heads before about 2.40 do not name it.
     """
 
     version: str
@@ -141,11 +128,7 @@ class JobDetails:
         return cls(**{**given, "type": JobType(answer["type"]), "status": JobStatus(answer["status"]), "seen_at": None})
 
     def to_event(self) -> dict[str, Any]:
-        """
-        Return what may be stored outside this process: plain JSON types, and no secret of the job.
-
-        Ray's message goes without its log excerpt: secrets that a job prints can be masked in logs alone.
-        """
+        """Return plain JSON types without the job's secrets; of Ray's message, the part before its log excerpt."""
         everything = asdict(self)
         everything["message"] = self.message and self.message.partition(LOG_EXCERPT_MARKER)[0]
         return {
@@ -176,12 +159,7 @@ class JobDetails:
 
 @dataclass(frozen=True)
 class ClusterResources:
-    """
-    The resources of a cluster, name to quantity (memory in bytes).
-
-    :param nodes: of each node.
-    :param used: in use in the whole cluster.
-    """
+    """The resources of each node, and those in use in the whole cluster: name to quantity, memory in bytes."""
 
     nodes: tuple[Mapping[str, float], ...] = ()
     used: Mapping[str, float] = field(default_factory=dict)
@@ -202,14 +180,7 @@ def _plain(name: str) -> str:
 
 @dataclass(frozen=True)
 class JobSubmission:
-    """
-    A submission, made and checked by :func:`~.submission.build_submission`.
-
-    :param submission_id: chosen by the client; Ray rejects a second job with it.
-    :param entrypoint: a shell command.
-    :param metadata: holds the submission nonce as well.
-    :param entrypoint_memory: bytes.
-    """
+    """A submission, made and checked by :func:`~.submission.build_submission`; ``entrypoint_memory`` is in bytes."""
 
     submission_id: str
     entrypoint: str = field(repr=False)

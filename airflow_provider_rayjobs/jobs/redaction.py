@@ -31,7 +31,7 @@ def header_secrets(headers: Mapping[str, str]) -> Iterator[str]:
 
 def redact_address(address: str) -> str:
     """Return the part of an address that is no secret: without its query, and nothing where a password is possible."""
-    return "An address with an @" if "@" in address else repr(re.split("[?#]", address, maxsplit=1)[0])
+    return "an address with an @" if "@" in address else repr(re.split("[?#]", address, maxsplit=1)[0])
 
 
 def describe_unreadable(field: str, path: str, error: OSError) -> str:

@@ -21,9 +21,7 @@ class Request(Generic[T]):
     One request to the head, and how to read its answer.
 
     :param action: for errors: ``"get job nightly-1"`` becomes "could not get job nightly-1".
-    :param path: below the cluster's address.
     :param read: turns the JSON of an answer into the result.
-    :param payload: sent as JSON.
     :param idempotent: whether sending it twice has the same effect as once.
     :param timeout: seconds for the next bytes of the answer; ``READ_TIMEOUT`` stands for the client's ``read_timeout``.
     :param with_time: adds the time of the answer, Unix milliseconds by the head's clock, to the result.
@@ -108,6 +106,6 @@ class Answer:
         return redaction.redact(text, (*self.access.secrets(), *self.sent_secrets))
 
 
-def describe_failure(fact: str, request: AnyRequest, place: str, advice: str) -> str:
+def error_message(fact: str, request: AnyRequest, place: str, advice: str) -> str:
     """Return the text of an error: the fact in searchable words, what was asked, where, and the fix."""
     return f"{fact}: could not {request.action} at {place}. {advice}"

@@ -82,8 +82,6 @@ class ReadLog:
 
 
 class UploadBody(Protocol):
-    """The content of an upload."""
-
     def chunks(self, clock: Callable[[], float], log: Callable[[LogMessage], object], /) -> Iterator[bytes]:
         """Yield the bytes from the start."""
 
@@ -101,11 +99,6 @@ class Upload:
     is_interrupted: Callable[[], bool] = _never
 
     def chunks(self, clock: Callable[[], float], log: Callable[[LogMessage], object]) -> Iterator[bytes]:
-        """
-        Yield the bytes from the start.
-
-        :raises Interrupted: see :func:`interruptible`.
-        """
         for chunk in self.body.chunks(clock, log):
             if self.is_interrupted():
                 raise Interrupted
@@ -144,11 +137,7 @@ class Finished(Generic[T]):
 
 
 def advance(engine: Engine[T], outcome: Any = None) -> Step | Finished[T]:
-    """
-    Run an engine to its next step.
-
-    :param outcome: of the last step: a :class:`RayJobsError` is thrown, a result is sent; ``None`` starts the engine.
-    """
+    """Run an engine to its next step. Throw the last outcome if it is a :class:`RayJobsError`, otherwise send it."""
     try:
         return engine.throw(outcome) if isinstance(outcome, RayJobsError) else engine.send(outcome)
     except StopIteration as end:
@@ -157,18 +146,13 @@ def advance(engine: Engine[T], outcome: Any = None) -> Step | Finished[T]:
 
 # Seconds after which an interruptible engine notices an interruption while it sleeps.
 _SLICE = 0.25
-
 # Seconds of the backoff between retries: short for a hiccup, long for an outage.
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 10.0
 
 
 def send(request: Request[T], retry_timeout: float) -> Engine[T]:
-    """
-    Send a request, and retry it after temporary failures if that is safe (:func:`may_retry`).
-
-    :param retry_timeout: seconds after the first failure in which a retry may begin; 0 for no retry.
-    """
+    """Send a request. Retry it if that is safe, until ``retry_timeout`` seconds after the first failure; 0: never."""
     answer: T = yield from with_retries(Send(request), retry_timeout)
     return answer
 
@@ -208,10 +192,9 @@ def map_steps(
     engine: Engine[T], perform: Callable[[Step], Engine[Any]], before: Callable[[], object] = _never
 ) -> Engine[T]:
     """
-    Run an engine with other ways to perform its steps.
+    Run an engine, but perform each of its steps by the engine ``perform(step)``.
 
-    :param perform: an engine that performs one step and returns its result.
-    :param before: called each time before the engine continues; an exception of it ends the engine.
+    ``before`` is called before the engine continues; an exception of it ends the engine.
     """
     outcome: Any = None
     with closing(engine):
@@ -228,11 +211,9 @@ def map_steps(
 
 def interruptible(engine: Engine[T], is_interrupted: Callable[[], bool]) -> Engine[T]:
     """
-    Run an engine until ``is_interrupted``, which is asked before each step and while the engine sleeps.
+    Run an engine; close it and raise :class:`Interrupted` as soon as ``is_interrupted``.
 
-    A signal handler can only set a flag: a sleep that it interrupts continues afterwards.
-
-    :raises Interrupted: the engine was closed.
+    That is asked before each step and four times a second during a sleep, which a signal handler does not end.
     """
 
     def check() -> None:
@@ -240,19 +221,15 @@ def interruptible(engine: Engine[T], is_interrupted: Callable[[], bool]) -> Engi
             raise Interrupted
 
     def perform(step: Step) -> Engine[Any]:
-        if isinstance(step, Sleep):
-            return (yield from _sleep_in_slices(step.seconds, is_interrupted))
-        return (yield replace(step, is_interrupted=is_interrupted) if isinstance(step, Upload) else step)
+        if not isinstance(step, Sleep):
+            return (yield replace(step, is_interrupted=is_interrupted) if isinstance(step, Upload) else step)
+        now: float = yield Sleep(0)
+        end = now + step.seconds
+        while now < end and not is_interrupted():
+            now = yield Sleep(min(_SLICE, end - now))
+        return now
 
     return map_steps(engine, perform, check)
-
-
-def _sleep_in_slices(seconds: float, is_interrupted: Callable[[], bool]) -> Engine[float]:
-    now: float = yield Sleep(0)
-    end = now + seconds
-    while now < end and not is_interrupted():
-        now = yield Sleep(min(_SLICE, end - now))
-    return now
 
 
 def may_retry(request: AnyRequest, error: RayJobsError) -> bool:

@@ -16,11 +16,7 @@ _HASHED_NAME = re.compile(r"[0-9a-f]{8}\.\d+")
 
 
 def create_context(access: Access) -> ssl.SSLContext:
-    """
-    Read the certificates, which takes 25 ms for those of this machine.
-
-    :raises ValueError: for a file that is unreadable or has other content.
-    """
+    """Read the certificates, in 25 ms for those of this machine; :class:`ValueError` for a file that is not usable."""
     if access.verify == OFF:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
@@ -35,11 +31,7 @@ def create_context(access: Access) -> ssl.SSLContext:
 
 
 def check_certificates(access: Access) -> None:
-    """
-    Read the certificate files that an access names, once for each state of the files.
-
-    :raises ValueError: for a file that is unreadable or has other content.
-    """
+    """Read the named certificate files as :func:`create_context` does, once for each state of them."""
     if access.verify not in (SYSTEM, OFF) or access.client_cert is not None:
         fields = access.verify, access.client_cert, access.client_key, access.client_key_password
         _check_certificates(*fields, certificate_mtimes(access))

@@ -1,8 +1,4 @@
-"""
-HTTP for both clients, in the terms of httpx: client settings, request arguments, responses and errors.
-
-Nothing here sends anything: the clients do.
-"""
+"""HTTP in the terms of httpx, for both clients: settings, request arguments, responses, errors. It sends nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import email.utils
 import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
-from contextlib import aclosing, closing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, ClassVar
@@ -25,12 +21,9 @@ from airflow_provider_rayjobs.jobs.access import READ_TIMEOUT, Access
 from airflow_provider_rayjobs.jobs.diagnosis import CHECK_ADDRESS, diagnose_failure
 from airflow_provider_rayjobs.jobs.endpoints import is_success
 from airflow_provider_rayjobs.jobs.logs.json_text import JsonText
-from airflow_provider_rayjobs.jobs.requests import Answer, AnyRequest, LogRequest, UploadRequest, describe_failure
-from airflow_provider_rayjobs.jobs.steps import LogMessage, LogSink, OnLog, Upload
+from airflow_provider_rayjobs.jobs.requests import Answer, AnyRequest, LogRequest, UploadRequest, error_message
+from airflow_provider_rayjobs.jobs.steps import LogSink, OnLog
 
-OnToken = Callable[[str], object]
-
-# Response headers that identify what answered.
 _IDENTIFYING_HEADERS = ("location", "server", "www-authenticate")
 # A request without an answer ends in one of these. On an event loop httpx does not translate a TLS alert that arrives
 # after the handshake of TLS 1.3, for instance that the server requires a client certificate.
@@ -45,7 +38,7 @@ _NEVER_SENT = (
 class HttpCodec:
     """Translates requests into arguments for httpx, and its responses and errors into ours."""
 
-    def __init__(self, address: str, access: Access, label: str, on_token: OnToken | None) -> None:
+    def __init__(self, address: str, access: Access, label: str, on_token: Callable[[str], object] | None) -> None:
         self.address = address
         self.place = f"{address} ({label})" if label else address
         self._label = label
@@ -71,8 +64,15 @@ class HttpCodec:
         }
 
     def encode(self, request: AnyRequest) -> dict[str, Any]:
-        """Return the arguments of one request."""
-        headers = self._headers(request)
+        """Return the arguments of one request, and read the token file for it."""
+        access = self._access
+        try:
+            headers = access.request_headers()
+        except ValueError as error:
+            message = error_message("Token file is not usable", request, self.place, str(error))
+            raise RayApiConnectionError(message, sent=False) from None
+        if self._on_token is not None and access.token_file is not None:
+            self._on_token(headers[access.token_header_name].removeprefix("Bearer "))
         if isinstance(request, UploadRequest):
             headers |= {"Content-Length": str(request.size), "Content-Type": "application/octet-stream"}
         return {
@@ -83,17 +83,6 @@ class HttpCodec:
             "timeout": self._timeout(request),
             "headers": headers,
         }
-
-    def _headers(self, request: AnyRequest) -> dict[str, str]:
-        access = self._access
-        try:
-            headers = access.request_headers()
-        except ValueError as error:
-            message = describe_failure("Token file is not usable", request, self.place, str(error))
-            raise RayApiConnectionError(message, sent=False) from None
-        if self._on_token is not None and access.token_file is not None:
-            self._on_token(headers[access.token_header_name].removeprefix("Bearer "))
-        return headers
 
     def _timeout(self, request: AnyRequest) -> httpx.Timeout:
         timeout = self._access.read_timeout if request.timeout == READ_TIMEOUT else request.timeout
@@ -107,7 +96,7 @@ class HttpCodec:
             self.address,
             response.headers.get("content-type", ""),
             _time_of(response.headers.get("date")),
-            {name: response.headers[name] for name in _IDENTIFYING_HEADERS if name in response.headers},
+            {name: value for name, value in response.headers.items() if name in _IDENTIFYING_HEADERS},
             self._access,
             tuple(redaction.header_secrets(response.request.headers)),
             self._label,
@@ -123,7 +112,7 @@ class HttpCodec:
 
     def _connection_error(self, request: AnyRequest, error: Exception) -> RayApiConnectionError:
         if isinstance(error, _AuthError):
-            message = describe_failure(str(error), request, self.place, "Its text is not shown: it may hold a secret.")
+            message = error_message(str(error), request, self.place, "Its text is not shown: it may hold a secret.")
             return RayApiConnectionError(message, sent=False)
         if isinstance(error, httpx.LocalProtocolError):
             # It quotes the header that cannot be sent, and so does its cause.
@@ -133,7 +122,7 @@ class HttpCodec:
         kind, fact, advice = diagnose_failure(error, self.address, self._access, timeouts)
         cause = redaction.redact(f"{type(error).__name__}: {error}", self._access.secrets()).removesuffix(": ")
         return kind(
-            f"{describe_failure(fact, request, self.place, advice)} Cause: {cause}",
+            f"{error_message(fact, request, self.place, advice)} Cause: {cause}",
             sent=not isinstance(error, _NEVER_SENT) and kind is not RayApiTLSError,
         )
 
@@ -175,37 +164,32 @@ class LogReceiver:
 
     def _error(self, reason: str) -> RayApiAddressError:
         fact = f"HTTP 200, not an answer of the Ray Jobs API ({reason})"
-        return RayApiAddressError(describe_failure(fact, self._request, self._place, CHECK_ADDRESS), status_code=200)
+        return RayApiAddressError(error_message(fact, self._request, self._place, CHECK_ADDRESS), status_code=200)
 
 
 @dataclass(frozen=True)
-class UploadContent:
-    """The bytes of an upload, from the start in each iteration: after a challenge httpx sends a request again."""
+class UploadBytes:
+    """The content of an upload, from the start in each iteration: after a challenge httpx sends a request again."""
 
-    upload: Upload
-    log: Callable[[LogMessage], object]
+    chunks: Callable[[], Iterator[bytes]]
 
     def __iter__(self) -> Iterator[bytes]:
-        return self.upload.chunks(time.monotonic, self.log)
+        return self.chunks()
 
 
 @dataclass(frozen=True)
-class AsyncUploadContent:
-    """:class:`UploadContent`, read on the event loop: each chunk takes a fraction of a millisecond."""
+class AsyncUploadBytes:
+    """:class:`UploadBytes`, read on the event loop: each chunk takes a fraction of a millisecond."""
 
-    upload: Upload
-    log: Callable[[LogMessage], object]
+    chunks: Callable[[], Iterator[bytes]]
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        for chunk in self.upload.chunks(time.monotonic, self.log):
+        for chunk in self.chunks():
             yield chunk
 
 
 class _AuthError(httpx.RequestError):
-    """The user's authentication class raised an error. Its text is left out, as it may quote a credential."""
-
-    def __init__(self, auth: httpx.Auth, error: Exception) -> None:
-        super().__init__(f"auth {type(auth).__name__} raised {type(error).__name__}")
+    """The user's authentication class raised an error, whose text is left out: it may quote a credential."""
 
 
 class _GuardedAuth(httpx.Auth):
@@ -214,37 +198,27 @@ class _GuardedAuth(httpx.Auth):
     def __init__(self, auth: httpx.Auth) -> None:
         self._auth = auth
 
+    @contextmanager
+    def _translate_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  (code of the user's)
+            raise _AuthError(f"auth {type(self._auth).__name__} raised {type(error).__name__}") from None
+
     def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        response: httpx.Response | None = None
-        with closing(self._auth.sync_auth_flow(request)) as flow:
-            while True:
-                try:
-                    request = next(flow) if response is None else flow.send(response)
-                except StopIteration:
-                    return
-                except Exception as error:  # noqa: BLE001  (code of the user's)
-                    raise _AuthError(self._auth, error) from None
-                response = yield request
+        with self._translate_errors():
+            yield from self._auth.sync_auth_flow(request)
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
-        response: httpx.Response | None = None
-        async with aclosing(self._auth.async_auth_flow(request)) as flow:
-            while True:
-                try:
-                    request = await (anext(flow) if response is None else flow.asend(response))
-                except StopAsyncIteration:
-                    return
-                except Exception as error:  # noqa: BLE001  (code of the user's)
-                    raise _AuthError(self._auth, error) from None
-                response = yield request
+        with self._translate_errors(), suppress(StopAsyncIteration):
+            async with aclosing(self._auth.async_auth_flow(request)) as flow:
+                request = await anext(flow)
+                while True:
+                    request = await flow.asend((yield request))
 
 
 def check_address(address: str) -> str:
-    """
-    Return a cluster's address without a last slash.
-
-    :raises ValueError: for anything but an http or https URL, and for a URL that holds credentials.
-    """
+    """Return an http or https URL without a last slash, and raise :class:`ValueError` for any other address."""
     shown = redaction.redact_address(address)
     try:
         parts = urlsplit(address)
@@ -255,15 +229,10 @@ def check_address(address: str) -> str:
         # without their text, which may quote a password
         raise ValueError(f"{shown} is not a valid address: its host or its port is wrong.") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(
-            f"{shown} is not the address of a Ray dashboard, such as http://ray-head:8265. (A ray:// address is that "
-            "of Ray Client.)"
-        )
+        # ray:// belongs to Ray Client, another service
+        raise ValueError(f"{shown} is not the address of a Ray dashboard, such as http://ray-head:8265 (not ray://).")
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError(
-            f"The address of {parts.hostname!r} must not hold credentials, a query or a fragment. Use token, or login "
-            "and password."
-        )
+        raise ValueError(f"the address of {parts.hostname!r} must hold no credentials, query or fragment.")
     return address.rstrip("/")
 
 

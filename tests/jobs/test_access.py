@@ -331,7 +331,7 @@ def test_what_can_never_work_is_said_by_name(fields: dict[str, Any], said: str):
 
 
 def read_files(access: Access) -> None:
-    access.check_token_file()
+    access.current_token()
     check_certificates(access)
 
 

@@ -84,7 +84,7 @@ def answer(code: int, text: str = "", access: dict[str, Any] | None = None, **he
         pytest.param(
             answer(401, "no", TOKEN, www_authenticate="Bearer"),
             RayApiAuthError,
-            "The request carried a token in Authorization. It requires Bearer.",
+            "It requires bearer authentication. The request carried a token in Authorization.",
             id="another kind",
         ),
         pytest.param(
