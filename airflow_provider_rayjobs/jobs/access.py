@@ -31,7 +31,7 @@ CONNECT_TIMEOUT = 10.0
 # load, and is short enough that a follower notices an outage within a minute.
 READ_TIMEOUT = 30.0
 
-# Shortest header value, in characters, that is secret whatever the header's name: "https" and "team-a" are not.
+# Shortest header value, in characters, that is secret under any header name: "https" and "team-a" are not.
 _MIN_HEADER_SECRET_LENGTH = 8
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")

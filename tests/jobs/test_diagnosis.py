@@ -1,4 +1,4 @@
-"""Why a client was not let in, told from what answered; with real proxies and certificates: tests/secured."""
+"""Why access was denied, from recorded answers and errors; tests/secured does it with real proxies and certificates."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ def answer(code: int, text: str = "", access: dict[str, Any] | None = None, **he
             answer(401, RAY_401),
             RayApiAuthError,
             "HTTP 401, token missing, Ray requires one: could not get the Ray version at",
-            id="none",
+            id="missing",
         ),
         pytest.param(
             answer(401, RAY_401, TOKEN),
             RayApiAuthError,
             "token_header to X-Ray-Authorization",
-            id="lost",
+            id="removed",
         ),
         pytest.param(
             answer(401, RAY_401, TOKEN | LOGIN),
             RayApiAuthError,
             "token_header to Authorization",
-            id="the other taken out",
+            id="other header removed",
         ),
         pytest.param(
             answer(403, RAY_403, TOKEN), RayApiAuthError, "HTTP 403, token rejected by Ray: could not", id="wrong"
@@ -61,7 +61,7 @@ def answer(code: int, text: str = "", access: dict[str, Any] | None = None, **he
             answer(403, RAY_403, LOGIN),
             RayApiAuthError,
             "Ray reads any Authorization as its token, so the reverse proxy must remove",
-            id="stray",
+            id="no token",
         ),
         pytest.param(
             answer(403, RAY_403, TOKEN | LOGIN),
@@ -73,19 +73,19 @@ def answer(code: int, text: str = "", access: dict[str, Any] | None = None, **he
             answer(401, "<html>", **BASIC),
             RayApiAuthError,
             "login required by a reverse proxy (nginx/1.22.1), not by Ray",
-            id="basic wanted",
+            id="basic required",
         ),
         pytest.param(
             answer(401, "<html>", LOGIN, **BASIC),
             RayApiAuthError,
             "login and password rejected by a reverse proxy (nginx/1.22.1), not by Ray",
-            id="basic refused",
+            id="basic rejected",
         ),
         pytest.param(
             answer(401, "no", TOKEN, www_authenticate="Bearer"),
             RayApiAuthError,
             "It requires bearer authentication. The request carried a token in Authorization.",
-            id="another kind",
+            id="bearer required",
         ),
         pytest.param(
             answer(403, "<html>"), RayApiAuthError, "access denied by a reverse proxy, not by Ray", id="proxy's 403"
@@ -110,20 +110,20 @@ def answer(code: int, text: str = "", access: dict[str, Any] | None = None, **he
             id="to https",
         ),
         pytest.param(
-            answer(302, location="/login?a=b"), RayApiAddressError, "redirect to /login: could not", id="here"
+            answer(302, location="/login?a=b"), RayApiAddressError, "redirect to /login: could not", id="same host"
         ),
-        pytest.param(answer(302, location="//["), RayApiAddressError, "redirect to an invalid address", id="nowhere"),
+        pytest.param(answer(302, location="//["), RayApiAddressError, "redirect to an invalid address", id="invalid"),
         pytest.param(
             answer(400, "<title>400 The plain HTTP request was sent to HTTPS port</title>"),
             RayApiAddressError,
             "this port speaks TLS: could not",
-            id="TLS wanted by nginx",
+            id="TLS required by nginx",
         ),
         pytest.param(
             answer(400, "Client sent an HTTP request to an HTTPS server."),
             RayApiAddressError,
             "this port speaks TLS: could not",
-            id="TLS wanted by Go",
+            id="TLS required by Go",
         ),
         pytest.param(
             answer(400, "<title>400 No required SSL certificate was sent</title>"),
@@ -139,8 +139,8 @@ def answer(code: int, text: str = "", access: dict[str, Any] | None = None, **he
         ),
     ],
 )
-def test_each_refusal_has_words_of_its_own(given: Answer, kind: type[Exception], said: str):
-    """Who refuses, and what to do about it, is in the message; no part of an address that may hold a secret is."""
+def test_refusal_names_its_source_and_the_fix(given: Answer, kind: type[Exception], said: str):
+    """The error says what refused and what to do; it quotes no part of an address that may hold a secret."""
     error = endpoints.error_for_answer(endpoints.get_version(), given)
 
     assert type(error) is kind
@@ -150,8 +150,8 @@ def test_each_refusal_has_words_of_its_own(given: Answer, kind: type[Exception],
 
 
 @pytest.mark.parametrize("code", [200, 400, 404, 500, 502])
-def test_what_keeps_nobody_out_is_somebody_elses_subject(code: int):
-    """Answers about jobs are read by their endpoints."""
+def test_other_answers_have_no_diagnosis(code: int):
+    """Answers about jobs are left to the endpoints."""
     assert diagnose_answer(answer(code, "Job a does not exist")) is None
 
 
@@ -167,8 +167,8 @@ def test_what_keeps_nobody_out_is_somebody_elses_subject(code: int):
         pytest.param(httpx.ConnectTimeout("late"), "Connection timeout after 3.5 s", id="timeout"),
     ],
 )
-def test_what_a_transport_says_becomes_advice(error: Exception, said: str):
-    """A proxy is named without its password."""
+def test_transport_error_has_a_diagnosis(error: Exception, said: str):
+    """Each kind of transport error has its fact and advice; the HTTP proxy is named without its password."""
     access = Access(proxy="http://me:m4rked@proxy:3128")
     kind, fact, advice = diagnose_failure(error, "http://ray:8265", access, {"connect": 3.5})
 
@@ -178,8 +178,8 @@ def test_what_a_transport_says_becomes_advice(error: Exception, said: str):
 
 
 @pytest.mark.parametrize("handled", [ssl.SSLCertVerificationError("another's"), RayApiTLSError("another's")])
-def test_what_the_caller_was_handling_is_no_cause(handled: Exception):
-    """A port that refuses is that also where it is asked while an error about a certificate is handled."""
+def test_error_that_the_caller_handles_is_not_a_cause(handled: Exception):
+    """A refused connection is diagnosed as that, even while the caller handles an error about a certificate."""
 
     def ask() -> None:
         try:
@@ -197,8 +197,8 @@ def test_what_the_caller_was_handling_is_no_cause(handled: Exception):
     assert type(caught.value) is RayApiConnectionError
 
 
-def test_an_error_about_a_certificate_that_openssl_did_not_make_is_one():
-    """It has no number; its words say what is wrong."""
+def test_certificate_error_without_a_number_is_quoted():
+    """A certificate error that OpenSSL did not make has no number, so its words are quoted."""
     error = httpx.ConnectError("no")
     error.__cause__ = ssl.SSLCertVerificationError("some other check")
 
@@ -209,18 +209,18 @@ def test_an_error_about_a_certificate_that_openssl_did_not_make_is_one():
 
 
 @pytest.mark.parametrize("kind", [ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLError])
-def test_a_tls_connection_that_breaks_is_an_outage_like_others(kind: type[ssl.SSLError]):
-    """An end without a word says nothing of certificates, and nothing of whether the request has arrived."""
+def test_lost_tls_connection_is_an_outage(kind: type[ssl.SSLError]):
+    """A lost TLS connection is a connection error that may be retried, and not one about certificates."""
     cause = kind(8, "[SSL: UNEXPECTED_EOF_WHILE_READING] EOF occurred in violation of protocol")
     cause.reason = "UNEXPECTED_EOF_WHILE_READING"
     error = httpx.ReadError(str(cause))
     error.__cause__ = cause
 
-    def cut(_: httpx.Request) -> httpx.Response:
+    def cut_off(_: httpx.Request) -> httpx.Response:
         raise error
 
     with (
-        RayJobsClient("https://ray:8265", transport=httpx.MockTransport(cut), retry_timeout=0) as client,
+        RayJobsClient("https://ray:8265", transport=httpx.MockTransport(cut_off), retry_timeout=0) as client,
         pytest.raises(RayApiConnectionError) as caught,
     ):
         client.get_version()
