@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from typing import Any
 
@@ -228,3 +229,31 @@ def test_lost_tls_connection_is_an_outage(kind: type[ssl.SSLError]):
     assert type(caught.value) is RayApiConnectionError
     assert caught.value.sent is True
     assert may_retry(endpoints.get_version(), caught.value)
+
+
+@pytest.mark.parametrize(
+    ("access", "environment", "fact"),
+    [
+        pytest.param(Access(), "", "DNS lookup failed for ray", id="no proxy"),
+        pytest.param(
+            Access(), "http://proxy:3128", "DNS lookup failed for ray or the HTTP proxy of the", id="HTTPS_PROXY"
+        ),
+        pytest.param(
+            Access(proxy="http://me:m4rked@proxy:3128"), "", "DNS lookup failed for the HTTP proxy", id="proxy"
+        ),
+    ],
+)
+def test_failed_dns_lookup_names_the_host(monkeypatch: pytest.MonkeyPatch, access: Access, environment: str, fact: str):
+    """The host is that of the address, or that of the HTTP proxy in between."""
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", environment)
+    error = httpx.ConnectError("no name")
+    error.__cause__ = socket.gaierror(-2, "Name or service not known")
+
+    kind, said, _ = diagnose_failure(error, "https://ray:8265", access, {})
+
+    assert kind is RayApiConnectionError
+    assert said.startswith(fact)
+    assert "m4rked" not in said
