@@ -1,22 +1,22 @@
-# Two commands set everything up: `make demo` and `make test`. All they install goes into .venv.
+# `make demo` and `make test` need no preparation. They install everything into .venv.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The build tool that pip fetches for our own package is pinned as well.
+# PIP_CONSTRAINT also pins the build backend, which pip installs in an isolated environment.
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet
 
 .PHONY: help demo standalone test lint bench soak compat package clean
 
 help:
-	@echo "make demo        run the nightly example DAG through a real Airflow on a real Ray head"
-	@echo "make test        run every test, against a real Ray head and a real Airflow"
-	@echo "make standalone  Airflow with its web UI beside a Ray head, to click through"
-	@echo "make lint        ruff and mypy --strict"
-	@echo "make bench       speed, memory and the share of the head, as a table and benchmarks/results.json"
-	@echo "make soak        300 jobs of every kind of output through a proxy that cuts connections"
-	@echo "make compat      every test on another Airflow: make compat AIRFLOW=3.1.8"
-	@echo "make package     build the wheel into dist/"
+	@echo "make demo        run the nightly example DAG in a real Airflow against a real Ray head"
+	@echo "make test        run all tests, against a real Ray head and a real Airflow"
+	@echo "make standalone  start Airflow with its web UI and a Ray head; Ctrl-C stops both"
+	@echo "make lint        run ruff and mypy --strict"
+	@echo "make bench       measure speed, memory and load on the head; results in benchmarks/results.json"
+	@echo "make soak        run 300 jobs with all kinds of output through a proxy that cuts connections"
+	@echo "make compat      run all tests with another Airflow version: make compat AIRFLOW=3.1.8"
+	@echo "make package     build sdist and wheel into dist/"
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m sandbox.demo
@@ -38,7 +38,7 @@ bench: $(VENV)/test.stamp
 soak: $(VENV)/test.stamp
 	SOAK_JOBS=300 $(BIN)/python -m pytest tests/soak -s
 
-# The same tests on another Airflow that we claim: make compat AIRFLOW=3.1.8 AIRFLOW_CONSTRAINTS=its-constraints.txt
+# All tests with another supported Airflow: make compat AIRFLOW=3.1.8 AIRFLOW_CONSTRAINTS=<file or URL>
 AIRFLOW ?= 3.1.8
 AIRFLOW_CONSTRAINTS ?=
 compat:
@@ -55,7 +55,7 @@ clean:
 	rm -rf $(VENV) $(VENV)-* build dist
 
 $(VENV)/demo.stamp: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; say which: make PYTHON=python3.12 ...")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed. Choose one with: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing Airflow and Ray into $(VENV) ..."
 	$(PIP) --editable '.[ray]'

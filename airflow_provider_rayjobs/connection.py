@@ -1,11 +1,13 @@
-"""What an Airflow connection says about a cluster; nothing is asked of the cluster here."""
+"""Read an Airflow connection, or Ray's environment variables, as the description of a cluster; no requests."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -21,43 +23,33 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DEFAULT_PORT = 8265
-# What an extra may hold. A URI and a form have text for everything: an object is then its JSON, a number its digits.
-_TEXT, _OBJECT, _SECONDS = "text", "an object of text to text", "a number of seconds"
+DEFAULT_ADDRESS = f"http://127.0.0.1:{DEFAULT_PORT}"
+# Ray's own variables for the address of the Jobs API and for its token.
+ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
+TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+# The type of each extra. In a URI and in the form every value is text: an object is JSON, a number its digits.
+_TEXT, _OBJECT, _SECONDS = "text", "a JSON object of text to text", "a number of seconds"
 EXTRAS = {
-    "base_path": _TEXT,
-    "dashboard_url": _TEXT,
-    "token": _TEXT,
-    "token_file": _TEXT,
-    "token_header": _TEXT,
-    "headers": _OBJECT,
-    "auth": _TEXT,
-    "auth_kwargs": _OBJECT,
-    "verify": _TEXT,
-    "client_cert": _TEXT,
-    "client_key": _TEXT,
-    "client_key_password": _TEXT,
-    "proxy": _TEXT,
-    "connect_timeout": _SECONDS,
-    "read_timeout": _SECONDS,
+    **dict.fromkeys(("base_path", "dashboard_url", "token", "token_file", "token_header", "auth"), _TEXT),
+    **dict.fromkeys(("client_cert", "client_key", "client_key_password", "proxy"), _TEXT),
+    **dict.fromkeys(("headers", "auth_kwargs"), _OBJECT),
+    **dict.fromkeys(("connect_timeout", "read_timeout"), _SECONDS),
+    "verify": "text: system, off or the path of a certificate file",
 }
-# Those that a client's access has under the same name.
-_OF_ACCESS = (
-    "token_file", "token_header", "headers", "verify", "client_cert", "client_key", "client_key_password", "proxy",
-    "connect_timeout", "read_timeout",
-)  # fmt: skip
+# Extras that are fields of Access without a change.
+_ACCESS_EXTRAS = EXTRAS.keys() & {each.name for each in fields(Access)} - {"token", "auth"}
 
 
 @dataclass(frozen=True)
 class Cluster:
     """
-    What a connection says about a cluster.
+    A cluster as a connection describes it.
 
-    :param address: of its Jobs API, e.g. ``https://ray.example.com/team-a``.
-    :param dashboard_url: under which browsers reach its dashboard; the address itself unless the connection
-        says more.
-    :param access: how a client gets in there, but for ``auth``.
-    :param auth: the class of the user's that does the rest, as ``module.Class``.
-    :param auth_kwargs: what it is made with.
+    :param address: of the Jobs API, e.g. ``https://ray.example.com/team-a``.
+    :param dashboard_url: of the dashboard, as browsers reach it.
+    :param access: credentials and TLS settings, without ``auth``.
+    :param auth: a user's subclass of ``httpx.Auth``, as ``module.Class``.
+    :param auth_kwargs: the arguments of that class.
     """
 
     address: str
@@ -72,32 +64,32 @@ class Cluster:
 
     def full_access(self) -> Access:
         """
-        Return how a client gets in, with the user's own authentication made anew.
+        Return the access with a new object of the user's ``auth`` class.
 
-        :raises ValueError: where that cannot be made, or claims what something else claims, too.
+        :raises ValueError: the object cannot be created, or conflicts with another credential.
         """
         if self.auth is None:
             return self.access
         try:
             auth = find_auth(self.auth)(**self.auth_kwargs)
-        except Exception as error:  # noqa: BLE001  (a class of the user's)
-            # not what it says, in its traceback neither: it may quote what it was made with
+        except Exception as error:  # noqa: BLE001  (the user's class)
+            # neither the error's text nor its traceback: both may contain the arguments
             wrong = " with auth_kwargs" if isinstance(error, TypeError) else ""
-            raise ValueError(f"auth {self.auth} cannot be made{wrong}: {type(error).__name__}") from None
+            raise ValueError(f"extra auth {self.auth} cannot be created{wrong}: {type(error).__name__}.") from None
         return replace(self.access, auth=auth)
 
     def secrets(self) -> Iterator[str]:
-        """Yield all that must be seen nowhere."""
+        """Yield everything that must be masked."""
         yield from self.access.secrets()
         yield from self.auth_kwargs.values()
 
 
 def find_auth(path: str) -> type[httpx.Auth]:
     """
-    Return the class that a connection names as ``auth``.
+    Import the class that a connection names as ``auth``.
 
     :param path: e.g. ``my_company.iap.IapAuth``.
-    :raises ValueError: where there is no such class, or none of httpx's kind.
+    :raises ValueError: the import fails, or the class is not a subclass of ``httpx.Auth``.
     """
     import httpx  # noqa: PLC0415
 
@@ -105,34 +97,56 @@ def find_auth(path: str) -> type[httpx.Auth]:
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"auth {path!r} names no class that can be imported here: {error}") from None
-    except Exception as error:
-        raise ValueError(f"auth {path!r}: its module fails on import with {type(error).__name__}") from error
+        raise ValueError(f"extra auth {path!r} cannot be imported: {error}. Give it as module.Class.") from None
+    except Exception as error:  # noqa: BLE001  (the user's module)
+        raise ValueError(f"extra auth {path!r} cannot be imported: {type(error).__name__} in its module.") from None
     if not (isinstance(found, type) and issubclass(found, httpx.Auth)):
-        raise ValueError(f"auth {path!r} is no class of the kind httpx.Auth")
+        raise ValueError(f"extra auth {path!r} is not a subclass of httpx.Auth. Derive the class from it.")
     return found
 
 
 def parse_connection(connection: Connection, *, check_token_file: bool = True) -> Cluster:
     """
-    Read a connection's fields as a cluster.
+    Read a connection's fields.
 
-    The host may be a name, or a whole address such as ``https://ray.example.com/team-a``; what the other
-    fields say fills in what it leaves out. Without any port an https address means 443, as browsers do, and
-    http means 8265.
+    The host is a name or a URL such as ``https://ray.example.com/team-a``; the other fields complete it. The default
+    port is 443 for https and 8265 for http.
 
-    :param check_token_file: whether a token's file has to be there. While it is replaced it may not be, which shall
-        not end the watch over a job: each request says so, and is an outage that may pass.
-    :raises ValueError: for fields that contradict each other or that nobody reads, and files that cannot be read,
-        naming them.
+    :param check_token_file: whether the token file must exist now. While a job is followed, a missing file is an
+        outage, as rotation replaces the file.
+    :raises ValueError: a field is invalid, unknown or contradicts another, or a file cannot be read; names the field.
     """
-    try:
+    with naming_source(f"connection {connection.conn_id}"):
         cluster = _cluster_of(connection, _read_extra(connection))
         if check_token_file:
-            cluster.access.current_token()  # raises for a file that is not usable
-        return cluster
+            cluster.access.current_token()  # raises for an unusable token file
+    return cluster
+
+
+def parse_environment(*, check_token_file: bool = True) -> Cluster:
+    """
+    Read Ray's environment variables; without them the cluster is on this machine.
+
+    :param check_token_file: see :func:`parse_connection`.
+    :raises ValueError: a variable is invalid; names the variable.
+    """
+    with naming_source(f"environment variable {ADDRESS_VARIABLE}"):
+        address = check_address(os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS)
+    token, token_file = (os.environ.get(name) or None for name in TOKEN_VARIABLES)
+    with naming_source(f"environment variable {' or '.join(TOKEN_VARIABLES)}"):
+        access = Access(token=token and token.strip(), token_file=None if token else token_file)
+        if check_token_file:
+            access.current_token()  # raises for an unusable token file
+    return Cluster(address, dashboard_url=address, access=access)
+
+
+@contextmanager
+def naming_source(source: str) -> Iterator[None]:
+    """Prefix a ``ValueError`` with the connection or variable that caused it."""
+    try:
+        yield
     except ValueError as error:
-        raise ValueError(f"connection {connection.conn_id}: {error}") from None
+        raise ValueError(f"{source}: {error}") from None
 
 
 def _cluster_of(connection: Connection, extra: Mapping[str, Any]) -> Cluster:
@@ -140,10 +154,10 @@ def _cluster_of(connection: Connection, extra: Mapping[str, Any]) -> Cluster:
     if "auth" in extra:
         find_auth(extra["auth"])
     elif "auth_kwargs" in extra:
-        raise ValueError("extra auth_kwargs was given without auth, the class that they are for")
+        raise ValueError("extra auth_kwargs is set without auth. Set extra auth to the class that takes them.")
     access = _access_of(connection, extra)
     if access.client_cert is not None and urlsplit(address).scheme == "http":
-        raise ValueError("extra client_cert is shown to nobody, as the schema is http; it is for https")
+        raise ValueError("extra client_cert is set, but http sends no certificate. Set schema to https.")
     return Cluster(
         address,
         dashboard_url=check_address(extra.get("dashboard_url") or address),
@@ -155,14 +169,15 @@ def _cluster_of(connection: Connection, extra: Mapping[str, Any]) -> Cluster:
 
 def _access_of(connection: Connection, extra: Mapping[str, Any]) -> Access:
     login, password, token = connection.login or None, connection.password or None, extra.get("token")
-    # A password belongs to its login where there is one; alone it is Ray's token.
+    # With a login, the password is the login's. Without, it is Ray's token.
     if password is not None and login is None:
-        if twins := extra.keys() & {"token", "token_file"}:
-            raise ValueError(f"password and extra {min(twins)} both hold a token, as there is no login; leave one out")
+        if duplicates := extra.keys() & {"token", "token_file"}:
+            raise ValueError(
+                f"password and extra {min(duplicates)} both contain a token, as there is no login. Remove one of them."
+            )
         token, password = password, None
-    access = Access(
-        token=token, login=login, password=password, **{name: extra[name] for name in _OF_ACCESS if name in extra}
-    )
+    extras = {name: extra[name] for name in _ACCESS_EXTRAS & extra.keys()}
+    access = Access(token=token, login=login, password=password, **extras)
     check_certificates(access)
     return access
 
@@ -173,24 +188,24 @@ def _address_of(connection: Connection, base_path: str) -> str:
         given = urlsplit(host if "://" in host else f"//{host}")
         port_in_host = given.port
     except ValueError:
-        # not what urlsplit says: it quotes what may be a password
-        raise ValueError("host is no address: its name is none, or its port no number up to 65535") from None
+        # not the error's text: it may contain a password
+        raise ValueError("host is not an address. Give a host name or a URL, with a port up to 65535.") from None
     if not given.hostname:
-        raise ValueError("host is empty; it is the name or the address of the Ray head")
+        raise ValueError("host is empty. Give the name or the URL of the Ray head, e.g. http://ray-head:8265.")
     if given.username or given.password or given.query or given.fragment:
-        raise ValueError("host holds more than an address; login, password and token have fields of their own")
+        raise ValueError("host contains more than an address. Use login, password or token for credentials.")
     schema = _only_one("schema", given.scheme, (connection.schema or "").lower()) or "http"
     port = _only_one("port", port_in_host, connection.port) or (None if schema == "https" else DEFAULT_PORT)
-    path = _only_one("base path", given.path.strip("/"), base_path.strip("/"))
+    path = _only_one("extra base_path", given.path.strip("/"), base_path.strip("/"))
     name = f"[{given.hostname}]" if ":" in given.hostname else given.hostname
     return check_address(f"{schema}://{name}{f':{port}' if port else ''}{f'/{path}' if path else ''}")
 
 
-def _only_one(what: str, in_host: T, in_field: T) -> T:
-    """Return what the host says, or its own field; both may say it, if they say the same."""
+def _only_one(name: str, in_host: T, in_field: T) -> T:
+    """Return a part of the address from the host or from its own field; both may have it if they are equal."""
     if in_host and in_field and in_host != in_field:
-        said = [redact_address(str(given)).strip("'") for given in (in_host, in_field)]
-        raise ValueError(f"host says {what} {said[0]}, the field for it says {said[1]}; leave one out")
+        shown = [redact_address(str(given)).strip("'") for given in (in_host, in_field)]
+        raise ValueError(f"{name} is {shown[1]}, but host contains {shown[0]}. Remove one of them.")
     return in_host or in_field
 
 
@@ -200,36 +215,32 @@ def _read_extra(connection: Connection) -> Mapping[str, Any]:
     except ValueError:
         given = None
     if not isinstance(given, dict):
-        raise ValueError("extra is no JSON object")  # not what it holds: that may be a secret
-    # The form in Airflow's UI stores an empty field as "" or null: not given.
+        # without its text, which may contain a secret
+        raise ValueError('extra is not a JSON object such as {"base_path": "/team-a"}.')
+    # Airflow's form stores an empty field as "" or null.
     extra = {name: value for name, value in given.items() if value not in (None, "", {})}
     if unknown := extra.keys() - EXTRAS.keys():
-        raise ValueError(f"nobody reads the extra {', '.join(sorted(unknown))}; known are {', '.join(sorted(EXTRAS))}")
+        raise ValueError(f"unknown extra {', '.join(sorted(unknown))}. The extras are {', '.join(sorted(EXTRAS))}.")
     return {name: _read_value(name, value) for name, value in extra.items()}
 
 
 def _read_value(name: str, value: Any) -> Any:
-    """Return an extra as what it is read for, however a form or a URI wrote it; no message shows it."""
-    kind = EXTRAS[name]
-    if kind == _SECONDS and isinstance(value, str | int | float) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError:
-            raise ValueError(f"extra {name} must be {_SECONDS}, not {value!r}") from None
-    if kind == _OBJECT and isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise ValueError(f"extra {name} must be {_OBJECT}, and is no JSON") from None
-    if kind == _OBJECT and isinstance(value, dict):
-        if wrong := [key for key, text in value.items() if not isinstance(text, str)]:
-            raise ValueError(f"extra {name} must be {_OBJECT}; at {wrong[0]!r} there is no text")
+    """Convert an extra to its type. The error does not show text, which may contain a secret."""
+    wrong = type(value).__name__
+    if EXTRAS[name] == _SECONDS:
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            with suppress(ValueError):
+                return float(value)
+            wrong = repr(value)
+    elif EXTRAS[name] == _OBJECT:
+        if isinstance(value, str):
+            with suppress(ValueError):
+                value = json.loads(value)
+        if isinstance(value, dict):
+            not_text = [key for key, text in value.items() if not isinstance(text, str)]
+            if not not_text:
+                return value
+            wrong = f"one whose value of {not_text[0]!r} is not text"
+    elif isinstance(value, str):
         return value
-    if kind == _TEXT and isinstance(value, str):
-        return value
-    if name == "verify":
-        raise ValueError(
-            f"extra verify must be text: system, off or the path of a file with the certificates to believe, not "
-            f"{type(value).__name__}"
-        )
-    raise ValueError(f"extra {name} must be {kind}, not {type(value).__name__}")
+    raise ValueError(f"extra {name} must be {EXTRAS[name]}, not {wrong}.")

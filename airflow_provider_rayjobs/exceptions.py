@@ -1,36 +1,35 @@
 """
-Every error that this package raises, by what the caller can do about it.
+Every error of this package, with its remedy.
 
 ::
 
-    RayJobsError
-    ├── RayApiConnectionError         no answer: refused, unknown host, timed out, cut off
-    │   ├── RayApiTLSError            ... for a certificate, or a port that speaks no TLS: change the connection
-    │   └── RayApiUnreachableError    ... and it stayed that way for the whole time we were told to bear it
-    ├── RayApiResponseError           an answer, but not the one that was asked for (``status_code``)
-    │   ├── RayApiUnavailableError    a proxy or a busy head says "later" (429, 502, 503, 504): ask again
-    │   ├── RayApiRejectedError        Ray refuses the request itself (400): change it
-    │   ├── RayApiAuthError  no, or wrong, credentials (401, 403): change the connection
-    │   ├── RayApiAddressError        nothing here looks like the Ray Jobs API: change the address
-    │   ├── RayJobNotFoundError        this cluster does not know the job: a wrong id, or somebody deleted it
-    │   ├── RayJobExistsError          the submission id is taken, by a job that is not ours
-    │   ├── RayJobNotTerminalError        what was asked needs a job that has ended
-    │   └── RayPackageNotFoundError    this cluster does not hold the package
-    ├── RayPackageError                local code could not be read, packed or stored; nothing was submitted
-    ├── RayJobUnsuccessfulError               the job ended, and not well (``details``, ``last_lines``)
-    │   ├── RayJobFailedError          FAILED, for a reason that Ray does not name; or one of these:
-    │   │   ├── RayJobEntrypointError      the user's code ran and ended non-zero (``exit_code``)
-    │   │   ├── RayJobRuntimeEnvError      its runtime environment could not be set up
-    │   │   ├── RayJobUnschedulableError   the cluster had no place for it
-    │   │   └── RayJobSupervisorDiedError  the process that watches it died, or could not be started
-    │   └── RayJobStoppedError         STOPPED: somebody, or something, stopped it
-    ├── RayJobLostError                the job died with its cluster, which was started anew
-    └── RayJobTimeoutError             a limit of the task's was over, and the job was given up (``limit``)
+    RayJobsError                          base class of all errors
+    ├── RayApiConnectionError             no answer: DNS lookup, connect, timeout, reset. Check address and network.
+    │   ├── RayApiTLSError                TLS handshake failed. Correct the certificates, or http/https in the address.
+    │   └── RayApiUnreachableError        no usable answer within a timeout. Check that the head runs, then retry.
+    ├── RayApiResponseError               unexpected HTTP answer (``status_code``). Check the logs of the head.
+    │   ├── RayApiBusyError               HTTP 429, 502, 503, 504: the head or a proxy is busy. Retry later.
+    │   ├── RayApiRejectedError           HTTP 400, 413: Ray or a proxy refuses the request. Change the request.
+    │   ├── RayApiAuthError               HTTP 401, 403: missing or wrong credentials. Correct the credentials.
+    │   ├── RayApiAddressError            the answer is not from the Ray Jobs API. Correct the address.
+    │   ├── RayApiPackageNotFoundError    the cluster does not have the package. Upload it.
+    │   ├── RayJobNotFoundError           the cluster does not know the job. Check the id; the job may be deleted.
+    │   ├── RayJobExistsError             the submission id belongs to another job. Use another id.
+    │   └── RayJobNotTerminalError        the job has not ended. Stop it, or wait for its end.
+    ├── RayPackageError                   local code not read, packed or stored; no job exists. Fix files or storage.
+    ├── RayJobUnsuccessfulError           the job ended without success (``details``, ``last_lines``)
+    │   ├── RayJobFailedError             FAILED, cause unknown: check the job's log. Known causes:
+    │   │   ├── RayJobEntrypointError     the entrypoint failed (``exit_code``). Fix the code of the job.
+    │   │   ├── RayJobRuntimeEnvError     the runtime environment could not be set up. Fix runtime_env.
+    │   │   ├── RayJobUnschedulableError  no node had the requested resources. Request less, or add nodes.
+    │   │   └── RayJobSupervisorError     Ray's job supervisor died or did not start. Check the nodes, then retry.
+    │   └── RayJobStoppedError            STOPPED by a user, a program or this package. Submit it again if needed.
+    ├── RayJobLostError                   the job died when the head was restarted. Submit it again.
+    └── RayJobTimeoutError                a time limit expired (``limit``). Raise the limit, or make the job faster.
 
-Where Airflow has to understand an error as well, what is raised also is one of Airflow's own, under the same
-name: see :mod:`.outcomes`.
-Arguments that can never work raise :class:`ValueError` before anything is sent. All classes are public API
-and can be pickled. Nothing here imports anything but the standard library.
+A task may raise a subclass of one of these and of an Airflow exception, under the same name (``task/outcomes.py``).
+Invalid arguments raise :class:`ValueError`. All classes are public API and can be pickled. This module imports only the
+standard library.
 """
 
 from __future__ import annotations
@@ -42,18 +41,17 @@ if TYPE_CHECKING:
 
 
 class RayJobsError(Exception):
-    """Base of all errors of this package; its text says what happened, to which job, where, and what to do."""
+    """Base of all errors of this package. The text names the fact, the job, the address and the remedy."""
 
-    # Whether the same request was sent before and its answer lost: it may have been carried out all the same.
+    # Whether the failed request was a retry: an earlier try may have had an effect.
     was_retried = False
 
 
 class RayApiConnectionError(RayJobsError):
     """
-    No answer came from the cluster.
+    The cluster did not answer.
 
-    :param message: what happened, at which address.
-    :param sent: whether the request may have reached the cluster all the same.
+    :param sent: whether the request may have reached the cluster.
     """
 
     def __init__(self, message: str, *, sent: bool = True) -> None:
@@ -62,23 +60,18 @@ class RayApiConnectionError(RayJobsError):
 
 
 class RayApiTLSError(RayApiConnectionError):
-    """
-    No connection came about for its TLS.
-
-    The other side's certificate is not believed, ours is not accepted, or no TLS is spoken there.
-    """
+    """A certificate was refused by either side, or one side does not use TLS."""
 
 
 class RayApiUnreachableError(RayApiConnectionError):
-    """The cluster could not be reached for the whole time that the caller allowed."""
+    """An outage exceeded the timeout."""
 
 
 class RayApiResponseError(RayJobsError):
     """
-    The answer is not the one that was asked for.
+    The answer is not the expected one.
 
-    :param message: what was asked, of whom, and what came back.
-    :param status_code: the HTTP status of the answer; 0 where there is none to name.
+    :param status_code: the HTTP status; 0 if there is none.
     """
 
     def __init__(self, message: str, *, status_code: int = 0) -> None:
@@ -86,54 +79,48 @@ class RayApiResponseError(RayJobsError):
         self.status_code = status_code
 
 
-class RayApiUnavailableError(RayApiResponseError):
-    """A proxy, or a head with too much to do, asks for the request to be made again later."""
+class RayApiBusyError(RayApiResponseError):
+    """A temporary refusal by the head or a proxy."""
 
 
 class RayApiRejectedError(RayApiResponseError):
-    """Ray understood the request and refuses it; it will refuse it again."""
+    """A final refusal: the same request will be refused again."""
 
 
 class RayApiAuthError(RayApiResponseError):
-    """The credentials of the connection are missing or wrong."""
+    """Ray or a proxy did not accept the credentials."""
 
 
 class RayApiAddressError(RayApiResponseError):
-    """What answers at this address is not the Ray Jobs API."""
+    """Something other than the Ray Jobs API answers at this address."""
+
+
+class RayApiPackageNotFoundError(RayApiResponseError):
+    """The cluster does not have the package."""
 
 
 class RayJobNotFoundError(RayApiResponseError):
-    """The cluster answered, and does not know the job."""
+    """The cluster does not know the job."""
 
 
 class RayJobExistsError(RayApiResponseError):
-    """The submission id belongs to a job that somebody else submitted."""
+    """The submission id belongs to the job of another submission."""
 
 
 class RayJobNotTerminalError(RayApiResponseError):
-    """Ray deletes no job that has not ended: stop it first, or wait for its end."""
-
-
-class RayPackageNotFoundError(RayApiResponseError):
-    """The cluster answered, and does not hold the package."""
+    """The job has not ended."""
 
 
 class RayPackageError(RayJobsError):
-    """
-    Local code could not be read, packed or stored: a file changed meanwhile, a disk is full, the storage does not
-    answer.
-
-    Nothing was submitted.
-    """
+    """A file changed or is unreadable, a disk is full, or the storage does not answer. No job was submitted."""
 
 
 class RayJobUnsuccessfulError(RayJobsError):
     """
-    A job ended in a way that is not success.
+    The job ended without success.
 
-    :param message: the whole story, for the task's log.
-    :param details: the job as Ray described it after its end.
-    :param last_lines: the last lines of the driver's log, oldest first; empty where the log was not read.
+    :param details: the job after its end.
+    :param last_lines: the end of the driver's log, oldest line first; empty if the log was not read.
     """
 
     def __init__(self, message: str, *, details: JobDetails | None = None, last_lines: tuple[str, ...] = ()) -> None:
@@ -143,11 +130,11 @@ class RayJobUnsuccessfulError(RayJobsError):
 
 
 class RayJobFailedError(RayJobUnsuccessfulError):
-    """The job ended FAILED; ``details.error_type`` and ``details.driver_exit_code`` say how."""
+    """The job FAILED; see ``details.error_type`` and ``details.driver_exit_code``."""
 
 
 class RayJobEntrypointError(RayJobFailedError):
-    """The entrypoint command ran and ended non-zero: the user's code failed."""
+    """The entrypoint could not be started or ended with a non-zero exit code."""
 
     @property
     def exit_code(self) -> int | None:
@@ -156,32 +143,32 @@ class RayJobEntrypointError(RayJobFailedError):
 
 
 class RayJobRuntimeEnvError(RayJobFailedError):
-    """The runtime environment could not be set up; the entrypoint never ran."""
+    """The entrypoint never ran: its runtime environment could not be set up."""
 
 
 class RayJobUnschedulableError(RayJobFailedError):
-    """The cluster had no place for what the job asks for, or none for too long; the entrypoint never ran."""
+    """The entrypoint never ran: no node had the requested resources in time."""
 
 
-class RayJobSupervisorDiedError(RayJobFailedError):
-    """The process that watches the job died, as it does when its node is lost, or could not be started."""
+class RayJobSupervisorError(RayJobFailedError):
+    """The actor that supervises the job died, for example with its node, or did not start."""
 
 
 class RayJobStoppedError(RayJobUnsuccessfulError):
-    """The job ended STOPPED: somebody stopped it, in the dashboard, the CLI or another task, or we did."""
+    """The job was stopped."""
 
 
 class RayJobLostError(RayJobsError):
-    """The job died with its cluster: another session answers at its address and does not know it."""
+    """The cluster does not know the job and runs another Ray session than at the submission."""
 
 
 class RayJobTimeoutError(RayJobsError):
     """
-    A limit of the task's was over before the job's end.
+    A time limit of the job expired before its end.
 
-    :param message: which limit, how long, and what was done about the job.
-    :param limit: ``pending_timeout``, ``job_timeout``, ``execution_timeout`` or ``lost_answer``.
-    :param details: the job when the limit was over.
+    :param limit: ``pending_timeout``, ``job_timeout``, ``execution_timeout``, or ``lost_answer`` for a job whose
+        submission Ray did not confirm.
+    :param details: the job when the limit expired.
     """
 
     def __init__(self, message: str, *, limit: str = "", details: JobDetails | None = None) -> None:

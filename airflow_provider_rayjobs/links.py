@@ -1,4 +1,4 @@
-"""The button on a task in Airflow's UI that leads to the job's page in the Ray dashboard."""
+"""The button of a task in Airflow's UI that opens the job's page in the Ray dashboard."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from airflow.providers.common.compat.sdk import BaseOperatorLink, XCom
 if TYPE_CHECKING:
     from airflow.sdk.types import TaskInstanceKey
 
-# The link's own XCom key. Airflow asks for a link only when a task ends, and keeps the answer under this key;
-# what the operator puts there before it waits makes the link work while the job runs, and stay the same.
+# Airflow stores the link under this key when the task ends. The operator pushes it before it waits for the job, so that
+# the link works while the job runs.
 XCOM_KEY = "ray_job_link"
 
 
@@ -24,5 +24,5 @@ class RayJobLink(BaseOperatorLink):
         return XCOM_KEY
 
     def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002  (Airflow's form)
-        """Return the address that the task pushed when it knew its job, nothing before that."""
+        """Return the address that the task pushed; empty before that."""
         return XCom.get_value(key=XCOM_KEY, ti_key=ti_key) or ""

@@ -1,167 +1,117 @@
 """
-Keep secrets out of what Airflow shows: logs, rendered templates.
+Keep secrets out of task logs and out of the template view.
 
-Airflow masks what it was told of, in the records that reach a task's log (the supervisor does it, for the lines of a
-Ray job as well) and in the template view. It knows passwords of connections, and values with telling names. What else
-is secret here it has to be told.
+Airflow masks registered secrets in task logs, those in the lines of a Ray job too. It registers connection passwords
+by itself. This module registers the other secrets of a connection and of a job.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections import UserDict
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, TypeVar
 
-# Not from the compatibility layer, which has it only since a later version than we ask for; it has not moved since 3.1.
-from airflow.sdk.log import mask_secret
+# Not from common.compat: our minimum version of it has no mask_secret. This path is the same since Airflow 3.1.
+from airflow.sdk import log
 
-from airflow_provider_rayjobs.connection import Cluster
 from airflow_provider_rayjobs.jobs.models import JobDetails
 from airflow_provider_rayjobs.jobs.redaction import MIN_SECRET_LENGTH
 from airflow_provider_rayjobs.jobs.steps import Engine, Step, map_steps
 
 T = TypeVar("T")
 
-# Values that would be blotted out of every line of a log, and that nobody keeps secret.
+# Everyday values. Masking them would make logs unreadable.
 _FLAGS = ("true", "false", "yes", "no", "none", "null", "on", "off")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE)
+mask_secret = log.mask_secret
+_pending: set[asyncio.Future[None]] = set()
 
 
-def mask_cluster(cluster: Cluster) -> None:
-    """Tell Airflow what of a connection must be seen nowhere. It asks the supervisor: nothing for a signal handler."""
-    mask_secret([*cluster.secrets()])
+async def amask_secret(secret: Any) -> None:
+    """Register a secret with Airflow without blocking the event loop."""
+    if hasattr(log, "amask_secret"):  # missing in early versions of Airflow 3
+        await log.amask_secret(secret)
+    else:
+        mask_secret(secret)
 
 
-async def amask_cluster(cluster: Cluster) -> None:
-    """Do what :func:`mask_cluster` does on the triggerer's event loop."""
-    await _amask([*cluster.secrets()])
+def mask_soon(secret: Any) -> None:
+    """Register a secret from a callback on an event loop. This process masks it from the loop's next iteration on."""
+    future = asyncio.ensure_future(amask_secret(secret))
+    _pending.add(future)
+    future.add_done_callback(_pending.discard)
 
 
-class TokenMasker:
-    """Tells Airflow of each token that a token's file turns out to hold, once."""
-
-    def __init__(self) -> None:
-        self._last = ""
-        self._telling: set[asyncio.Future[None]] = set()
-
-    def mask(self, token: str) -> None:
-        """Tell of a token that is about to be shown to the cluster."""
-        if token != self._last:
-            self._last = token
-            mask_secret([token])
-
-    def mask_soon(self, token: str) -> None:
-        """Do what :meth:`mask` does from an event loop: this process knows before the answer comes."""
-        if token != self._last:
-            self._last = token
-            telling = asyncio.ensure_future(_amask([token]))
-            self._telling.add(telling)
-            telling.add_done_callback(self._telling.discard)
+def token_masker(mask: Callable[[Any], object]) -> Callable[[str], object]:
+    """Return a callback for tokens that are read from a file; it registers each that differs from the last one."""
+    return lru_cache(maxsize=1)(lambda token: mask([token]))
 
 
-def mask_env_vars(runtime_env: Any) -> None:
+def mask_env_vars(runtime_env: Any, mask: Callable[[Any], object] = mask_secret) -> None:
     """
-    Tell Airflow which of a job's ``env_vars`` are secret: those with telling names, such as ``API_TOKEN``.
+    Register the ``env_vars`` of a job whose names Airflow considers sensitive, such as ``API_TOKEN``.
 
-    Not all of them: a date or a team's name would be blotted out of every line of the log. Which names tell is
-    Airflow's to say (``[core] sensitive_var_conn_names`` adds to them).
+    ``[core] sensitive_var_conn_names`` adds names. Masking every value would mask dates and team names in the log.
     """
-    if env_vars := _env_vars_of(runtime_env):
-        mask_secret(env_vars)
-
-
-async def amask_env_vars(runtime_env: Any) -> None:
-    """Do what :func:`mask_env_vars` does on the triggerer's event loop."""
-    if env_vars := _env_vars_of(runtime_env):
-        await _amask(env_vars)
-
-
-def _env_vars_of(runtime_env: Any) -> dict[str, Any]:
     env_vars = runtime_env.get("env_vars") if isinstance(runtime_env, Mapping) else None
     if not isinstance(env_vars, Mapping):
-        return {}
-    return {name: value for name, value in env_vars.items() if not _is_trivial(str(value))}
+        return
+    if secrets := {name: value for name, value in env_vars.items() if not _is_trivial(str(value))}:
+        mask(secrets)
 
 
 def _is_trivial(value: str) -> bool:
-    """Tell whether a value cannot be secret, whatever its name: ``USE_TOKEN=false``, ``MAX_TOKENS=100000``."""
+    """Tell whether a value cannot be secret, despite its name: ``USE_TOKEN=false``, ``MAX_TOKENS=100000``."""
     return len(value) < MIN_SECRET_LENGTH or value.lower() in _FLAGS or _NUMBER.fullmatch(value) is not None
 
 
-async def _amask(secret: Any) -> None:
-    try:
-        from airflow.sdk.log import amask_secret  # noqa: PLC0415  (not in the first versions of Airflow 3)
-    except ImportError:
-        mask_secret(secret)
-    else:
-        await amask_secret(secret)
-
-
-def masking_env_vars(engine: Engine[T], note: Callable[[Any], object] = mask_env_vars) -> Engine[T]:
+def masking_env_vars(engine: Engine[T], mask: Callable[[Any], object] = mask_secret) -> Engine[T]:
     """
-    Run an engine, and tell Airflow of the ``env_vars`` of the job that it sees before it shows any of its log.
+    Run an engine and register the secret ``env_vars`` of its job before any of the job's log is shown.
 
-    They may be another task's, or another try's: Ray returns them with the job.
-
-    :param note: called with the job's runtime environment.
+    The job may be another task's or an earlier try's: Ray returns its ``env_vars`` with it. On an event loop pass
+    :func:`mask_soon`.
     """
-    is_noted = False
+    is_masked = False
 
     def take(step: Step) -> Engine[Any]:
-        nonlocal is_noted
+        nonlocal is_masked
         answer = yield step
-        if isinstance(answer, JobDetails) and not is_noted:
-            note(answer.runtime_env)
-            is_noted = True
+        if isinstance(answer, JobDetails) and not is_masked:
+            mask_env_vars(answer.runtime_env, mask)
+            is_masked = True
         return answer
 
     return map_steps(engine, take)
 
 
-class RedactedRuntimeEnv(Mapping[str, Any]):
+class RedactedRuntimeEnv(UserDict[str, Any]):
     """
-    A runtime environment whose ``env_vars`` are for the cluster alone: Airflow's template view shows their names.
+    A runtime environment whose ``env_vars`` are visible to the cluster alone.
 
-    No dictionary, as Airflow would show what that holds.
+    Airflow's template view shows their names only. Airflow would show the values of a plain ``dict``.
     """
-
-    def __init__(self, runtime_env: Mapping[str, Any]) -> None:
-        self._runtime_env = runtime_env
-
-    def __getitem__(self, key: str) -> Any:
-        return self._runtime_env[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._runtime_env)
-
-    def __len__(self) -> int:
-        return len(self._runtime_env)
 
     def serialize(self) -> dict[str, Any]:
-        """Return what Airflow may show, and keep."""
-        shown = dict(self._runtime_env)
+        """Return what Airflow may show and store."""
+        shown = dict(self.data)
         if env_vars := shown.get("env_vars"):
-            # what is no dictionary is a mistake, and may be the text of one
+            # anything but a dictionary is a mistake, and may be the text of one
             shown["env_vars"] = dict.fromkeys(env_vars, "***") if isinstance(env_vars, Mapping) else "***"
         return shown
-
-    def copy(self) -> RedactedRuntimeEnv:
-        """Return another of these, as a dictionary's ``copy`` would."""
-        return RedactedRuntimeEnv(dict(self._runtime_env))
-
-    def __or__(self, other: Any) -> RedactedRuntimeEnv:
-        return RedactedRuntimeEnv({**self, **other}) if isinstance(other, Mapping) else NotImplemented
 
     def __repr__(self) -> str:
         return repr(self.serialize())
 
 
 class RedactedText:
-    """What takes the place of the text of a runtime environment: that cannot be used, and Airflow would show it."""
+    """Stands for a runtime environment that a template rendered as text: unusable, and possibly full of secrets."""
 
     def serialize(self) -> str:
-        """Return what Airflow may show, and keep."""
+        """Return what Airflow may show and store."""
         return "***"
 
     def __repr__(self) -> str:
@@ -169,18 +119,14 @@ class RedactedText:
 
 
 def looks_like_runtime_env_text(value: Any) -> bool:
-    """Tell whether a value is the text of a runtime environment, as JSON, Python or YAML has it, and no path."""
+    """Tell whether a value is a runtime environment as JSON, Python or YAML text, rather than a path."""
     if not isinstance(value, str):
         return False
     return value.lstrip().startswith("{") or ("env_vars" in value and (":" in value or "\n" in value))
 
 
 def redact_env_vars(runtime_env: Any) -> Any:
-    """
-    Return a rendered runtime environment in the form that hides its ``env_vars``; what is none, as it is.
-
-    The text of one, which execute refuses, is hidden whole.
-    """
+    """Return a rendered runtime environment in a form that hides its ``env_vars``; text of one is hidden whole."""
     if isinstance(runtime_env, Mapping):
         return runtime_env if isinstance(runtime_env, RedactedRuntimeEnv) else RedactedRuntimeEnv(runtime_env)
     return RedactedText() if looks_like_runtime_env_text(runtime_env) else runtime_env

@@ -1,4 +1,4 @@
-"""Which errors are worth a retry, as a policy of Airflow 3.3 and later (``retry_policy=`` on a task)."""
+"""A retry policy by error class, for Airflow 3.3 and later (``retry_policy=`` of a task)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayApiUnreachableError,
     RayJobEntrypointError,
     RayJobLostError,
-    RayJobSupervisorDiedError,
+    RayJobSupervisorError,
 )
 from airflow_provider_rayjobs.task import template_values
 from airflow_provider_rayjobs.task.outcomes import FINAL_ERRORS
@@ -17,7 +17,7 @@ from airflow_provider_rayjobs.task.outcomes import FINAL_ERRORS
 try:
     from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryDecision, RetryRule
 except ImportError as error:
-    raise ImportError("RayJobRetryPolicy needs Airflow 3.3 or later, which brought retry policies") from error
+    raise ImportError("RayJobRetryPolicy needs Airflow 3.3 or later. Upgrade, or use the task's retries.") from error
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -26,26 +26,26 @@ DEFAULT_RULES: tuple[RetryRule, ...] = (
     RetryRule(
         exception=list(FINAL_ERRORS),
         action=RetryAction.FAIL,
-        reason="No retry can mend this: the DAG or the connection has to change.",
+        reason="A retry cannot succeed: the DAG or the connection must be changed.",
     ),
     RetryRule(
-        exception=[RayJobLostError, RayJobSupervisorDiedError, RayApiUnreachableError],
+        exception=[RayJobLostError, RayJobSupervisorError, RayApiUnreachableError],
         action=RetryAction.RETRY,
-        reason="The cluster failed, not the job's code.",
+        reason="The cluster failed, not the code of the job.",
     ),
 )
 
 
 class RayJobRetryPolicy(ExceptionRetryPolicy):
     """
-    Decide by an error's class whether a task is tried again, and after how long.
+    Decide by the class of an error whether a task is retried.
 
-    By default what no retry can mend fails at once (refused, not authorised, not a Ray dashboard, an id that is taken,
-    and the task's ``fail_on_exit_code``), what is the cluster's fault is tried again, and the rest is as ``default``
-    says. Retries never exceed the task's ``retries``.
+    A refused request, wrong credentials, a wrong address, a TLS error, a taken id and the task's ``fail_on_exit_code``
+    fail the task at once. A failure of the cluster is retried. ``default`` decides about other errors. The task's
+    ``retries`` limit the number of retries.
 
-    :param rules: asked first, in their order; the classes are those of :mod:`airflow_provider_rayjobs.exceptions`.
-    :param default: for errors that no rule names: as the task says, ``RetryAction.FAIL`` or ``RetryAction.RETRY``.
+    :param rules: have precedence, in their order; for classes of :mod:`airflow_provider_rayjobs.exceptions`.
+    :param default: for errors without a rule. ``RetryAction.DEFAULT`` leaves the decision to the task.
     """
 
     def __init__(self, rules: Sequence[RetryRule] = (), default: RetryAction = RetryAction.DEFAULT) -> None:
@@ -54,12 +54,12 @@ class RayJobRetryPolicy(ExceptionRetryPolicy):
     def evaluate(
         self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
     ) -> RetryDecision:
-        """Return what becomes of the task after an error."""
+        """Return whether to retry the task after an error."""
         decision = super().evaluate(exception, try_number, max_tries, context)
         if decision.reason is None and isinstance(exception, RayJobEntrypointError) and context is not None:
             codes = template_values.as_exit_codes(
                 "fail_on_exit_code", getattr(context["task"], "fail_on_exit_code", None)
             )
             if exception.exit_code in codes:
-                return RetryDecision.fail(f"The exit code {exception.exit_code} is one of fail_on_exit_code.")
+                return RetryDecision.fail(f"Exit code {exception.exit_code} is in fail_on_exit_code.")
         return decision

@@ -29,7 +29,7 @@ from airflow_provider_rayjobs.jobs.models import JobDetails
 from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, stop_and_wait
 from airflow_provider_rayjobs.jobs.tls import certificate_mtimes
 from airflow_provider_rayjobs.log_checkpoint import LogCheckpoint
-from airflow_provider_rayjobs.masking import amask_env_vars, masking_env_vars
+from airflow_provider_rayjobs.masking import mask_soon, masking_env_vars
 
 # What all triggers of this process may show of their jobs' logs.
 _trickle = LogBudget()
@@ -165,12 +165,6 @@ class RayJobTrigger(BaseTrigger):
     async def _follow(self) -> TriggerEvent:
         event: dict[str, Any] = {"submission_id": self.submission_id, "session": self.session, "nonce": self.nonce}
         reader: LogReader | None = None
-        telling: list[asyncio.Task[None]] = []
-
-        def note(runtime_env: Any) -> None:
-            # it knows them at once, and what is told to its supervisor takes its time
-            telling.append(asyncio.ensure_future(amask_env_vars(runtime_env)))
-
         try:
             # triggers that are started at once shall not look at the cluster, and show lines, all at once for ever
             await asyncio.sleep(random.uniform(0, min(self.poll_interval, MIN_DEFERRAL / 2)))  # noqa: S311
@@ -186,11 +180,10 @@ class RayJobTrigger(BaseTrigger):
                     limits=Limits.from_json(self.limits),
                     session=self.session,
                 )
-                details = await client.run(masking_env_vars(following, note), emit_job_log)
+                details = await client.run(masking_env_vars(following, mask_soon), emit_job_log)
             event |= job_event(details)
         except Exception as error:  # noqa: BLE001  (whatever it is, the worker shall say it)
             event |= error_event(error)
-        await asyncio.gather(*telling)
         return TriggerEvent(event | {"log_state": reader.state if reader else self.log_state})
 
     @asynccontextmanager

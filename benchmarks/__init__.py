@@ -1,1 +1,1 @@
-"""What the provider costs and how fast it is, beside baselines of the same run: ``python -m benchmarks``."""
+"""Measure cost and speed of the provider against baselines of the same run: ``python -m benchmarks``."""

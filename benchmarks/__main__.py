@@ -1,4 +1,4 @@
-"""Run the benchmarks, all or those that are named, print one table and keep the figures in ``results.json``."""
+"""Run all benchmarks or the named ones, print a table, and save the results in ``results.json``."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ import sys
 import time
 from importlib import import_module
 
-from benchmarks.results import Result, keep, table
-from sandbox.processes import end_on_signals
+from benchmarks.results import Result, format_table, save
+from sandbox.processes import interrupt_on_signals
 
-BENCHMARKS = ("import_cost", "log_throughput", "log_memory", "head_share", "triggerer_delay", "packaging")
+BENCHMARKS = ("import_cost", "log_throughput", "log_memory", "head_load", "triggerer_delay", "packaging")
 
 
 def main(names: list[str]) -> int:
-    """Return 0 if everything is as wanted."""
+    """Return 0 if every result meets its target, 1 if not, 2 for an unknown name."""
     unknown = set(names) - set(BENCHMARKS)
     if unknown:
-        print(f"No such benchmark: {', '.join(sorted(unknown))}. There are: {', '.join(BENCHMARKS)}.", file=sys.stderr)
+        print(f"Unknown benchmark: {', '.join(sorted(unknown))}. Available: {', '.join(BENCHMARKS)}.", file=sys.stderr)
         return 2
-    end_on_signals()
-    found: dict[str, list[Result]] = {}
+    interrupt_on_signals()
+    results: dict[str, list[Result]] = {}
     for name in names or BENCHMARKS:
         print(f"{name} ...", end=" ", file=sys.stderr, flush=True)
-        began = time.monotonic()
-        found[name] = import_module(f"benchmarks.{name}").measure()
-        keep({name: found[name]})  # at once: the next one may fail
-        print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)
-    print(table(found))
-    return 0 if all(result.is_met for results in found.values() for result in results) else 1
+        started = time.monotonic()
+        results[name] = import_module(f"benchmarks.{name}").measure()
+        save({name: results[name]})  # save now, because the next benchmark may fail
+        print(f"{time.monotonic() - started:.0f} s", file=sys.stderr)
+    print(format_table(results))
+    return 0 if all(result.meets_target for group in results.values() for result in group) else 1
 
 
 if __name__ == "__main__":

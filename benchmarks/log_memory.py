@@ -1,8 +1,8 @@
 """
-The memory that following a job takes: the peak of a process that follows a job with a log of 1 GB to its end.
+Measure the peak memory of a process that follows a job with a log of 1 GB.
 
-Beside it the same process for a log of 1 kB. Both jobs have ended before, so that the log comes as fast as it can; the
-records are thrown away, as Airflow hands them on. Wanted: at most 32 MiB more.
+The baseline is the same process for a log of 1 kB. Both jobs have ended before they are followed, so that the log
+arrives at full speed. The process discards the log records. Target: at most 32 MiB more than the baseline.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import subprocess
 import sys
 
 from airflow_provider_rayjobs.jobs import RayJobsClient
-from benchmarks.printing import MB, log_file, print_and_end
-from benchmarks.results import Result, Wanted
+from benchmarks.printing_jobs import MB, driver_log, run_printing_job
+from benchmarks.results import Result, Target
 from sandbox.ray_head import RayHead
 
 SMALL, LARGE = 1_000, 1_000 * MB
@@ -31,21 +31,21 @@ print(size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def measure() -> list[Result]:
-    """Follow both jobs, each in a process of its own."""
+    """Follow both jobs, each in a new process."""
     with RayHead() as head, RayJobsClient(head.address) as client:
-        small = _peak(head, client, SMALL)
-        large = _peak(head, client, LARGE)
+        small = _peak_memory(head, client, SMALL)
+        large = _peak_memory(head, client, LARGE)
     return [
-        Result("peak for a log of 1 GB, beside 1 kB", large, "MiB", small),
-        Result("more for a log of 1 GB", large - small, "MiB", wanted=Wanted("value", "<=", 32)),
+        Result("peak memory, log of 1 GB vs 1 kB", large, "MiB", small),
+        Result("additional peak memory, log of 1 GB", large - small, "MiB", target=Target("value", "<=", 32)),
     ]
 
 
-def _peak(head: RayHead, client: RayJobsClient, size: int) -> float:
-    job = print_and_end(client, size)
+def _peak_memory(head: RayHead, client: RayJobsClient, size: int) -> float:
+    job = run_printing_job(client, size)
     command = [sys.executable, "-W", "ignore", "-c", CODE, client.address, job.name]
-    shown, peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-    printed = log_file(head, job.name).stat().st_size  # Ray's own words come on top
-    if int(shown) != printed:
-        raise RuntimeError(f"{shown} of {printed} bytes were shown: the figure would mean nothing")
+    received, peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    written = driver_log(head, job.name).stat().st_size  # includes the lines that Ray adds
+    if int(received) != written:
+        raise RuntimeError(f"The log is incomplete: {received} of {written} bytes. The result would be meaningless.")
     return float(peak)

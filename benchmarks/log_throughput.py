@@ -1,16 +1,16 @@
 """
-How fast a job's log comes into a task's log: MB/s of 100 MB in lines of 100 bytes, all of it real.
+Measure how fast a job's log gets into a task's log: 100 MB in lines of 100 bytes, in MB/s.
 
-A job has printed them and ended; a ``RayJobSensor`` of a real Airflow shows them. The time runs from before the first
-byte is asked for until the task's log file has the last line, for all three alike:
+A real Airflow runs three kinds of tasks. The time starts before the first byte is requested or logged. It ends when the
+task's log file contains the last line.
 
-- ``provider``: the sensor.
-- ``single``: a task that logs line by line, as other providers do. 3 MB only, at 0.5 MB/s.
-- ``memory``: the best that Airflow can: a task that has the text in memory, already cut into full records.
+- ``sensor``: a ``RayJobSensor`` on a job that has already ended.
+- ``line_records``: a task that logs one record per line, as other providers do. It logs only 3 MB, as it is slow.
+- ``full_records``: a task that logs records of 64 KiB from memory, which is the fastest that Airflow allows.
 
-One task after the other, the three kinds interleaved, medians. Each log file is then read and must hold every line, in
-order, once. The head, which sends the log meanwhile, has no machine of its own here: that counts against ``provider``.
-Wanted: 40 times ``single``, 0.7 times ``memory``.
+Tasks run one at a time, the kinds take turns, and each value is a median. Each log file must contain every line once
+and in order. The head shares the machine with Airflow, which slows down the sensor only. Target: at least 40 times
+``line_records`` and 0.7 times ``full_records``.
 """
 
 from __future__ import annotations
@@ -22,18 +22,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from airflow_provider_rayjobs.jobs import RayJobsClient
-from benchmarks.printing import LINE, MB, print_and_end
-from benchmarks.results import Result, Wanted
+from benchmarks.printing_jobs import LINE, MB, run_printing_job
+from benchmarks.results import Result, Target
 from sandbox.local_airflow import LocalAirflow
 from sandbox.ray_head import RayHead, connection_to
 
 ROOT = Path(__file__).parents[1]
 DAG_ID = "log_throughput"
 ROUNDS = 3
-KINDS = ("single", "memory", "provider")
-LINES = {"single": 3 * MB // LINE, "memory": 100 * MB // LINE, "provider": 100 * MB // LINE}
-# as many as there are in 64 KiB
-RECORD_LINES = {"single": 1, "memory": 64 * 1024 // LINE}
+KINDS = ("line_records", "full_records", "sensor")
+LINES = {"line_records": 3 * MB // LINE, "full_records": 100 * MB // LINE, "sensor": 100 * MB // LINE}
+LINES_PER_RECORD = {"line_records": 1, "full_records": 64 * 1024 // LINE}
 
 _LINE = re.compile(r"^(\d{9}) \.{89}$", re.MULTILINE)
 
@@ -41,18 +40,19 @@ _LINE = re.compile(r"^(\d{9}) \.{89}$", re.MULTILINE)
 def measure() -> list[Result]:
     """Run the DAG and return the medians."""
     with RayHead() as head, RayJobsClient(head.address) as client:
-        job = print_and_end(client, LINES["provider"] * LINE)
+        job = run_printing_job(client, LINES["sensor"] * LINE)
         settings = {"PYTHONPATH": str(ROOT)}
         with LocalAirflow(ROOT / "benchmarks" / "dags", connection_to(head), settings) as airflow:
             run_id = airflow.trigger(DAG_ID, {"submission_id": job.name})
             state = airflow.wait_for_run(DAG_ID, run_id, timeout=600)
             if state != "success":
                 states = {task["task_id"]: task["state"] for task in airflow.task_instances(DAG_ID, run_id)}
-                raise RuntimeError(f"the run is {state}: {states}")
+                raise RuntimeError(f"The DAG run is {state}. Task states: {states}")
             speed = {kind: statistics.median(_speeds(airflow, run_id, kind)) for kind in KINDS}
+    sensor = speed["sensor"]
     return [
-        Result("beside line by line", speed["provider"], "MB/s", speed["single"], Wanted("ratio", ">=", 40)),
-        Result("beside records from memory", speed["provider"], "MB/s", speed["memory"], Wanted("ratio", ">=", 0.7)),
+        Result("sensor vs one record per line", sensor, "MB/s", speed["line_records"], Target("ratio", ">=", 40)),
+        Result("sensor vs records of 64 KiB", sensor, "MB/s", speed["full_records"], Target("ratio", ">=", 0.7)),
     ]
 
 
@@ -60,18 +60,18 @@ def _speeds(airflow: LocalAirflow, run_id: str, kind: str) -> Iterator[float]:
     for number in range(ROUNDS):
         task_id = f"{kind}_{number}"
         path = airflow.home / "logs" / f"dag_id={DAG_ID}" / f"run_id={run_id}" / f"task_id={task_id}" / "attempt=1.log"
-        _check(path, LINES[kind])
+        _check_log(path, LINES[kind])
         yield LINES[kind] * LINE / MB / float(airflow.xcoms(DAG_ID, run_id, task_id)["seconds"])
 
 
-def _check(path: Path, lines: int) -> None:
-    """Refuse a log that is not complete: its figure would mean nothing."""
+def _check_log(path: Path, lines: int) -> None:
+    """Raise an error if the log is incomplete, because its time would be meaningless."""
     expected = 0
     with path.open() as file:
         for record in file:
-            for found in _LINE.finditer(json.loads(record)["event"]):
-                if int(found[1]) != expected:
-                    raise RuntimeError(f"{path} has line {found[1]} where {expected} belongs")
+            for match in _LINE.finditer(json.loads(record)["event"]):
+                if int(match[1]) != expected:
+                    raise RuntimeError(f"{path} has line {match[1]} instead of line {expected}.")
                 expected += 1
     if expected != lines:
-        raise RuntimeError(f"{path} has {expected} of {lines} lines")
+        raise RuntimeError(f"{path} has {expected} of {lines} lines.")

@@ -28,7 +28,7 @@ from pathlib import Path
 from airflow_provider_rayjobs.jobs import RayJobsClient
 from airflow_provider_rayjobs.jobs.packages.local_code import resolve_local_code
 from airflow_provider_rayjobs.jobs.packages.zip_file import Packing
-from benchmarks.results import Result, Wanted
+from benchmarks.results import Result, Target
 from sandbox.ray_head import RayHead
 
 ROUNDS = 7
@@ -67,15 +67,15 @@ def _measure(folder: Path) -> list[Result]:
     for about in trees:
         naming, rays_naming, packing, rays_packing = times[about]
         results += [
-            Result(f"naming {about}, beside Ray", naming, "s", rays_naming, Wanted("ratio", "<=", 1)),
-            Result(f"packing {about}, beside naming it", packing, "s", naming, Wanted("ratio", ">=", 3)),
-            Result(f"naming and packing {about}, beside Ray", packing, "s", rays_packing, Wanted("ratio", "<=", 1)),
-            Result(f"{about} to the head, beside Ray's SDK", *_as_figure(ways[about]), Wanted("ratio", "<=", 1)),
+            Result(f"naming {about}, beside Ray", naming, "s", rays_naming, Target("ratio", "<=", 1)),
+            Result(f"packing {about}, beside naming it", packing, "s", naming, Target("ratio", ">=", 3)),
+            Result(f"naming and packing {about}, beside Ray", packing, "s", rays_packing, Target("ratio", "<=", 1)),
+            Result(f"{about} to the head, beside Ray's SDK", *_as_figure(ways[about]), Target("ratio", "<=", 1)),
         ]
     return [
         *results,
         Result("peak for sending 90 MB, beside one empty file", much, "MiB", little),
-        Result("more for 90 MB", much - little, "MiB", wanted=Wanted("value", "<=", 32)),
+        Result("more for 90 MB", much - little, "MiB", target=Target("value", "<=", 32)),
     ]
 
 

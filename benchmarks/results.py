@@ -1,4 +1,4 @@
-"""What a benchmark found: one figure beside its baseline, and what was wanted of it."""
+"""The results of a benchmark: values with their baselines and targets."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-FILE = Path(__file__).parent / "results.json"
+RESULTS_FILE = Path(__file__).parent / "results.json"
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A bound on a result's value or on its ratio: ``Wanted("ratio", ">=", 40)``."""
+class Target:
+    """A bound for a result's value, or for its ratio to the baseline: ``Target("ratio", ">=", 40)``."""
 
     of: Literal["value", "ratio"]
     sign: Literal["<=", ">="]
@@ -27,32 +27,32 @@ class Wanted:
 @dataclass(frozen=True)
 class Result:
     """
-    One figure.
+    One measured value.
 
-    :param baseline: of the same kind and unit, measured in the same run; ``None`` where there is nothing to compare.
+    :param baseline: the value to compare with, in the same unit and from the same run, if there is one.
     """
 
     name: str
     value: float
     unit: str
     baseline: float | None = None
-    wanted: Wanted | None = None
+    target: Target | None = None
 
     @property
     def ratio(self) -> float | None:
         return self.value / self.baseline if self.baseline else None
 
     @property
-    def is_met(self) -> bool:
-        """Tell whether it is as wanted, or nothing was."""
-        if self.wanted is None:
+    def meets_target(self) -> bool:
+        """True also without a target."""
+        if self.target is None:
             return True
-        found = self.value if self.wanted.of == "value" else self.ratio
-        holds = operator.le if self.wanted.sign == "<=" else operator.ge
-        return found is not None and bool(holds(found, self.wanted.bound))
+        measured = self.value if self.target.of == "value" else self.ratio
+        holds = operator.le if self.target.sign == "<=" else operator.ge
+        return measured is not None and bool(holds(measured, self.target.bound))
 
     def to_json(self, benchmark: str) -> dict[str, Any]:
-        """Return what :data:`FILE` keeps; the name tells the benchmark, too."""
+        """Return the entry for :data:`RESULTS_FILE`."""
         return {
             "name": f"{benchmark}: {self.name}",
             "value": _rounded(self.value),
@@ -62,22 +62,22 @@ class Result:
         }
 
 
-def keep(found: Mapping[str, Iterable[Result]]) -> None:
-    """Write what was found into :data:`FILE`; benchmarks that did not run keep their entries."""
-    before = json.loads(FILE.read_text()) if FILE.is_file() else []
-    entries = [entry for entry in before if entry["name"].partition(":")[0] not in found]
-    entries += [result.to_json(benchmark) for benchmark, results in found.items() for result in results]
-    FILE.write_text(json.dumps(sorted(entries, key=lambda entry: str(entry["name"])), indent=2) + "\n")
+def save(results: Mapping[str, Iterable[Result]]) -> None:
+    """Write results into :data:`RESULTS_FILE`, by benchmark. Entries of other benchmarks are kept."""
+    saved = json.loads(RESULTS_FILE.read_text()) if RESULTS_FILE.is_file() else []
+    entries = [entry for entry in saved if entry["name"].partition(":")[0] not in results]
+    entries += [result.to_json(benchmark) for benchmark, group in results.items() for result in group]
+    RESULTS_FILE.write_text(json.dumps(sorted(entries, key=lambda entry: str(entry["name"])), indent=2) + "\n")
 
 
-def table(found: Mapping[str, Iterable[Result]]) -> str:
-    """Return one table of all that was found."""
-    rows = [("", "value", "unit", "baseline", "ratio", "wanted")]
-    for benchmark, results in found.items():
-        for result in results:
-            wanted = "" if result.wanted is None else f"{result.wanted}  {'ok' if result.is_met else 'MISSED'}"
-            figures = (_shown(result.value), result.unit, _shown(result.baseline), _shown(result.ratio))
-            rows.append((f"{benchmark}: {result.name}", *figures, wanted))
+def format_table(results: Mapping[str, Iterable[Result]]) -> str:
+    """Return a text table of results, by benchmark."""
+    rows = [("", "value", "unit", "baseline", "ratio", "target")]
+    for benchmark, group in results.items():
+        for result in group:
+            target = "" if result.target is None else f"{result.target}  {'ok' if result.meets_target else 'MISSED'}"
+            figures = (_format(result.value), result.unit, _format(result.baseline), _format(result.ratio))
+            rows.append((f"{benchmark}: {result.name}", *figures, target))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     is_number = (False, True, False, True, True, False)
     return "\n".join(
@@ -93,5 +93,5 @@ def _rounded(figure: float | None) -> float | None:
     return None if figure is None else float(f"{figure:.4g}")
 
 
-def _shown(figure: float | None) -> str:
+def _format(figure: float | None) -> str:
     return "" if figure is None else f"{_rounded(figure):g}"

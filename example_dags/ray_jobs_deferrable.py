@@ -1,13 +1,13 @@
-"""Wait in the triggerer: a job of many hours costs no worker slot, and survives a restart of the workers."""
+"""Wait for a long job in the triggerer. The task occupies no worker slot and survives a restart of the workers."""
 
 from __future__ import annotations
 
+# START deferrable
 import pendulum
 from airflow.sdk import DAG
 
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
 
-# START deferrable
 with DAG(
     "ray_jobs_deferrable",
     schedule=None,

@@ -1,17 +1,17 @@
 """
-Code beside the DAG file: packed on the worker, sent to the cluster unless it is there, the job's working directory.
+Run code from the folder of the DAG file. The folder becomes the working directory of the job.
 
-Ray is not needed on the worker. A second run of the same code sends nothing.
+The worker packs the folder and uploads the package, unless the cluster already has it. The worker does not need Ray.
 """
 
 from __future__ import annotations
 
+# START local_code
 import pendulum
 from airflow.sdk import DAG
 
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
 
-# START local_code
 with DAG(
     "ray_jobs_local_code",
     schedule=None,
@@ -22,7 +22,7 @@ with DAG(
     RayJobSubmitOperator(
         task_id="report",
         entrypoint=["python", "jobs/daily_report.py", "--trips", "data/trips.csv"],
-        # relative to this file; as in a .gitignore, the job needs none of the DAG files
+        # working_dir is relative to this file. excludes has the syntax of a .gitignore file.
         runtime_env={"working_dir": ".", "excludes": ["/ray_jobs_*.py", ".airflowignore"]},
         poll_interval=2,
     )

@@ -1,7 +1,8 @@
-"""A retry that asks for more: each try is a new job with parameters of its own."""
+"""Request more memory on each retry. Each try submits a new job, whose arguments are rendered for this try."""
 
 from __future__ import annotations
 
+# START retry
 from datetime import timedelta
 
 import pendulum
@@ -9,7 +10,6 @@ from airflow.sdk import DAG
 
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
 
-# START retry
 with DAG(
     "ray_jobs_retry",
     schedule=None,
@@ -20,14 +20,14 @@ with DAG(
 ):
     RayJobSubmitOperator(
         task_id="train",
-        # the first try fails, as a job does that runs out of memory
+        # The first try fails, like a job that runs out of memory.
         entrypoint="echo try {{ ti.try_number }}; test {{ ti.try_number }} -ge 2",
-        # rendered anew for each job; a try that finds the job of the last one still running follows that instead
+        # Rendered for each new job. If the job of the previous try still runs, the retry follows it instead.
         entrypoint_memory="{{ params.mebibytes * 1024 * 1024 * ti.try_number }}",
         retries=2,
         retry_delay=timedelta(seconds=5),
         job_timeout=timedelta(hours=6),
         pending_timeout=timedelta(minutes=30),
-        fail_on_exit_code=[2],  # wrong arguments: no retry can mend those
+        fail_on_exit_code=[2],  # the exit code of argparse for wrong arguments; a retry cannot fix those
     )
 # END retry

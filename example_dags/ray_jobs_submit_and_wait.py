@@ -1,14 +1,14 @@
-"""Submit in one task and wait in another: other tasks may start as soon as the job is on its way."""
+"""Submit a job in one task and wait for it in another. Further tasks can start as soon as the job is submitted."""
 
 from __future__ import annotations
 
+# START submit_and_wait
 import pendulum
 from airflow.sdk import DAG
 
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
 from airflow_provider_rayjobs.sensors import RayJobSensor
 
-# START submit_and_wait
 with DAG(
     "ray_jobs_submit_and_wait",
     schedule=None,

@@ -1,7 +1,8 @@
-"""One job for each set of parameters, by dynamic task mapping."""
+"""Run one job per parameter value with dynamic task mapping."""
 
 from __future__ import annotations
 
+# START sweep
 from typing import Any
 
 import pendulum
@@ -9,7 +10,6 @@ from airflow.sdk import DAG, task
 
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
 
-# START sweep
 with DAG(
     "ray_jobs_sweep",
     schedule=None,
@@ -20,12 +20,12 @@ with DAG(
 ):
 
     @task
-    def commands(params: Any = None) -> list[list[str]]:  # Airflow fills in the run's params
+    def commands(params: Any = None) -> list[list[str]]:  # Airflow passes the params of the DAG run
         return [["python", "-c", f"print('learning rate', {rate})"] for rate in params["rates"]]
 
     RayJobSubmitOperator.partial(
         task_id="train",
         job_name="sweep {{ ti.map_index }}",
-        max_active_tis_per_dag=2,  # how many jobs the cluster gets at a time
+        max_active_tis_per_dag=2,  # at most two jobs at the same time
     ).expand(entrypoint=commands())
 # END sweep

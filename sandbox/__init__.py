@@ -1,1 +1,1 @@
-"""A real Ray head and a real Airflow on this machine, for the demonstration and the tests; not part of the package."""
+"""A real Ray head and a real Airflow on this machine, for the demo and the tests. Not part of the package."""

@@ -1,4 +1,4 @@
-"""A local Airflow: standalone, SQLite, free ports, a home of its own, and nothing left of it afterwards."""
+"""A local ``airflow standalone`` on SQLite and free ports, in a temporary home that is removed afterwards."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ import httpx
 
 from sandbox.processes import Program, clean_environment, free_port
 
-# All parts of Airflow write into one SQLite file: now and then one finds it locked. So many times a call is repeated.
-_PATIENCE_WITH_SQLITE = 8
+# Attempts for one API call. All components of Airflow share one SQLite file, which is locked now and then.
+_API_ATTEMPTS = 8
 FINAL_STATES = ("success", "failed", "skipped", "upstream_failed", "removed")
 
 
 class LocalAirflow:
     """
-    Airflow's own ``standalone`` (API server with web UI, scheduler, triggerer, DAG processor); a context manager.
+    ``airflow standalone``: API server with web UI, scheduler, triggerer, DAG processor. Use it as a context manager.
 
     :param dags: the folder of the DAG files.
-    :param connections: connection ids to Airflow's JSON form of a connection.
-    :param settings: further environment variables, such as ``AIRFLOW__TRIGGERER__CAPACITY``.
-    :param paused: whether new DAGs start paused.
-    :param many_at_once: whether tasks talk to an API server of their own. On SQLite a person's call and a task's wait
-        for each other in one server until the database gives up: some seconds, when many tasks run.
+    :param connections: the fields of each connection, as in Airflow's JSON format, by connection id.
+    :param settings: additional environment variables, e.g. ``AIRFLOW__TRIGGERER__CAPACITY``.
+    :param paused: create new DAGs paused.
+    :param separate_execution_api: start a second API server for the requests of tasks. Use it when many tasks run at
+        the same time: in one server, REST calls and task requests block each other on SQLite until a timeout.
     """
 
     def __init__(
@@ -41,12 +41,12 @@ class LocalAirflow:
         settings: Mapping[str, str] | None = None,
         *,
         paused: bool = False,
-        many_at_once: bool = False,
+        separate_execution_api: bool = False,
     ) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="airflow-"))
         self.port = free_port()
         self.address = f"http://127.0.0.1:{self.port}"
-        self.execution_port = free_port() if many_at_once else self.port
+        self.execution_port = free_port() if separate_execution_api else self.port
         self.environment = (
             clean_environment("AIRFLOW", "_AIRFLOW", "RAY_")
             | {
@@ -73,11 +73,11 @@ class LocalAirflow:
             | dict(settings or {})
         )
         self._program: Program | None = None
-        self._more: list[Program] = []
+        self._extra_programs: list[Program] = []
         self._http = httpx.Client(base_url=self.address, timeout=60)
 
     def start(self, timeout: float = 180.0) -> Self:
-        """Start all parts and wait until they are healthy."""
+        """Start all components and wait until they are healthy."""
         self._program = Program(
             [str(Path(sys.executable).with_name("airflow")), "standalone"],
             self.environment,
@@ -85,16 +85,16 @@ class LocalAirflow:
         )
         self._program.wait_until(self._is_healthy, "Airflow", timeout)
         if self.execution_port != self.port:
-            self.add("api-server", "--apps", "execution", "--port", str(self.execution_port))
-            self._more[-1].wait_until(self._takes_tasks, "the API server for tasks", timeout)
+            self.start_component("api-server", "--apps", "execution", "--port", str(self.execution_port))
+            self._extra_programs[-1].wait_until(self._execution_api_is_healthy, "the execution API server", timeout)
         token = self._http.get("/auth/token").json()["access_token"]
         self._http.headers["Authorization"] = f"Bearer {token}"
         return self
 
     def close(self) -> None:
-        """Stop all parts and remove the home."""
+        """Stop all components and remove the home."""
         self._http.close()
-        for program in (*self._more, self._program):
+        for program in (*self._extra_programs, self._program):
             if program is not None:
                 program.stop()
         shutil.rmtree(self.home, ignore_errors=True)
@@ -111,43 +111,43 @@ class LocalAirflow:
 
     def kill(self, component: str) -> None:
         """
-        Kill one part with all that it started, as a node that is lost would.
+        Kill a component with its child processes, as if its node had failed.
 
         :param component: ``api-server``, ``scheduler``, ``triggerer`` or ``dag-processor``.
         """
-        for program in (self._program, *self._more):
+        for program in (self._program, *self._extra_programs):
             if program is not None:
-                program.kill_child(component)
+                program.kill_matching(component)
 
-    def add(self, *command: str) -> None:
-        """Start a part of its own, or one anew that was killed: ``add("triggerer")``."""
+    def start_component(self, *command: str) -> None:
+        """Start an additional component, or one that was killed: ``start_component("triggerer")``."""
         airflow = str(Path(sys.executable).with_name("airflow"))
-        log = self.home / f"{command[0]}-{len(self._more)}.log"
-        self._more.append(Program([airflow, *command], self.environment, log))
+        log = self.home / f"{command[0]}-{len(self._extra_programs)}.log"
+        self._extra_programs.append(Program([airflow, *command], self.environment, log))
 
     @property
     def output(self) -> str:
-        """What standalone printed last, for error messages."""
+        """The last lines that ``airflow standalone`` printed, for error messages."""
         return self._program.tail() if self._program else ""
 
     def api(self, method: str, path: str, **arguments: Any) -> Any:
-        """Call Airflow's REST API (version 2) and return its JSON."""
-        for _ in range(_PATIENCE_WITH_SQLITE):
-            answer = self._http.request(method, f"/api/v2{path}", **arguments)
-            if not (answer.status_code == 500 and "Database error" in answer.text):
+        """Send a request to Airflow's REST API v2 and return the JSON of the response."""
+        for _ in range(_API_ATTEMPTS):
+            response = self._http.request(method, f"/api/v2{path}", **arguments)
+            if not (response.status_code == 500 and "Database error" in response.text):
                 break
-            time.sleep(1)  # it was rolled back: nothing was done
-        if answer.is_error:
-            raise RuntimeError(f"{method} {path}: HTTP {answer.status_code}: {answer.text[:2000]}")
-        return answer.json() if answer.content else None
+            time.sleep(1)  # the transaction was rolled back, so the request can be repeated
+        if response.is_error:
+            raise RuntimeError(f"{method} {path}: HTTP {response.status_code}: {response.text[:2000]}")
+        return response.json() if response.content else None
 
     def wait_for_dag(self, dag_id: str, timeout: float = 120.0) -> None:
-        """Wait until the DAG processor has read a DAG."""
+        """Wait until the DAG processor has parsed a DAG."""
         deadline = time.monotonic() + timeout
         while self._http.get(f"/api/v2/dags/{dag_id}").is_error:
             if time.monotonic() > deadline:
                 errors = self.api("GET", "/importErrors")["import_errors"]
-                raise RuntimeError(f"Airflow has not read DAG {dag_id} after {timeout:.0f} s: {errors}\n{self.output}")
+                raise RuntimeError(f"DAG {dag_id} was not parsed within {timeout:.0f} s: {errors}\n{self.output}")
             time.sleep(0.5)
 
     def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None, logical_date: str | None = None) -> str:
@@ -159,9 +159,9 @@ class LocalAirflow:
         return str(run["dag_run_id"])
 
     def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
-        """Return the run's task instances as the API describes them."""
-        answer = self.api("GET", f"/dags/{dag_id}/dagRuns/{quote(run_id)}/taskInstances", params={"limit": 200})
-        return list(answer["task_instances"])
+        """Return the task instances of a run as the API describes them."""
+        response = self.api("GET", f"/dags/{dag_id}/dagRuns/{quote(run_id)}/taskInstances", params={"limit": 200})
+        return list(response["task_instances"])
 
     def task_instance(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> dict[str, Any]:
         """Return one task instance."""
@@ -172,7 +172,7 @@ class LocalAirflow:
         )
 
     def wait_for_run(self, dag_id: str, run_id: str, timeout: float = 240.0) -> str:
-        """Wait for a run's end and return its state."""
+        """Wait until a run is finished and return its state."""
         deadline = time.monotonic() + timeout
         while (state := self.api("GET", f"/dags/{dag_id}/dagRuns/{quote(run_id)}")["state"]) not in FINAL_STATES:
             if time.monotonic() > deadline:
@@ -184,7 +184,7 @@ class LocalAirflow:
     def wait_for_task(
         self, dag_id: str, run_id: str, task_id: str, states: tuple[str, ...] = FINAL_STATES, timeout: float = 180.0
     ) -> str:
-        """Wait until a task instance is in one of the states and return which."""
+        """Wait until a task instance is in one of the states and return that state."""
         deadline = time.monotonic() + timeout
         while (state := self.task_instance(dag_id, run_id, task_id)["state"]) not in states:
             if time.monotonic() > deadline:
@@ -195,22 +195,22 @@ class LocalAirflow:
     def log_records(
         self, dag_id: str, run_id: str, task_id: str, try_number: int = 1, map_index: int = -1
     ) -> list[dict[str, Any]]:
-        """Return a try's log as the web UI gets it, record by record."""
-        answer = self.api(
+        """Return the log records of a try, as the web UI gets them."""
+        response = self.api(
             "GET",
             f"/dags/{dag_id}/dagRuns/{quote(run_id)}/taskInstances/{task_id}/logs/{try_number}",
             params={"map_index": map_index, "full_content": "true"},
             headers={"Accept": "application/json"},
         )
-        return [record if isinstance(record, dict) else {"event": record} for record in answer["content"]]
+        return [record if isinstance(record, dict) else {"event": record} for record in response["content"]]
 
     def log_text(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1, map_index: int = -1) -> str:
-        """Return a try's log as one text: messages, and the errors that go with them."""
+        """Return the log of a try as one text: the message of each record, followed by its errors."""
         records = self.log_records(dag_id, run_id, task_id, try_number, map_index)
-        return "\n".join(text for record in records for text in texts_of(record))
+        return "\n".join(text for record in records for text in record_texts(record))
 
     def xcoms(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> dict[str, Any]:
-        """Return what a task instance pushed to XCom."""
+        """Return the XComs of a task instance by key."""
         path = f"/dags/{dag_id}/dagRuns/{quote(run_id)}/taskInstances/{task_id}/xcomEntries"
         entries = self.api("GET", path, params={"map_index": map_index})["xcom_entries"]
         return {
@@ -219,11 +219,11 @@ class LocalAirflow:
         }
 
     def links(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> dict[str, str | None]:
-        """Return the buttons on a task instance: name to address."""
+        """Return the extra links of a task instance: URL by name."""
         path = f"/dags/{dag_id}/dagRuns/{quote(run_id)}/taskInstances/{task_id}/links"
         return dict(self.api("GET", path, params={"map_index": map_index})["extra_links"])
 
-    def _takes_tasks(self) -> bool:
+    def _execution_api_is_healthy(self) -> bool:
         try:
             return self._http.get(f"http://127.0.0.1:{self.execution_port}/execution/health").is_success
         except httpx.HTTPError:
@@ -231,17 +231,18 @@ class LocalAirflow:
 
     def _is_healthy(self) -> bool:
         try:
-            answer = self._http.get("/api/v2/monitor/health")
+            response = self._http.get("/api/v2/monitor/health")
         except httpx.HTTPError:
             return False
-        parts = answer.json() if answer.status_code == 200 else {}
+        health = response.json() if response.status_code == 200 else {}
         return all(
-            parts.get(part, {}).get("status") == "healthy" for part in ("metadatabase", "scheduler", "triggerer")
+            health.get(component, {}).get("status") == "healthy"
+            for component in ("metadatabase", "scheduler", "triggerer")
         )
 
 
-def texts_of(record: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what a log record says: its message, and the class and text of an error that goes with it."""
+def record_texts(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the message of a log record, then the class and text of each of its errors."""
     yield str(record.get("event", ""))
     for error in record.get("error_detail") or ():
         yield f"{error.get('exc_type')}: {error.get('exc_value')}"

@@ -1,4 +1,4 @@
-"""Start programs and stop what was started, by process id: other people's programs share the machine."""
+"""Start programs and stop them by process id, because the machine may run the same programs for other users."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from pathlib import Path
 
 import psutil
 
-# Seconds that a program has to end by itself once it is asked to.
-_GRACE = 20.0
+# Seconds between SIGTERM and SIGKILL.
+_STOP_TIMEOUT = 20.0
 
 
 class Program:
     """
-    One program with all that it starts, its output in a file.
+    A running program with its child processes.
 
-    :param arguments: the command.
-    :param environment: all of its environment.
-    :param log: the file that takes its output.
+    :param arguments: the command line.
+    :param environment: the complete environment; nothing is inherited.
+    :param log: the file to which stdout and stderr are appended.
     """
 
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         self.log = log
         with log.open("ab") as output:
-            # A session of its own: Ctrl-C is ours to handle, and to pass on in order.
+            # A new process session, so that Ctrl-C reaches only this process, which stops the programs in order.
             self._process = subprocess.Popen(
                 arguments,
                 env=dict(environment),
@@ -43,18 +43,22 @@ class Program:
     def pid(self) -> int:
         return self._process.pid
 
-    def wait_until(self, is_ready: Callable[[], bool], what: str, timeout: float) -> None:
+    def wait_until(self, is_ready: Callable[[], bool], name: str, timeout: float) -> None:
         """
-        Wait for the program to be ready.
+        Wait until the program is ready.
 
-        :raises RuntimeError: when it ends before, or takes longer than ``timeout`` seconds; with the end of its output.
+        :param name: the program's name for the error message.
+        :raises RuntimeError: if it exits first or is not ready within ``timeout`` seconds. The message ends with the
+            last lines of its output.
         """
         deadline = time.monotonic() + timeout
         while not is_ready():
             if self._process.poll() is not None:
-                raise RuntimeError(f"{what} ended with {self._process.returncode} before it was ready:\n{self.tail()}")
+                raise RuntimeError(
+                    f"{name} exited with code {self._process.returncode} before it was ready:\n{self.tail()}"
+                )
             if time.monotonic() > deadline:
-                raise RuntimeError(f"{what} was not ready after {timeout:.0f} s:\n{self.tail()}")
+                raise RuntimeError(f"{name} was not ready after {timeout:.0f} s:\n{self.tail()}")
             time.sleep(0.3)
 
     def tail(self, lines: int = 40) -> str:
@@ -62,32 +66,32 @@ class Program:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def stop(self) -> None:
-        """End the program and everything that it started, by request first."""
-        family = self._family()
+        """Stop the program and its descendants: SIGTERM to the program first, then SIGKILL to all that are left."""
+        processes = self._process_tree()
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(_GRACE)
-        # Whatever was born during the shutdown belongs to the family as well.
-        _, alive = psutil.wait_procs([*family, *self._family()], timeout=3)
+                self._process.wait(_STOP_TIMEOUT)
+        # The shutdown itself may have started further processes.
+        _, alive = psutil.wait_procs([*processes, *self._process_tree()], timeout=3)
         for process in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(alive, timeout=5)
         self._process.wait()
 
-    def kill_child(self, name: str) -> None:
-        """Kill, with all that they started, the processes of this program whose command line holds a name."""
-        for process in self._family():
+    def kill_matching(self, name: str) -> None:
+        """Kill the processes of this program whose command line contains ``name``, with their descendants."""
+        for process in self._process_tree():
             with contextlib.suppress(psutil.NoSuchProcess):
-                # programs may show another title than they were started with: "api_server" for "api-server"
+                # Airflow changes its process titles: "api-server" becomes "api_server".
                 if name in " ".join(process.cmdline()).replace("_", "-"):
-                    for one in (process, *process.children(recursive=True)):
+                    for target in (process, *process.children(recursive=True)):
                         with contextlib.suppress(psutil.NoSuchProcess):
-                            one.kill()
+                            target.kill()
         self._process.poll()
 
-    def _family(self) -> list[psutil.Process]:
+    def _process_tree(self) -> list[psutil.Process]:
         try:
             process = psutil.Process(self._process.pid)
             return [process, *process.children(recursive=True)]
@@ -95,25 +99,25 @@ class Program:
             return []
 
 
-def end_on_signals() -> None:
+def interrupt_on_signals() -> None:
     """
-    Let SIGTERM end this program as Ctrl-C does, by KeyboardInterrupt: with everything stopped that it started.
+    Raise KeyboardInterrupt on SIGTERM and SIGINT, so that context managers stop the programs that were started.
 
-    Not by SystemExit, which pytest takes for one failed test. Ctrl-C is set as well, as a shell starts what runs in
-    the background with it ignored.
+    Not SystemExit, which pytest reports as one failed test. SIGINT is set as well, because a shell starts background
+    commands with SIGINT ignored.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
 
 
 def free_port() -> int:
-    """Return a port of the loopback interface that nobody uses at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    """Return a loopback port that is free at the moment."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
         return port
 
 
 def clean_environment(*dropped_prefixes: str) -> dict[str, str]:
-    """Return this process's environment without variables that would steer what is started."""
+    """Return this process's environment without the variables whose names start with one of the prefixes."""
     return {name: value for name, value in os.environ.items() if not name.startswith(dropped_prefixes)}

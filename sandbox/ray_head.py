@@ -1,4 +1,4 @@
-"""A local Ray head: free ports, a temporary directory, and nothing left of it afterwards."""
+"""A local Ray head on free ports, in a temporary directory that is removed afterwards."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from sandbox.processes import Program, clean_environment, free_port
 
 class RayHead:
     """
-    A Ray cluster of one node on this machine; a context manager.
+    A Ray cluster of one node on this machine. Use it as a context manager.
 
-    :param num_cpus: what the node claims to have. A job's driver itself needs none.
-    :param port: of the dashboard and the Jobs API; a free one when not given.
-    :param environment: variables for the head, e.g. ``RAY_AUTH_MODE``.
+    :param num_cpus: the CPUs that the node advertises. A driver needs none by default.
+    :param port: the port of the dashboard and the Jobs API. Default: a free one.
+    :param environment: additional environment variables of the head, e.g. ``RAY_AUTH_MODE``.
     """
 
     def __init__(self, num_cpus: int = 4, port: int | None = None, environment: dict[str, str] | None = None) -> None:
@@ -29,19 +29,19 @@ class RayHead:
         self.port = port or free_port()
         self.address = f"http://127.0.0.1:{self.port}"
         self.environment = environment or {}
-        # Not below TMPDIR, which may be long: Ray puts sockets there, whose paths have 107 characters at most.
+        # Not in TMPDIR, which may be long: Ray creates Unix sockets here, and their paths are limited to 107 bytes.
         self.directory = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
         self.gcs_port = free_port()
         self._program: Program | None = None
 
     @property
-    def ray_address(self) -> str:
-        """Where drivers that do without the Jobs API connect (``ray.init(address)``)."""
+    def gcs_address(self) -> str:
+        """The address for ``ray.init(address)``, which connects a driver without the Jobs API."""
         return f"127.0.0.1:{self.gcs_port}"
 
     def start(self, timeout: float = 120.0) -> Self:
         """Start the head and wait until its Jobs API answers."""
-        # Ray would take a worker's port range that may hold ours; 0 lets the kernel choose.
+        # Ray's default range of worker ports may contain one of these ports; 0 lets the kernel choose.
         ports = {
             "--port": self.gcs_port, "--dashboard-port": self.port, "--ray-client-server-port": free_port(),
             "--min-worker-port": 0, "--max-worker-port": 0, "--dashboard-agent-listen-port": 0,
@@ -55,15 +55,15 @@ class RayHead:
                 *(f"{option}={port}" for option, port in ports.items()),
             ],
             clean_environment("RAY_", "AIRFLOW")
-            | {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "PATH": _path_of_this_python()}
+            | {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "PATH": _path_with_this_python()}
             | self.environment,
             self.directory / "ray-start.log",
         )  # fmt: skip
-        self._program.wait_until(self._answers, "the Ray head", timeout)
+        self._program.wait_until(self._is_ready, "the Ray head", timeout)
         return self
 
     def stop(self) -> None:
-        """Stop the head with all of its jobs; the directory stays until :meth:`close`."""
+        """Stop the head with its jobs. :meth:`close` removes the directory."""
         if self._program is not None:
             self._program.stop()
             self._program = None
@@ -83,23 +83,23 @@ class RayHead:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _answers(self) -> bool:
+    def _is_ready(self) -> bool:
         try:
-            # the list needs the head's job agent, which comes up last
-            with urllib.request.urlopen(f"{self.address}/api/jobs/", timeout=5) as answer:
-                return bool(answer.status == 200)
+            # The job list needs the head's job agent, which starts last.
+            with urllib.request.urlopen(f"{self.address}/api/jobs/", timeout=5) as response:
+                return bool(response.status == 200)
         except urllib.error.HTTPError as error:
-            return error.code == 401  # token mode: up, and asking who we are
+            return error.code == 401  # the head is ready and in token mode
         except OSError:
             return False
 
 
 def connection_to(head: RayHead) -> dict[str, dict[str, object]]:
-    """Return the Airflow connection that leads to a head."""
+    """Return ``ray_jobs_default``, the Airflow connection for a head, as :class:`LocalAirflow` takes it."""
     parts = urlsplit(head.address)
     return {"ray_jobs_default": {"conn_type": "ray_jobs", "host": parts.hostname, "port": parts.port}}
 
 
-def _path_of_this_python() -> str:
-    """Return a PATH on which a job's ``python`` is the one that has Ray."""
+def _path_with_this_python() -> str:
+    """Return a PATH on which a job's ``python`` is this Python, which has Ray installed."""
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])

@@ -1,4 +1,4 @@
-"""Airflow's standalone beside a local Ray head, with the example DAGs, to click through; Ctrl-C stops both."""
+"""Run ``airflow standalone`` with the example DAGs and a local Ray head, to try in the web UI. Ctrl-C stops both."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 
 from sandbox.demo import say
 from sandbox.local_airflow import LocalAirflow
-from sandbox.processes import end_on_signals
+from sandbox.processes import interrupt_on_signals
 from sandbox.ray_head import RayHead, connection_to
 
 ROOT = Path(__file__).parents[1]
 
 
 def main() -> int:
-    """Run until somebody asks to stop."""
-    end_on_signals()
+    """Run until Ctrl-C or SIGTERM."""
+    interrupt_on_signals()
     with ExitStack() as stack:
         try:
             say("Starting a Ray head ...")
@@ -26,7 +26,7 @@ def main() -> int:
             airflow = stack.enter_context(LocalAirflow(ROOT / "example_dags", connection_to(head), paused=True))
             say(f"\nAirflow:        {airflow.address}  (no login needed)")
             say(f"Ray dashboard:  {head.address}")
-            say("The connection ray_jobs_default leads to it. Ctrl-C stops both.")
+            say("The Airflow connection ray_jobs_default points to this Ray head. Press Ctrl-C to stop both.")
             signal.pause()
         except KeyboardInterrupt:
             pass

@@ -1,4 +1,4 @@
-"""A real Ray head and a real Airflow for the whole test session; started once, stopped by process id."""
+"""Session fixtures: one real Ray head and one real Airflow for all tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# The sandbox is beside the tests, not installed; Airflow's home must be chosen before anything imports Airflow.
+# The sandbox is not an installed package. AIRFLOW_HOME must be set before the first import of Airflow.
 sys.path.insert(0, str(ROOT))
 _UNIT_TEST_HOME = tempfile.mkdtemp(prefix="airflow-unit-")
 os.environ["AIRFLOW_HOME"] = _UNIT_TEST_HOME
@@ -24,12 +24,12 @@ for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "AIRFLOW_CONN_RAY_JOBS_DEF
 
 from airflow_provider_rayjobs.jobs import JobDetails, JobType, RayJobsClient  # noqa: E402
 from sandbox.local_airflow import LocalAirflow  # noqa: E402
-from sandbox.processes import clean_environment, end_on_signals  # noqa: E402
+from sandbox.processes import clean_environment, interrupt_on_signals  # noqa: E402
 from sandbox.ray_head import RayHead, connection_to  # noqa: E402
 
 
 def pytest_configure() -> None:
-    end_on_signals()
+    interrupt_on_signals()
 
 
 def pytest_unconfigure() -> None:
@@ -38,20 +38,20 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(scope="session")
 def ray_head() -> Iterator[RayHead]:
-    """A head with room for many jobs at once; a driver needs no CPU of its own."""
+    """A head on which many jobs run at the same time. A driver needs no CPU by default."""
     with RayHead(num_cpus=8) as head:
         yield head
 
 
 @pytest.fixture(scope="session")
 def airflow(ray_head: RayHead, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAirflow]:
-    """An Airflow with the example DAGs and those of the tests."""
+    """An Airflow with the example DAGs and the DAGs of the tests."""
     dags = tmp_path_factory.mktemp("dags")
     shutil.copytree(ROOT / "example_dags", dags / "example_dags")
     shutil.copytree(ROOT / "tests" / "dags", dags / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     connections = connection_to(ray_head) | {
-        "ray_jobs_nobody": {"conn_type": "ray_jobs", "host": "127.0.0.1", "port": 9},
-        "ray_jobs_browser": connection_to(ray_head)["ray_jobs_default"]
+        "ray_jobs_unreachable": {"conn_type": "ray_jobs", "host": "127.0.0.1", "port": 9},
+        "ray_jobs_dashboard_url": connection_to(ray_head)["ray_jobs_default"]
         | {"extra": {"dashboard_url": "https://ray.example.com/team-a/"}},
     }
     with LocalAirflow(dags, connections) as running:
@@ -60,12 +60,12 @@ def airflow(ray_head: RayHead, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture
 def driver(ray_head: RayHead) -> Iterator[JobDetails]:
-    """An interactive job: a driver that connects to Ray by itself, and ends when its input does."""
+    """A job of type DRIVER: a program that calls ``ray.init`` itself, without a submission."""
     client = RayJobsClient(ray_head.address)
     before = {job.job_id for job in client.list_jobs()}
     process = subprocess.Popen(
         [sys.executable, "-c", "import ray; ray.init(log_to_driver=False); print('connected', flush=True); input()"],
-        env=clean_environment("RAY_", "AIRFLOW") | {"RAY_ADDRESS": ray_head.ray_address},
+        env=clean_environment("RAY_", "AIRFLOW") | {"RAY_ADDRESS": ray_head.gcs_address},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""What a connection says about a cluster."""
+"""Reading a connection as the description of a cluster."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def connection(**fields: Any) -> Connection:
 @pytest.mark.parametrize(
     ("fields", "address"),
     [
-        pytest.param({"host": "head"}, "http://head:8265", id="a name alone"),
+        pytest.param({"host": "head"}, "http://head:8265", id="host name"),
         pytest.param({"host": "head", "port": 80}, "http://head:80", id="port"),
-        pytest.param({"host": "head", "schema": "https"}, "https://head", id="https has the port that browsers know"),
+        pytest.param({"host": "head", "schema": "https"}, "https://head", id="https has port 443"),
         pytest.param({"host": "head", "schema": "https", "port": 8443}, "https://head:8443", id="https and port"),
-        pytest.param({"host": "https://ray.example.com/team-a/"}, "https://ray.example.com/team-a", id="whole address"),
+        pytest.param({"host": "https://ray.example.com/team-a/"}, "https://ray.example.com/team-a", id="URL"),
         pytest.param({"host": "http://head:1234"}, "http://head:1234", id="port in the host"),
         pytest.param({"host": "head", "extra": {"base_path": "/ray/"}}, "http://head:8265/ray", id="base path"),
         pytest.param({"host": "::1", "port": 8265}, None, id="an IPv6 address needs brackets"),
@@ -42,8 +42,8 @@ def connection(**fields: Any) -> Connection:
         ),
     ],
 )
-def test_a_connections_fields_make_an_address(fields: dict[str, Any], address: str | None):
-    """Host, port, schema and base path make the address; a whole address in the host field does as well."""
+def test_fields_make_the_address(fields: dict[str, Any], address: str | None):
+    """Host, port, schema and base path make the address; a URL in the host field does as well."""
     if address is None:
         with pytest.raises(ValueError, match="connection mine: "):
             parse_connection(connection(**fields))
@@ -57,29 +57,31 @@ def test_a_connections_fields_make_an_address(fields: dict[str, Any], address: s
         pytest.param({}, "host is empty", id="no host"),
         pytest.param(
             {"host": "https://head", "schema": "http"},
-            "host says schema https, the field for it says http",
+            "schema is http, but host contains https",
             id="two schemas",
         ),
         pytest.param({"host": "head", "schema": "ray"}, "not the address of a Ray dashboard", id="Ray Client's schema"),
         pytest.param({"host": "ray://head:10001"}, "not the address of a Ray dashboard", id="Ray Client's address"),
-        pytest.param({"host": "http://me:secret@head"}, "holds more than an address", id="credentials in the host"),
-        pytest.param({"host": "head:1", "port": 2}, "host says port 1, the field for it says 2", id="two ports"),
-        pytest.param({"host": "head/a", "extra": {"base_path": "b"}}, "host says base path a", id="two paths"),
+        pytest.param({"host": "http://me:secret@head"}, "contains more than an address", id="credentials in the host"),
+        pytest.param({"host": "head:1", "port": 2}, "port is 2, but host contains 1", id="two ports"),
+        pytest.param(
+            {"host": "head/a", "extra": {"base_path": "b"}}, "extra base_path is b, but host contains a", id="two paths"
+        ),
         pytest.param({"host": "head..example.com"}, "is not a valid address", id="no host's name"),
-        pytest.param({"host": "head", "extra": {"base_pth": "x"}}, "nobody reads the extra base_pth", id="unknown"),
+        pytest.param({"host": "head", "extra": {"base_pth": "x"}}, "unknown extra base_pth", id="unknown"),
         pytest.param({"host": "head", "extra": {"base_path": 1}}, "extra base_path must be text, not int", id="text"),
         pytest.param(
-            {"host": "head:nine"}, "host is no address: its name is none, or its port no number", id="port is no number"
+            {"host": "head:nine"}, "host is not an address. Give a host name or a URL", id="port is no number"
         ),
         pytest.param({"host": "head", "extra": {"dashboard_url": "x"}}, "'x' is not the address", id="dashboard_url"),
         pytest.param(
             {"host": "head", "password": "secret", "extra": {"token": "secret"}},
-            "password and extra token both hold a token",
+            "password and extra token both contain a token",
             id="two tokens",
         ),
         pytest.param(
             {"host": "head", "password": "secret", "extra": {"token_file": "/a"}},
-            "password and extra token_file both hold a token",
+            "password and extra token_file both contain a token",
             id="token and file",
         ),
         pytest.param({"host": "head", "login": "me"}, "login and password belong together", id="login alone"),
@@ -92,7 +94,9 @@ def test_a_connections_fields_make_an_address(fields: dict[str, Any], address: s
         pytest.param(
             {"host": "head", "extra": {"verify": "/no/such/ca"}}, "verify /no/such/ca cannot be read", id="no CA"
         ),
-        pytest.param({"host": "head", "extra": {"verify": __file__}}, "holds no certificates", id="CA of no kind"),
+        pytest.param(
+            {"host": "head", "extra": {"verify": __file__}}, "holds no certificates", id="CA file without certificates"
+        ),
         pytest.param({"host": "head", "extra": {"verify": False}}, "verify must be text: system, off", id="verify"),
         pytest.param({"host": "head", "extra": {"verify": "false"}}, "verify must be 'system'", id="verify as text"),
         pytest.param(
@@ -103,21 +107,29 @@ def test_a_connections_fields_make_an_address(fields: dict[str, Any], address: s
         pytest.param(
             {"host": "head", "extra": {"client_cert": __file__}}, "are not a certificate and its key", id="cert"
         ),
-        pytest.param({"host": "head", "extra": {"client_key": "/a"}}, "without client_cert", id="key alone"),
-        pytest.param({"host": "head", "extra": {"headers": "secret"}}, "headers must be an object", id="headers"),
-        pytest.param({"host": "head", "extra": {"headers": ["secret"]}}, "headers must be an object", id="a list"),
-        pytest.param({"host": "head", "extra": {"headers": {"A": 1}}}, "at 'A' there is no text", id="no text"),
+        pytest.param(
+            {"host": "head", "extra": {"client_key": "/a"}}, "without client_cert", id="client_key without client_cert"
+        ),
+        pytest.param({"host": "head", "extra": {"headers": "secret"}}, "headers must be a JSON object", id="headers"),
+        pytest.param({"host": "head", "extra": {"headers": ["secret"]}}, "headers must be a JSON object", id="a list"),
+        pytest.param({"host": "head", "extra": {"headers": {"A": 1}}}, "whose value of 'A' is not text", id="no text"),
         pytest.param({"host": "head", "extra": {"read_timeout": "soon"}}, "read_timeout must be a number", id="time"),
-        pytest.param({"host": "head", "extra": {"read_timeout": True}}, "read_timeout must be a number", id="a flag"),
+        pytest.param(
+            {"host": "head", "extra": {"read_timeout": True}}, "read_timeout must be a number", id="time as bool"
+        ),
         pytest.param({"host": "head", "extra": {"proxy": "me:secret@proxy"}}, "proxy must be an address", id="proxy"),
-        pytest.param({"host": "head", "extra": {"auth": "nowhere.Auth"}}, "that can be imported", id="no module"),
-        pytest.param({"host": "head", "extra": {"auth": "json.Auth"}}, "that can be imported", id="no class"),
-        pytest.param({"host": "head", "extra": {"auth": "json.JSONDecoder"}}, "no class of the kind", id="no Auth"),
-        pytest.param({"host": "head", "extra": {"auth_kwargs": {"a": "secret"}}}, "without auth", id="arguments alone"),
+        pytest.param({"host": "head", "extra": {"auth": "nowhere.Auth"}}, "cannot be imported", id="no module"),
+        pytest.param({"host": "head", "extra": {"auth": "json.Auth"}}, "cannot be imported", id="no class"),
+        pytest.param(
+            {"host": "head", "extra": {"auth": "json.JSONDecoder"}}, "is not a subclass of httpx.Auth", id="no Auth"
+        ),
+        pytest.param(
+            {"host": "head", "extra": {"auth_kwargs": {"a": "secret"}}}, "without auth", id="auth_kwargs without auth"
+        ),
     ],
 )
-def test_a_connection_that_cannot_be_used_is_named(fields: dict[str, Any], message: str):
-    """The error names the connection and the field, and never a secret."""
+def test_wrong_field_is_named(fields: dict[str, Any], message: str):
+    """The error names the connection and the field, and shows no secret."""
     with pytest.raises(ValueError, match="connection mine: ") as caught:
         parse_connection(connection(**fields))
 
@@ -133,7 +145,7 @@ MARKED = "secret"
     [
         pytest.param({"host": f"https://me:{MARKED}/x@head"}, id="password with a slash"),
         pytest.param({"host": f"me:{MARKED}@head:80x"}, id="password and wrong port"),
-        pytest.param({"host": f"[{MARKED}"}, id="half an IPv6 address"),
+        pytest.param({"host": f"[{MARKED}"}, id="incomplete IPv6 address"),
         pytest.param({"host": "head/a", "extra": {"base_path": f"b?token={MARKED}"}}, id="query in the base path"),
         pytest.param(
             {"host": "head", "extra": {"dashboard_url": f"ray.example.com/?token={MARKED}"}}, id="query without schema"
@@ -144,48 +156,48 @@ MARKED = "secret"
         pytest.param({"host": "head", "extra": {"token_file": MARKED}}, id="token_file"),
     ],
 )
-def test_what_may_be_a_password_is_quoted_from_no_field(fields: dict[str, Any]):
-    """Of an address only what stands before a query and before no @ is shown."""
+def test_error_shows_no_possible_password(fields: dict[str, Any]):
+    """An error shows no query of an address, and no address with an @."""
     with pytest.raises(ValueError, match="connection mine: ") as caught:
         parse_connection(connection(**fields))
 
     assert MARKED not in str(caught.value)
 
 
-def test_a_module_that_fails_on_import_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Whatever the module of a class raises is a mistake in the connection."""
+def test_auth_module_that_fails_on_import_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An exception of any kind in the module of ``auth`` is an error of the connection."""
     (tmp_path / "auth_that_raises.py").write_text("raise RuntimeError('secret')")
     monkeypatch.syspath_prepend(tmp_path)
 
-    with pytest.raises(ValueError, match=r"auth_that_raises.Auth': its module fails on import with RuntimeError"):
+    with pytest.raises(ValueError, match=r"auth_that_raises.Auth' cannot be imported: RuntimeError in its module"):
         parse_connection(connection(host="head", extra={"auth": "auth_that_raises.Auth"}))
 
 
-def test_the_password_is_the_token_and_in_no_repr():
-    """The token travels in the cluster's settings, and shows nowhere."""
+def test_password_is_the_token_and_in_no_repr():
+    """The password is Ray's token, and no ``repr`` shows it."""
     cluster = parse_connection(connection(host="head", password="marked-secret"))
 
     assert cluster.access.token == "marked-secret"
     assert "marked-secret" not in repr(cluster) + repr(RayJobsHook().client_of(cluster))
 
 
-def test_the_dashboard_may_have_another_address_for_browsers():
+def test_job_url_uses_the_dashboard_url():
     """The link to a job uses the address that browsers reach."""
     cluster = parse_connection(connection(host="10.0.0.5", extra={"dashboard_url": "https://ray.example.com/a/"}))
 
     assert cluster.job_url("job-1") == "https://ray.example.com/a/#/jobs/job-1"
 
 
-def test_an_extra_that_is_no_object_is_said():
-    """Airflow would read an extra that is no JSON as none at all; here it is a mistake, and is not shown."""
-    with pytest.raises(ValueError, match="connection mine: extra is no JSON object") as caught:
+def test_extra_that_is_not_a_json_object_is_refused():
+    """Airflow ignores an extra that is not JSON; here it is an error, which does not show it."""
+    with pytest.raises(ValueError, match="connection mine: extra is not a JSON object") as caught:
         parse_connection(Connection(conn_id="mine", conn_type="ray_jobs", host="head", extra="{secret"))
 
     assert "secret" not in str(caught.value)
 
 
 class Signature(httpx.Auth):
-    """Stands for a class of the user's."""
+    """A user's ``auth`` class."""
 
     def __init__(self, audience: str) -> None:
         if audience == "wrong":
@@ -223,8 +235,8 @@ URI = (
         pytest.param(Connection(conn_id="mine", uri=URI), id="URI"),
     ],
 )
-def test_fields_json_and_uri_say_the_same(given: Connection):
-    """Whichever form a connection has, it says all there is to say."""
+def test_fields_json_and_uri_are_equivalent(given: Connection):
+    """A connection can be complete in each of its forms."""
     cluster = parse_connection(given)
 
     assert cluster == Cluster(
@@ -246,8 +258,8 @@ def test_fields_json_and_uri_say_the_same(given: Connection):
     assert not any(secret in repr(cluster) for secret in cluster.secrets())
 
 
-def test_a_class_of_the_users_is_made_with_its_arguments():
-    """``auth`` names a class, ``auth_kwargs`` what it is made with; the arguments are secret."""
+def test_auth_is_created_with_auth_kwargs():
+    """``auth`` names a class and ``auth_kwargs`` its arguments, which are secret."""
     cluster = parse_connection(
         connection(host="head", extra={"auth": f"{__name__}.Signature", "auth_kwargs": {"audience": "marked-secret"}})
     )
@@ -262,13 +274,13 @@ def test_a_class_of_the_users_is_made_with_its_arguments():
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"auth_kwargs": {"nobody": "secret"}}, "cannot be made with auth_kwargs"),
-        ({"auth_kwargs": {"audience": "wrong"}}, "cannot be made: LookupError"),
+        ({"auth_kwargs": {"unknown": "secret"}}, "cannot be created with auth_kwargs"),
+        ({"auth_kwargs": {"audience": "wrong"}}, "cannot be created: LookupError"),
         ({"auth_kwargs": {"audience": "a"}, "headers": {"Authorization": "secret"}}, "auth and headers both set"),
     ],
 )
-def test_a_class_that_cannot_be_made_is_named(extra: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch):
-    """When a client is made of the connection, and by "Test"; without what the class is made with, or says."""
+def test_auth_that_cannot_be_created_is_named(extra: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch):
+    """``get_conn`` and "Test" name an ``auth`` that cannot be created, without its arguments or its error text."""
     given = connection(host="head", extra={"auth": f"{__name__}.Signature"} | extra)
     monkeypatch.setenv("AIRFLOW_CONN_MINE", given.as_json())
 
@@ -279,10 +291,8 @@ def test_a_class_that_cannot_be_made_is_named(extra: dict[str, Any], message: st
     assert RayJobsHook("mine").test_connection() == (False, str(caught.value))
 
 
-def test_no_check_of_certificates_is_warned_of_each_time(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-):
-    """Whoever turns the check off reads it in each log."""
+def test_verify_off_is_logged_as_a_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    """Every use of a connection with ``verify`` off logs a warning."""
     monkeypatch.setenv("AIRFLOW_CONN_MINE", connection(host="https://head", extra={"verify": "off"}).as_json())
     hook = RayJobsHook("mine")
     said: list[str] = []
@@ -295,8 +305,8 @@ def test_no_check_of_certificates_is_warned_of_each_time(
 
 
 @pytest.mark.parametrize("name", ["password", "token", "extra"])
-def test_no_argument_of_a_dag_names_a_class_or_a_credential(name: str):
-    """What lets a task in comes from its connection: an operator takes its name, and nothing else of it."""
+def test_operators_take_no_credentials(name: str):
+    """Credentials come from the connection: no operator or sensor has an argument for them."""
     arguments = {*inspect.signature(RayJobSubmitOperator).parameters, *inspect.signature(RayJobSensor).parameters}
 
     assert not arguments & {*EXTRAS, name}

@@ -1,4 +1,4 @@
-"""The provider in a real Airflow, against a real Ray head."""
+"""The provider in a real Airflow against a real Ray head."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ JOB_LOGGER = "airflow.task.ray_job"
 
 
 @dataclass
-class Run:
-    """One run of a DAG, and what can be asked of it."""
+class DagRun:
+    """A DAG run with its states, logs, XComs and links."""
 
     airflow: LocalAirflow
     dag_id: str
@@ -38,12 +38,12 @@ class Run:
         return self.airflow.log_text(self.dag_id, self.run_id, task_id, map_index=map_index)
 
     def job_log(self, task_id: str, map_index: int = -1) -> str:
-        """What the task's log holds of the job's own log, in the order of the web UI."""
+        """The records of the job's log in the task's log, in the order of the web UI."""
         records = self.airflow.log_records(self.dag_id, self.run_id, task_id, map_index=map_index)
         return "\n".join(str(record["event"]) for record in records if record.get("logger") == JOB_LOGGER)
 
     def logs(self) -> str:
-        """The logs of all tasks, for a failure's message."""
+        """The logs of all tasks, for the message of a failed assertion."""
         tasks = self.airflow.task_instances(self.dag_id, self.run_id)
         return "\n".join(f"{task['task_id']}: {self.log(task['task_id'], task['map_index'])}" for task in tasks)
 
@@ -61,16 +61,16 @@ def client(ray_head: RayHead) -> RayJobsClient:
 
 
 @pytest.fixture(scope="module")
-def run(airflow: LocalAirflow, client: RayJobsClient) -> Run:
-    """One run of all tasks of the DAG ``end_to_end``; what is to be stopped is stopped by hand."""
+def run(airflow: LocalAirflow, client: RayJobsClient) -> DagRun:
+    """A finished run of the DAG ``end_to_end``. The jobs of ``is_stopped_*`` were stopped through the client."""
     run_id = airflow.trigger("end_to_end", logical_date="2026-01-02T03:04:05Z")
-    run = Run(airflow, "end_to_end", run_id)
+    run = DagRun(airflow, "end_to_end", run_id)
     links_while_running = {}
-    for mode, waiting in (("worker", "running"), ("deferred", "deferred")):
+    for mode, waiting_state in (("worker", "running"), ("deferred", "deferred")):
         task_id = f"is_stopped_{mode}"
-        airflow.wait_for_task("end_to_end", run_id, task_id, states=(waiting,), timeout=300)
-        submission_id = _eventually(lambda task_id=task_id: run.xcoms(task_id).get("submission_id"))
-        _eventually(lambda job=submission_id: _is_running(client, job))
+        airflow.wait_for_task("end_to_end", run_id, task_id, states=(waiting_state,), timeout=300)
+        submission_id = _wait_for(lambda task_id=task_id: run.xcoms(task_id).get("submission_id"))
+        _wait_for(lambda job=submission_id: _is_running(client, job))
         links_while_running[task_id] = run.links(task_id)
         client.stop_job(submission_id)
     airflow.wait_for_run("end_to_end", run_id, timeout=600)
@@ -79,16 +79,16 @@ def run(airflow: LocalAirflow, client: RayJobsClient) -> Run:
 
 
 @pytest.fixture(scope="module")
-def nightly(airflow: LocalAirflow, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Any]:
+def nightly(airflow: LocalAirflow, tmp_path_factory: pytest.TempPathFactory) -> tuple[DagRun, Any]:
     report = tmp_path_factory.mktemp("report") / "report.json"
     run_id = airflow.trigger("ray_jobs_nightly", conf={"report": str(report)})
     airflow.wait_for_run("ray_jobs_nightly", run_id)
-    return Run(airflow, "ray_jobs_nightly", run_id), report
+    return DagRun(airflow, "ray_jobs_nightly", run_id), report
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_job_that_succeeds_makes_a_green_task_with_the_whole_log(run: Run, client: RayJobsClient, mode: str):
-    """The task's log holds the driver's log as it is: order, indentation, blank lines, a last line without newline."""
+def test_succeeded_job_succeeds_task_and_its_whole_log_is_shown(run: DagRun, client: RayJobsClient, mode: str):
+    """The task's log contains the driver's log unchanged: order, indentation, blank lines, no newline at the end."""
     task_id = f"succeeds_{mode}"
     submission_id = run.xcoms(task_id)["submission_id"]
 
@@ -100,10 +100,10 @@ def test_a_job_that_succeeds_makes_a_green_task_with_the_whole_log(run: Run, cli
     assert log.splitlines().count("first") == 1
 
 
-@pytest.mark.parametrize("task_id", ["is_flushed", "waits_and_is_flushed"])
-def test_a_deferred_task_comes_back_to_show_its_jobs_log(run: Run, client: RayJobsClient, task_id: str):
-    """With ``log_flush_interval`` a worker shows what has gathered, again and again, and every line once."""
-    job = run.xcoms("is_flushed" if task_id == "is_flushed" else "submits_by_and_by")["submission_id"]
+@pytest.mark.parametrize("task_id", ["flushes_log", "waits_and_flushes_log"])
+def test_log_flush_interval_shows_log_while_the_job_runs(run: DagRun, client: RayJobsClient, task_id: str):
+    """With ``log_flush_interval`` a worker writes the new part of the log at each interval, and each line once."""
+    job = run.xcoms("flushes_log" if task_id == "flushes_log" else "submits_line_per_second")["submission_id"]
     times = {
         datetime.fromisoformat(record["timestamp"])
         for record in run.airflow.log_records(run.dag_id, run.run_id, task_id)
@@ -112,12 +112,12 @@ def test_a_deferred_task_comes_back_to_show_its_jobs_log(run: Run, client: RayJo
 
     assert run.state(task_id) == "success"
     assert run.job_log(task_id) == client.get_job_logs(job).removesuffix("\n")
-    assert max(times) - min(times) > timedelta(seconds=8), "it came in parts, while the job ran"
+    assert max(times) - min(times) > timedelta(seconds=8), "the log came all at once"
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_job_that_fails_fails_its_task_and_says_why(run: Run, mode: str):
-    """A job that ends FAILED, however fast, makes a red task whose log ends in what, where, and why."""
+def test_failed_job_fails_task_with_exit_code_and_end_of_log(run: DagRun, mode: str):
+    """A FAILED job fails its task. The error contains exit code, address, Ray's message and the end of the log."""
     log = run.log(f"fails_{mode}")
 
     assert run.state(f"fails_{mode}") == "failed"
@@ -129,18 +129,18 @@ def test_a_job_that_fails_fails_its_task_and_says_why(run: Run, mode: str):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_runtime_environment_that_cannot_be_set_up_fails_the_task_and_says_so(run: Run, mode: str):
-    """The task's log names the runtime environment's failure, in Ray's words."""
-    log = run.log(f"has_no_environment_{mode}")
+def test_runtime_env_setup_failure_fails_task_with_message_of_ray(run: DagRun, mode: str):
+    """A failed setup of the runtime environment fails the task, and the log contains Ray's message."""
+    log = run.log(f"fails_runtime_env_setup_{mode}")
 
-    assert run.state(f"has_no_environment_{mode}") == "failed"
+    assert run.state(f"fails_runtime_env_setup_{mode}") == "failed"
     assert "Error type RUNTIME_ENV_SETUP_FAILURE" in log
     assert "Failed to download runtime_env file package gcs://_ray_pkg_0123456789abcdef.zip" in log
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_job_that_somebody_stops_fails_its_task(run: Run, mode: str):
-    """STOPPED is not success."""
+def test_stopped_job_fails_task(run: DagRun, mode: str):
+    """A job that was stopped outside Airflow ends STOPPED, which fails its task."""
     log = run.log(f"is_stopped_{mode}")
 
     assert run.state(f"is_stopped_{mode}") == "failed"
@@ -149,8 +149,8 @@ def test_a_job_that_somebody_stops_fails_its_task(run: Run, mode: str):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_link_works_while_the_job_runs_and_stays_the_same(run: Run, ray_head: RayHead, mode: str):
-    """The button leads to the job's page in the dashboard, before and after the job's end."""
+def test_link_is_the_same_while_job_runs_and_afterwards(run: DagRun, ray_head: RayHead, mode: str):
+    """The link ``Ray job`` leads to the job's page in the dashboard, before and after the job ends."""
     task_id = f"is_stopped_{mode}"
     address = f"{ray_head.address}/#/jobs/{run.xcoms(task_id)['submission_id']}"
 
@@ -158,17 +158,17 @@ def test_the_link_works_while_the_job_runs_and_stays_the_same(run: Run, ray_head
     assert run.links(task_id) == {"Ray job": address}
 
 
-def test_the_driver_and_the_job_know_which_task_instance_they_belong_to(run: Run, client: RayJobsClient):
-    """Metadata and environment name dag, run, task, try and date, beside what the user gave."""
-    task_id = "knows_where_it_comes_from"
+def test_job_metadata_and_driver_environment_identify_task_instance(run: DagRun, client: RayJobsClient):
+    """Metadata and environment contain DAG, run, task, try and logical date, in addition to the user's values."""
+    task_id = "prints_its_airflow_context"
     job = client.get_job(run.xcoms(task_id)["submission_id"])
     log = run.log(task_id)
 
     assert run.state(task_id) == "success"
-    changing = {"submission_nonce", "airflow_run_start_date"}
-    assert job.submission_id.startswith("end_to_end.knows_where_it_comes_from-try1-")
-    assert {name: value for name, value in job.metadata.items() if name not in changing} == {
-        "job_name": "end_to_end.knows_where_it_comes_from",
+    varying = {"submission_nonce", "airflow_run_start_date"}
+    assert job.submission_id.startswith("end_to_end.prints_its_airflow_context-try1-")
+    assert {name: value for name, value in job.metadata.items() if name not in varying} == {
+        "job_name": "end_to_end.prints_its_airflow_context",
         "team": "end_to_end",
         "airflow_dag_id": "end_to_end",
         "airflow_run_id": run.run_id,
@@ -188,9 +188,9 @@ def test_the_driver_and_the_job_know_which_task_instance_they_belong_to(run: Run
     assert 'it\'s; $(a) "quoted" value' in log.splitlines()
 
 
-def test_a_runtime_environment_may_be_a_yaml_file_beside_the_dag(run: Run, client: RayJobsClient):
-    """A relative path is looked for beside the DAG file; names, links and connections can be chosen."""
-    task_id = "reads_its_environment_from_a_file"
+def test_runtime_env_is_read_from_yaml_file_relative_to_dag_file(run: DagRun, client: RayJobsClient):
+    """A relative path is resolved against the folder of the DAG file. Job name, link and connection can be set."""
+    task_id = "takes_runtime_env_from_file"
     submission_id = run.xcoms(task_id)["submission_id"]
 
     assert run.state(task_id) == "success"
@@ -199,21 +199,21 @@ def test_a_runtime_environment_may_be_a_yaml_file_beside_the_dag(run: Run, clien
     assert run.links(task_id) == {"Ray job": f"https://ray.example.com/team-a/#/jobs/{submission_id}"}
 
 
-def test_a_task_may_be_mapped_over_environments(run: Run):
-    """``.expand(runtime_env=...)`` makes one job of each."""
+def test_task_mapped_over_runtime_envs_submits_one_job_each(run: DagRun):
+    """``.expand(runtime_env=...)`` submits one job per runtime environment."""
     for map_index, colour in enumerate(("red", "green")):
-        assert run.state("is_mapped_over_environments", map_index) == "success"
-        assert f"mapped: {colour}" in run.log("is_mapped_over_environments", map_index).splitlines()
+        assert run.state("is_mapped_over_runtime_envs", map_index) == "success"
+        assert f"mapped: {colour}" in run.log("is_mapped_over_runtime_envs", map_index).splitlines()
 
 
-def test_an_entrypoint_that_ends_in_yaml_is_no_template_file(run: Run):
-    """The command is run as it is; with ``fetch_logs="never"`` its output stays on the cluster."""
-    assert run.state("runs_a_file.yaml") == "success"
-    assert "config.yaml\n" not in run.log("runs_a_file.yaml")
+def test_entrypoint_ending_in_yaml_is_not_a_template_file(run: DagRun):
+    """The entrypoint runs unchanged. With ``fetch_logs="never"`` its output does not get into the task's log."""
+    assert run.state("entrypoint_ends_in.yaml") == "success"
+    assert "config.yaml\n" not in run.log("entrypoint_ends_in.yaml")
 
 
-def test_ten_thousand_lines_arrive_in_order_and_once(run: Run):
-    """Every line of a long log is in the task's log, once, in few records."""
+def test_ten_thousand_lines_arrive_once_in_order_in_few_records(run: DagRun):
+    """The task's log contains each line of a long log once and in order, in at most 15 records."""
     lines = [line for line in run.log("prints_ten_thousand_lines").splitlines() if line.startswith("line ")]
     records = run.airflow.log_records("end_to_end", run.run_id, "prints_ten_thousand_lines")
 
@@ -221,53 +221,53 @@ def test_ten_thousand_lines_arrive_in_order_and_once(run: Run):
     assert sum("line 0" in str(record["event"]) for record in records) <= 15
 
 
-def test_what_can_never_work_is_said_before_anything_is_sent(run: Run):
-    """A number that is none fails the task with the field's name, and no submission id was made known."""
-    assert run.state("refuses_nonsense") == "failed"
-    assert "entrypoint_num_cpus must be a number, not 'many'" in run.log("refuses_nonsense")
-    assert "submission_id" not in run.xcoms("refuses_nonsense")
+def test_invalid_argument_fails_task_before_submission(run: DagRun):
+    """An invalid number fails the task with the name of the argument, and no submission id is pushed."""
+    assert run.state("rejects_invalid_num_cpus") == "failed"
+    assert "entrypoint_num_cpus must be a number, not 'many'" in run.log("rejects_invalid_num_cpus")
+    assert "submission_id" not in run.xcoms("rejects_invalid_num_cpus")
 
 
-def test_a_head_that_cannot_be_reached_is_an_error_that_says_where(run: Run):
-    """The error names the address, and what to check."""
-    log = run.log("finds_nobody")
+def test_unreachable_head_fails_task_with_address_and_advice(run: DagRun):
+    """The error names the address of the head and what to check."""
+    log = run.log("cannot_reach_head")
 
-    assert run.state("finds_nobody") == "failed"
+    assert run.state("cannot_reach_head") == "failed"
     assert "Connection refused: could not " in log
-    assert " at http://127.0.0.1:9 (connection ray_jobs_nobody). " in log
+    assert " at http://127.0.0.1:9 (connection ray_jobs_unreachable). " in log
     assert "Cause: ConnectError" in log
     assert "Check that the Ray head runs" in log
 
 
 @pytest.mark.parametrize("mode", ["poke", "reschedule", "deferrable"])
-def test_a_sensor_waits_for_somebody_elses_job_and_shows_its_log(run: Run, mode: str):
-    """In each mode the sensor succeeds with the job and its log has every line once."""
-    lines = run.log(f"waits_good_{mode}").splitlines()
+def test_sensor_succeeds_with_job_and_shows_its_log(run: DagRun, mode: str):
+    """In each mode the sensor succeeds when the job succeeds, and its log contains each line once."""
+    lines = run.log(f"waits_success_{mode}").splitlines()
 
-    assert run.state(f"waits_good_{mode}") == "success"
+    assert run.state(f"waits_success_{mode}") == "success"
     assert [line for line in lines if line.startswith("step ")] == ["step 1", "step 2", "step 3"]
 
 
 @pytest.mark.parametrize("mode", ["poke", "reschedule", "deferrable"])
-def test_a_sensor_fails_with_the_job(run: Run, mode: str):
-    """In each mode the sensor fails at once with the operator's error."""
-    log = run.log(f"waits_bad_{mode}")
+def test_sensor_fails_with_job(run: DagRun, mode: str):
+    """In each mode the sensor fails when the job fails, with the same error as the operator."""
+    log = run.log(f"waits_failure_{mode}")
 
-    assert run.state(f"waits_bad_{mode}") == "failed"
+    assert run.state(f"waits_failure_{mode}") == "failed"
     assert "RayJobEntrypointError" in log
     assert "FAILED with exit code 7" in log
     assert "oh" in log.splitlines()
 
 
-def test_a_sensor_gives_up_on_a_job_that_does_not_exist(run: Run):
-    """After a short grace an unknown job is an error, or a skip where the sensor is told to fail softly."""
-    assert run.state("waits_for_nothing") == "failed"
-    assert "Job no-such-job does not exist" in run.log("waits_for_nothing")
-    assert run.state("waits_for_nothing_deferred") == "skipped"
+def test_sensor_fails_for_unknown_job_after_missing_timeout(run: DagRun):
+    """After ``missing_timeout`` an unknown job fails the sensor, or skips it with ``soft_fail``."""
+    assert run.state("waits_for_unknown_job") == "failed"
+    assert "Job no-such-job does not exist" in run.log("waits_for_unknown_job")
+    assert run.state("waits_for_unknown_job_deferred") == "skipped"
 
 
-def test_the_nightly_example_writes_its_report(nightly: tuple[Run, Any]):
-    """The nightly example reads its data file, works in Ray tasks and leaves a report."""
+def test_nightly_example_writes_report(nightly: tuple[DagRun, Any]):
+    """The nightly example reads its data file, runs Ray tasks and writes a report."""
     run, report = nightly
 
     assert run.state("report") == "success"
@@ -286,9 +286,9 @@ def test_the_nightly_example_writes_its_report(nightly: tuple[Run, Any]):
         "native",
     ],
 )
-def test_each_example_runs(airflow: LocalAirflow, client: RayJobsClient, dag_id: str):
-    """Each example DAG, and one with native rendering, ends in success."""
-    run = Run(airflow, dag_id, airflow.trigger(dag_id))
+def test_example_dag_succeeds(airflow: LocalAirflow, client: RayJobsClient, dag_id: str):
+    """Each example DAG succeeds, and so does a DAG with native rendering."""
+    run = DagRun(airflow, dag_id, airflow.trigger(dag_id))
 
     state = airflow.wait_for_run(dag_id, run.run_id)
     assert state == "success", run.logs()
@@ -322,18 +322,18 @@ def test_each_example_runs(airflow: LocalAirflow, client: RayJobsClient, dag_id:
             assert job.runtime_env["env_vars"]["DAY"] == "20260102"
 
 
-def test_the_connection_form_has_our_fields_and_its_test_button_works(airflow: LocalAirflow, ray_head: RayHead):
-    """Airflow offers the connection type with its fields, and "Test" says what it reached or why not."""
+def test_connection_form_shows_fields_and_tests_connection(airflow: LocalAirflow, ray_head: RayHead):
+    """Airflow's form shows the fields of the connection type, and "Test" reports the Ray version or the error."""
     [form] = [
         hook for hook in airflow._http.get("/ui/connections/hook_meta").json() if hook["connection_type"] == "ray_jobs"
     ]
-    fields = {"connection_id": "tried", "conn_type": "ray_jobs", "host": "127.0.0.1"}
+    fields = {"connection_id": "form_test", "conn_type": "ray_jobs", "host": "127.0.0.1"}
     good = airflow.api("POST", "/connections/test", json=fields | {"port": ray_head.port})
     bad = airflow.api("POST", "/connections/test", json=fields | {"port": 9})
 
-    if Version(airflow_version) >= Version("3.2"):  # 3.1 passes over the named fields and shows its plain form
+    if Version(airflow_version) >= Version("3.2"):  # Airflow 3.1 ignores the custom fields
         assert set(form["extra_fields"]) == EXTRAS.keys()
-        assert form["standard_fields"]["password"]["title"] == "Token, or the login's password"
+        assert form["standard_fields"]["password"]["title"] == "Ray token, or password of the login"
     assert good["status"]
     assert good["message"].startswith(f"Ray 2.60.0 at {ray_head.address}, session session_")
     assert not bad["status"]
@@ -344,14 +344,14 @@ def _is_running(client: RayJobsClient, submission_id: str) -> bool:
     try:
         return client.get_job(submission_id).status == "RUNNING"
     except RayJobNotFoundError:
-        return False  # its id is pushed before it is sent
+        return False  # the id is pushed to XCom before the job is submitted
 
 
-def _eventually(answer: Callable[[], Any], timeout: float = 60.0) -> Any:
+def _wait_for(get: Callable[[], Any], timeout: float = 60.0) -> Any:
     import time
 
     deadline = time.monotonic() + timeout
-    while not (value := answer()):
-        assert time.monotonic() < deadline, "nothing came of it in time"
+    while not (value := get()):
+        assert time.monotonic() < deadline, f"no result within {timeout:g} s"
         time.sleep(0.3)
     return value

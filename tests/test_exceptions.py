@@ -1,4 +1,4 @@
-"""The errors are public API: they travel, and their tree is the first thing to read."""
+"""The errors are public API: they can be pickled, and the docstring shows their tree."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def attributes_of(kind: type[Exception]) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-def test_errors_pickle(kind: type[Exception]) -> None:
-    """Every error comes out of a pickle with its class, its text and its attributes."""
+def test_errors_can_be_pickled(kind: type[Exception]) -> None:
+    """Pickling keeps the class, the text and the attributes of every error."""
     error = kind("what happened", **attributes_of(kind))
 
     again = pickle.loads(pickle.dumps(error))
@@ -45,16 +45,16 @@ def test_errors_pickle(kind: type[Exception]) -> None:
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-def test_errors_need_a_text_only(kind: type[Exception]) -> None:
-    """Every error can be made of its text alone, as it is where only an event came back from a trigger."""
+def test_errors_can_be_created_from_text(kind: type[Exception]) -> None:
+    """Every error can be created from its text alone, as from the event of a trigger."""
     error = kind("what happened")
 
     assert isinstance(error, exceptions.RayJobsError)
     assert str(error) == "what happened"
 
 
-def test_tree_of_errors() -> None:
-    """The tree in the module's docstring shows every error, below the class that it is one of."""
+def test_tree_shows_every_error() -> None:
+    """The tree in the module's docstring shows every error below its base class."""
     documented = {}
     above: list[str] = []
     for line in str(exceptions.__doc__).splitlines():
@@ -65,8 +65,8 @@ def test_tree_of_errors() -> None:
     assert documented == {kind.__name__: kind.__base__.__name__ for kind in CLASSES}
 
 
-def test_a_repeated_request_is_remembered() -> None:
-    """Whether the request of an error was sent before is known after a pickle, too; unless it is said it was not."""
+def test_was_retried_survives_pickling() -> None:
+    """``was_retried`` is false by default and survives pickling."""
     error = RayJobsError("what happened")
     assert error.was_retried is False
 
@@ -74,8 +74,8 @@ def test_a_repeated_request_is_remembered() -> None:
     assert pickle.loads(pickle.dumps(error)).was_retried is True
 
 
-def test_every_error_has_a_line_of_its_own() -> None:
-    """Every error says in its docstring what happened, and the tree says it in other words beside its name."""
+def test_every_error_is_described() -> None:
+    """Every error has a docstring, and a description in the tree."""
     assert all(kind.__doc__ for kind in CLASSES)
     assert all(
         re.search(rf"{kind.__name__} {{2,}}\S", str(exceptions.__doc__)) for kind in CLASSES if kind is not RayJobsError

@@ -1,4 +1,4 @@
-"""From a connection to a cluster."""
+"""From an Airflow connection to a client."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from sandbox.ray_head import RayHead
 
 
 @pytest.mark.parametrize("run", [lambda hook: hook.get_cluster(), lambda hook: asyncio.run(hook.aget_cluster())])
-def test_where_the_default_connection_is_missing_rays_variable_counts(run, monkeypatch: pytest.MonkeyPatch):
-    """Undefined, the default connection leads to RAY_API_SERVER_ADDRESS, then to this machine."""
+def test_undefined_default_connection_uses_rays_variable(run, monkeypatch: pytest.MonkeyPatch):
+    """Without a default connection ``RAY_API_SERVER_ADDRESS`` is the address, then this machine."""
     without = run(RayJobsHook())
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://elsewhere:8265/")
     with_variable = run(RayJobsHook())
@@ -28,8 +28,8 @@ def test_where_the_default_connection_is_missing_rays_variable_counts(run, monke
 
 
 @pytest.mark.parametrize("run", [lambda hook: hook.get_cluster(), lambda hook: asyncio.run(hook.aget_cluster())])
-def test_an_address_that_was_given_is_never_overridden(run, monkeypatch: pytest.MonkeyPatch):
-    """A defined connection wins over every variable of the worker's environment."""
+def test_defined_connection_overrides_environment_variables(run, monkeypatch: pytest.MonkeyPatch):
+    """A defined connection has precedence over every environment variable of the worker."""
     monkeypatch.setenv("AIRFLOW_CONN_RAY_JOBS_DEFAULT", '{"conn_type": "ray_jobs", "host": "given"}')
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://elsewhere:8265")
     monkeypatch.setenv("RAY_ADDRESS", "http://elsewhere:8265")
@@ -37,10 +37,8 @@ def test_an_address_that_was_given_is_never_overridden(run, monkeypatch: pytest.
     assert run(RayJobsHook()).address == "http://given:8265"
 
 
-def test_rays_variables_for_its_token_count_beside_the_one_for_the_address(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
-    """Where the default connection is not defined the token comes from where Ray's own tools have it."""
+def test_undefined_default_connection_uses_rays_token_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Without a default connection the token comes from the variables of Ray's own tools."""
     file = tmp_path / "token"
     file.write_text("from a file\n")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
@@ -54,16 +52,16 @@ def test_rays_variables_for_its_token_count_beside_the_one_for_the_address(
     assert RayJobsHook().get_cluster().access.has_token is False
 
 
-def test_a_wrong_variable_for_the_token_is_named(monkeypatch: pytest.MonkeyPatch):
-    """A file that is not there is said of the environment."""
+def test_wrong_token_variable_is_named(monkeypatch: pytest.MonkeyPatch):
+    """The error about a missing token file names the environment variable."""
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/no/such/file")
 
     with pytest.raises(ValueError, match="RAY_AUTH_TOKEN_PATH: token_file /no/such/file cannot be read"):
         RayJobsHook().get_cluster()
 
 
-def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch):
-    """What is wrong with the environment is said of the environment."""
+def test_wrong_address_variable_is_named(monkeypatch: pytest.MonkeyPatch):
+    """The error about an invalid address names the environment variable."""
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "head:8265")
 
     with pytest.raises(ValueError, match="environment variable RAY_API_SERVER_ADDRESS: 'head:8265' is not"):
@@ -71,16 +69,16 @@ def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("run", [lambda hook: hook.get_cluster(), lambda hook: asyncio.run(hook.aget_cluster())])
-def test_another_connection_that_is_not_defined_is_an_error(run, monkeypatch: pytest.MonkeyPatch):
-    """Only the default connection may be missing."""
+def test_undefined_connection_is_an_error(run, monkeypatch: pytest.MonkeyPatch):
+    """Only the default connection may be undefined."""
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://elsewhere:8265")
 
     with pytest.raises(AirflowNotFoundException, match="ray_jobs_other"):
         run(RayJobsHook("ray_jobs_other"))
 
 
-def test_a_connection_may_be_given_as_a_uri(monkeypatch: pytest.MonkeyPatch):
-    """Airflow's URI form does what its JSON form does."""
+def test_connection_as_a_uri(monkeypatch: pytest.MonkeyPatch):
+    """Airflow's URI form is equivalent to its JSON form."""
     monkeypatch.setenv(
         "AIRFLOW_CONN_RAY_JOBS_DEFAULT", "ray-jobs://:tok%2Fen@ray.example.com:8443/https?base_path=team-a"
     )
@@ -89,8 +87,8 @@ def test_a_connection_may_be_given_as_a_uri(monkeypatch: pytest.MonkeyPatch):
     assert (cluster.address, cluster.access.token) == ("https://ray.example.com:8443/team-a", "tok/en")
 
 
-def test_the_hook_offers_the_clients_methods_sync_and_async():
-    """Each method of the client is one of the hook, and with an ``a`` before it one for event loops."""
+def test_hook_has_every_method_of_the_client():
+    """Each method of the blocking client is a method of the hook, with the same signature."""
     names = [
         "get_version",
         "submit_job",
@@ -104,14 +102,11 @@ def test_the_hook_offers_the_clients_methods_sync_and_async():
     ]
 
     for name in names:
-        wanted = inspect.signature(getattr(RayJobsClient, name))
-        assert inspect.signature(getattr(RayJobsHook, name)) == wanted
-        assert inspect.signature(getattr(RayJobsHook, f"a{name}")) == wanted
-        assert inspect.iscoroutinefunction(getattr(RayJobsHook, f"a{name}"))
+        assert inspect.signature(getattr(RayJobsHook, name)) == inspect.signature(getattr(RayJobsClient, name))
 
 
 @pytest.mark.ray
-def test_the_hooks_methods_reach_a_real_cluster(ray_head: RayHead, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_methods_of_the_hook_reach_a_real_cluster(ray_head: RayHead, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Submit, follow, read, list, stop and delete through an Airflow connection."""
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", ray_head.address)
     hook = RayJobsHook()
@@ -134,27 +129,29 @@ def test_the_hooks_methods_reach_a_real_cluster(ray_head: RayHead, monkeypatch: 
 
 
 @pytest.mark.ray
-def test_the_hooks_methods_work_on_an_event_loop(ray_head: RayHead, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """The same, awaited."""
+def test_async_client_of_the_hook_reaches_a_real_cluster(
+    ray_head: RayHead, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """On an event loop ``aget_conn`` returns a client with the same methods, awaited."""
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", ray_head.address)
 
     async def use() -> None:
-        hook = RayJobsHook()
-        job = await hook.asubmit_job("echo awaited")
-        assert (await hook.afollow_job(job, poll_interval=1)).status == JobStatus.SUCCEEDED
-        assert "awaited" in await hook.aget_job_logs(job)
-        assert await hook.asave_job_logs(job, tmp_path / "job.log") > 0
-        assert (await hook.aget_version()).session_name
-        assert (await hook.aget_job(job)).submission_id == job
-        assert job in [known.submission_id for known in await hook.alist_jobs()]
-        assert not await hook.astop_job(job)
-        assert await hook.adelete_job(job)
+        async with await RayJobsHook().aget_conn() as client:
+            job = await client.submit_job("echo awaited")
+            assert (await client.follow_job(job, poll_interval=1)).status == JobStatus.SUCCEEDED
+            assert "awaited" in await client.get_job_logs(job)
+            assert await client.save_job_logs(job, tmp_path / "job.log") > 0
+            assert (await client.get_version()).session_name
+            assert (await client.get_job(job)).submission_id == job
+            assert job in [known.submission_id for known in await client.list_jobs()]
+            assert not await client.stop_job(job)
+            assert await client.delete_job(job)
 
     asyncio.run(use())
 
 
-def test_test_connection_says_why_not(monkeypatch: pytest.MonkeyPatch):
-    """What is wrong with a connection is said in one sentence each: undefined, unusable, nobody there."""
+def test_test_connection_explains_the_failure(monkeypatch: pytest.MonkeyPatch):
+    """The button "Test" explains an undefined connection, a wrong field and a refused connection."""
     monkeypatch.setenv("AIRFLOW_CONN_RAY_NOBODY", '{"conn_type": "ray_jobs", "host": "127.0.0.1", "port": 9}')
     monkeypatch.setenv("AIRFLOW_CONN_RAY_EMPTY", '{"conn_type": "ray_jobs"}')
 
@@ -169,8 +166,8 @@ def test_test_connection_says_why_not(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("name", ["AIRFLOW_CONN_RAY_JOBS_DEFAULT", "RAY_AUTH_TOKEN_PATH"])
-def test_a_token_file_has_to_be_there_at_the_first_look(name: str, monkeypatch: pytest.MonkeyPatch):
-    """Test and a task that begins name the file that is missing; who follows a job already bears that."""
+def test_missing_token_file_is_an_error_before_the_job(name: str, monkeypatch: pytest.MonkeyPatch):
+    """ "Test" and a new task name a missing token file; while a job is followed it is tolerated."""
     given = {"conn_type": "ray_jobs", "host": "127.0.0.1", "port": 9, "extra": {"token_file": "/no/such/file"}}
     monkeypatch.setenv(name, "/no/such/file" if name == "RAY_AUTH_TOKEN_PATH" else json.dumps(given))
     hook = RayJobsHook()
@@ -180,14 +177,14 @@ def test_a_token_file_has_to_be_there_at_the_first_look(name: str, monkeypatch: 
     with pytest.raises(ValueError, match="token_file /no/such/file cannot be read"):
         asyncio.run(hook.aget_cluster())
     tested, said = hook.test_connection()
-    borne = hook.get_cluster(check_token_file=False)
+    tolerated = hook.get_cluster(check_token_file=False)
 
     assert (tested, "token_file /no/such/file cannot be read" in said) == (False, True)
-    assert borne == asyncio.run(hook.aget_cluster(check_token_file=False))
+    assert tolerated == asyncio.run(hook.aget_cluster(check_token_file=False))
 
 
-def test_a_blank_token_in_rays_variable_is_named(monkeypatch: pytest.MonkeyPatch):
-    """It would be sent as no token at all."""
+def test_blank_token_variable_is_named(monkeypatch: pytest.MonkeyPatch):
+    """A blank token is an error, as it would be sent as no token."""
     monkeypatch.setenv("RAY_AUTH_TOKEN", " ")
 
     with pytest.raises(ValueError, match="RAY_AUTH_TOKEN .*: the token is empty"):

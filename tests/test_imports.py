@@ -1,4 +1,4 @@
-"""What importing the package costs, and does not bring in."""
+"""What importing the package loads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXPECTED = {"airflow_provider_rayjobs", "airflow", "pydantic"}
 
 
 def python(code: str) -> str:
-    """Run code in an interpreter of its own and return what it prints."""
+    """Run code in a new interpreter and return the last line that it prints."""
     ended = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], check=False, capture_output=True, text=True, timeout=120, cwd=ROOT
     )
@@ -36,8 +36,8 @@ def test_the_client_needs_neither_airflow_nor_ray():
     )
 
 
-def test_the_package_itself_imports_nothing():
-    """Airflow loads the package at every start; that loads one module."""
+def test_package_imports_nothing():
+    """Airflow imports the package at every start, which loads one module."""
     assert (
         python(
             "import sys; before = set(sys.modules)\n"
@@ -48,8 +48,8 @@ def test_the_package_itself_imports_nothing():
     )
 
 
-def test_importing_the_operators_brings_in_nothing_heavy():
-    """Operators, sensors and triggers add our modules and a few of Airflow's own; no ray, no pandas, nobody else."""
+def test_operators_import_nothing_heavy():
+    """Operators and sensors load this package and a few modules of Airflow, and neither ray nor pandas."""
     added = eval(  # noqa: S307  (our own print)
         python(
             "import sys\n"
@@ -67,13 +67,13 @@ def test_importing_the_operators_brings_in_nothing_heavy():
 PACKAGE = ROOT / "airflow_provider_rayjobs"
 
 
-def test_no_module_imports_in_a_circle() -> None:
-    """No two modules import each other, directly or through others, imports for type checkers included."""
+def test_no_circular_imports() -> None:
+    """No two modules import each other, not even indirectly or for type checkers."""
     TopologicalSorter(_graph()).prepare()  # raises CycleError, which names the circle
 
 
-def test_the_client_imports_nothing_of_airflow() -> None:
-    """The modules of ``jobs`` import each other and the exceptions, and never the Airflow side."""
+def test_client_imports_nothing_of_airflow() -> None:
+    """The modules of ``jobs`` import each other and the exceptions only."""
     wrong = {
         (module, imported)
         for module, imports in _graph().items()
@@ -84,8 +84,8 @@ def test_the_client_imports_nothing_of_airflow() -> None:
     assert wrong == set()
 
 
-def test_internal_modules_are_not_imported_by_the_infrastructure() -> None:
-    """``task`` is one try of a task: operators and sensors use it, and so do retry policies. Nothing else does."""
+def test_only_operators_and_sensors_and_retries_import_task() -> None:
+    """Only operators, sensors and the retry policy import ``task``."""
     users = {
         module
         for module, imports in _graph().items()
@@ -96,7 +96,7 @@ def test_internal_modules_are_not_imported_by_the_infrastructure() -> None:
 
 
 def _graph() -> dict[str, set[str]]:
-    """Return which module of the package imports which, type-only and late imports included."""
+    """Return the imports of every module of the package, type-only and late imports included."""
     modules = {
         ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
         for path in PACKAGE.rglob("*.py")
@@ -116,7 +116,7 @@ def _graph() -> dict[str, set[str]]:
 
 
 def _module_of(name: str, modules: Mapping[str, Path]) -> str | None:
-    """Return the module that an imported name is, or comes from."""
+    """Return the module that contains an imported name."""
     while name and name not in modules:
         name = name.rpartition(".")[0]
     return name or None

@@ -1,4 +1,4 @@
-"""What Airflow is told of secrets; in a real Airflow: tests/secured."""
+"""Masking of secrets in this process; tests/secured tests it in a real Airflow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from airflow.serialization.helpers import serialize_template_field
 
 from airflow_provider_rayjobs import masking
 from airflow_provider_rayjobs.connection import Cluster
-from airflow_provider_rayjobs.exceptions import RayApiConnectionError, RayApiUnavailableError
+from airflow_provider_rayjobs.exceptions import RayApiBusyError, RayApiConnectionError
 from airflow_provider_rayjobs.hooks import RayJobsHook
 from airflow_provider_rayjobs.jobs import Access, JobDetails
 from airflow_provider_rayjobs.jobs.endpoints import get_job, get_version
@@ -32,7 +32,7 @@ SECRET = "m4rked-s3cret"
 
 @pytest.fixture(autouse=True)
 def masker() -> Iterator[None]:
-    """Airflow's own masker, with nothing of other tests, and nothing left for them."""
+    """Reset Airflow's masker for a test and restore it afterwards."""
     airflows = _secrets_masker()
     before = (airflows.patterns, airflows.replacer)
     airflows.reset_masker()
@@ -47,8 +47,8 @@ def rendered_task(runtime_env: Any, **context: Any) -> RayJobSubmitOperator:
     return task
 
 
-def test_airflow_is_told_of_all_that_a_connection_keeps_secret():
-    """Token, password, header values, proxy's password and arguments of a class are masked in whatever is logged."""
+def test_every_secret_of_a_connection_is_masked():
+    """Token, password, header values, the proxy's password and ``auth_kwargs`` are masked in every log."""
     secrets = {name: f"{SECRET}-{name}" for name in ("token", "password", "header", "proxy", "argument")}
     access = Access(
         token=secrets["token"],
@@ -58,20 +58,21 @@ def test_airflow_is_told_of_all_that_a_connection_keeps_secret():
         proxy=f"http://u:{secrets['proxy']}@proxy:3128",
     )
 
-    masking.mask_cluster(Cluster("http://a", "http://a", access=access, auth_kwargs={"a": secrets["argument"]}))
+    cluster = Cluster("http://a", "http://a", access=access, auth_kwargs={"a": secrets["argument"]})
+    masking.mask_secret([*cluster.secrets()])
 
     assert redact(f"{' '.join(secrets.values())} me u proxy:3128") == "*** *** *** *** *** me u proxy:3128"
 
 
-def test_of_a_jobs_variables_those_with_telling_names_are_secret():
-    """A token is masked wherever it turns up; a date is not blotted out of every line."""
+def test_env_vars_with_sensitive_names_are_masked():
+    """A token is masked wherever it occurs; a date is not masked."""
     rendered_task({"env_vars": {"API_TOKEN": SECRET, "DAY": "20260102", "COUNT": "{{ 1 }}"}})
 
     assert redact(f"day 20260102 key {SECRET}") == "day 20260102 key ***"
 
 
-def test_variables_of_a_file_are_secret_too(tmp_path):
-    """The variables of a YAML file are looked at, too; a mistake in it is execute's to say."""
+def test_env_vars_of_a_file_are_masked(tmp_path):
+    """The variables of a YAML file are masked too; a mistake in the file is reported by ``execute``."""
     (tmp_path / "env.yaml").write_text(f"env_vars: {{DB_PASSWORD: {SECRET}}}")
     rendered_task(str(tmp_path / "env.yaml"))
     wrong = rendered_task("no-such-file.yaml")
@@ -80,8 +81,8 @@ def test_variables_of_a_file_are_secret_too(tmp_path):
     assert wrong.runtime_env == "no-such-file.yaml"
 
 
-def test_the_template_view_shows_the_names_of_variables_alone():
-    """What Airflow keeps and shows of a rendered runtime environment has no value of env_vars; the job has them all."""
+def test_template_view_hides_values_of_env_vars():
+    """Airflow stores and shows no value of ``env_vars``; the job gets them all."""
     task = rendered_task(
         {"env_vars": {"PLAIN": "{{ secret }}"}, "pip": ["{{ package }}"]}, secret=SECRET, package="torch"
     )
@@ -93,8 +94,8 @@ def test_the_template_view_shows_the_names_of_variables_alone():
     assert json.dumps(shown)
 
 
-def test_a_mapped_tasks_view_shows_them_no_more():
-    """A task that is made by ``.expand`` is rendered like any other."""
+def test_template_view_of_a_mapped_task_hides_env_vars():
+    """A task made by ``.expand`` is redacted like any other."""
     with DAG("a"):
         mapped = RayJobSubmitOperator.partial(task_id="b", entrypoint="true").expand(
             runtime_env=[{"env_vars": {"PLAIN": SECRET}}]
@@ -116,33 +117,33 @@ def test_a_mapped_tasks_view_shows_them_no_more():
         pytest.param("env_vars.yaml", "env_vars.yaml", id="a path"),
     ],
 )
-def test_variables_in_another_form_are_not_shown_either(given: Any, shown: Any):
-    """What a template made text of, or a mistake, is in Airflow's template view no more than a dictionary's values."""
+def test_env_vars_of_a_wrong_type_are_hidden(given: Any, shown: Any):
+    """The template view hides ``env_vars`` rendered as text or of a wrong type."""
     task = rendered_task(given, secret=SECRET, variables={"A": SECRET})
 
     assert serialize_template_field(task.runtime_env, "runtime_env") == shown
     assert SECRET not in f"{task.runtime_env!r} {task.runtime_env}"
 
 
-def test_hidden_text_is_refused_for_what_it_is():
-    """The mistake is still said when the task runs, without what the text holds."""
+def test_runtime_env_as_text_is_refused_without_its_text():
+    """A runtime environment rendered as text is an error of the task, which does not show the text."""
     task = rendered_task("{{ {'env_vars': {'A': secret}} }}", secret=SECRET)
 
     with pytest.raises(ValueError, match="runtime_env is the text of a dictionary"):
         template_values.as_runtime_env(task.runtime_env, [])
 
 
-def test_a_hidden_environment_stays_hidden_in_what_is_made_of_it():
-    """A copy, and a union with more, show no value either."""
-    hidden = masking.redact_env_vars({"env_vars": {"A": SECRET}})
+def test_copy_and_union_stay_redacted():
+    """A copy and a union of a redacted environment show no value either."""
+    redacted_env = masking.redact_env_vars({"env_vars": {"A": SECRET}})
 
-    for made in (hidden.copy(), hidden | {"pip": ["torch"]}):
+    for made in (redacted_env.copy(), redacted_env | {"pip": ["torch"]}):
         assert made["env_vars"] == {"A": SECRET}
         assert SECRET not in repr(made)
 
 
-def test_everyday_values_are_masked_under_no_name():
-    """A flag, a number and a short word stay readable in every line of the log, whatever their variable is called."""
+def test_everyday_values_are_not_masked():
+    """A flag, a number and a short word stay readable, even if their variable has a sensitive name."""
     masking.mask_env_vars(
         {"env_vars": {"USE_TOKEN": "false", "MAX_TOKENS": "100000", "SECRET_NAME": "none", "API_KEY": "abcd"}}
     )
@@ -150,8 +151,8 @@ def test_everyday_values_are_masked_under_no_name():
     assert redact("false 100000 none abcd") == "false 100000 none abcd"
 
 
-def test_a_token_that_changed_in_its_file_is_masked_before_it_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A rotating token is known to Airflow when it is sent; on an event loop before the answer comes."""
+def test_rotated_token_is_masked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A rotated token is masked when it is sent, on an event loop before the answer arrives."""
     file = tmp_path / "token"
     file.write_text("first-token")
     monkeypatch.setenv("AIRFLOW_CONN_MINE", json.dumps(
@@ -176,28 +177,28 @@ def test_a_token_that_changed_in_its_file_is_masked_before_it_is_shown(tmp_path:
     assert redact("third-token") == "***"
 
 
-def test_a_signal_handlers_client_tells_airflow_nothing(tmp_path: Path):
-    """It would wait for ever for the word that it interrupted."""
+def test_quiet_client_registers_no_token(tmp_path: Path):
+    """A signal handler's client registers no token: it could deadlock with the code that it interrupted."""
     file = tmp_path / "token"
-    file.write_text("unheard-of-token")
+    file.write_text("unregistered-token")
     cluster = Cluster("http://127.0.0.1:9", "http://127.0.0.1:9", access=Access(token_file=str(file)))
 
     with RayJobsHook().client_of(cluster, is_quiet=True) as client, pytest.raises(RayApiConnectionError):
         client.send(get_version())
 
-    assert redact("unheard-of-token") == "unheard-of-token"
+    assert redact("unregistered-token") == "unregistered-token"
 
 
 def test_rendering_twice_changes_nothing():
-    """Airflow may render an operator that was rendered before, as ``dag.test()`` does for a retry."""
+    """Airflow may render an operator twice, as ``dag.test()`` does for a retry."""
     task = rendered_task({"env_vars": {"A": "{{ secret }}"}}, secret=SECRET)
     task.render_template_fields({})
 
     assert task.runtime_env["env_vars"] == {"A": SECRET}
 
 
-def test_a_job_that_is_followed_tells_its_secrets_before_its_log_is_shown():
-    """Ray returns a job's variables with it: those of another task's job, or of another try's, are masked, too."""
+def test_env_vars_of_a_followed_job_are_masked_before_its_log():
+    """Ray returns a job's variables with it, so those of another task's job are masked too."""
     job = JobDetails.from_json(
         {"type": "SUBMISSION", "status": "RUNNING", "runtime_env": {"env_vars": {"API_TOKEN": SECRET}}}
     )
@@ -205,14 +206,14 @@ def test_a_job_that_is_followed_tells_its_secrets_before_its_log_is_shown():
     def follow() -> Any:
         try:
             yield Send(get_job("a"))
-        except RayApiUnavailableError:
+        except RayApiBusyError:
             details = yield Send(get_job("a"))
         yield EmitRecord(f"key {SECRET}")
         return details
 
     engine = masking.masking_env_vars(follow())
     assert isinstance(next(engine), Send)
-    assert isinstance(engine.throw(RayApiUnavailableError("busy")), Send)
+    assert isinstance(engine.throw(RayApiBusyError("busy")), Send)
     show = engine.send(job)
     masked = redact(show.record)
     with pytest.raises(StopIteration) as end:
@@ -223,15 +224,15 @@ def test_a_job_that_is_followed_tells_its_secrets_before_its_log_is_shown():
 
 
 @pytest.mark.parametrize("runtime_env", [None, {}, {"env_vars": None}, {"env_vars": "{{ none }}"}, "a.yaml", [1]])
-def test_what_is_no_environment_passes_unseen(runtime_env: Any):
-    """Only what has variables has secrets."""
+def test_other_values_are_left_unchanged(runtime_env: Any):
+    """A value without ``env_vars`` is neither masked nor changed."""
     masking.mask_env_vars(runtime_env)
 
     assert masking.redact_env_vars(runtime_env) == runtime_env
 
 
-def test_the_error_of_a_failed_job_quotes_no_secret_of_its_log():
-    """What the job printed last goes with the error to callbacks and consoles, where nobody else masks it."""
+def test_error_of_a_failed_job_is_masked():
+    """The last log lines in the error are masked: Airflow does not mask errors in callbacks and consoles."""
     masking.mask_env_vars({"env_vars": {"API_TOKEN": SECRET}})
     job = JobDetails.from_json({"type": "SUBMISSION", "status": "FAILED", "message": f"it said {SECRET}"})
 

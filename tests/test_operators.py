@@ -115,7 +115,7 @@ def test_rendered_text_becomes_what_ray_wants():
         pytest.param({"entrypoint_resources": {"TPU": "x"}}, r"entrypoint_resources\['TPU'\]", id="resources"),
         pytest.param({"metadata": {"airflow_dag_id": "x"}}, "metadata must not hold airflow_dag_id", id="taken key"),
         pytest.param({"metadata": {"a": None}}, r"metadata\['a'\] must be text", id="metadata"),
-        pytest.param({"runtime_env": {"working_dir": "./here"}}, "a local path means nothing", id="local path"),
+        pytest.param({"runtime_env": {"working_dir": "./here"}}, "cannot read a local path", id="local path"),
         pytest.param({"runtime_env": {"env_var": {}}}, "did you mean 'env_vars'", id="misspelt key"),
         pytest.param({"runtime_env": "none.yaml"}, "no such file: none.yaml", id="no file"),
     ],
@@ -240,7 +240,7 @@ def test_a_task_that_is_killed_names_nothing_more(
     for name in ("a", "b", "c"):
         (tmp_path / name).write_bytes(bytes(2**20))
     operator = RayJobSubmitOperator(task_id="t", entrypoint="true", runtime_env={"working_dir": str(tmp_path)})
-    monkeypatch.setattr("airflow_provider_rayjobs.jobs.progress._PAUSE", 0.0)
+    monkeypatch.setattr("airflow_provider_rayjobs.jobs.progress._INTERVAL", 0.0)
 
     with caplog.at_level(logging.INFO), pytest.raises(Interrupted):
         Unbegun(operator, looks)._submit(None, again=SimpleNamespace(submission_id="x", nonce="n", given=""))

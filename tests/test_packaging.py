@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from the tree as it is, with the build backend that is installed here."""
+    """The wheel of this checkout, built with the installed build backend."""
     target = tmp_path_factory.mktemp("dist")
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", target, ROOT],
@@ -30,7 +30,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment in which the installed wheel comes before this checkout."""
+    """An environment in which the installed wheel has precedence over this checkout."""
     target = tmp_path_factory.mktemp("site")
     subprocess.run(
         [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", target, wheel],
@@ -39,8 +39,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return os.environ | {"PYTHONPATH": str(target), "AIRFLOW_HOME": str(tmp_path_factory.mktemp("home"))}
 
 
-def test_the_wheel_holds_our_package_alone(wheel: Path):
-    """No tests, no examples, no sandbox: the package, its licence and its metadata."""
+def test_wheel_contains_the_package_only(wheel: Path):
+    """The wheel contains the package, its licence and its metadata, and no tests or examples."""
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     tops = {name.split("/")[0] for name in names}
@@ -50,8 +50,8 @@ def test_the_wheel_holds_our_package_alone(wheel: Path):
     assert "airflow_provider_rayjobs/py.typed" in names
 
 
-def test_the_wheel_requires_nothing_that_a_worker_does_not_have(wheel: Path):
-    """The requirements are Airflow with its layer, httpx, certifi, pendulum and pyyaml; Ray is an extra."""
+def test_wheel_requires_what_a_worker_has(wheel: Path):
+    """The wheel requires Airflow, common-compat, httpx, certifi, pendulum and pyyaml; Ray is an extra."""
     with zipfile.ZipFile(wheel) as archive:
         metadata = archive.read(f"airflow_provider_rayjobs-{__version__}.dist-info/METADATA").decode()
     requirements = re.findall(r"^Requires-Dist: (.+)$", metadata, re.MULTILINE)
@@ -67,8 +67,8 @@ def test_the_wheel_requires_nothing_that_a_worker_does_not_have(wheel: Path):
     assert [line for line in requirements if "extra ==" in line] == ["ray[default]>=2.40; extra == 'ray'"]
 
 
-def test_airflow_lists_the_connection_type_of_the_installed_wheel(installed: dict[str, str], tmp_path: Path):
-    """``airflow providers hooks`` knows ``ray_jobs``, and the code comes from the wheel."""
+def test_airflow_lists_the_connection_type_of_the_wheel(installed: dict[str, str], tmp_path: Path):
+    """``airflow providers hooks`` lists ``ray_jobs``, from the installed wheel."""
     where = subprocess.run(
         [sys.executable, "-c", "import airflow_provider_rayjobs as it; print(it.__file__)"],
         env=installed, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60,

@@ -31,15 +31,15 @@ def dotted_paths() -> list[str]:
 
 
 def test_provider_info_is_valid_against_airflows_schema():
-    """The dictionary passes the schema of the installed Airflow."""
+    """The dictionary is valid against the schema of the installed Airflow."""
     schema = json.loads(files("airflow").joinpath("provider_info.schema.json").read_text())
 
     jsonschema.validate(get_provider_info(), schema)
 
 
 @pytest.mark.parametrize("path", dotted_paths())
-def test_every_dotted_path_leads_to_something(path: str):
-    """Each module and class that provider info names can be imported."""
+def test_every_dotted_path_can_be_imported(path: str):
+    """Every module and class that provider info names can be imported."""
     try:
         importlib.import_module(path)
     except ModuleNotFoundError:
@@ -47,8 +47,8 @@ def test_every_dotted_path_leads_to_something(path: str):
         assert hasattr(importlib.import_module(module), name)
 
 
-def test_every_public_module_is_named():
-    """A module with operators, sensors, triggers or hooks is in provider info."""
+def test_every_public_module_is_listed():
+    """Every module with operators, sensors, triggers or hooks is in provider info."""
     package = ROOT / "airflow_provider_rayjobs"
     expected = {
         f"airflow_provider_rayjobs.{name}"
@@ -59,7 +59,7 @@ def test_every_public_module_is_named():
     assert expected <= set(dotted_paths())
 
 
-def test_the_entry_point_leads_to_provider_info():
+def test_entry_point_is_get_provider_info():
     """Airflow finds the package by its entry point."""
     [entry_point] = [
         found
@@ -70,14 +70,14 @@ def test_the_entry_point_leads_to_provider_info():
     assert entry_point.load() is get_provider_info
 
 
-def test_the_connection_form_offers_what_the_hook_reads():
-    """Form and hook know the same extras, and the hook's attributes are those of the connection type."""
+def test_connection_form_has_every_extra():
+    """The form has the extras that the hook reads, and the hook has the names of the connection type."""
     [kind] = get_provider_info()["connection-types"]
 
     assert set(kind["conn-fields"]) == EXTRAS.keys()
     assert (kind["connection-type"], kind["hook-name"]) == (RayJobsHook.conn_type, RayJobsHook.hook_name)
 
 
-def test_the_links_key_is_its_own():
-    """The link is kept under a key that cannot meet another link's."""
+def test_link_has_its_own_xcom_key():
+    """The link is stored under a key that no other link uses."""
     assert RayJobLink().xcom_key == "ray_job_link"

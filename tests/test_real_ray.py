@@ -37,8 +37,8 @@ def follow(client: RayJobsClient, job: str) -> tuple[JobDetails, str]:
     return details, "\n".join(records)
 
 
-def test_a_job_succeeds(client: RayJobsClient):
-    """A job that ends with 0 has SUCCEEDED, and its times are by the head's clock."""
+def test_succeeded_job_has_exit_code_and_log(client: RayJobsClient):
+    """A job with exit code 0 is SUCCEEDED, and its times are Unix milliseconds."""
     details, log = follow(client, client.submit_job("echo hello"))
 
     assert (details.status, details.driver_exit_code) == (JobStatus.SUCCEEDED, 0)
@@ -47,8 +47,8 @@ def test_a_job_succeeds(client: RayJobsClient):
     assert "hello" in log.splitlines()
 
 
-def test_a_job_fails_with_its_exit_code(client: RayJobsClient):
-    """A job that ends with 3 has FAILED, by its own command."""
+def test_failed_job_has_exit_code(client: RayJobsClient):
+    """A job with exit code 3 is FAILED because of its entrypoint."""
     details, log = follow(client, client.submit_job("echo so; sleep 2; echo long; exit 3"))
 
     assert (details.status, details.driver_exit_code) == (JobStatus.FAILED, 3)
@@ -56,18 +56,18 @@ def test_a_job_fails_with_its_exit_code(client: RayJobsClient):
     assert {"so", "long"} <= set(log.splitlines())
 
 
-def test_a_job_that_fails_at_once_is_seen_to_have_failed_with_its_log(client: RayJobsClient):
-    """However fast a job fails, its status and its last line arrive."""
+def test_job_that_fails_immediately_has_status_and_log(client: RayJobsClient):
+    """A job that fails immediately is reported as FAILED, with its last line."""
     details, log = follow(client, client.submit_job("printf gone; exit 1"))
 
     assert details.status == JobStatus.FAILED
     assert "gone" in log
 
 
-def test_a_job_is_stopped(client: RayJobsClient):
-    """A stopped job has STOPPED, and what it printed before is there."""
+def test_stopped_job_keeps_log(client: RayJobsClient):
+    """A stopped job is STOPPED and keeps its log. Stopping it again returns False."""
     job = client.submit_job("echo started; sleep 600")
-    _eventually(lambda: "started\n" in client.get_job_logs(job))
+    _wait_until(lambda: "started\n" in client.get_job_logs(job))
 
     assert client.stop_job(job) is True
     details, log = follow(client, job)
@@ -76,15 +76,15 @@ def test_a_job_is_stopped(client: RayJobsClient):
     assert client.stop_job(job) is False
 
 
-def test_env_vars_reach_the_driver(client: RayJobsClient):
-    """What ``runtime_env`` sets the driver finds."""
+def test_env_vars_are_set_for_the_driver(client: RayJobsClient):
+    """The driver sees the ``env_vars`` of its runtime environment."""
     _, log = follow(client, client.submit_job('echo "<$GREETING>"', runtime_env={"env_vars": {"GREETING": "hi there"}}))
 
     assert "<hi there>" in log.splitlines()
 
 
-def test_a_runtime_environment_that_cannot_be_set_up_is_told_from_failed_code(client: RayJobsClient):
-    """The job FAILED before its entrypoint ran; there is no log, and Ray says why."""
+def test_runtime_env_setup_failure_has_its_own_error_type(client: RayJobsClient):
+    """A failed setup of the runtime environment has its own error type, Ray's message and no log."""
     job = client.submit_job("echo never", runtime_env={"working_dir": "gcs://_ray_pkg_00000000.zip"})
     details, log = follow(client, job)
 
@@ -93,8 +93,8 @@ def test_a_runtime_environment_that_cannot_be_set_up_is_told_from_failed_code(cl
     assert log == client.get_job_logs(job) == ""
 
 
-def test_ten_thousand_lines_arrive_once_and_in_order(client: RayJobsClient):
-    """A log that grows while it is read arrives whole."""
+def test_growing_log_arrives_once_and_in_order(client: RayJobsClient):
+    """A log that grows while it is read arrives completely, each line once."""
     code = "import time\nfor i in range(10_000):\n print('line', i)\n if not i % 2500: time.sleep(1)"
     job = client.submit_job(["python", "-c", code])
     _, log = follow(client, job)
@@ -103,18 +103,18 @@ def test_ten_thousand_lines_arrive_once_and_in_order(client: RayJobsClient):
     assert log == client.get_job_logs(job).removesuffix("\n")
 
 
-def test_bytes_that_are_no_text_arrive_replaced(client: RayJobsClient):
-    """A driver that prints bytes breaks neither the follower nor the reading afterwards."""
+def test_invalid_utf8_is_replaced(client: RayJobsClient):
+    """Invalid UTF-8 in a log is replaced, both while following the job and when reading the log afterwards."""
     job = client.submit_job(["python", "-c", r"import sys; sys.stdout.buffer.write(b'a\xff\xfeb\r\nc\rd\n')"])
     details, log = follow(client, job)
 
     assert details.status == JobStatus.SUCCEEDED
-    assert log.endswith("a\ufffd\ufffdb\r\nd"), "what a carriage return overwrites is a bar's past state"
+    assert log.endswith("a\ufffd\ufffdb\r\nd"), "text before a carriage return is an overwritten progress bar"
     assert client.get_job_logs(job).endswith("a\ufffd\ufffdb\r\nc\rd\n")
 
 
-def test_two_jobs_at_once_keep_to_themselves(client: RayJobsClient):
-    """Jobs that run side by side have each their own end and log."""
+def test_concurrent_jobs_have_separate_exit_codes_and_logs(client: RayJobsClient):
+    """Two jobs that run at the same time have their own exit codes and logs."""
     jobs = [client.submit_job(f"sleep 1; echo this is {name}; exit {code}") for name, code in (("a", 0), ("b", 5))]
     with ThreadPoolExecutor() as pool:
         (first, log_a), (second, log_b) = pool.map(lambda job: follow(client, job), jobs)
@@ -125,22 +125,22 @@ def test_two_jobs_at_once_keep_to_themselves(client: RayJobsClient):
     assert "this is b" not in log_a.splitlines()
 
 
-def test_an_interactive_job_can_be_listed_and_read(client: RayJobsClient, driver: JobDetails):
-    """A job of type DRIVER is known by its Ray Core job id."""
+def test_driver_job_is_found_by_its_job_id(client: RayJobsClient, driver: JobDetails):
+    """A job of type DRIVER has a Ray Core job id and no submission id."""
     assert client.get_job(driver.job_id).type == JobType.DRIVER
     assert driver.submission_id is None
     assert driver.name == driver.job_id
 
 
-def test_what_ray_refuses_for_an_interactive_job_is_one_clear_error(client: RayJobsClient, driver: JobDetails):
-    """Stop, logs and delete of a DRIVER job say what such a job is, and whom to turn to."""
+def test_stop_logs_and_delete_are_rejected_for_driver_job(client: RayJobsClient, driver: JobDetails):
+    """Ray supports no stop, logs or delete for a DRIVER job, and the error says that the job is interactive."""
     for refused in (client.stop_job, client.get_job_logs, client.delete_job):
         with pytest.raises(RayApiRejectedError, match=r"started interactively \(type DRIVER\)"):
             refused(driver.job_id)
 
 
-def test_an_interactive_job_can_be_waited_for(client: RayJobsClient, driver: JobDetails, ray_head: RayHead):
-    """Following a DRIVER job ends when its driver does; its log stays where it is."""
+def test_driver_job_can_be_followed(client: RayJobsClient, driver: JobDetails, ray_head: RayHead):
+    """Following a DRIVER job returns when its driver exits, and shows no log."""
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(follow, client, driver.job_id)
         time.sleep(2)
@@ -152,16 +152,16 @@ def test_an_interactive_job_can_be_waited_for(client: RayJobsClient, driver: Job
     assert log == ""
 
 
-def test_a_list_of_arguments_stays_what_it_is(client: RayJobsClient):
-    """No value breaks out of its place in the command line."""
-    nasty = ["$(echo x)", "a b", "'", '"', "\\", ";exit 3", "a\nb", "", "*", "ä😀"]
-    _, log = follow(client, client.submit_job(["python", "-c", "import sys; print(sys.argv[1:])", *nasty]))
+def test_entrypoint_list_is_quoted(client: RayJobsClient):
+    """Each item of an entrypoint list arrives as one unchanged argument."""
+    arguments = ["$(echo x)", "a b", "'", '"', "\\", ";exit 3", "a\nb", "", "*", "ä😀"]
+    _, log = follow(client, client.submit_job(["python", "-c", "import sys; print(sys.argv[1:])", *arguments]))
 
-    assert repr(nasty) in log.splitlines()
+    assert repr(arguments) in log.splitlines()
 
 
-def test_a_submission_id_is_taken_once(client: RayJobsClient):
-    """A second submission under an id of somebody else is refused; the first job is untouched."""
+def test_submission_id_of_another_job_is_rejected(client: RayJobsClient):
+    """A submission with the id of another job raises an error and does not affect that job."""
     job = client.submit_job("sleep 1", submission_id=f"taken-{time.time_ns()}")
 
     with pytest.raises(RayJobExistsError, match="belongs to another job"):
@@ -169,8 +169,8 @@ def test_a_submission_id_is_taken_once(client: RayJobsClient):
     assert follow(client, job)[0].status == JobStatus.SUCCEEDED
 
 
-def test_a_job_that_has_not_ended_is_not_deleted(client: RayJobsClient):
-    """Deleting is for jobs that have ended; afterwards the cluster does not know them."""
+def test_running_job_is_not_deleted(client: RayJobsClient):
+    """Only a job with a terminal status can be deleted. Afterwards the cluster does not know its id."""
     job = client.submit_job("sleep 2")
 
     with pytest.raises(RayJobNotTerminalError, match="has not ended"):
@@ -181,34 +181,34 @@ def test_a_job_that_has_not_ended_is_not_deleted(client: RayJobsClient):
         client.get_job(job)
 
 
-def test_a_head_that_asks_for_a_token_gets_it_and_says_when_it_is_wrong():
-    """With the token the API works; without it, or with a wrong one, the error says so and shows no token."""
+def test_token_is_sent_and_missing_or_wrong_token_is_reported():
+    """A head in token mode accepts the right token. A missing or wrong token raises an error without the token."""
     token = "marked-secret-0123456789abcdef"
     with RayHead(num_cpus=1, environment={"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}) as head:
         with RayJobsClient(head.address, token=token) as client:
             assert follow(client, client.submit_job("true"))[0].status == JobStatus.SUCCEEDED
-        for wrong, said in (
+        for wrong, problem in (
             (None, "missing, Ray requires one"),
             ("marked-secret-that-is-wrong-0123", "rejected by Ray"),
         ):
             with (
                 RayJobsClient(head.address, token=wrong) as client,
-                pytest.raises(RayApiAuthError, match=f"token {said}: could not submit job ") as caught,
+                pytest.raises(RayApiAuthError, match=f"token {problem}: could not submit job ") as caught,
             ):
                 client.submit_job("true")
             assert "marked-secret" not in str(caught.value)
 
 
-def test_nobody_there_is_said_with_the_address():
-    """A head that is not there is an error that names the address, after the time that was allowed."""
+def test_unreachable_head_error_names_address():
+    """A refused connection raises an error with the address once ``retry_timeout`` has passed."""
     with RayJobsClient("http://127.0.0.1:9", retry_timeout=0) as client, pytest.raises(RayApiConnectionError) as caught:
         client.get_version()
 
     assert "Connection refused: could not get the Ray version at http://127.0.0.1:9. " in str(caught.value)
 
 
-def _eventually(answer: Callable[[], Any], timeout: float = 60.0) -> None:
+def _wait_until(condition: Callable[[], Any], timeout: float = 60.0) -> None:
     deadline = time.monotonic() + timeout
-    while not answer():
-        assert time.monotonic() < deadline, "nothing came of it in time"
+    while not condition():
+        assert time.monotonic() < deadline, f"no result within {timeout:g} s"
         time.sleep(0.3)

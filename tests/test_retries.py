@@ -1,4 +1,4 @@
-"""Which errors are worth a retry."""
+"""The retry policy: which errors are retried."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobRuntimeEnvError,
     RayJobsError,
     RayJobStoppedError,
-    RayJobSupervisorDiedError,
+    RayJobSupervisorError,
     RayJobTimeoutError,
     RayJobUnschedulableError,
 )
@@ -55,7 +55,7 @@ FAILS = [
     RayApiAddressError("a page"),
     RayJobExistsError("taken"),
 ]
-RETRIES = [RayJobLostError("lost"), RayJobSupervisorDiedError("died"), RayApiUnreachableError("away")]
+RETRIES = [RayJobLostError("lost"), RayJobSupervisorError("died"), RayApiUnreachableError("away")]
 OTHERS = [
     RayJobsError("odd"),
     RayJobNotFoundError("gone"),
@@ -79,8 +79,8 @@ OTHERS = [
     ],
     ids=repr,
 )
-def test_defaults(error: BaseException, action: RetryAction | None, default: RetryAction) -> None:
-    """What no retry can mend fails, what is the cluster's fault is tried again, and the rest is as it is said."""
+def test_default_rules(error: BaseException, action: RetryAction | None, default: RetryAction) -> None:
+    """Final errors fail, failures of the cluster are retried, and ``default`` decides about the rest."""
     policy = RayJobRetryPolicy(default=default)
 
     assert decided(policy, error) is (action or default)
@@ -88,13 +88,13 @@ def test_defaults(error: BaseException, action: RetryAction | None, default: Ret
     assert bool(policy.evaluate(error, 1, 3).reason) is (action is not None)
 
 
-def test_the_rest_is_as_the_task_says() -> None:
-    """Without a default the rest is Airflow's concern."""
+def test_other_errors_are_left_to_the_task() -> None:
+    """Without ``default`` the task decides about errors without a rule."""
     assert decided(RayJobRetryPolicy(), OTHERS[0]) is RetryAction.DEFAULT
 
 
-def test_rules_come_first() -> None:
-    """Rules that are given are asked in their order before the defaults, which they can overrule."""
+def test_given_rules_have_precedence() -> None:
+    """Given rules apply in their order, before the default rules."""
     delay = timedelta(minutes=5)
     policy = RayJobRetryPolicy(
         rules=[
@@ -121,8 +121,8 @@ def test_rules_come_first() -> None:
         pytest.param(0, 0, RetryAction.FAIL, id="an exit code of 0"),
     ],
 )
-def test_fail_on_exit_code(exit_code: int | None, fail_on: Any, action: RetryAction) -> None:
-    """The task's fail_on_exit_code counts with the policy, too, and for the user's code only."""
+def test_fail_on_exit_code_applies_with_the_policy(exit_code: int | None, fail_on: Any, action: RetryAction) -> None:
+    """The task's ``fail_on_exit_code`` applies with the policy too, to failures of the user's code only."""
     policy = RayJobRetryPolicy(default=RetryAction.RETRY)
 
     assert decided(policy, code_failed(exit_code), fail_on_exit_code=fail_on) is action
@@ -130,15 +130,15 @@ def test_fail_on_exit_code(exit_code: int | None, fail_on: Any, action: RetryAct
     assert decided(policy, code_failed(exit_code)) is RetryAction.RETRY
 
 
-def test_a_rule_before_fail_on_exit_code() -> None:
-    """A rule that is given for the user's code is asked before the task's fail_on_exit_code."""
+def test_rule_has_precedence_over_fail_on_exit_code() -> None:
+    """A given rule for the user's code has precedence over ``fail_on_exit_code``."""
     policy = RayJobRetryPolicy(rules=[RetryRule(RayJobEntrypointError, RetryAction.RETRY)])
 
     assert decided(policy, code_failed(3), fail_on_exit_code=3) is RetryAction.RETRY
 
 
-def test_the_policy_of_a_task() -> None:
-    """A task with the policy raises the classes that the policy knows, and knows by it which try is its last."""
+def test_task_with_the_policy_raises_its_classes() -> None:
+    """A task with the policy raises the package's own classes, and the policy tells which try is the last."""
     task = RayJobSubmitOperator(task_id="t", entrypoint="true", retries=3, retry_policy=RayJobRetryPolicy())
     context: Any = {"ti": SimpleNamespace(try_number=1, max_tries=3), "task": task}
 
@@ -149,16 +149,16 @@ def test_the_policy_of_a_task() -> None:
         assert is_last_try(raised, task, context) is (error in FAILS)
 
 
-def test_a_timeout_of_both_classes() -> None:
-    """The end by execution_timeout is told by our class, too."""
+def test_execution_timeout_matches_the_package_class() -> None:
+    """The error of an expired ``execution_timeout`` matches a rule for RayJobTimeoutError."""
     policy = RayJobRetryPolicy(rules=[RetryRule(RayJobTimeoutError, RetryAction.FAIL)])
     raised = to_task_error(RayJobTimeoutError("late", limit="execution_timeout"), has_retry_policy=True)
 
     assert decided(policy, raised) is RetryAction.FAIL
 
 
-def test_the_policy_is_stored_with_its_dag() -> None:
-    """What Airflow stores of the policy decides as the policy does."""
+def test_stored_policy_decides_the_same() -> None:
+    """The policy that Airflow stores with its DAG decides the same."""
     policy = RayJobRetryPolicy([RetryRule(RayJobStoppedError, RetryAction.FAIL)], RetryAction.RETRY)
 
     stored = ExceptionRetryPolicy.deserialize(json.loads(json.dumps(policy.serialize())))

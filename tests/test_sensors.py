@@ -147,7 +147,7 @@ def test_a_head_that_is_away_is_borne_for_a_while(monkeypatch: pytest.MonkeyPatc
     store = Store()
 
     assert [waiting.poke(context()), waiting.poke(context())] == [False, False]
-    assert sum("Lost sight of job job-1" in line for line in shown.lines) == 1
+    assert sum("No usable answer about Ray job job-1" in line for line in shown.lines) == 1
     assert not sensor(submission_id="job-1", ray_conn_id="ray_nobody", mode="reschedule").poke(context(store))
     store["ray_job_sensor"]["outage_since"] -= 601
     with pytest.raises(RayApiUnreachableError):

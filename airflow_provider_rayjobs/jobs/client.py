@@ -19,9 +19,9 @@ from airflow_provider_rayjobs.jobs.access import Access
 from airflow_provider_rayjobs.jobs.logs.download import LogFile, get_job_logs, save_job_logs
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.models import JobDetails, RayVersion
-from airflow_provider_rayjobs.jobs.packages.submit import CodeOptions, submit_with_code
 from airflow_provider_rayjobs.jobs.requests import Answer, AnyRequest, LogRequest, Request
 from airflow_provider_rayjobs.jobs.steps import Engine, OnLog, send
+from airflow_provider_rayjobs.jobs.submit import CodeOptions, submit_with_code
 from airflow_provider_rayjobs.jobs.transport import AsyncUploadBytes, HttpCodec, LogReceiver, UploadBytes, check_address
 
 T = TypeVar("T")
@@ -93,7 +93,7 @@ class RayJobsClient(_BaseClient[httpx.Client]):
         uploaded first, unless the cluster has it. Relative paths start at the working directory.
 
         :param entrypoint: a shell command; or a list of its arguments, which is quoted.
-        :param options: see :class:`~.submission.SubmissionOptions` and :class:`~.packages.submit.CodeOptions`.
+        :param options: see :class:`~.submission.SubmissionOptions` and :class:`~.submit.CodeOptions`.
         :raises ValueError: for an option that can never work; nothing was submitted.
         :raises RayPackageError: for local code that cannot be packed; nothing was submitted.
         """

@@ -15,13 +15,13 @@ from urllib.parse import quote
 
 from airflow_provider_rayjobs.exceptions import (
     RayApiAddressError,
+    RayApiBusyError,
+    RayApiPackageNotFoundError,
     RayApiRejectedError,
     RayApiResponseError,
-    RayApiUnavailableError,
     RayJobExistsError,
     RayJobNotFoundError,
     RayJobNotTerminalError,
-    RayPackageNotFoundError,
 )
 from airflow_provider_rayjobs.jobs.diagnosis import CHECK_ADDRESS, Diagnosis, diagnose_answer
 from airflow_provider_rayjobs.jobs.models import ClusterResources, JobDetails, JobSubmission, RayVersion
@@ -176,7 +176,7 @@ def _diagnose_status(answer: Answer) -> Diagnosis[RayApiResponseError]:
         case 500 if "Please use a different submission_id" in text:
             return RayJobExistsError, "the submission id is taken", "Another job of the cluster has it. Use another id."
         case 500 if "try again later" in text:
-            return RayApiUnavailableError, "the cluster is not ready", "Try again later."
+            return RayApiBusyError, "the cluster is not ready", "Try again later."
         case 500 if "non-terminal state" in text:
             return RayJobNotTerminalError, "the job has not ended", "Stop it and wait for its end first."
         case 400 if "submission type jobs" in text:
@@ -189,7 +189,7 @@ def _diagnose_status(answer: Answer) -> Diagnosis[RayApiResponseError]:
             advice = "The id is wrong, the job was deleted, or the head was restarted since."
             return RayJobNotFoundError, "job not found", advice
         case 404 if text.startswith("Package ") and text.endswith("does not exist"):
-            return RayPackageNotFoundError, "package not found", "The cluster does not hold it."
+            return RayApiPackageNotFoundError, "package not found", "The cluster does not hold it."
         case 413:
             advice = (
                 "Ray takes 100 MiB; a lower limit is that of a reverse proxy (nginx: client_max_body_size). Raise it, "
@@ -198,7 +198,7 @@ def _diagnose_status(answer: Answer) -> Diagnosis[RayApiResponseError]:
             return RayApiRejectedError, "request too large", advice
         case 429 | 502 | 503 | 504 as code:
             advice = "The head, or a reverse proxy, cannot answer now."
-            return RayApiUnavailableError, HTTPStatus(code).phrase.lower(), advice
+            return RayApiBusyError, HTTPStatus(code).phrase.lower(), advice
         case 404 | 405:
             return RayApiAddressError, "this is not the Ray Jobs API", CHECK_ADDRESS
         case _:

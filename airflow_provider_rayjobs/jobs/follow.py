@@ -1,8 +1,8 @@
 """
-Follow a job to its end: an engine, without I/O and without a clock (:mod:`.steps` is its contract).
+Follow a job until a terminal status: an engine (:mod:`.steps` is its contract).
 
-Following is polling with short requests. A connection held open on the head, as a log tail holds one until
-the job ends, is one of a hundred that its Jobs API has; the hundredth hangs the head for everybody.
+Following is polling with short requests. A log tail would hold one of the 100 connections of the head's Jobs API until
+the job ends, and the head hangs for all clients when the last one is taken.
 """
 
 from __future__ import annotations
@@ -23,26 +23,17 @@ from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobStatus
 from airflow_provider_rayjobs.jobs.steps import Engine, LogMessage, Send, Sleep
 
-# Seconds between the first looks at a job, and how they grow: a job that ends after a second is seen to have
-# ended within the next, and one that runs for hours costs the head 4 ms every ``poll_interval``.
-FIRST_PAUSE = 0.5
-GROWTH = 1.4
-SHORTEST_PAUSE = 0.1  # whatever is asked for: a head answers about 250 looks a second, for all of its followers
+# Seconds between the first polls, and their growth up to ``poll_interval``: a short job is followed closely. A poll
+# takes 4 ms of the head.
+FIRST_DELAY = 0.5
+DELAY_GROWTH = 1.4
+MIN_POLL_INTERVAL = 0.1  # a head answers about 250 polls a second, for all clients together
 POLL_INTERVAL = 5.0
 UNREACHABLE_TIMEOUT = 600.0
 
 
 class FollowOptions(TypedDict, total=False):
-    """
-    How to follow a job, all in seconds.
-
-    ``poll_interval``
-        between two looks, once the first quick ones are over; 5 when not given.
-    ``unreachable_timeout``
-        without a usable answer that are borne in a row; 600 when not given.
-    ``missing_timeout``
-        for which "no such job" is borne: somebody may be about to submit it; 0 when not given.
-    """
+    """How to follow a job; see :func:`follow_job`."""
 
     poll_interval: float
     unreachable_timeout: float
@@ -63,27 +54,27 @@ def follow_job(
     Follow a job to its terminal status.
 
     :param submission_id: a submission id, or the Ray Core job id of an interactive job.
-    :param poll_interval: seconds between two looks, once the first quick ones are over.
-    :param unreachable_timeout: seconds without a usable answer that are borne in a row.
-    :param missing_timeout: seconds for which "no such job" is borne: somebody may be about to submit it.
-    :param reader: of the job's log; ``None`` reads none.
+    :param poll_interval: seconds between two polls; the first polls follow each other faster.
+    :param unreachable_timeout: seconds for which an outage is tolerated.
+    :param missing_timeout: seconds for which an unknown job is tolerated, because it may still be submitted.
+    :param reader: reads the job's log; ``None`` for no log.
     :param limits: how long the job may wait and run.
-    :param session: the cluster's name for the life in which the job was submitted.
-    :return: the job as it ended, every line of its log having been shown; where the reader hands the log over to
-        somebody else (:attr:`.LogReader.defers_to_worker`), the job as it is when that is due.
+    :param session: the Ray session in which the job was submitted.
+    :return: the ended job, after all of its log was emitted. If :attr:`.LogReader.defers_to_worker`, the job as it is
+        when the log is handed over.
     :raises RayJobNotFoundError: the cluster does not know the job.
-    :raises RayJobLostError: it does not, and it was started anew since the submission.
-    :raises RayJobTimeoutError: a limit is over; the job goes on until somebody stops it.
-    :raises RayApiUnreachableError: ``unreachable_timeout`` is over.
+    :raises RayJobLostError: the cluster does not know the job, and the head was restarted since the submission.
+    :raises RayJobTimeoutError: a time limit expired; the job still runs.
+    :raises RayApiUnreachableError: an outage exceeded ``unreachable_timeout``.
     """
     now = yield Sleep(0)
     outage = Outage(submission_id, unreachable_timeout)
     missing_until = now + missing_timeout
-    longest_pause = max(poll_interval, SHORTEST_PAUSE)
-    pause = min(FIRST_PAUSE, longest_pause)
+    max_delay = max(poll_interval, MIN_POLL_INTERVAL)
+    delay = min(FIRST_DELAY, max_delay)
     unknown: JobStatus | None = None
-    remaining = float("inf")
     while True:
+        remaining = float("inf")
         try:
             details: JobDetails = yield from _get_job(submission_id, session)
         except RayJobNotFoundError:
@@ -95,50 +86,44 @@ def follow_job(
         except RayJobsError as error:
             now = yield Sleep(0)
             yield from outage.record_failure(error, now)
-            remaining = float("inf")
         else:
             yield from outage.record_success(now)
             if not details.status.is_known and details.status != unknown:
                 unknown = details.status
                 yield LogMessage(
-                    f"Ray says that job {submission_id} is {unknown}, a status that this version of the provider "
-                    "does not know; it is followed as a job that has not ended.",
+                    f"Ray job {submission_id} has status {unknown}, which this client does not know. It is followed as "
+                    "a job that has not ended.",
                     logging.WARNING,
                 )
             if reader is not None:
-                yield from reader.read(details, longest_pause)
-            if details.status.is_terminal():
-                return details
+                yield from reader.read(details, max_delay)
             limits.check(details)
-            if reader is not None and reader.defers_to_worker:
+            if details.status.is_terminal() or (reader is not None and reader.defers_to_worker):
                 return details
-            remaining = max(limits.remaining(details), FIRST_PAUSE)
-        now = yield Sleep(min(pause, remaining))
-        pause = min(pause * GROWTH, longest_pause)
+            remaining = max(limits.remaining(details), FIRST_DELAY)
+        now = yield Sleep(min(delay, remaining))
+        delay = min(delay * DELAY_GROWTH, max_delay)
 
 
 def _get_job(submission_id: str, session: str | None) -> Engine[JobDetails]:
-    """
-    Look at a job.
-
-    :raises RayJobLostError: the cluster does not know it, and its session is another one.
-    """
+    """Get a job. An unknown job is lost if the cluster runs another Ray session."""
     try:
         details: JobDetails = yield Send(endpoints.get_job(submission_id))
         return details
     except RayJobNotFoundError as error:
-        if session is not None:
-            version = yield Send(endpoints.get_version())
-            if version.session_name != session:
-                raise RayJobLostError(
-                    f"Ray job {submission_id} was lost with its cluster: it was submitted in session {session}, and "
-                    f"{version.session_name} answers now. Jobs die with their head. {error}"
-                ) from error
-        raise
+        if session is None:
+            raise
+        version = yield Send(endpoints.get_version())
+        if version.session_name == session:
+            raise
+        raise RayJobLostError(
+            f"Ray job {submission_id} was lost: the head was restarted. The job was submitted in session {session}, "
+            f"and session {version.session_name} answers now. Submit the job again. {error}"
+        ) from error
 
 
 def poll_job(submission_id: str, reader: LogReader | None) -> Engine[JobDetails]:
-    """Look at a job once and show what is new in its log: one round of :func:`follow_job`."""
+    """Poll a job once and emit the new part of its log."""
     details: JobDetails = yield Send(endpoints.get_job(submission_id))
     if reader is not None:
         yield from reader.read(details)
@@ -148,10 +133,10 @@ def poll_job(submission_id: str, reader: LogReader | None) -> Engine[JobDetails]
 @dataclass
 class Outage:
     """
-    A time in which a cluster gives no usable answer: said once when it begins and once when it is over.
+    A time without usable answers. It is logged once at its start and once at its end.
 
-    Anything but "no such job" counts: a proxy's error page, credentials that are being rotated and a head
-    that restarts pass, and the job runs on meanwhile.
+    Every error counts, apart from "no such job": error pages of a proxy, expired credentials and a restarting head are
+    temporary, and the job runs on meanwhile.
     """
 
     job: str
@@ -160,25 +145,26 @@ class Outage:
 
     def record_failure(self, error: RayJobsError, now: float) -> Engine[None]:
         """
-        Take note of a failure.
+        Record a failed poll.
 
-        :raises RayApiUnreachableError: when it has lasted for too long.
+        :raises RayApiUnreachableError: the outage exceeds its timeout.
         """
         if self.since is None:
             self.since = now
             yield LogMessage(
-                f"Lost sight of job {self.job}, which may well run on; trying again for {self.timeout:.0f} s. {error}",
+                f"No usable answer about Ray job {self.job}. The job may still be running. Retrying for "
+                f"{self.timeout:.0f} s. {error}",
                 logging.WARNING,
             )
         if now - self.since >= self.timeout:
             raise RayApiUnreachableError(
-                f"Could not see job {self.job} for {now - self.since:.0f} s (unreachable_timeout is "
-                f"{self.timeout:.0f} s). It may still run: look at the cluster before you start it again. "
-                f"Last error: {error}"
+                f"No usable answer about Ray job {self.job} for {now - self.since:.0f} s (unreachable_timeout is "
+                f"{self.timeout:.0f} s). The job may still be running: look for it on the cluster before you submit it "
+                f"again. Last error: {error}"
             ) from error
 
     def record_success(self, now: float) -> Engine[None]:
-        """Take note of an answer."""
+        """Record a usable answer."""
         if self.since is not None:
-            yield LogMessage(f"Job {self.job} is in sight again after {now - self.since:.0f} s.")
+            yield LogMessage(f"Ray answers about job {self.job} again, after {now - self.since:.0f} s.")
             self.since = None

@@ -1,16 +1,20 @@
-"""How long a job may wait and run: counted from Ray's own start time by the head's clock, and so for all who follow."""
+"""
+How long a job may wait and run, and why it does not start.
+
+Times count from Ray's ``start_time`` by the head's clock, so every client that follows the job gets the same result.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from airflow_provider_rayjobs.exceptions import RayJobTimeoutError
 from airflow_provider_rayjobs.jobs.models import ClusterResources, JobDetails, JobStatus
 
-# A client that leaves in the middle of a submission can leave a record that nothing ever starts (ray-project/ray
-# 62766). The head itself gives up a job that has not started after 15 minutes; a record without a supervisor, never.
+# A client that disconnects during a submission can leave a PENDING record that Ray never starts (ray-project/ray
+# issue 62766). The head itself fails a job that has not started after 15 minutes, unless it has no supervisor.
 UNANSWERED_TIMEOUT = 1200.0
 _GIB = 1024**3
 
@@ -18,14 +22,13 @@ _GIB = 1024**3
 @dataclass(frozen=True)
 class Limits:
     """
-    What a follower gives a job up for; all in seconds since the submission, ``None`` for no limit.
+    Time limits after which a job is abandoned: seconds since the submission, ``None`` for no limit.
 
     :param pending_timeout: for a job that has not started.
     :param job_timeout: for a job that has not ended.
-    :param execution_timeout: Airflow's name for the same; Airflow itself enforces it on a worker only, and anew for
-        each try.
-    :param is_confirmed: whether Ray's answer to the submission was seen; a job without, which has not started after 20
-        minutes, is given up in any case.
+    :param execution_timeout: the same, for a limit of the caller that has this name.
+    :param is_confirmed: whether Ray confirmed the submission. A job without confirmation is abandoned if it has not
+        started after 20 minutes.
     """
 
     pending_timeout: float | None = None
@@ -34,39 +37,41 @@ class Limits:
     is_confirmed: bool = True
 
     def to_json(self) -> dict[str, Any]:
-        """Return what may be stored with a trigger."""
+        """Return a form that can be stored."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any] | None) -> Limits:
-        """Read what :meth:`to_json` made."""
+        """Read what :meth:`to_json` returned."""
         return cls(**(stored or {}))
 
     def check(self, details: JobDetails) -> None:
         """
-        Tell whether a job may go on.
+        Check the limits that apply to the job's status.
 
-        :raises RayJobTimeoutError: when it has not ended and a limit is over; ``limit`` says which.
+        :raises RayJobTimeoutError: the job has not ended and a limit expired; ``limit`` names it.
         """
         age = details.age
         if age is None or details.status.is_terminal():
             return
-        for name, seconds in self._that_count(details):
+        for limit, seconds in self._active(details):
             if age >= seconds:
+                reason = f"{limit} is {seconds:.12g} s."
+                if limit == "lost_answer":
+                    reason = f"Ray did not confirm it and may never start it. The limit is {seconds:.0f} s."
                 raise RayJobTimeoutError(
-                    f"Ray job {details.name} is still {details.status} {age:.0f} s after its submission; "
-                    + _WHY.get(name, "{limit} is {seconds:.12g} s.").format(limit=name, seconds=seconds),
-                    limit=name,
+                    f"Ray job {details.name} is still {details.status} {age:.0f} s after its submission. {reason}",
+                    limit=limit,
                     details=details,
                 )
 
     def remaining(self, details: JobDetails) -> float:
-        """Return the seconds until the next limit is over; infinity without one."""
+        """Return the seconds until the next limit expires; infinity without a limit."""
         age = details.age or 0.0
-        return min((seconds - age for _, seconds in self._that_count(details)), default=float("inf"))
+        return min((seconds - age for _, seconds in self._active(details)), default=float("inf"))
 
-    def _that_count(self, details: JobDetails) -> list[tuple[str, float]]:
-        """Return the limits for a job's present status, name and seconds."""
+    def _active(self, details: JobDetails) -> list[tuple[str, float]]:
+        """Return name and seconds of each limit that applies to the job's status."""
         limits = {"job_timeout": self.job_timeout, "execution_timeout": self.execution_timeout}
         if details.status == JobStatus.PENDING:
             limits["pending_timeout"] = self.pending_timeout
@@ -75,40 +80,34 @@ class Limits:
 
 
 NO_LIMITS = Limits()
-_WHY = {
-    "lost_answer": "the answer to its submission was lost, so it may be a record that nothing will ever start, and is "
-    "given up after {seconds:.0f} s.",
-}
 
 
 def describe_shortage(demand: Mapping[str, float], cluster: ClusterResources | None) -> str:
     """
-    Say what a job that does not start asks for, against what its cluster has.
+    Compare what a job that does not start requests with what its cluster has.
 
-    :param demand: what it needs on one node, by Ray's names.
-    :param cluster: ``None`` where that could not be had.
+    :param demand: what the job needs on one node, under Ray's names.
+    :param cluster: ``None`` if the request for it failed.
     """
-    asked = f"The job asks for {_list(demand)} on one node." if demand else "The job asks for no resources of its own."
+    requested = f"The job requests {_list(demand)} on one node." if demand else "The job requests no resources."
     if cluster is None or not cluster.nodes:
-        return f"{asked} What the cluster has could not be seen."
-    everything = {name for node in cluster.nodes for name in node}
-    shown = sorted(name for name in everything | demand.keys() if name in ("CPU", "GPU", "memory") or name in demand)
+        return f"{requested} The resources of the cluster are unknown."
+    shown = sorted({name for node in cluster.nodes for name in node} & {"CPU", "GPU", "memory"} | demand.keys())
     total = {name: sum(node.get(name, 0.0) for node in cluster.nodes) for name in shown}
-    offer = ", ".join(
+    usage = ", ".join(
         f"{_quantity(name, cluster.used.get(name, 0.0))} of {_quantity(name, total[name])} {name}" for name in shown
     )
-    sentences = [asked, f"The cluster has {len(cluster.nodes)} node(s); in use: {offer}."]
-    fits = [node for node in cluster.nodes if all(node.get(name, 0.0) >= number for name, number in demand.items())]
+    reason = _explain_shortage(demand, cluster.nodes)
+    return f"{requested} The cluster has {len(cluster.nodes)} node(s); in use: {usage}. {reason}"
+
+
+def _explain_shortage(demand: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> str:
     if not demand:
-        sentences.append("Its runtime environment may still be on its way, or a node is short of memory.")
-    elif not fits:
-        lacking = [name for name in demand if all(node.get(name, 0.0) < demand[name] for node in cluster.nodes)]
-        sentences.append(
-            f"No node has enough {', '.join(lacking)}." if lacking else "No node has enough of all of them together."
-        )
-    else:
-        sentences.append("A node that is large enough is there: others use it.")
-    return " ".join(sentences)
+        return "Its runtime environment may still be installing, or a node is short of memory."
+    if any(all(node.get(name, 0.0) >= number for name, number in demand.items()) for node in nodes):
+        return "A large enough node exists, but other jobs use it."
+    lacking = [name for name in demand if all(node.get(name, 0.0) < demand[name] for node in nodes)]
+    return f"No node has enough {', '.join(lacking)}." if lacking else "No single node has enough of all of them."
 
 
 def _list(quantities: Mapping[str, float]) -> str:

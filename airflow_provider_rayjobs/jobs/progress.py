@@ -1,24 +1,20 @@
-"""When to say another sentence about something that takes long."""
+"""Limit how often the progress of a long operation is logged."""
 
 from __future__ import annotations
 
-# Seconds between two of them.
-_PAUSE = 5.0
+# Seconds between two progress messages.
+_INTERVAL = 5.0
 
 
 class Throttle:
-    """
-    Tells when the next sentence is due.
-
-    :param now: when the work began, in seconds of any clock.
-    """
+    """Tell when the next progress message is due; ``now`` is in seconds of any clock."""
 
     def __init__(self, now: float) -> None:
-        self._next = now + _PAUSE
+        self._next = now + _INTERVAL
 
     def is_due(self, now: float) -> bool:
-        """Tell whether it is time for one; the next is due some seconds after it."""
+        """Tell whether to log progress now; if so, the next message is due after the interval."""
         if now < self._next:
             return False
-        self._next = now + _PAUSE
+        self._next = now + _INTERVAL
         return True

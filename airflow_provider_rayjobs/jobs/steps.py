@@ -38,14 +38,15 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from airflow_provider_rayjobs.exceptions import (
+    RayApiBusyError,
     RayApiConnectionError,
     RayApiTLSError,
-    RayApiUnavailableError,
+    RayApiUnreachableError,
     RayJobsError,
 )
 from airflow_provider_rayjobs.jobs.requests import AnyRequest, LogRequest, Request, UploadRequest
@@ -184,6 +185,23 @@ def with_retries(step: Send | ReadLog | Upload, retry_timeout: float) -> Engine[
         pause = min(pause * 2, _LONGEST_PAUSE)
 
 
+@contextmanager
+def raising_unreachable(retry_timeout: float, consequence: str, *, sent: bool = True) -> Iterator[None]:
+    """
+    Turn a failure that outlasted its retries into :class:`RayApiUnreachableError`; a TLS error stays what it is.
+
+    :param retry_timeout: seconds, for the message.
+    :param consequence: a sentence on what this means for the job.
+    :param sent: whether the job may have been submitted.
+    """
+    try:
+        yield
+    except RayApiTLSError:
+        raise
+    except (RayApiConnectionError, RayApiBusyError) as error:
+        raise RayApiUnreachableError(f"{error} Retried for {retry_timeout:.0f} s. {consequence}", sent=sent) from error
+
+
 class Interrupted(BaseException):
     """The caller asked a running engine to end. It is not an ``Exception``, so that no handler of errors catches it."""
 
@@ -238,7 +256,7 @@ def may_retry(request: AnyRequest, error: RayJobsError) -> bool:
         return False  # a certificate must be changed first
     if isinstance(error, RayApiConnectionError):
         return request.idempotent or not error.sent
-    return request.idempotent and isinstance(error, RayApiUnavailableError)
+    return request.idempotent and isinstance(error, RayApiBusyError)
 
 
 def with_jitter(pause: float) -> float:

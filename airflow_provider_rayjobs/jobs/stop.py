@@ -1,7 +1,7 @@
 """
-End a job, and clear it away; engines (:mod:`.steps` is their contract).
+Stop or delete a job; engines (:mod:`.steps` is their contract).
 
-Ray's stop is fire and forget. It answers before anything has ended, and a PENDING job hears of it only when it starts.
+Ray's stop is asynchronous: Ray answers before the job has ended, and a PENDING job is stopped only when it starts.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from airflow_provider_rayjobs.jobs.submission import NONCE
 
 T = TypeVar("T")
 
-# Seconds in which a stop has to be confirmed: Ray itself gives the processes of a job 3 s after SIGTERM.
+# Seconds in which a stop must be confirmed. Ray gives the processes of a job 3 s after SIGTERM.
 STOP_TIMEOUT = 30.0
-# Seconds after a job's end in which Ray 2.60 still writes to its record. Deleted in between, the record comes back,
-# without metadata, and FAILED (``JobInfoStorageClient.put_status``; seen).
+# Seconds after a job's end in which Ray 2.60 still writes to its record. A record that is deleted in this time comes
+# back without metadata, as FAILED (observed; source: ``JobInfoStorageClient.put_status``).
 _SETTLING_TIME = 5.0
-_FIRST_PAUSE = 0.5
-_LONGEST_PAUSE = 3.0
-_SHORTEST_TIMEOUT = 1.0
+_FIRST_DELAY = 0.5
+_MAX_DELAY = 3.0
+_MIN_REQUEST_TIMEOUT = 1.0
 
 
 @dataclass(frozen=True)
 class StopResult:
     """
-    What came of a stop.
+    The result of a stop.
 
-    :param has_ended: whether the job has ended, does not exist, or was stopped before it started.
-    :param summary: the same as a sentence for the log.
-    :param details: the job as it was seen last; ``None`` where it was not seen, or is unknown.
+    :param has_ended: whether the job has ended, is unknown, is another submission's, or will be stopped when it starts.
+    :param summary: the result as a sentence for the log.
+    :param details: the job as last seen; ``None`` if it was never seen or is unknown.
     """
 
     has_ended: bool
@@ -45,58 +45,62 @@ class StopResult:
 
 def stop_and_wait(submission_id: str, timeout: float = STOP_TIMEOUT, nonce: str | None = None) -> Engine[StopResult]:
     """
-    Stop a job, again and again until it is over; what cannot be confirmed in time is told, not raised.
+    Stop a job and wait for its end; the stop is repeated. A timeout is returned, not raised.
 
-    A PENDING job that took the stop counts as stopped: Ray ends it when it starts.
-
-    :param timeout: seconds for all of it; one request is made in any case.
-    :param nonce: by which a job of ours is known; another one is left alone.
-    :raises RayApiRejectedError: for a job of type DRIVER, which Ray stops for nobody.
+    :param timeout: seconds for everything; at least one request is sent.
+    :param nonce: the submission nonce; a job with another one is left alone.
+    :raises RayApiRejectedError: the job is of type DRIVER, which Ray cannot stop.
     """
     began = now = yield Sleep(0)
-    pause = _FIRST_PAUSE
+    delay = _FIRST_DELAY
     details: JobDetails | None = None
-    has_taken_it = False
-    seen = "it was not seen at all"
+    is_accepted = False
+    last_error = ""
     while True:
         try:
-            details = yield Send(_within(endpoints.get_job(submission_id), began + timeout - now))
-            if nonce is not None and details.metadata.get(NONCE) != nonce:
-                summary = f"Job {submission_id} is not ours, as its metadata says; it is left alone."
+            details = yield Send(_with_timeout(endpoints.get_job(submission_id), began + timeout - now))
+            if (summary := _summarize(submission_id, details, nonce, is_accepted)) is not None:
                 return StopResult(True, summary, details)
-            if details.status.is_terminal():
-                return StopResult(True, f"Job {submission_id} is over: {details.status}.", details)
-            if details.status == JobStatus.PENDING and has_taken_it:
-                return StopResult(True, f"Job {submission_id} has not started; Ray ends it when it does.", details)
-            seen = f"it was {details.status} when it was seen last"
+            last_error = ""
             now = yield Sleep(0)
-            stop = _within(endpoints.stop_job(submission_id), began + timeout - now)
-            has_taken_it = (yield Send(stop)) or has_taken_it
+            stop = _with_timeout(endpoints.stop_job(submission_id), began + timeout - now)
+            is_accepted = (yield Send(stop)) or is_accepted
         except RayJobNotFoundError:
-            return StopResult(True, f"The cluster does not know job {submission_id}; there is nothing to stop.")
+            return StopResult(True, f"The cluster does not know job {submission_id}. There is nothing to stop.")
         except RayApiRejectedError:
             raise
         except RayJobsError as error:
-            seen = f"{seen.partition(';')[0]}; last error: {error}"
+            last_error = f" Last error: {error}"
         now = yield Sleep(0)
-        if now - began + pause > timeout:
-            return StopResult(
-                False,
-                f"The end of job {submission_id} could not be confirmed within {timeout:.12g} s: {seen}. It may run "
-                "on: look for it on the cluster.",
-                details,
+        if now - began + delay > timeout:
+            summary = (
+                f"The end of job {submission_id} could not be confirmed within {timeout:.12g} s. Its last known status "
+                f"is {details.status if details else 'unknown'}. The job may still be running: look for it on the "
+                f"cluster.{last_error}"
             )
-        now = yield Sleep(pause)
-        pause = min(pause * 2, _LONGEST_PAUSE)
+            return StopResult(False, summary, details)
+        now = yield Sleep(delay)
+        delay = min(delay * 2, _MAX_DELAY)
+
+
+def _summarize(submission_id: str, details: JobDetails, nonce: str | None, is_accepted: bool) -> str | None:
+    """Return the summary of a job that needs no further stop; ``None`` for a job that must be stopped."""
+    if nonce is not None and details.metadata.get(NONCE) != nonce:
+        return f"Job {submission_id} belongs to another submission, as its {NONCE} shows. It is left alone."
+    if details.status.is_terminal():
+        return f"Job {submission_id} ended with status {details.status}."
+    if details.status == JobStatus.PENDING and is_accepted:
+        return f"Job {submission_id} has not started. Ray stops it when it starts."
+    return None
 
 
 def delete_ended_job(submission_id: str, retry_timeout: float) -> Engine[None]:
     """
-    Delete what Ray remembers of a job that has ended, once Ray has written the last of it.
+    Delete Ray's record of a job that has ended, after Ray's last write to it.
 
-    :param retry_timeout: seconds for which failures that may pass are borne.
+    :param retry_timeout: seconds for which a failed request is retried.
     :raises RayJobNotTerminalError: the job has not ended.
-    :raises RayJobNotFoundError: the cluster does not know it.
+    :raises RayJobNotFoundError: the cluster does not know the job.
     """
     details: JobDetails = yield from send(endpoints.get_job(submission_id), retry_timeout)
     if details.end_time is not None and details.seen_at is not None:
@@ -104,5 +108,5 @@ def delete_ended_job(submission_id: str, retry_timeout: float) -> Engine[None]:
     yield from send(endpoints.delete_job(submission_id), retry_timeout)
 
 
-def _within(request: Request[T], seconds: float) -> Request[T]:
-    return replace(request, timeout=min(request.timeout, max(seconds, _SHORTEST_TIMEOUT)))
+def _with_timeout(request: Request[T], seconds: float) -> Request[T]:
+    return replace(request, timeout=min(request.timeout, max(seconds, _MIN_REQUEST_TIMEOUT)))

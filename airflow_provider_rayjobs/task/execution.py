@@ -39,7 +39,8 @@ from airflow_provider_rayjobs.jobs.models import ClusterResources, JobDetails, J
 from airflow_provider_rayjobs.jobs.progress import Throttle
 from airflow_provider_rayjobs.jobs.steps import Engine, Interrupted, interruptible
 from airflow_provider_rayjobs.jobs.stop import StopResult, stop_and_wait
-from airflow_provider_rayjobs.jobs.submission import get_session, new_nonce, submit_job
+from airflow_provider_rayjobs.jobs.submission import new_nonce
+from airflow_provider_rayjobs.jobs.submit import get_session, submit_job
 from airflow_provider_rayjobs.masking import masking_env_vars
 from airflow_provider_rayjobs.task.attempts import (
     Action,
@@ -266,14 +267,14 @@ class Execution:
         if not note.given:
             self._arm()  # an id that a user chose may yet turn out to be somebody else's
         try:
-            submitted = self._run(submit_job(submission, self.settings.unreachable_timeout))
+            is_confirmed = self._run(submit_job(submission, self.settings.unreachable_timeout))
         except _NOTHING_CAME_OF_IT as error:
             self.is_alive = error.was_retried
             raise
         self._arm()
-        if submitted.is_confirmed:
+        if is_confirmed:
             self.memory.change(accepted=True)
-        self.limits = replace(self.limits, is_confirmed=submitted.is_confirmed)
+        self.limits = replace(self.limits, is_confirmed=is_confirmed)
         self.log.info(
             "Submitted Ray job %s to %s: %s",
             note.submission_id,

@@ -31,7 +31,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobRuntimeEnvError,
     RayJobsError,
     RayJobStoppedError,
-    RayJobSupervisorDiedError,
+    RayJobSupervisorError,
     RayJobTimeoutError,
     RayJobUnschedulableError,
     RayJobUnsuccessfulError,
@@ -56,15 +56,15 @@ _FAILURES: Mapping[str, tuple[type[RayJobFailedError], str]] = {
         "The cluster has no place for what the job asks for; ask for less, or give the cluster more.",
     ),
     JobErrorType.JOB_SUPERVISOR_ACTOR_START_FAILURE: (
-        RayJobSupervisorDiedError,
+        RayJobSupervisorError,
         "Ray could not start the process that watches the job.",
     ),
     JobErrorType.JOB_SUPERVISOR_ACTOR_DIED: (
-        RayJobSupervisorDiedError,
+        RayJobSupervisorError,
         "The process that watches the job died, as it does when its node is lost.",
     ),
     JobErrorType.JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE: (
-        RayJobSupervisorDiedError,
+        RayJobSupervisorError,
         "The process that watches the job failed.",
     ),
     JobErrorType.JOB_ENTRYPOINT_COMMAND_START_ERROR: (

@@ -1,7 +1,7 @@
 """
-A Ray job: read a day's bicycle trips, work on each station in a Ray task of its own, write a report.
+A Ray job that reads bicycle trips, summarises each station in its own Ray task, and writes a report.
 
-It runs on the cluster, so it knows nothing of Airflow but what its arguments and environment tell.
+It runs on the cluster without Airflow. Its arguments and environment variables contain all that it needs.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
-import ray  # noqa: TID253  (this runs where Ray is)
+import ray  # noqa: TID253  (this script runs on the Ray cluster)
 
 
 @ray.remote
 def summarise(station: str, durations: list[float]) -> dict[str, object]:
-    """Return one station's figures; durations are in seconds."""
+    """Return the statistics of one station. Durations are in seconds."""
     ordered = sorted(durations)
     return {
         "station": station,
@@ -32,8 +32,8 @@ def summarise(station: str, durations: list[float]) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--trips", type=Path, required=True, help="CSV with started_at, station, duration_s")
-    parser.add_argument("--weekday", type=int, help="0 for Monday to 6 for Sunday; all days when not given")
-    parser.add_argument("--report", type=Path, help="where to write the report as JSON")
+    parser.add_argument("--weekday", type=int, help="0 for Monday to 6 for Sunday. Default: all days")
+    parser.add_argument("--report", type=Path, help="path of the JSON report to write")
     arguments = parser.parse_args()
 
     print(f"Job {os.environ.get('RAY_JOB_SUBMISSION_ID')} of {os.environ.get('AIRFLOW_CTX_DAG_RUN_ID')}", flush=True)

@@ -1,4 +1,4 @@
-"""What a person does with the provider, each task on its own, in both modes."""
+"""One task per feature of the provider, on the worker and deferred where both are possible."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ with DAG(
             **QUICK,
         )
         RayJobSubmitOperator(
-            task_id=f"has_no_environment_{mode}",
+            task_id=f"fails_runtime_env_setup_{mode}",
             entrypoint="echo never",
             runtime_env={"working_dir": "gcs://_ray_pkg_0123456789abcdef.zip"},
             deferrable=deferrable,
@@ -46,7 +46,7 @@ with DAG(
             **QUICK,
         )
     RayJobSubmitOperator(
-        task_id="knows_where_it_comes_from",
+        task_id="prints_its_airflow_context",
         entrypoint=[
             "sh",
             "-c",
@@ -61,16 +61,16 @@ with DAG(
         **QUICK,
     )
     RayJobSubmitOperator(
-        task_id="reads_its_environment_from_a_file",
+        task_id="takes_runtime_env_from_file",
         entrypoint='echo "from the file: $FROM_FILE"',
         runtime_env=str(Path("environments") / "runtime_env.yaml"),
         job_name="named by {{ task.task_id }}",
-        ray_conn_id="ray_jobs_browser",
+        ray_conn_id="ray_jobs_dashboard_url",
         **QUICK,
     )
-    RayJobSubmitOperator(task_id="runs_a_file.yaml", entrypoint="echo config.yaml", fetch_logs="never", **QUICK)
+    RayJobSubmitOperator(task_id="entrypoint_ends_in.yaml", entrypoint="echo config.yaml", fetch_logs="never", **QUICK)
     RayJobSubmitOperator.partial(
-        task_id="is_mapped_over_environments", entrypoint='echo "mapped: $COLOUR"', **QUICK
+        task_id="is_mapped_over_runtime_envs", entrypoint='echo "mapped: $COLOUR"', **QUICK
     ).expand(runtime_env=[{"env_vars": {"COLOUR": colour}} for colour in ("red", "green")])
     RayJobSubmitOperator(
         task_id="prints_ten_thousand_lines",
@@ -78,32 +78,36 @@ with DAG(
         fetch_logs="on_completion",
         **QUICK,
     )
-    RayJobSubmitOperator(task_id="refuses_nonsense", entrypoint="echo x", entrypoint_num_cpus="many", **QUICK)
+    RayJobSubmitOperator(task_id="rejects_invalid_num_cpus", entrypoint="echo x", entrypoint_num_cpus="many", **QUICK)
     RayJobSubmitOperator(
-        task_id="finds_nobody", entrypoint="echo x", ray_conn_id="ray_jobs_nobody", unreachable_timeout=2, **QUICK
+        task_id="cannot_reach_head",
+        entrypoint="echo x",
+        ray_conn_id="ray_jobs_unreachable",
+        unreachable_timeout=2,
+        **QUICK,
     )
 
-    for ending, command in (
-        ("good", "for i in 1 2 3; do echo step $i; sleep 2; done"),
-        ("bad", "echo oh; sleep 2; exit 7"),
+    for outcome, command in (
+        ("success", "for i in 1 2 3; do echo step $i; sleep 2; done"),
+        ("failure", "echo oh; sleep 2; exit 7"),
     ):
-        submit = RayJobSubmitOperator(task_id=f"submits_{ending}", entrypoint=command, wait_for_completion=False)
+        submit = RayJobSubmitOperator(task_id=f"submits_{outcome}", entrypoint=command, wait_for_completion=False)
         for mode in ("poke", "reschedule", "deferrable"):
             RayJobSensor(
-                task_id=f"waits_{ending}_{mode}",
+                task_id=f"waits_{outcome}_{mode}",
                 submission_id=submit.output,
                 poke_interval=2,
                 **({"deferrable": True} if mode == "deferrable" else {"mode": mode}),
             )
-    by_and_by = "for i in $(seq 45); do echo line $i; sleep 1; done"
+    line_per_second = "for i in $(seq 45); do echo line $i; sleep 1; done"
     RayJobSubmitOperator(
-        task_id="is_flushed", entrypoint=by_and_by, deferrable=True, log_flush_interval="{{ 6 }}", **QUICK
+        task_id="flushes_log", entrypoint=line_per_second, deferrable=True, log_flush_interval="{{ 6 }}", **QUICK
     )
     submit = RayJobSubmitOperator(
-        task_id="submits_by_and_by", entrypoint=by_and_by, wait_for_completion=False, priority_weight=10
+        task_id="submits_line_per_second", entrypoint=line_per_second, wait_for_completion=False, priority_weight=10
     )
     RayJobSensor(
-        task_id="waits_and_is_flushed",
+        task_id="waits_and_flushes_log",
         submission_id=submit.output,
         poke_interval=1,
         deferrable=True,
@@ -111,9 +115,9 @@ with DAG(
         timeout=120,
         priority_weight=10,
     )
-    RayJobSensor(task_id="waits_for_nothing", submission_id="no-such-job", poke_interval=1, missing_timeout=3)
+    RayJobSensor(task_id="waits_for_unknown_job", submission_id="no-such-job", poke_interval=1, missing_timeout=3)
     RayJobSensor(
-        task_id="waits_for_nothing_deferred",
+        task_id="waits_for_unknown_job_deferred",
         submission_id="no-such-job",
         poke_interval=1,
         missing_timeout=3,

@@ -1,4 +1,4 @@
-"""Native rendering: templates leave numbers and dictionaries behind."""
+"""A DAG with native rendering, where templates produce numbers and dictionaries."""
 
 from __future__ import annotations
 

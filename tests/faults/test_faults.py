@@ -1,8 +1,8 @@
 """
-Whatever dies in between, each try has exactly one Ray job: real faults in a real Airflow on a real Ray head.
+Faults in a real Airflow on a real Ray head: each try has exactly one Ray job, no matter which process dies.
 
-Each case is one DAG with one connection through a lane of the proxy. They are played side by side, as waiting is most
-of what they do; the tests then look at what came of each.
+Each case is one DAG with one connection, through a fault proxy of its own. The cases run side by side, because they
+spend most of their time waiting. The tests then compare the result of each case with the table below.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Iterator
 
 import pytest
 from airflow import __version__ as airflow_version
+from fault_harness import FaultCase, FaultHarness
 from packaging.version import Version
-from world import Case, World
 
 pytestmark = [
     pytest.mark.airflow,
@@ -26,103 +26,105 @@ pytestmark = [
     ),
 ]
 
-# Entrypoints: one that takes its time, one that ends when its script says so, one that never ends, and one that does
-# from the second try on.
+# Entrypoints. ``@RELEASE@`` is the path of the case's release file.
 SLOW = "echo start; sleep 20; echo end"
 UNTIL_RELEASED = "echo start; until test -e @RELEASE@; do sleep 0.5; done; echo end"
 ENDLESS = "echo start; sleep 600"
-ENDLESS_AT_FIRST = "test {{ ti.try_number }} -gt 1 || sleep 600"
-TALKATIVE = [
+ENDLESS_IN_FIRST_TRY = "test {{ ti.try_number }} -gt 1 || sleep 600"
+HEAVY_LOGGING = [
     "python", "-uc", "import time\nfor _ in range(1500): print('\\n'.join(['x' * 99] * 2000)); time.sleep(0.1)",
 ]  # fmt: skip
-NOWHERE = {"nowhere": "{{ 1 if ti.try_number == 1 else '' }}"}
+# A custom resource that no node has. Only the first try asks for it.
+MISSING_RESOURCE_IN_FIRST_TRY = {"nowhere": "{{ 1 if ti.try_number == 1 else '' }}"}
 RETRY = {"retries": 1, "retry_delay": 1, "poll_interval": 1}
 NO_RETRY = {"retries": 0, "poll_interval": 1}
 DEFERRED = {"deferrable": True}
 MODES = (("worker", {}), ("deferred", DEFERRED))
 
 
-def crash(case: Case) -> None:
-    """The task's process kills itself, as its DAG file says."""
-    case.wait("the second try", lambda: case.instance["try_number"] == 2)
+def wait_for_second_try(case: FaultCase) -> None:
+    """Wait for the second try. The process of the first try kills itself, see ``crash`` in the DAG file."""
+    case.wait_until("the task has a second try", lambda: case.task_instance["try_number"] == 2)
 
 
-def release_when_followed(case: Case) -> None:
-    case.wait("the second try follows the job", lambda: FOLLOWS in case.log(2), timeout=300)
+def release_when_followed(case: FaultCase) -> None:
+    case.wait_until("the second try follows the job", lambda: FOLLOWS_JOB in case.log(2), timeout=300)
     case.release()
 
 
-def kill_before_the_answer(case: Case) -> None:
-    def now() -> None:
-        case.lane.on_submitted = lambda: None
+def kill_before_submission_response(case: FaultCase) -> None:
+    def kill_once() -> None:
+        case.proxy.on_submitted = lambda: None
         case.kill()
 
-    case.lane.on_submitted = now
+    case.proxy.on_submitted = kill_once
     release_when_followed(case)
 
 
-def kill_while_watching(case: Case) -> None:
+def kill_while_following(case: FaultCase) -> None:
     case.wait_for_job("RUNNING")
     case.kill()
     release_when_followed(case)
 
 
-def kill_supervisor(case: Case) -> None:
+def kill_supervisor(case: FaultCase) -> None:
     case.wait_for_job("RUNNING")
     case.kill(supervisor=True)
     release_when_followed(case)
 
 
-def kill_supervisor_for_good(case: Case) -> None:
+def kill_supervisor_in_last_try(case: FaultCase) -> None:
     case.wait_for_job("RUNNING")
     case.kill(supervisor=True)
 
 
-def evict(case: Case) -> None:
+def terminate_supervisor(case: FaultCase) -> None:
     case.wait_for_job("RUNNING")
     case.kill(signal.SIGTERM, supervisor=True)
 
 
-def clear_while_waiting(case: Case) -> None:
+def clear_while_running(case: FaultCase) -> None:
     case.wait_for_job("RUNNING")
     case.clear()
 
 
-def clear_while_pending(case: Case) -> None:
+def clear_while_pending(case: FaultCase) -> None:
     case.wait_for_job("PENDING")
     case.clear()
 
 
-def clear_after_the_end(case: Case) -> None:
-    case.wait_for_the_end()
+def clear_after_end(case: FaultCase) -> None:
+    case.wait_for_end()
     case.clear()
 
 
-def clear_with_fewer_retries(case: Case) -> None:
+def clear_with_fewer_retries(case: FaultCase) -> None:
     case.wait_for_state("success")
-    tasks = f"/dags/{case.name}/tasks/job"
+    task_path = f"/dags/{case.name}/tasks/job"
     case.task["retries"] = 1
-    case.world.write_cases()
-    case.wait("the new number of retries", lambda: case.world.airflow.api("GET", tasks)["retries"] == 1)
-    before = case.world.airflow.task_instance(case.name, case.run_id, "job")["max_tries"]
+    case.harness.write_cases()
+    case.wait_until("Airflow has the new retries", lambda: case.harness.airflow.api("GET", task_path)["retries"] == 1)
+    before = case.harness.airflow.task_instance(case.name, case.run_id, "job")["max_tries"]
     case.clear(reset_dag_runs=False)
-    case.wait("the end of the second try", lambda: len(case.ray_jobs) == 2 and case.instance["state"] == "success")
-    assert case.instance["max_tries"] == before, "the round did not stay the same: the case proves nothing"
+    case.wait_until(
+        "the second try has ended", lambda: len(case.ray_jobs) == 2 and case.task_instance["state"] == "success"
+    )
+    assert case.task_instance["max_tries"] == before, "Clear changed max_tries, so that this case tests nothing"
     case.release()
 
 
-def mark_failed(case: Case) -> None:
+def mark_failed(case: FaultCase) -> None:
     case.wait_for_job("RUNNING")
     case.mark("failed")
 
 
-def mark_success(case: Case) -> None:
+def mark_success(case: FaultCase) -> None:
     case.wait_for_job("RUNNING")
     case.mark("success")
 
 
-def mark_while_it_logs(state: str):
-    def script(case: Case) -> None:
+def mark_during_heavy_logging(state: str):
+    def script(case: FaultCase) -> None:
         case.wait_for_job("RUNNING")
         time.sleep(8)
         case.mark(state)
@@ -130,249 +132,282 @@ def mark_while_it_logs(state: str):
     return script
 
 
-def stop_by_hand(case: Case) -> None:
+def stop_outside_airflow(case: FaultCase) -> None:
     case.wait_for_job("RUNNING")
     case.ray("POST", f"/api/jobs/{case.ray_jobs[0]['submission_id']}/stop")
 
 
-def delete_by_hand(case: Case) -> None:
+def delete_outside_airflow(case: FaultCase) -> None:
     case.wait_for_job("RUNNING")
     case.kill()
-    case.wait("the job's end", lambda: case.ray_jobs[0]["status"] == "SUCCEEDED")
-    time.sleep(5)  # Ray writes a job's end more than once, and a record that is deleted in between comes back empty
+    case.wait_until("the job has ended", lambda: case.ray_jobs[0]["status"] == "SUCCEEDED")
+    time.sleep(5)  # Ray writes a job's end more than once: a record deleted in between would come back without content
     case.ray("DELETE", f"/api/jobs/{case.ray_jobs[0]['submission_id']}")
 
 
-def away_for(seconds: float):
-    def script(case: Case) -> None:
+def make_head_unreachable_for(seconds: float):
+    def script(case: FaultCase) -> None:
         case.wait_for_job("RUNNING")
-        case.lane.be_away(seconds)
+        case.proxy.drop_requests_for(seconds)
         time.sleep(seconds + 2)
         case.release()
 
     return script
 
 
-def away_for_too_long(case: Case) -> None:
+def make_head_unreachable_until_retry(case: FaultCase) -> None:
     case.wait_for_job("RUNNING")
-    case.lane.be_away(12)
+    case.proxy.drop_requests_for(12)
     release_when_followed(case)
 
 
-def every_second_is_dropped(case: Case) -> None:
-    case.lane.fault = lambda method, path, number: "drop" if number % 2 == 0 else None
+def drop_every_second_request(case: FaultCase) -> None:
+    case.proxy.fault = lambda method, path, number: "drop" if number % 2 == 0 else None
 
 
-def no_answer_to_the_submission(fault: str | int):
-    def script(case: Case) -> None:
-        answered = []
+def replace_submission_response(fault: str | int):
+    def script(case: FaultCase) -> None:
+        submissions = []
 
-        def choose(method: str, path: str, number: int) -> str | int | None:
-            if method == "POST" and path == "/api/jobs/" and not answered:
-                answered.append(number)
+        def choose_fault(method: str, path: str, number: int) -> str | int | None:
+            if method == "POST" and path == "/api/jobs/" and not submissions:
+                submissions.append(number)
                 return fault
             return None
 
-        case.lane.fault = choose
+        case.proxy.fault = choose_fault
 
     return script
 
 
-def credentials_are_rotated(case: Case) -> None:
+def reject_credentials_for_8_s(case: FaultCase) -> None:
     case.wait_for_job("RUNNING")
     until = time.monotonic() + 8
-    case.lane.fault = lambda method, path, number: 401 if time.monotonic() < until else None
+    case.proxy.fault = lambda method, path, number: 401 if time.monotonic() < until else None
     time.sleep(10)
     case.release()
 
 
-def await_the_head(case: Case) -> None:
-    """The head is started anew by what happens to all of these cases."""
+def wait_for_head_restart(case: FaultCase) -> None:
+    """Wait until ``restart_head`` has restarted the head of all these cases."""
     case.wait_for_job("RUNNING")
-    case.wait("the restart of the head", lambda: case.world.folder.joinpath("head-restarted").exists())
+    case.wait_until("the head was restarted", lambda: case.harness.folder.joinpath("head-restarted").exists())
 
 
-def await_the_parts(case: Case) -> None:
-    """Triggerer and API server are killed by what happens to all of these cases."""
+def wait_for_airflow_restart(case: FaultCase) -> None:
+    """Wait until ``restart_triggerer_and_api_server`` is done, then end the job."""
     case.wait_for_job("RUNNING")
-    case.wait("the restart of Airflow's parts", lambda: case.world.folder.joinpath("parts-restarted").exists())
+    case.wait_until(
+        "triggerer and API server were restarted",
+        lambda: case.harness.folder.joinpath("airflow-restarted").exists(),
+    )
     case.release()
 
 
-# So many rounds of cases: two cores and SQLite take about so many tasks at once.
+# Two cores and SQLite run a third of the cases at once.
 WAVES = 3
-FOLLOWS = "this try follows it"
-TAKES = "nothing is submitted"
+FOLLOWS_JOB = "this try follows it"
+SUBMITS_NOTHING = "nothing is submitted"
 CASES = [
-    Case("k_remember", "A process that dies before it remembers a job has sent none.",
-         {"entrypoint": "true", "crash": "before remembering", **RETRY}, crash, tries=2),
-    Case("k_send", "A job that was remembered and not sent is sent under its own id.",
-         {"entrypoint": "true", "crash": "before sending", **RETRY}, crash, tries=2,
-         says=("was never seen to arrive; it is submitted under the same id",)),
-    Case("k_answer", "A process that dies before Ray's answer leaves its job to the next try.",
-         {"entrypoint": UNTIL_RELEASED, **RETRY}, kill_before_the_answer, tries=2),
-    Case("k_watch", "A process that dies while it watches leaves job and log to the next try.",
-         {"entrypoint": UNTIL_RELEASED, **RETRY}, kill_while_watching, tries=2, says=("start\n", "end\n")),
-    Case("k_deliver", "A success that was seen and not delivered is taken by the next try.",
-         {"entrypoint": "echo done", "crash": "before delivery", **RETRY}, crash, tries=2, says=(TAKES,)),
-    Case("k_supervisor", "A supervisor that dies leaves the job to the next try.",
-         {"entrypoint": UNTIL_RELEASED, **RETRY}, kill_supervisor, tries=2),
-    Case("k_last", "A supervisor that dies on the last try takes with it the job whose log nobody takes any more.",
-         {"entrypoint": "for i in $(seq 600); do echo $i; sleep 0.5; done", **NO_RETRY}, kill_supervisor_for_good,
-         state="failed", jobs=("STOPPED",)),
-    Case("k_deliver_deferred", "A deferred success that was not delivered is taken by the next try.",
-         {"entrypoint": "echo done", "crash": "before delivery", **RETRY, **DEFERRED}, crash, tries=2, says=(TAKES,)),
-    Case("evicted", "A worker that has to go stops its job, and the next try submits another.",
-         {"entrypoint": ENDLESS_AT_FIRST, **RETRY}, evict, jobs=("STOPPED", "SUCCEEDED"),
-         says=("Airflow ended this task",)),
+    FaultCase("worker_killed_before_job_record_is_stored",
+              "A process that dies before it stores the job record has submitted no job.",
+              {"entrypoint": "true", "crash": "before storing the job record", **RETRY}, wait_for_second_try, tries=2),
+    FaultCase("worker_killed_before_submission",
+              "A job that was recorded and not submitted is submitted under its recorded id.",
+              {"entrypoint": "true", "crash": "before submission", **RETRY}, wait_for_second_try, tries=2,
+              log_contains=("was never seen to arrive; it is submitted under the same id",)),
+    FaultCase("worker_killed_before_submission_response",
+              "The next try follows the job of a process that died before it got Ray's response.",
+              {"entrypoint": UNTIL_RELEASED, **RETRY}, kill_before_submission_response, tries=2),
+    FaultCase("worker_killed_while_following",
+              "The next try follows the job of a process that died, and logs all of its output.",
+              {"entrypoint": UNTIL_RELEASED, **RETRY}, kill_while_following, tries=2,
+              log_contains=("start\n", "end\n")),
+    FaultCase("worker_killed_before_success_is_delivered",
+              "The next try succeeds with the job whose success the killed process did not deliver.",
+              {"entrypoint": "echo done", "crash": "before delivery", **RETRY}, wait_for_second_try, tries=2,
+              log_contains=(SUBMITS_NOTHING,)),
+    FaultCase("supervisor_killed", "The next try follows the job of a killed supervisor's task.",
+              {"entrypoint": UNTIL_RELEASED, **RETRY}, kill_supervisor, tries=2),
+    FaultCase("supervisor_killed_in_last_try", "The job is stopped when the supervisor dies in the last try.",
+              {"entrypoint": "for i in $(seq 600); do echo $i; sleep 0.5; done", **NO_RETRY},
+              kill_supervisor_in_last_try, state="failed", jobs=("STOPPED",)),
+    FaultCase("worker_killed_before_deferred_success_is_delivered",
+              "The next try succeeds with the job of a deferred task whose success was not delivered.",
+              {"entrypoint": "echo done", "crash": "before delivery", **RETRY, **DEFERRED}, wait_for_second_try,
+              tries=2, log_contains=(SUBMITS_NOTHING,)),
+    FaultCase("supervisor_terminated", "A worker that gets SIGTERM stops its job, and the next try submits another.",
+              {"entrypoint": ENDLESS_IN_FIRST_TRY, **RETRY}, terminate_supervisor, jobs=("STOPPED", "SUCCEEDED"),
+              log_contains=("Airflow ended this task",)),
     *(
         case
-        for mode, how in MODES
+        for mode, options in MODES
         for case in (
-            Case(f"c_running_{mode}", "A Clear stops the job that runs and submits another.",
-                 {"entrypoint": ENDLESS_AT_FIRST, **NO_RETRY, **how}, clear_while_waiting,
-                 jobs=("STOPPED", "SUCCEEDED")),
-            Case(f"c_pending_{mode}", "A Clear stops a job that finds no place and submits another.",
-                 {"entrypoint": "true", "entrypoint_resources": NOWHERE, **NO_RETRY, **how}, clear_while_pending,
-                 jobs=("PENDING", "SUCCEEDED")),
-            Case(f"c_success_{mode}", "A Clear after success submits another job.",
-                 {"entrypoint": "true", **NO_RETRY, **how}, clear_after_the_end, jobs=("SUCCEEDED", "SUCCEEDED"),
-                 says=("ended SUCCEEDED, and the task was cleared",)),
-            Case(f"m_failed_{mode}", "A task that is marked failed takes its job with it.",
-                 {"entrypoint": ENDLESS, **RETRY, **how}, mark_failed, state="failed", jobs=("STOPPED",)),
-            Case(f"m_success_{mode}", "A task that is marked success takes its job with it.",
-                 {"entrypoint": ENDLESS, **RETRY, **how}, mark_success, jobs=("STOPPED",)),
+            FaultCase(f"cleared_while_job_runs_{mode}", "Clear stops the running job, and the task submits another.",
+                      {"entrypoint": ENDLESS_IN_FIRST_TRY, **NO_RETRY, **options}, clear_while_running,
+                      jobs=("STOPPED", "SUCCEEDED")),
+            FaultCase(f"cleared_while_job_is_pending_{mode}",
+                      "Clear stops a job that waits for resources, and the task submits another.",
+                      {"entrypoint": "true", "entrypoint_resources": MISSING_RESOURCE_IN_FIRST_TRY, **NO_RETRY,
+                       **options},
+                      clear_while_pending, jobs=("PENDING", "SUCCEEDED")),
+            FaultCase(f"cleared_after_success_{mode}", "Clear after success submits another job.",
+                      {"entrypoint": "true", **NO_RETRY, **options}, clear_after_end, jobs=("SUCCEEDED", "SUCCEEDED"),
+                      log_contains=("ended SUCCEEDED, and the task was cleared",)),
+            FaultCase(f"marked_failed_{mode}", "The job of a task that is marked as failed is stopped.",
+                      {"entrypoint": ENDLESS, **RETRY, **options}, mark_failed, state="failed", jobs=("STOPPED",)),
+            FaultCase(f"marked_success_{mode}", "The job of a task that is marked as success is stopped.",
+                      {"entrypoint": ENDLESS, **RETRY, **options}, mark_success, jobs=("STOPPED",)),
             *(
-                Case(f"t_{state}_{mode}", "A task that is marked while it logs at full speed takes its job with it.",
-                     {"entrypoint": TALKATIVE, **RETRY, **how}, mark_while_it_logs(state), state=state,
-                     jobs=("STOPPED",))
+                FaultCase(f"marked_{state}_during_heavy_logging_{mode}",
+                          "The job of a marked task is stopped, even while it logs at full speed.",
+                          {"entrypoint": HEAVY_LOGGING, **RETRY, **options}, mark_during_heavy_logging(state),
+                          state=state, jobs=("STOPPED",))
                 for state in ("failed", "success")
             ),
-            Case(f"l_pending_{mode}", "A job that does not start in time is stopped; what the cluster lacks is said.",
-                 {"entrypoint": "true", "entrypoint_resources": {"nowhere": 1}, "pending_timeout": 5, **NO_RETRY,
-                  **how},
-                 state="failed", jobs=("PENDING",),
-                 says=("RayJobTimeoutError", "pending_timeout is 5 s", "No node has enough nowhere")),
-            Case(f"l_job_{mode}", "A job that does not end in time is stopped; a retry submits another.",
-                 {"entrypoint": ENDLESS_AT_FIRST, "job_timeout": 12, **RETRY, **how},
-                 jobs=("STOPPED", "SUCCEEDED"), tries=2, says=("RayJobTimeoutError", "job_timeout is 12 s")),
-            Case(f"l_execution_{mode}", "Airflow's execution_timeout stops the job, deferred or not.",
-                 {"entrypoint": ENDLESS, "execution_timeout": 15, **NO_RETRY, **how}, state="failed",
-                 jobs=("STOPPED",), says=("RayJobTimeoutError", "execution_timeout")),
-            Case(f"away_{mode}", "A head that is away for 20 s is waited for.",
-                 {"entrypoint": UNTIL_RELEASED, **NO_RETRY, **how}, away_for(20), tries=1),
-            Case(f"given_up_{mode}", "A head that is away for too long ends the try; the next one follows the job.",
-                 {"entrypoint": UNTIL_RELEASED, "unreachable_timeout": 4, **RETRY, "retry_delay": 10, **how},
-                 away_for_too_long,
-                 tries=2, says=("RayApiUnreachableError", "It is left alone: the next try follows it")),
-            Case(f"orphan_{mode}", "On the last try a job that cannot be followed any more is stopped.",
-                 {"entrypoint": ENDLESS, "unreachable_timeout": 4, "stop_timeout": 60, **NO_RETRY, **how},
-                 away_for(25), state="failed", jobs=("STOPPED",),
-                 says=("RayApiUnreachableError", "no try will follow it: it is stopped")),
-            Case(f"rotated_{mode}", "Credentials that are wrong for a while are waited for.",
-                 {"entrypoint": UNTIL_RELEASED, **NO_RETRY, **how}, credentials_are_rotated, tries=1),
-            Case(f"drops_{mode}", "Every second request may be lost.",
-                 {"entrypoint": SLOW, **NO_RETRY, **how}, every_second_is_dropped, tries=1),
-            Case(f"by_hand_{mode}", "A job that somebody stops fails its task; a retry submits another.",
-                 {"entrypoint": ENDLESS_AT_FIRST, **RETRY, **how}, stop_by_hand, jobs=("STOPPED", "SUCCEEDED"),
-                 tries=2, says=("RayJobStoppedError",)),
+            FaultCase(f"job_pending_too_long_{mode}",
+                      "A job that does not start in time is stopped, and the error names the missing resource.",
+                      {"entrypoint": "true", "entrypoint_resources": {"nowhere": 1}, "pending_timeout": 5, **NO_RETRY,
+                       **options},
+                      state="failed", jobs=("PENDING",),
+                      log_contains=("RayJobTimeoutError", "pending_timeout is 5 s", "No node has enough nowhere")),
+            FaultCase(f"job_runs_too_long_{mode}",
+                      "A job that does not end in time is stopped, and a retry submits another.",
+                      {"entrypoint": ENDLESS_IN_FIRST_TRY, "job_timeout": 12, **RETRY, **options},
+                      jobs=("STOPPED", "SUCCEEDED"), tries=2,
+                      log_contains=("RayJobTimeoutError", "job_timeout is 12 s")),
+            FaultCase(f"task_runs_too_long_{mode}",
+                      "Airflow's execution_timeout stops the job, whether or not the task is deferred.",
+                      {"entrypoint": ENDLESS, "execution_timeout": 15, **NO_RETRY, **options}, state="failed",
+                      jobs=("STOPPED",), log_contains=("RayJobTimeoutError", "execution_timeout")),
+            FaultCase(f"head_unreachable_for_20_s_{mode}", "An outage of 20 s is tolerated.",
+                      {"entrypoint": UNTIL_RELEASED, **NO_RETRY, **options}, make_head_unreachable_for(20), tries=1),
+            FaultCase(f"head_unreachable_too_long_{mode}",
+                      "An outage longer than unreachable_timeout ends the try, and the next try follows the job.",
+                      {"entrypoint": UNTIL_RELEASED, "unreachable_timeout": 4, **RETRY, "retry_delay": 10, **options},
+                      make_head_unreachable_until_retry, tries=2,
+                      log_contains=("RayApiUnreachableError", "It is left alone: the next try follows it")),
+            FaultCase(f"head_unreachable_too_long_in_last_try_{mode}",
+                      "In the last try, a job that cannot be followed any more is stopped.",
+                      {"entrypoint": ENDLESS, "unreachable_timeout": 4, "stop_timeout": 60, **NO_RETRY, **options},
+                      make_head_unreachable_for(25), state="failed", jobs=("STOPPED",),
+                      log_contains=("RayApiUnreachableError", "no try will follow it: it is stopped")),
+            FaultCase(f"credentials_rejected_for_8_s_{mode}",
+                      "HTTP 401 is tolerated for a while, as when a token is rotated.",
+                      {"entrypoint": UNTIL_RELEASED, **NO_RETRY, **options}, reject_credentials_for_8_s, tries=1),
+            FaultCase(f"every_second_request_dropped_{mode}", "The job succeeds though every second request is lost.",
+                      {"entrypoint": SLOW, **NO_RETRY, **options}, drop_every_second_request, tries=1),
+            FaultCase(f"job_stopped_outside_airflow_{mode}",
+                      "A job that another user stops fails its task, and a retry submits another.",
+                      {"entrypoint": ENDLESS_IN_FIRST_TRY, **RETRY, **options}, stop_outside_airflow,
+                      jobs=("STOPPED", "SUCCEEDED"), tries=2, log_contains=("RayJobStoppedError",)),
         )
     ),
-    Case("c_lowered", "A Clear after success submits another job, also where it looks like a retry.",
-         {"entrypoint": "true", **RETRY, "retries": 2}, clear_with_fewer_retries, dag={"hold": True},
-         jobs=("SUCCEEDED", "SUCCEEDED")),
-    Case("c_failure", "A Clear after failure submits another job.",
-         {"entrypoint": "test {{ ti.try_number }} -gt 1 || exit 3", **NO_RETRY}, clear_after_the_end,
-         jobs=("FAILED", "SUCCEEDED"), says=("RayJobEntrypointError",)),
-    Case("deleted", "A job that somebody deleted is submitted anew, and that is said.",
-         {"entrypoint": "sleep 8", **RETRY, "retry_delay": 40}, delete_by_hand, tries=2,
-         says=("was deleted by somebody",)),
-    Case("bad_gateway", "A 502 to a submission that Ray accepted makes no second job.",
-         {"entrypoint": "true", **NO_RETRY}, no_answer_to_the_submission(502), tries=1),
-    Case("reset", "A connection that is cut before Ray's answer makes no second job.",
-         {"entrypoint": "true", **NO_RETRY}, no_answer_to_the_submission("cut"), tries=1),
-    Case("not_durable", "Without a memory a lost answer makes no second job either.",
-         {"entrypoint": "true", "durable": False, **NO_RETRY}, no_answer_to_the_submission("cut"), tries=1),
+    FaultCase("cleared_with_fewer_retries",
+              "Clear after success submits another job, even where it looks like a retry.",
+              {"entrypoint": "true", **RETRY, "retries": 2}, clear_with_fewer_retries, dag={"hold": True},
+              jobs=("SUCCEEDED", "SUCCEEDED")),
+    FaultCase("cleared_after_failure", "Clear after failure submits another job.",
+              {"entrypoint": "test {{ ti.try_number }} -gt 1 || exit 3", **NO_RETRY}, clear_after_end,
+              jobs=("FAILED", "SUCCEEDED"), log_contains=("RayJobEntrypointError",)),
+    FaultCase("job_deleted_outside_airflow",
+              "After another user deleted the job, the next try submits a new one and logs why.",
+              {"entrypoint": "sleep 8", **RETRY, "retry_delay": 40}, delete_outside_airflow, tries=2,
+              log_contains=("was deleted by somebody",)),
+    FaultCase("http_502_after_submission", "HTTP 502 for a submission that Ray accepted leads to no second job.",
+              {"entrypoint": "true", **NO_RETRY}, replace_submission_response(502), tries=1),
+    FaultCase("connection_cut_after_submission",
+              "A connection that is cut before Ray's response leads to no second job.",
+              {"entrypoint": "true", **NO_RETRY}, replace_submission_response("cut"), tries=1),
+    FaultCase("connection_cut_after_submission_not_durable",
+              "A lost response leads to no second job, even without a job record.",
+              {"entrypoint": "true", "durable": False, **NO_RETRY}, replace_submission_response("cut"), tries=1),
 ]  # fmt: skip
-LOST = [
-    Case(f"lost_{mode}", "A job that died with its cluster is said to be lost, and a retry submits another.",
-         {"entrypoint": ENDLESS_AT_FIRST, **RETRY, **how}, await_the_head, own_head=True, tries=2,
-         says=("RayJobLostError", "was lost with its cluster"))
-    for mode, how in MODES
+HEAD_RESTART_CASES = [
+    FaultCase(f"head_restarted_{mode}", "A job that died with its cluster raises RayJobLostError, and is retried.",
+              {"entrypoint": ENDLESS_IN_FIRST_TRY, **RETRY, **options}, wait_for_head_restart, uses_second_head=True,
+              tries=2, log_contains=("RayJobLostError", "was lost: the head was restarted"))
+    for mode, options in MODES
 ]  # fmt: skip
-# Played on their own, when little else goes on: a dag run's time counts from its beginning.
-PARTS = [
+# These run after all others: a DAG run's time limit counts from the run's start, not from the task's.
+AIRFLOW_RESTART_CASES = [
     case
-    for mode, how in MODES
+    for mode, options in MODES
     for case in (
-        Case(f"l_run_{mode}", "A dagrun_timeout takes the job with it.",
-             {"entrypoint": ENDLESS, **NO_RETRY, **how}, dag={"dagrun_timeout": 60}, state="skipped",
-             jobs=("STOPPED",)),
-        Case(f"parts_{mode}",
-             "A triggerer that is killed and an API server that is started anew stop and repeat nothing.",
-             {"entrypoint": UNTIL_RELEASED, **NO_RETRY, **how}, await_the_parts, tries=1, once=("start", "end"),
-             says=("The triggerer that followed job",) if mode == "deferred" else ()),
+        FaultCase(f"dag_run_takes_too_long_{mode}", "Airflow's dagrun_timeout stops the job.",
+                  {"entrypoint": ENDLESS, **NO_RETRY, **options}, dag={"dagrun_timeout": 60}, state="skipped",
+                  jobs=("STOPPED",)),
+        FaultCase(f"triggerer_and_api_server_restarted_{mode}",
+                  "A killed triggerer or API server neither stops the job nor repeats its log lines.",
+                  {"entrypoint": UNTIL_RELEASED, **NO_RETRY, **options}, wait_for_airflow_restart, tries=1,
+                  logged_once=("start", "end"),
+                  log_contains=("The triggerer that followed job",) if mode == "deferred" else ()),
     )
 ]  # fmt: skip
+ALL_CASES = [*CASES, *HEAD_RESTART_CASES, *AIRFLOW_RESTART_CASES]
 
 
-def restart_the_head(cases: list[Case]) -> None:
-    world = cases[0].world
-    for case in cases:
-        case.wait("its job runs", lambda case=case: any(job["status"] == "RUNNING" for job in case.ray_jobs))
-    time.sleep(8)
-    world.second_head.stop()
-    world.second_head.start()
-    world.folder.joinpath("head-restarted").touch()
+def restart_head(cases: list[FaultCase]) -> None:
+    harness = cases[0].harness
+    wait_for_running_jobs(cases)
+    harness.second_head.stop()
+    harness.second_head.start()
+    harness.folder.joinpath("head-restarted").touch()
 
 
-def restart_the_parts(cases: list[Case]) -> None:
-    world = cases[0].world
+def restart_triggerer_and_api_server(cases: list[FaultCase]) -> None:
+    harness = cases[0].harness
     for case in (case for case in cases if case.dag.get("dagrun_timeout")):
-        case.wait("its end", lambda case=case: case.instance["state"] == "skipped")
-    cases = [case for case in cases if case.script is await_the_parts]
-    for case in cases:
-        case.wait("its job runs", lambda case=case: any(job["status"] == "RUNNING" for job in case.ray_jobs))
-    time.sleep(8)
-    airflow = world.airflow
-    for part, commands in (
+        case.wait_until("the task is skipped", lambda case=case: case.task_instance["state"] == "skipped")
+    cases = [case for case in cases if case.script is wait_for_airflow_restart]
+    wait_for_running_jobs(cases)
+    airflow = harness.airflow
+    for component, commands in (
         ("triggerer", [("triggerer",)]),
         ("api-server", [("api-server",), ("api-server", "--apps", "execution", "--port", str(airflow.execution_port))]),
     ):
         for case in cases:
-            case.say(f"{part} is killed and started anew")
-        airflow.kill(part)
+            case.add_event(f"{component} is killed and restarted")
+        airflow.kill(component)
         for command in commands:
-            airflow.add(*command)
+            airflow.start_component(*command)
         time.sleep(15)
-    world.folder.joinpath("parts-restarted").touch()
+    harness.folder.joinpath("airflow-restarted").touch()
+
+
+def wait_for_running_jobs(cases: list[FaultCase]) -> None:
+    for case in cases:
+        case.wait_until("its job runs", lambda case=case: any(job["status"] == "RUNNING" for job in case.ray_jobs))
+    time.sleep(8)
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Case]]:
-    """All cases, each of them over."""
-    world = World([*CASES, *LOST, *PARTS], tmp_path_factory.mktemp("faults"))
+def ended_cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, FaultCase]]:
+    """All cases by name, after each of them has ended."""
+    harness = FaultHarness(ALL_CASES, tmp_path_factory.mktemp("faults"))
     try:
-        world.start()
-        world.play([*CASES[::WAVES], *LOST], lambda cases: restart_the_head(cases[-len(LOST) :]))
+        harness.start()
+        harness.run(
+            [*CASES[::WAVES], *HEAD_RESTART_CASES], lambda cases: restart_head(cases[-len(HEAD_RESTART_CASES) :])
+        )
         for wave in range(1, WAVES):
-            world.play(CASES[wave::WAVES])
-        world.play(PARTS, restart_the_parts)
-        yield {case.name: case for case in world.cases}
+            harness.run(CASES[wave::WAVES])
+        harness.run(AIRFLOW_RESTART_CASES, restart_triggerer_and_api_server)
+        yield {case.name: case for case in harness.cases}
     finally:
-        world.close()
+        harness.close()
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in (*CASES, *LOST, *PARTS)])
-def test_each_try_has_one_job(played: dict[str, Case], case: Case):
-    """The task ends as it should, Ray ran exactly the jobs that the table says, none is left, and the log says why."""
-    found = played[case.name].found
-    logs = "\n".join(found.get("logs", ()))
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in ALL_CASES])
+def test_task_and_ray_jobs_end_as_expected(ended_cases: dict[str, FaultCase], case: FaultCase):
+    """The task ends as its case says, Ray ran exactly the expected jobs, no job is left, and the log says why."""
+    result = ended_cases[case.name].result
+    logs = "\n".join(result.get("logs", ()))
 
-    assert "trouble" not in found, case.story()
-    assert (found["state"], found["jobs"]) == (case.state, case.jobs), case.story()
-    assert case.tries in (None, found["tries"]), case.story()
-    if "PENDING" in found["jobs"]:  # it counts as stopped if Ray took the stop
-        assert any(text.endswith("/stop: 200") for _, text in case.timeline), case.story()
-    assert [words for words in case.says if words not in logs] == [], case.story()
-    assert [line for line in case.once if logs.splitlines().count(line) != 1] == [], case.story()
+    assert "error" not in result, case.report()
+    assert (result["state"], result["jobs"]) == (case.state, case.jobs), case.report()
+    assert case.tries in (None, result["tries"]), case.report()
+    if "PENDING" in result["jobs"]:  # Ray accepted the stop, but its list shows such a job as PENDING
+        assert any(text.endswith("/stop: 200") for _, text in case.timeline), case.report()
+    assert [text for text in case.log_contains if text not in logs] == [], case.report()
+    assert [line for line in case.logged_once if logs.splitlines().count(line) != 1] == [], case.report()

@@ -21,8 +21,8 @@ import pytest
 from airflow_provider_rayjobs.exceptions import (
     RayApiAddressError,
     RayApiAuthError,
+    RayApiBusyError,
     RayApiConnectionError,
-    RayApiUnavailableError,
     RayApiUnreachableError,
     RayJobExistsError,
     RayJobNotFoundError,
@@ -253,7 +253,7 @@ def test_deletion_is_retried_only_if_it_was_never_sent(
     wire = Wire(failure, sample("deleted.json"))
 
     if tries == 1:
-        with pytest.raises((RayApiConnectionError, RayApiUnavailableError)):
+        with pytest.raises((RayApiConnectionError, RayApiBusyError)):
             call("delete_job", wire, "a", client_retry_timeout=5)
     else:
         assert call("delete_job", wire, "a", client_retry_timeout=5) is True
@@ -453,7 +453,7 @@ def test_messages_go_to_the_given_logger(call: Call) -> None:
     call("follow_job", wire, "100%s", poll_interval=0.01, client_logger=Logger())
 
     assert [level for level, _ in messages] == [logging.WARNING, logging.INFO]
-    assert messages[0][1].startswith("Lost sight of job 100%s")
+    assert messages[0][1].startswith("No usable answer about Ray job 100%s.")
 
 
 def test_error_of_on_log_closes_the_engine(call: Call) -> None:
@@ -500,7 +500,7 @@ def test_send_does_not_retry(call: Call) -> None:
     """``send`` sends one request once, with its own timeout."""
     wire = Wire(httpx.Response(503))
 
-    with pytest.raises(RayApiUnavailableError):
+    with pytest.raises(RayApiBusyError):
         call("send", wire, endpoints.submit_job(JobSubmission("a", "true")))
     assert wire.requests[0].extensions["timeout"]["read"] == endpoints.SUBMIT_TIMEOUT
     assert wire.requests[0].extensions["timeout"]["connect"] <= 10

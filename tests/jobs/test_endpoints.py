@@ -12,9 +12,9 @@ import pytest
 from airflow_provider_rayjobs.exceptions import (
     RayApiAddressError,
     RayApiAuthError,
+    RayApiBusyError,
     RayApiRejectedError,
     RayApiResponseError,
-    RayApiUnavailableError,
     RayJobExistsError,
     RayJobNotFoundError,
     RayJobNotTerminalError,
@@ -181,7 +181,7 @@ def test_answers_of_older_heads_are_read() -> None:
         ),
         pytest.param(
             Answer(500, b"No available agent to submit job, please try again later.", ADDRESS),
-            RayApiUnavailableError,
+            RayApiBusyError,
             "No available agent",
             id="no agent yet",
         ),
@@ -189,7 +189,7 @@ def test_answers_of_older_heads_are_read() -> None:
         pytest.param(Answer(403, b"Forbidden", ADDRESS), RayApiAuthError, "Forbidden", id="wrong token"),
         pytest.param(Answer(405, b"no", ADDRESS), RayApiAddressError, "no", id="method not allowed"),
         pytest.param(Answer(418, b"short and stout", ADDRESS), RayApiResponseError, "short", id="a teapot"),
-        *(pytest.param(Answer(code, b"busy", ADDRESS), RayApiUnavailableError, "busy", id=f"{code}")
+        *(pytest.param(Answer(code, b"busy", ADDRESS), RayApiBusyError, "busy", id=f"{code}")
           for code in (429, 502, 503, 504)),
         *(pytest.param(Answer(code, b"moved", ADDRESS), RayApiAddressError, "moved", id=f"{code}")
           for code in (301, 302, 303, 307, 308)),
@@ -214,7 +214,7 @@ def test_html_page_is_not_quoted(content: bytes) -> None:
     """An HTML page and an empty answer are not quoted."""
     error = error_for_answer(endpoints.get_log_file("a", "node"), Answer(502, content, ADDRESS, "text/html"))
 
-    assert isinstance(error, RayApiUnavailableError)
+    assert isinstance(error, RayApiBusyError)
     assert "sign in" not in str(error)
     assert "The answer says" not in str(error)
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from airflow_provider_rayjobs.exceptions import (
     RayApiAddressError,
     RayApiAuthError,
+    RayApiBusyError,
     RayApiConnectionError,
     RayApiRejectedError,
     RayApiResponseError,
-    RayApiUnavailableError,
     RayApiUnreachableError,
     RayJobLostError,
     RayJobNotFoundError,
@@ -33,7 +33,7 @@ from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.steps import EmitRecord, Engine, LogMessage, ReadLog, Send, Sleep
 
 LOST = RayApiConnectionError("cut off")
-BUSY = RayApiUnavailableError("busy", status_code=503)
+BUSY = RayApiBusyError("busy", status_code=503)
 GONE = RayJobNotFoundError("gone", status_code=404)
 NO_FILE = RayApiResponseError("A file is not found", status_code=500)
 
@@ -49,9 +49,9 @@ INTERACTIVE = JobDetails(JobType.DRIVER, JobStatus.RUNNING, job_id="02000000")
 @dataclass
 class Cluster:
     """
-    A script of answers and a clock: each kind of request has its own, whose last answer stays.
+    A clock, and a script of answers for each kind of request; the last answer of a script repeats.
 
-    An error in place of an answer is thrown; of a log file a pair is what came before the error.
+    An error in place of an answer is thrown. For a log file, a pair is the data that arrives before the error.
     """
 
     jobs: Sequence[JobDetails | RayJobsError] = (SUCCEEDED,)
@@ -62,7 +62,7 @@ class Cluster:
     clock: float = 1000.0
     asked: list[str] = field(default_factory=list)
     shown: list[str] = field(default_factory=list)
-    notes: list[LogMessage] = field(default_factory=list)
+    messages: list[LogMessage] = field(default_factory=list)
     pauses: list[float] = field(default_factory=list)
     reads: list[float] = field(default_factory=list)
 
@@ -85,7 +85,7 @@ class Cluster:
                 self.pauses += [seconds] if seconds else []
                 return self.clock
             case LogMessage():
-                return self.notes.append(step)
+                return self.messages.append(step)
             case EmitRecord(record):
                 return self.shown.append(record)
             case Send(request):
@@ -114,7 +114,7 @@ class Cluster:
 
     @property
     def warnings(self) -> list[str]:
-        return [note.message for note in self.notes if note.level == logging.WARNING]
+        return [message.message for message in self.messages if message.level == logging.WARNING]
 
 
 def last_stays(answers: Sequence[Any]) -> Iterator[Any]:
@@ -127,17 +127,17 @@ JOB, VERSION, FILE, TEXT = "/api/jobs/a", "/api/version", "/api/v0/logs/file", "
 
 
 @pytest.mark.parametrize("end", [SUCCEEDED, FAILED, STOPPED, NEVER_RAN], ids=lambda end: end.status)
-def test_to_the_end(end: JobDetails) -> None:
+def test_job_is_followed_to_its_terminal_status(end: JobDetails) -> None:
     """A job is followed to its terminal status, whichever it is, and returned as it ended."""
     cluster = Cluster(jobs=[PENDING, PENDING, RUNNING, end])
 
     assert cluster.drive(follow_job("a")) is end
     assert cluster.asked == [JOB] * 4
-    assert cluster.notes == []
+    assert cluster.messages == []
 
 
-def test_contract() -> None:
-    """A follower asks for the time, then for the job, and sleeps between two looks."""
+def test_engine_yields_its_steps_in_order() -> None:
+    """The engine asks for the time, then for the job, and sleeps between two polls."""
     engine = follow_job("a")
 
     assert next(engine) == Sleep(0)
@@ -151,8 +151,8 @@ def test_contract() -> None:
     assert end.value.value is SUCCEEDED
 
 
-def test_a_job_that_has_ended() -> None:
-    """A job that has ended already costs one request, and no pause."""
+def test_ended_job_takes_one_request() -> None:
+    """A job that has already ended takes one request and no sleep."""
     cluster = Cluster()
 
     assert cluster.drive(follow_job("a")) is SUCCEEDED
@@ -167,8 +167,8 @@ def test_a_job_that_has_ended() -> None:
         pytest.param(0.1, [0.1] * 10, id="shorter than the first pause"),
     ],
 )
-def test_pauses(poll_interval: float, pauses: list[float]) -> None:
-    """The pauses between two looks grow from half a second to poll_interval, and never above."""
+def test_delay_grows_to_poll_interval(poll_interval: float, pauses: list[float]) -> None:
+    """The delay between two polls grows from half a second to ``poll_interval``, and not further."""
     cluster = Cluster(jobs=[RUNNING] * 10 + [SUCCEEDED])
 
     cluster.drive(follow_job("a", poll_interval=poll_interval))
@@ -181,14 +181,14 @@ def test_pauses(poll_interval: float, pauses: list[float]) -> None:
     [LOST, BUSY, NO_FILE, RayApiAuthError("token", status_code=401), RayApiAddressError("a page")],
     ids=lambda error: type(error).__name__,
 )
-def test_outage(error: RayJobsError) -> None:
-    """An outage of any kind is borne, and noted once when it begins and once when it is over."""
+def test_outage_is_tolerated_and_logged_twice(error: RayJobsError) -> None:
+    """An outage of any kind is tolerated, and logged once at its start and once at its end."""
     cluster = Cluster(jobs=[RUNNING, *[error] * 20, RUNNING, error, SUCCEEDED])
 
     assert cluster.drive(follow_job("a", poll_interval=2)) is SUCCEEDED
-    assert [note.message.split(";")[0].split(" after")[0] for note in cluster.notes] == [
-        "Lost sight of job a, which may well run on",
-        "Job a is in sight again",
+    assert [message.message.split(".")[0].split(", after")[0] for message in cluster.messages] == [
+        "No usable answer about Ray job a",
+        "Ray answers about job a again",
     ] * 2
     assert str(error) in cluster.warnings[0]
     assert len(cluster.warnings) == 2
@@ -196,72 +196,74 @@ def test_outage(error: RayJobsError) -> None:
 
 
 @pytest.mark.parametrize("timeout", [0, 30, 600])
-def test_unreachable(timeout: float) -> None:
-    """A cluster out of reach for unreachable_timeout in a row ends the following, but not before."""
+def test_outage_ends_following_after_unreachable_timeout(timeout: float) -> None:
+    """An outage of ``unreachable_timeout`` without a break ends the following, a shorter one does not."""
     cluster = Cluster(jobs=[RUNNING, LOST])
 
-    with pytest.raises(RayApiUnreachableError, match=rf"unreachable_timeout is {timeout} s.*It may still run.*cut off"):
+    with pytest.raises(
+        RayApiUnreachableError, match=rf"unreachable_timeout is {timeout} s.*The job may still be running.*cut off"
+    ):
         cluster.drive(follow_job("a", unreachable_timeout=timeout))
 
     assert timeout <= cluster.clock - 1000.5 < timeout + 5
-    assert len(cluster.notes) == 1
+    assert len(cluster.messages) == 1
 
 
 def test_outages_do_not_add_up() -> None:
-    """Only an outage without a break counts: an answer between two of them starts the count anew."""
+    """An answer between two outages restarts ``unreachable_timeout``."""
     cluster = Cluster(jobs=[*([LOST] * 4 + [RUNNING]) * 10, SUCCEEDED])
 
     assert cluster.drive(follow_job("a", unreachable_timeout=30)) is SUCCEEDED
     assert cluster.clock - 1000 > 100
 
 
-def test_unknown_job() -> None:
-    """A job that the cluster does not know ends the following at once, an outage before or not."""
+def test_unknown_job_ends_following() -> None:
+    """A job that the cluster does not know ends the following at once, even after an outage."""
     for jobs in ([GONE], [RUNNING, GONE], [LOST, GONE]):
         with pytest.raises(RayJobNotFoundError) as caught:
             Cluster(jobs=jobs).drive(follow_job("a"))
         assert caught.value is GONE
 
 
-def test_missing_job() -> None:
-    """With missing_timeout somebody may still submit the job, until that time is over."""
+def test_missing_timeout_waits_for_a_submission() -> None:
+    """With ``missing_timeout`` an unknown job may still be submitted until that time expires."""
     cluster = Cluster(jobs=[GONE] * 5 + [SUCCEEDED])
     too_late = Cluster(jobs=[GONE])
 
     assert cluster.drive(follow_job("a", missing_timeout=60)) is SUCCEEDED
-    assert cluster.notes == []
+    assert cluster.messages == []
     with pytest.raises(RayJobNotFoundError):
         too_late.drive(follow_job("a", missing_timeout=60))
     assert 60 <= too_late.clock - 1000 <= 65
 
 
-def test_missing_is_no_outage() -> None:
-    """A cluster that says it does not know the job is in reach: an outage before that does not go on."""
+def test_unknown_job_ends_an_outage() -> None:
+    """The answer that a job is unknown is usable: it ends an outage."""
     cluster = Cluster(jobs=[LOST, *[GONE] * 20, LOST, SUCCEEDED])
 
     assert cluster.drive(follow_job("a", missing_timeout=600, unreachable_timeout=30)) is SUCCEEDED
 
 
-def test_unknown_status() -> None:
-    """A status of a newer Ray is noted once, and the job is followed as one that has not ended."""
+def test_unknown_status_is_not_terminal() -> None:
+    """A status of a newer Ray is logged once, and the job is followed as one that has not ended."""
     paused, moved = (replace(RUNNING, status=JobStatus(word)) for word in ("PAUSED", "MOVED"))
     cluster = Cluster(jobs=[paused, paused, RUNNING, paused, moved, moved, SUCCEEDED])
 
     assert cluster.drive(follow_job("a")) is SUCCEEDED
     assert [message.split(",")[0] for message in cluster.warnings] == [
-        "Ray says that job a is PAUSED",
-        "Ray says that job a is MOVED",
+        "Ray job a has status PAUSED",
+        "Ray job a has status MOVED",
     ]
 
 
-def test_interactive_job() -> None:
-    """Of an interactive job there is no log to read, which is noted once."""
+def test_interactive_job_has_no_log() -> None:
+    """An interactive job has no log to read, which is logged once."""
     ended = replace(INTERACTIVE, status=JobStatus.SUCCEEDED)
     cluster = Cluster(jobs=[INTERACTIVE, INTERACTIVE, ended])
 
     assert cluster.drive(follow_job("02000000", reader=LogReader())) is ended
     assert cluster.asked == ["/api/jobs/02000000"] * 3
-    assert [note.message.split(":")[0] for note in cluster.notes] == [
+    assert [message.message.split(":")[0] for message in cluster.messages] == [
         "Job 02000000 was started interactively (type DRIVER)"
     ]
     assert cluster.warnings == []
@@ -279,8 +281,8 @@ def test_interactive_job() -> None:
         pytest.param(RayApiAddressError("no version", status_code=404), TEXT, id="no version at all"),
     ],
 )
-def test_log_source(version: str | RayJobsError, source: str) -> None:
-    """The log is read as a file where the head is new enough, else as text; one source for all reads."""
+def test_log_source_depends_on_the_ray_version(version: str | RayJobsError, source: str) -> None:
+    """The log is read as a file from Ray 2.47 on, else as text, and always from the same source."""
     cluster = Cluster(
         jobs=[RUNNING, RUNNING, SUCCEEDED],
         version=[version],
@@ -295,8 +297,8 @@ def test_log_source(version: str | RayJobsError, source: str) -> None:
     assert set(cluster.asked) == {JOB, VERSION, source}
 
 
-def test_long_text() -> None:
-    """A long log that is read as text is shown in records, too, each line once."""
+def test_long_log_text_is_emitted_in_records() -> None:
+    """A long log that is read as text is emitted in records of many lines, each line once."""
     lines = [f"line {number}" for number in range(2500)]
     cluster = Cluster(jobs=[RUNNING, SUCCEEDED], version=["2.40.0"], texts=["\n".join(lines)])
 
@@ -306,8 +308,8 @@ def test_long_text() -> None:
     assert len(cluster.shown) < 10
 
 
-def test_log_only_at_the_end() -> None:
-    """With live=False the log is read once, when the job has ended."""
+def test_log_is_read_only_at_the_end() -> None:
+    """With ``live=False`` the log is read once, after the job has ended."""
     cluster = Cluster(jobs=[RUNNING] * 5 + [SUCCEEDED], files=[b"one\ntwo\n"])
 
     cluster.drive(follow_job("a", reader=LogReader(live=False)))
@@ -316,17 +318,17 @@ def test_log_only_at_the_end() -> None:
     assert cluster.shown == ["one\ntwo"]
 
 
-def test_no_log() -> None:
-    """Where a job never started there is no log to ask for."""
+def test_job_that_never_started_has_no_log() -> None:
+    """No log is requested for a job that never started."""
     cluster = Cluster(jobs=[PENDING, NEVER_RAN])
 
     assert cluster.drive(follow_job("a", reader=LogReader())) is NEVER_RAN
     assert cluster.asked == [JOB, JOB]
-    assert cluster.notes == []
+    assert cluster.messages == []
 
 
-def test_log_budget() -> None:
-    """A log that takes a second to read is read again after twenty-four more, so that reading costs 4 % of the time."""
+def test_reading_the_log_takes_a_small_share_of_the_time() -> None:
+    """A log that takes 1 s to read is read again after 24 s, so that reading takes 4 % of the time."""
     cluster = Cluster(jobs=[RUNNING] * 100 + [SUCCEEDED], files=[b"x\n"], read_takes=1.0)
 
     cluster.drive(follow_job("a", reader=LogReader(), poll_interval=1))
@@ -337,8 +339,8 @@ def test_log_budget() -> None:
     assert between[-1] <= 26
 
 
-def test_failed_reads_of_a_running_job() -> None:
-    """A log that cannot be read while the job runs is no trouble: the next read makes up for it."""
+def test_failed_reads_of_a_running_job_lose_nothing() -> None:
+    """A log that cannot be read while the job runs loses nothing: the next read continues."""
     cluster = Cluster(
         jobs=[RUNNING] * 4 + [SUCCEEDED],
         version=[BUSY, "2.60.0"],
@@ -348,20 +350,20 @@ def test_failed_reads_of_a_running_job() -> None:
     cluster.drive(follow_job("a", reader=LogReader()))
 
     assert cluster.shown == ["one\ntwo\nthree"]
-    assert [note.message for note in cluster.notes] == [
+    assert [message.message for message in cluster.messages] == [
         "The log of job a cannot be read for the moment; nothing of it is lost. busy"
     ]
 
 
 @pytest.mark.parametrize("error", [LOST, BUSY], ids=["cut off", "busy"])
-def test_log_of_an_ended_job_is_worth_waiting_for(error: RayJobsError) -> None:
-    """A log whose answer does not come is asked for again for a minute, and then shown whole."""
+def test_log_of_an_ended_job_is_retried(error: RayJobsError) -> None:
+    """Failed reads of an ended job's log are retried for a minute, and then the whole log is emitted."""
     cluster = Cluster(files=[error, (b"one\ntw", LOST), error, b"one\ntwo\n"])
 
     cluster.drive(follow_job("a", reader=LogReader()))
 
     assert cluster.shown == ["one\ntwo"]
-    assert cluster.notes == []
+    assert cluster.messages == []
     assert cluster.pauses == [0.5, 1, 2]
 
 
@@ -372,11 +374,11 @@ def test_log_of_an_ended_job_is_worth_waiting_for(error: RayJobsError) -> None:
         pytest.param([BUSY], [b""], [""], id="no version for ever"),
         pytest.param(["2.60.0"], [NO_FILE], [NO_FILE], id="neither file nor text"),
         pytest.param(["2.40.0"], [b""], [NO_FILE], id="no text"),
-        pytest.param([RayApiAuthError("token", status_code=403)], [b""], [""], id="not for us"),
+        pytest.param([RayApiAuthError("token", status_code=403)], [b""], [""], id="not authorised"),
     ],
 )
-def test_log_that_cannot_be_read(version: Any, files: Any, texts: Any) -> None:
-    """A log that cannot be had is noted, with the place where it lies, and does not change how the job ended."""
+def test_unreadable_log_is_reported(version: Any, files: Any, texts: Any) -> None:
+    """An unreadable log is reported with its location, and does not change how the job ended."""
     cluster = Cluster(jobs=[RUNNING, SUCCEEDED], version=version, files=files, texts=texts)
 
     assert cluster.drive(follow_job("a", reader=LogReader())) is SUCCEEDED
@@ -386,19 +388,19 @@ def test_log_that_cannot_be_read(version: Any, files: Any, texts: Any) -> None:
     assert cluster.clock - 1000 < 130
 
 
-def test_file_that_is_not_there() -> None:
-    """Where the file cannot be had from its first byte, the log is read as text."""
+def test_missing_log_file_is_replaced_by_the_text() -> None:
+    """If no byte of the log file can be read, the log is read as text."""
     cluster = Cluster(files=[NO_FILE], texts=["one\ntwo"])
 
     cluster.drive(follow_job("a", reader=LogReader()))
 
     assert cluster.asked == [JOB, VERSION, FILE, TEXT]
     assert cluster.shown == ["one", "two"]
-    assert cluster.notes == []
+    assert cluster.messages == []
 
 
-def test_text_after_a_part_of_the_file() -> None:
-    """Where nothing of a file was shown yet, the text in its place is shown whole, line ends changed or not."""
+def test_text_replaces_a_file_of_which_nothing_was_emitted() -> None:
+    """If nothing of the file was emitted, the text that replaces it is emitted whole, even with other line ends."""
     cluster = Cluster(files=[(b"10%\r\n20%\r\n", LOST), NO_FILE], texts=["10%\n20%\n30%\ndone\n"])
 
     cluster.drive(follow_job("a", reader=LogReader()))
@@ -407,7 +409,7 @@ def test_text_after_a_part_of_the_file() -> None:
 
 
 def test_head_without_the_state_api() -> None:
-    """Where there is no endpoint for the file, the text is shown from the next read on, while the job still runs."""
+    """On a head without the file endpoint the text is read from the next read on, while the job runs."""
     no_endpoint = RayApiAddressError("no such path", status_code=404)
     cluster = Cluster(jobs=[RUNNING, RUNNING, SUCCEEDED], files=[no_endpoint], texts=["one\n", "one\ntwo\n"])
 
@@ -416,8 +418,8 @@ def test_head_without_the_state_api() -> None:
     assert cluster.warnings == []
 
 
-def test_page_in_mid_log() -> None:
-    """Once a part of the file was shown, a proxy's page does not change the source: positions differ there."""
+def test_error_page_does_not_change_the_log_source() -> None:
+    """After a part of the file was emitted, a proxy's page does not change the source: offsets differ there."""
     page = RayApiAddressError("a page", status_code=404)
     cluster = Cluster(jobs=[RUNNING, RUNNING, SUCCEEDED], files=[b"one\n", page, b"one\ntwo\n"])
 
@@ -426,8 +428,8 @@ def test_page_in_mid_log() -> None:
     assert TEXT not in cluster.asked
 
 
-def test_file_that_is_lost() -> None:
-    """Where the file is lost after a part was shown, that is noted, and no line of it passes for the last."""
+def test_lost_log_file_is_reported() -> None:
+    """A file that is lost after a part was emitted is reported, and no emitted line counts as the last one."""
     reader = LogReader()
     cluster = Cluster(jobs=[RUNNING, FAILED], files=[b"one\ntwo\n", NO_FILE], texts=["other\n"])
 
@@ -438,8 +440,8 @@ def test_file_that_is_lost() -> None:
     assert reader.log.ending == NO_ENDING
 
 
-def test_file_that_is_lost_for_a_moment() -> None:
-    """An error of a head that is being restarted is asked about again, and the log is whole."""
+def test_log_file_lost_for_a_moment_is_complete() -> None:
+    """A file error of a head that restarts is retried, and the log is complete."""
     reader = LogReader()
     cluster = Cluster(jobs=[RUNNING, FAILED], files=[b"one\ntwo\n", NO_FILE, b"one\ntwo\nthree\n"])
 
@@ -449,8 +451,8 @@ def test_file_that_is_lost_for_a_moment() -> None:
     assert reader.log.ending.last_lines == ("one", "two", "three")
 
 
-def test_log_goes_on_from_a_position() -> None:
-    """A follower that is given a position goes on after it."""
+def test_log_continues_at_an_offset() -> None:
+    """A reader that starts with a log offset continues after it."""
     cluster = Cluster(files=[b"one\ntwo\nthree"])
     first = LogReader()
     list(first.log.feed(b"one\ntw")), list(first.log.flush())
@@ -462,8 +464,8 @@ def test_log_goes_on_from_a_position() -> None:
     assert reader.log.position == 13
 
 
-def test_look() -> None:
-    """One look is one request for the job, and shows what is new in its log."""
+def test_poll_sends_one_request_and_reads_the_log() -> None:
+    """One poll sends one request for the job and emits the new part of its log."""
     cluster = Cluster(jobs=[RUNNING, RUNNING, SUCCEEDED], files=[b"one\n", b"one\ntwo\n"])
     reader = LogReader()
 
@@ -490,7 +492,7 @@ answers = st.sampled_from([PENDING, RUNNING, LOST, BUSY, replace(RUNNING, status
 def test_every_history_has_one_end(
     history: list[Any], end: Any, reads: list[tuple[int, bool]], broken: list[int]
 ) -> None:
-    """Whatever happens on the way, following ends once, as the job ended, with each line of its log shown once."""
+    """In every history, following ends once, as the job ended, with each log line emitted once."""
     text = "".join(f"line {number}\n" for number in range(6)).encode()
     live = sum(isinstance(answer, JobDetails) and answer.driver_node_id is not None for answer in history)
     growing = sorted(reads)[:live]
@@ -519,12 +521,12 @@ def test_every_history_has_one_end(
         pytest.param(
             Cluster(jobs=[BUSY, SUCCEEDED], files=[LOST, (b"on", LOST), b"one\ntwo"]),
             [JOB, JOB, VERSION, FILE, FILE, FILE],
-            id="with trouble",
+            id="with failures",
         ),
         pytest.param(
             Cluster(version=[BUSY, LOST, "2.60.0"], files=[b"one\ntwo"]),
             [JOB, VERSION, VERSION, VERSION, FILE],
-            id="with trouble about the version",
+            id="with failed version requests",
         ),
         pytest.param(Cluster(version=["2.40.0"], texts=["one\ntwo"]), [JOB, VERSION, TEXT], id="text of an old head"),
         pytest.param(
@@ -533,14 +535,14 @@ def test_every_history_has_one_end(
         pytest.param(Cluster(jobs=[PENDING], texts=["one\ntwo"]), [JOB, TEXT], id="no node"),
     ],
 )
-def test_whole_log(cluster: Cluster, asked: list[str]) -> None:
-    """A log is returned as one text from wherever it can be had; failures that may pass are borne."""
+def test_whole_log_is_returned_as_text(cluster: Cluster, asked: list[str]) -> None:
+    """The log is returned as one text from any available source; temporary failures are retried."""
     assert cluster.drive(get_job_logs("a", retry_timeout=30)) == "one\ntwo"
     assert cluster.asked == asked
 
 
-def test_whole_log_that_there_is_not() -> None:
-    """Asked for the log of an interactive job, of an unknown one, or out of reach, the error says so."""
+def test_unavailable_log_is_an_error() -> None:
+    """The log of an interactive job, of an unknown job, or during an outage is an error."""
     refused = RayApiRejectedError("Can only get logs of submission type jobs", status_code=400)
     interactive = Cluster(jobs=[INTERACTIVE], texts=[refused])
 
@@ -555,7 +557,7 @@ def test_whole_log_that_there_is_not() -> None:
 
 @dataclass
 class Ageing(Cluster):
-    """A cluster whose jobs were submitted when its clock said 1000, and know when they were seen."""
+    """A cluster whose jobs were submitted when its clock showed 1000, and whose answers carry the time."""
 
     def _do(self, step: Any, scripts: dict[str, Iterator[Any]]) -> Any:
         answer = super()._do(step, scripts)
@@ -566,8 +568,8 @@ class Ageing(Cluster):
 
 @pytest.mark.parametrize("seconds", [0.0, 0.2, 3.0, 10.0, 12.34, 1000.0])
 @pytest.mark.parametrize("poll_interval", [0.1, 5.0, 60.0, 3600.0])
-def test_limits_in_time(seconds: float, poll_interval: float) -> None:
-    """A limit that is over ends the following within half a second, however long the pauses between two looks are."""
+def test_time_limit_is_enforced_within_half_a_second(seconds: float, poll_interval: float) -> None:
+    """An expired time limit ends the following within half a second, however long ``poll_interval`` is."""
     cluster = Ageing(jobs=[RUNNING])
 
     with pytest.raises(RayJobTimeoutError, match="job_timeout") as caught:
@@ -578,8 +580,8 @@ def test_limits_in_time(seconds: float, poll_interval: float) -> None:
     assert seconds <= cluster.clock - 1000 <= seconds + 0.5
 
 
-def test_limits_of_a_status() -> None:
-    """A job that started in time is not given up for having waited, and one that did not is."""
+def test_pending_timeout_applies_to_pending_jobs_only() -> None:
+    """A job that started in time is not abandoned for its waiting time, and a job that did not is."""
     limits = Limits(pending_timeout=4, job_timeout=100)
     started = Ageing(jobs=[PENDING, PENDING, *[RUNNING] * 20, SUCCEEDED])
     waiting = Ageing(jobs=[PENDING])
@@ -591,8 +593,8 @@ def test_limits_of_a_status() -> None:
     assert caught.value.limit == "pending_timeout"
 
 
-def test_an_ended_job_is_not_given_up() -> None:
-    """A job that has ended is returned, with its log, though a limit was over before it was seen to have ended."""
+def test_ended_job_is_not_abandoned() -> None:
+    """A job that has ended is returned with its log, even if a time limit expired before its end was seen."""
     cluster = Ageing(jobs=[SUCCEEDED], files=[b"one\n"], clock=9000.0)
 
     ended = cluster.drive(follow_job("a", limits=Limits(job_timeout=5), reader=LogReader()))
@@ -600,8 +602,8 @@ def test_an_ended_job_is_not_given_up() -> None:
     assert cluster.shown == ["one"]
 
 
-def test_the_log_of_a_job_that_is_given_up() -> None:
-    """What a job has printed until a limit is over is shown before it is given up."""
+def test_log_is_emitted_before_a_job_is_abandoned() -> None:
+    """Everything that a job printed before a limit expired is emitted before the job is abandoned."""
     cluster = Ageing(jobs=[RUNNING], files=[b"one\n", b"one\ntwo\n"])
 
     with pytest.raises(RayJobTimeoutError):
@@ -609,8 +611,8 @@ def test_the_log_of_a_job_that_is_given_up() -> None:
     assert cluster.shown == ["one", "two"]
 
 
-def test_limits_wait_for_an_answer() -> None:
-    """A limit that passes while the cluster is out of reach ends the following with the first answer after it."""
+def test_time_limit_is_enforced_after_an_outage() -> None:
+    """A limit that expires during an outage ends the following at the first answer after it."""
     cluster = Ageing(jobs=[RUNNING, *[LOST] * 10, RUNNING])
 
     with pytest.raises(RayJobTimeoutError):
@@ -619,8 +621,8 @@ def test_limits_wait_for_an_answer() -> None:
     assert len(cluster.warnings) == 1
 
 
-def test_no_rush_in_an_outage() -> None:
-    """A limit that is about to be over does not make a follower ask more often while nobody answers."""
+def test_expiring_limit_does_not_shorten_delays_in_an_outage() -> None:
+    """During an outage a limit that is about to expire does not shorten the delay between two polls."""
     cluster = Ageing(jobs=[RUNNING, *[LOST] * 20, SUCCEEDED])
 
     cluster.drive(follow_job("a", limits=Limits(job_timeout=1)))
@@ -630,24 +632,26 @@ def test_no_rush_in_an_outage() -> None:
 
 @dataclass
 class Sessions(Cluster):
-    """A cluster whose version is asked for its session."""
+    """A cluster whose script of versions holds session names."""
 
     def _do(self, step: Any, scripts: dict[str, Iterator[Any]]) -> Any:
         answer = super()._do(step, scripts)
         return RayVersion("4", "2.60.0", answer.ray_version) if isinstance(answer, RayVersion) else answer
 
 
-def test_lost_with_its_cluster() -> None:
-    """A job that is unknown because its cluster was started anew is lost, and the error names both sessions."""
+def test_job_is_lost_when_the_head_restarts() -> None:
+    """A job that is unknown because the head was restarted is lost, and the error names both sessions."""
     cluster = Sessions(jobs=[RUNNING, GONE], version=["session_2"])
 
-    with pytest.raises(RayJobLostError, match=r"submitted in session session_1, and session_2 answers now.*gone"):
+    with pytest.raises(
+        RayJobLostError, match=r"submitted in session session_1, and session session_2 answers now.*gone"
+    ):
         cluster.drive(follow_job("a", session="session_1"))
     assert cluster.asked == [JOB, JOB, VERSION]
 
 
-def test_unknown_to_its_own_cluster() -> None:
-    """A job that is unknown to the cluster that it was submitted to is not lost with it: somebody deleted it."""
+def test_unknown_job_in_its_own_session_is_not_lost() -> None:
+    """A job that is unknown in the session of its submission was deleted, not lost."""
     cluster = Sessions(jobs=[RUNNING, GONE], version=["session_1"])
 
     with pytest.raises(RayJobNotFoundError):
@@ -655,8 +659,8 @@ def test_unknown_to_its_own_cluster() -> None:
     assert cluster.asked == [JOB, JOB, VERSION]
 
 
-def test_sessions_are_no_concern_of_others() -> None:
-    """Without a session to compare, and for a job that is known, nobody asks for the cluster's."""
+def test_session_is_requested_only_if_needed() -> None:
+    """The session is not requested for a known job, or if there is none to compare."""
     unknown, known = Sessions(jobs=[GONE]), Sessions(jobs=[RUNNING, SUCCEEDED])
 
     with pytest.raises(RayJobNotFoundError):
@@ -665,8 +669,8 @@ def test_sessions_are_no_concern_of_others() -> None:
     assert VERSION not in unknown.asked + known.asked
 
 
-def test_lost_after_an_outage() -> None:
-    """A head that goes away and comes back as another one is followed until it tells its session."""
+def test_restarted_head_is_asked_for_its_session_until_it_answers() -> None:
+    """After an outage the head is polled until it tells its session."""
     cluster = Sessions(jobs=[RUNNING, LOST, LOST, GONE, GONE, GONE], version=[BUSY, LOST, "session_2"])
 
     with pytest.raises(RayJobLostError):
@@ -675,8 +679,8 @@ def test_lost_after_an_outage() -> None:
     assert cluster.asked == [JOB] * 4 + [VERSION, JOB, VERSION, JOB, VERSION]
 
 
-def test_a_lost_job_is_not_waited_for() -> None:
-    """With missing_timeout a job may yet be submitted, but one that died with its cluster never comes back."""
+def test_missing_timeout_does_not_apply_to_a_lost_job() -> None:
+    """``missing_timeout`` waits for a submission, but a job that died with its head never comes back."""
     cluster = Sessions(jobs=[GONE], version=["session_2"])
 
     with pytest.raises(RayJobLostError):

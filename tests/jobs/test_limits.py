@@ -1,4 +1,4 @@
-"""How long a job may wait and run, and what is said of one that finds no place."""
+"""Time limits of a job, and the description of a job that does not start."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GIB = 1024**3
 
 
 def job(status: str, age: float | None = 60.0) -> JobDetails:
-    """Return a job that was submitted so many seconds before it was seen; ``None`` where Ray does not say when."""
+    """Return a job seen so many seconds after its submission; ``None`` if Ray does not tell the time."""
     times = {} if age is None else {"start_time": 1_000_000, "seen_at": 1_000_000 + int(age * 1000)}
     return JobDetails(JobType.SUBMISSION, JobStatus(status), submission_id="nightly-1", **times)
 
@@ -25,32 +25,37 @@ def job(status: str, age: float | None = 60.0) -> JobDetails:
 @pytest.mark.parametrize(
     ("limits", "details", "limit"),
     [
-        pytest.param(Limits(pending_timeout=60), job("PENDING"), "pending_timeout", id="waited for too long"),
-        pytest.param(Limits(pending_timeout=60), job("PENDING", 59.9), None, id="may wait on"),
-        pytest.param(Limits(pending_timeout=60), job("RUNNING", 9e9), None, id="started, whenever"),
-        pytest.param(Limits(pending_timeout=60), job("PAUSED", 9e9), None, id="no longer PENDING, as a newer Ray says"),
-        pytest.param(Limits(job_timeout=60), job("RUNNING"), "job_timeout", id="ran for too long"),
-        pytest.param(Limits(job_timeout=60), job("RUNNING", 59.9), None, id="may run on"),
-        pytest.param(Limits(job_timeout=60), job("PENDING"), "job_timeout", id="waited for longer than it may run"),
-        pytest.param(Limits(job_timeout=60), job("PAUSED"), "job_timeout", id="a status of a newer Ray"),
-        pytest.param(Limits(execution_timeout=60), job("RUNNING"), "execution_timeout", id="Airflow's own limit"),
-        pytest.param(Limits(execution_timeout=60), job("PENDING"), "execution_timeout", id="Airflow's, waiting"),
-        pytest.param(Limits(is_confirmed=False), job("PENDING", 1200), "lost_answer", id="a record nobody starts"),
-        pytest.param(Limits(is_confirmed=False), job("PENDING", 1199), None, id="a record somebody may start"),
-        pytest.param(Limits(is_confirmed=False), job("RUNNING", 9e9), None, id="a record somebody started"),
-        pytest.param(Limits(job_timeout=0), job("RUNNING", 0), "job_timeout", id="no time at all"),
-        pytest.param(Limits(job_timeout=60, execution_timeout=30), job("RUNNING", 40), "execution_timeout", id="both"),
-        pytest.param(NO_LIMITS, job("PENDING", 9e9), None, id="no limit, waiting"),
-        pytest.param(NO_LIMITS, job("RUNNING", 9e9), None, id="no limit, running"),
+        pytest.param(Limits(pending_timeout=60), job("PENDING"), "pending_timeout", id="PENDING too long"),
+        pytest.param(Limits(pending_timeout=60), job("PENDING", 59.9), None, id="PENDING within the limit"),
+        pytest.param(Limits(pending_timeout=60), job("RUNNING", 9e9), None, id="started"),
+        pytest.param(Limits(pending_timeout=60), job("PAUSED", 9e9), None, id="status of a newer Ray is not PENDING"),
+        pytest.param(Limits(job_timeout=60), job("RUNNING"), "job_timeout", id="RUNNING too long"),
+        pytest.param(Limits(job_timeout=60), job("RUNNING", 59.9), None, id="RUNNING within the limit"),
+        pytest.param(Limits(job_timeout=60), job("PENDING"), "job_timeout", id="PENDING longer than job_timeout"),
+        pytest.param(Limits(job_timeout=60), job("PAUSED"), "job_timeout", id="status of a newer Ray"),
+        pytest.param(Limits(execution_timeout=60), job("RUNNING"), "execution_timeout", id="execution, RUNNING"),
+        pytest.param(Limits(execution_timeout=60), job("PENDING"), "execution_timeout", id="execution, PENDING"),
+        pytest.param(Limits(is_confirmed=False), job("PENDING", 1200), "lost_answer", id="unconfirmed, limit expired"),
+        pytest.param(Limits(is_confirmed=False), job("PENDING", 1199), None, id="unconfirmed, within the limit"),
+        pytest.param(Limits(is_confirmed=False), job("RUNNING", 9e9), None, id="unconfirmed, but started"),
+        pytest.param(Limits(job_timeout=0), job("RUNNING", 0), "job_timeout", id="limit of 0"),
+        pytest.param(
+            Limits(job_timeout=60, execution_timeout=30),
+            job("RUNNING", 40),
+            "execution_timeout",
+            id="first limit",
+        ),
+        pytest.param(NO_LIMITS, job("PENDING", 9e9), None, id="no limit, PENDING"),
+        pytest.param(NO_LIMITS, job("RUNNING", 9e9), None, id="no limit, RUNNING"),
         *(
-            pytest.param(Limits(job_timeout=60), job(status, 9e9), None, id=f"{status}, however late")
+            pytest.param(Limits(job_timeout=60), job(status, 9e9), None, id=f"{status} after the limit")
             for status in ("SUCCEEDED", "FAILED", "STOPPED")
         ),
-        pytest.param(Limits(job_timeout=0), job("RUNNING", None), None, id="Ray does not say when it was submitted"),
+        pytest.param(Limits(job_timeout=0), job("RUNNING", None), None, id="start time unknown"),
     ],
 )
-def test_limits(limits: Limits, details: JobDetails, limit: str | None) -> None:
-    """A job that has not ended is given up when a limit for its status is over, and not before."""
+def test_job_is_abandoned_when_a_limit_expires(limits: Limits, details: JobDetails, limit: str | None) -> None:
+    """A job that has not ended is abandoned when a limit for its status expires, and not before."""
     if limit is None:
         limits.check(details)
     else:
@@ -71,19 +76,18 @@ def test_limits(limits: Limits, details: JobDetails, limit: str | None) -> None:
         pytest.param(
             Limits(is_confirmed=False),
             job("PENDING", 1300),
-            "the answer to its submission was lost, so it may be a record that nothing will ever start, and is given "
-            "up after 1200 s.",
-            id="lost answer",
+            "Ray did not confirm it and may never start it. The limit is 1200 s.",
+            id="unconfirmed",
         ),
     ],
 )
-def test_words(limits: Limits, details: JobDetails, words: str) -> None:
-    """The error says which job, in which status, for how long, and which limit that is over how long it is."""
+def test_error_names_job_status_age_and_limit(limits: Limits, details: JobDetails, words: str) -> None:
+    """The error names the job, its status, its age and the limit."""
     with pytest.raises(RayJobTimeoutError) as caught:
         limits.check(details)
 
     assert str(caught.value) == (
-        f"Ray job nightly-1 is still {details.status} {details.age:.0f} s after its submission; {words}"
+        f"Ray job nightly-1 is still {details.status} {details.age:.0f} s after its submission. {words}"
     )
 
 
@@ -91,24 +95,24 @@ def test_words(limits: Limits, details: JobDetails, words: str) -> None:
     ("limits", "details", "seconds"),
     [
         pytest.param(Limits(job_timeout=100), job("RUNNING"), 40, id="one"),
-        pytest.param(Limits(job_timeout=100, execution_timeout=90), job("RUNNING"), 30, id="the next of two"),
-        pytest.param(Limits(pending_timeout=70, job_timeout=100), job("PENDING"), 10, id="waiting"),
-        pytest.param(Limits(pending_timeout=70, job_timeout=100), job("RUNNING"), 40, id="no longer waiting"),
-        pytest.param(Limits(is_confirmed=False), job("PENDING"), UNANSWERED_TIMEOUT - 60, id="answer lost"),
-        pytest.param(Limits(is_confirmed=False), job("RUNNING"), math.inf, id="answer lost, and found"),
-        pytest.param(Limits(job_timeout=50), job("RUNNING"), -10, id="over"),
-        pytest.param(Limits(job_timeout=50), job("RUNNING", None), 50, id="unknown start"),
+        pytest.param(Limits(job_timeout=100, execution_timeout=90), job("RUNNING"), 30, id="first of two"),
+        pytest.param(Limits(pending_timeout=70, job_timeout=100), job("PENDING"), 10, id="PENDING"),
+        pytest.param(Limits(pending_timeout=70, job_timeout=100), job("RUNNING"), 40, id="no longer PENDING"),
+        pytest.param(Limits(is_confirmed=False), job("PENDING"), UNANSWERED_TIMEOUT - 60, id="unconfirmed"),
+        pytest.param(Limits(is_confirmed=False), job("RUNNING"), math.inf, id="unconfirmed, but started"),
+        pytest.param(Limits(job_timeout=50), job("RUNNING"), -10, id="expired"),
+        pytest.param(Limits(job_timeout=50), job("RUNNING", None), 50, id="start time unknown"),
         pytest.param(NO_LIMITS, job("PENDING"), math.inf, id="none"),
     ],
 )
-def test_remaining(limits: Limits, details: JobDetails, seconds: float) -> None:
-    """What remains is the time until the first limit is over that counts for the job's status."""
+def test_remaining_time_until_the_next_limit(limits: Limits, details: JobDetails, seconds: float) -> None:
+    """The remaining time ends with the first limit that applies to the job's status."""
     assert limits.remaining(details) == seconds
 
 
 @pytest.mark.parametrize("limits", [NO_LIMITS, Limits(1.5, 2, 3, is_confirmed=False)], ids=["none", "all"])
-def test_limits_travel(limits: Limits) -> None:
-    """Limits come out of a trigger's stored arguments as they went in, and a trigger without any has none."""
+def test_limits_survive_json(limits: Limits) -> None:
+    """Limits are the same after a round trip through JSON, and no stored limits mean no limits."""
     assert Limits.from_json(json.loads(json.dumps(limits.to_json()))) == limits
     assert Limits.from_json(None) == Limits.from_json({}) == NO_LIMITS
 
@@ -123,59 +127,59 @@ GPU = {"CPU": 2.0, "GPU": 1.0, "memory": 16.0 * GIB, "special_chip": 2.0}
         pytest.param(
             {"GPU": 2.0},
             ClusterResources((SMALL, GPU), {"CPU": 1.5, "GPU": 1.0, "memory": 0.0}),
-            "The job asks for 2 GPU on one node. The cluster has 2 node(s); in use: 1.5 of 6 CPU, 1 of 1 GPU, 0.0 GiB "
+            "The job requests 2 GPU on one node. The cluster has 2 node(s); in use: 1.5 of 6 CPU, 1 of 1 GPU, 0.0 GiB "
             "of 24.0 GiB memory. No node has enough GPU.",
             id="more than any node has",
         ),
         pytest.param(
             {"CPU": 5, "memory": 20 * GIB, "special_chip": 1},
             ClusterResources((SMALL, GPU)),
-            "The job asks for 5 CPU, 20.0 GiB memory, 1 special_chip on one node. The cluster has 2 node(s); in use: "
+            "The job requests 5 CPU, 20.0 GiB memory, 1 special_chip on one node. The cluster has 2 node(s); in use: "
             "0 of 6 CPU, 0 of 1 GPU, 0.0 GiB of 24.0 GiB memory, 0 of 2 special_chip. No node has enough CPU, memory.",
-            id="more of two things",
+            id="more of two resources",
         ),
         pytest.param(
             {"no_such_thing": 1},
             ClusterResources((SMALL,)),
-            "The job asks for 1 no_such_thing on one node. The cluster has 1 node(s); in use: 0 of 4 CPU, 0.0 GiB of "
+            "The job requests 1 no_such_thing on one node. The cluster has 1 node(s); in use: 0 of 4 CPU, 0.0 GiB of "
             "8.0 GiB memory, 0 of 0 no_such_thing. No node has enough no_such_thing.",
-            id="what there is nowhere",
+            id="unknown resource",
         ),
         pytest.param(
             {"CPU": 3, "GPU": 1},
             ClusterResources((SMALL, GPU)),
-            "The job asks for 3 CPU, 1 GPU on one node. The cluster has 2 node(s); in use: 0 of 6 CPU, 0 of 1 GPU, "
-            "0.0 GiB of 24.0 GiB memory. No node has enough of all of them together.",
-            id="each on another node",
+            "The job requests 3 CPU, 1 GPU on one node. The cluster has 2 node(s); in use: 0 of 6 CPU, 0 of 1 GPU, "
+            "0.0 GiB of 24.0 GiB memory. No single node has enough of all of them.",
+            id="each on a different node",
         ),
         pytest.param(
             {"CPU": 4},
             ClusterResources((SMALL,), {"CPU": 4.0}),
-            "The job asks for 4 CPU on one node. The cluster has 1 node(s); in use: 4 of 4 CPU, 0.0 GiB of 8.0 GiB "
-            "memory. A node that is large enough is there: others use it.",
-            id="what others use",
+            "The job requests 4 CPU on one node. The cluster has 1 node(s); in use: 4 of 4 CPU, 0.0 GiB of 8.0 GiB "
+            "memory. A large enough node exists, but other jobs use it.",
+            id="used by other jobs",
         ),
         pytest.param(
             {},
             ClusterResources((SMALL,), {"CPU": 1.0}),
-            "The job asks for no resources of its own. The cluster has 1 node(s); in use: 1 of 4 CPU, 0.0 GiB of "
-            "8.0 GiB memory. Its runtime environment may still be on its way, or a node is short of memory.",
-            id="nothing",
+            "The job requests no resources. The cluster has 1 node(s); in use: 1 of 4 CPU, 0.0 GiB of "
+            "8.0 GiB memory. Its runtime environment may still be installing, or a node is short of memory.",
+            id="no request",
         ),
         pytest.param(
             {"CPU": 1},
             None,
-            "The job asks for 1 CPU on one node. What the cluster has could not be seen.",
-            id="a cluster out of sight",
+            "The job requests 1 CPU on one node. The resources of the cluster are unknown.",
+            id="cluster not reachable",
         ),
         pytest.param(
             {},
             ClusterResources(),
-            "The job asks for no resources of its own. What the cluster has could not be seen.",
-            id="a head without a report",
+            "The job requests no resources. The resources of the cluster are unknown.",
+            id="head without a report",
         ),
     ],
 )
-def test_shortage(demand: dict[str, Any], cluster: ClusterResources | None, summary: str) -> None:
-    """A job that does not start is described by what it asks for, what the cluster has, and what is missing."""
+def test_shortage_names_what_is_missing(demand: dict[str, Any], cluster: ClusterResources | None, summary: str) -> None:
+    """A job that does not start is described by its request, the cluster's resources, and what is missing."""
     assert describe_shortage(demand, cluster) == summary

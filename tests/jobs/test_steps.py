@@ -11,8 +11,8 @@ import pytest
 
 from airflow_provider_rayjobs.exceptions import (
     RayApiAuthError,
+    RayApiBusyError,
     RayApiConnectionError,
-    RayApiUnavailableError,
     RayJobNotFoundError,
     RayJobsError,
 )
@@ -37,7 +37,7 @@ from airflow_provider_rayjobs.jobs.steps import (
 )
 from airflow_provider_rayjobs.jobs.submission import build_submission
 
-BUSY = RayApiUnavailableError("busy", status_code=503)
+BUSY = RayApiBusyError("busy", status_code=503)
 LOST = RayApiConnectionError("cut off")
 UNSENT = RayApiConnectionError("refused", sent=False)
 
@@ -98,7 +98,7 @@ def test_backoff_grows_until_the_timeout(retry_timeout: float) -> None:
                 step = next(engine) if isinstance(step, LogMessage) else engine.throw(BUSY)
 
     engine = send(endpoints.get_job("a"), retry_timeout)
-    with pytest.raises(RayApiUnavailableError) as caught:
+    with pytest.raises(RayApiBusyError) as caught:
         drive(next(engine))
 
     assert caught.value is BUSY

@@ -1,4 +1,4 @@
-"""The end of a job that is stopped: engines driven by hand, until Ray says that it is over."""
+"""Stopping and deleting a job: engines driven by hand."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 
 from airflow_provider_rayjobs.exceptions import (
     RayApiAuthError,
+    RayApiBusyError,
     RayApiConnectionError,
     RayApiRejectedError,
-    RayApiUnavailableError,
     RayJobNotFoundError,
     RayJobsError,
 )
@@ -26,14 +26,14 @@ PENDING = replace(RUNNING, status=JobStatus.PENDING)
 ENDED = [replace(RUNNING, status=status) for status in (JobStatus.STOPPED, JobStatus.SUCCEEDED, JobStatus.FAILED)]
 STOPPED = ENDED[0]
 LOST = RayApiConnectionError("cut off")
-BUSY = RayApiUnavailableError("busy", status_code=503)
+BUSY = RayApiBusyError("busy", status_code=503)
 GONE = RayJobNotFoundError("gone", status_code=404)
 GET, STOP = "GET /api/jobs/a", "POST /api/jobs/a/stop"
 
 
 @dataclass
 class Cluster:
-    """A script of answers, one for each request, and a clock; the last pair of answers goes on for ever."""
+    """A clock, and a script of answers, one for each request; the last two answers repeat."""
 
     answers: list[Any]
     takes: float = 0.0
@@ -63,8 +63,8 @@ class Cluster:
             return end.value
 
 
-def test_by_hand() -> None:
-    """A stop asks for the time, looks at the job, asks for its end, and looks again until it is over."""
+def test_engine_yields_its_steps_in_order() -> None:
+    """A stop asks for the time, polls the job, sends the stop, and polls again until the job has ended."""
     engine = stop_and_wait("a")
 
     assert next(engine) == Sleep(0)
@@ -78,20 +78,20 @@ def test_by_hand() -> None:
     assert engine.send(0.6).request.method == "GET"
     with pytest.raises(StopIteration) as end:
         engine.send(STOPPED)
-    assert end.value.value == StopResult(True, "Job a is over: STOPPED.", STOPPED)
+    assert end.value.value == StopResult(True, "Job a ended with status STOPPED.", STOPPED)
 
 
 @pytest.mark.parametrize("ended", ENDED, ids=lambda ended: ended.status)
-def test_a_job_that_has_ended(ended: JobDetails) -> None:
-    """A job that has ended is looked at once, and nothing is asked of it."""
+def test_ended_job_is_not_stopped(ended: JobDetails) -> None:
+    """A job that has already ended is polled once, and no stop is sent."""
     cluster = Cluster([ended])
 
-    assert cluster.drive(stop_and_wait("a")) == StopResult(True, f"Job a is over: {ended.status}.", ended)
+    assert cluster.drive(stop_and_wait("a")) == StopResult(True, f"Job a ended with status {ended.status}.", ended)
     assert cluster.asked == [GET]
 
 
-def test_asked_again_and_again() -> None:
-    """A stop is repeated, with pauses that grow to 3 s, until Ray says that the job is over."""
+def test_stop_is_repeated_until_the_job_ends() -> None:
+    """A stop is repeated, with delays that grow to 3 s, until the job has ended."""
     cluster = Cluster([*[RUNNING, True] * 6, STOPPED])
 
     assert cluster.drive(stop_and_wait("a")).has_ended
@@ -99,25 +99,25 @@ def test_asked_again_and_again() -> None:
     assert cluster.pauses == [0.5, 1, 2, 3, 3, 3]
 
 
-def test_pending() -> None:
-    """A PENDING job that took the stop counts as stopped: Ray ends it when it starts."""
+def test_pending_job_that_accepted_the_stop_counts_as_stopped() -> None:
+    """A PENDING job that accepted the stop counts as stopped: Ray stops it when it starts."""
     cluster = Cluster([PENDING, True, PENDING])
 
     stopped = cluster.drive(stop_and_wait("a"))
-    assert stopped == StopResult(True, "Job a has not started; Ray ends it when it does.", PENDING)
+    assert stopped == StopResult(True, "Job a has not started. Ray stops it when it starts.", PENDING)
     assert cluster.asked == [GET, STOP, GET]
 
 
-def test_pending_that_does_not_listen() -> None:
-    """A PENDING job that no stop reaches yet is asked again, and only then counts as stopped."""
+def test_pending_job_is_stopped_again_until_it_accepts() -> None:
+    """A PENDING job that did not accept the stop is stopped again, and only then counts as stopped."""
     cluster = Cluster([PENDING, False, PENDING, LOST, PENDING, True, PENDING])
 
     assert cluster.drive(stop_and_wait("a")).has_ended
     assert cluster.asked == [GET, STOP] * 3 + [GET]
 
 
-def test_pending_that_started() -> None:
-    """A PENDING job that took the stop and started all the same is stopped as a running one."""
+def test_job_that_started_after_the_stop_is_stopped_again() -> None:
+    """A PENDING job that accepted the stop and started nevertheless is stopped like a running job."""
     cluster = Cluster([PENDING, True, RUNNING, True, STOPPED])
 
     assert cluster.drive(stop_and_wait("a")).details is STOPPED
@@ -125,96 +125,87 @@ def test_pending_that_started() -> None:
 
 
 @pytest.mark.parametrize("answers", [[GONE], [RUNNING, GONE], [RUNNING, True, GONE]], ids=["at once", "stop", "later"])
-def test_unknown_job(answers: list[Any]) -> None:
-    """Of a job that the cluster does not know, or not any more, there is nothing to stop."""
+def test_unknown_job_needs_no_stop(answers: list[Any]) -> None:
+    """A job that the cluster does not know, or no longer knows, needs no stop."""
     stopped = Cluster(answers).drive(stop_and_wait("a"))
 
-    assert stopped == StopResult(True, "The cluster does not know job a; there is nothing to stop.")
+    assert stopped == StopResult(True, "The cluster does not know job a. There is nothing to stop.")
 
 
 @pytest.mark.parametrize("metadata", [{}, {NONCE: "theirs"}], ids=["no nonce", "another nonce"])
 @pytest.mark.parametrize("status", list(JobStatus))
-def test_a_job_of_somebody_else(status: JobStatus, metadata: dict[str, str]) -> None:
-    """A job whose metadata says that it is not ours is left alone, whatever it does."""
+def test_job_of_another_submission_is_left_alone(status: JobStatus, metadata: dict[str, str]) -> None:
+    """A job with another nonce, or none, is left alone in every status."""
     theirs = replace(RUNNING, status=status, metadata=metadata)
     cluster = Cluster([theirs])
 
     stopped = cluster.drive(stop_and_wait("a", nonce="ours"))
-    assert stopped == StopResult(True, "Job a is not ours, as its metadata says; it is left alone.", theirs)
+    assert stopped == StopResult(
+        True, "Job a belongs to another submission, as its submission_nonce shows. It is left alone.", theirs
+    )
     assert cluster.asked == [GET]
 
 
 @pytest.mark.parametrize("nonce", ["ours", None])
-def test_a_job_of_ours(nonce: str | None) -> None:
-    """A job with our nonce is stopped, and without a nonce to compare any job is."""
+def test_job_of_this_submission_is_stopped(nonce: str | None) -> None:
+    """A job with the given nonce is stopped, and without a given nonce every job is."""
     assert Cluster([RUNNING, True, STOPPED]).drive(stop_and_wait("a", nonce=nonce)).details is STOPPED
 
 
 @pytest.mark.parametrize(
     "answers", [[RayApiRejectedError("DRIVER")], [RUNNING, RayApiRejectedError("DRIVER")]], ids=["get", "stop"]
 )
-def test_refusals_are_raised(answers: list[Any]) -> None:
-    """What Ray stops for nobody is an error at once."""
+def test_refused_stop_is_an_error(answers: list[Any]) -> None:
+    """A stop that Ray refuses is an error at once."""
     with pytest.raises(RayApiRejectedError, match="DRIVER"):
         Cluster(answers).drive(stop_and_wait("a"))
 
 
 @pytest.mark.parametrize("error", [LOST, BUSY, RayApiAuthError("token"), RayJobsError("odd")], ids=repr)
-def test_failures_are_borne(error: RayJobsError) -> None:
-    """Failures of any other kind are borne: the stop goes on when they are over."""
+def test_failed_requests_are_repeated(error: RayJobsError) -> None:
+    """After any other failure the stop continues."""
     cluster = Cluster([error, error, RUNNING, error, error, RUNNING, True, STOPPED])
 
-    assert cluster.drive(stop_and_wait("a")) == StopResult(True, "Job a is over: STOPPED.", STOPPED)
+    assert cluster.drive(stop_and_wait("a")) == StopResult(True, "Job a ended with status STOPPED.", STOPPED)
 
 
 @pytest.mark.parametrize(
-    ("answers", "timeout", "summary", "details"),
+    ("answers", "timeout", "last_error", "details"),
     [
-        pytest.param(
-            [RUNNING, True], 30, "within 30 s: it was RUNNING when it was seen last. It may", RUNNING, id="deaf"
-        ),
-        pytest.param([LOST], 30, "within 30 s: it was not seen at all; last error: cut off. It", None, id="away"),
-        pytest.param(
-            [RUNNING, LOST, LOST, BUSY],
-            2.5,
-            "within 2.5 s: it was RUNNING when it was seen last; last error: busy. It may",
-            RUNNING,
-            id="seen, then away",
-        ),
-        pytest.param(
-            [LOST, BUSY, RUNNING, True],
-            3,
-            "within 3 s: it was RUNNING when it was seen last. It may",
-            RUNNING,
-            id="away, then seen",
-        ),
-        pytest.param(
-            [PENDING, False], 30, "within 30 s: it was PENDING when it was seen last. It may", PENDING, id="unreachable"
-        ),
+        pytest.param([RUNNING, True], 30, "", RUNNING, id="stop has no effect"),
+        pytest.param([PENDING, False], 30, "", PENDING, id="stop is not accepted"),
+        pytest.param([LOST], 30, " Last error: cut off", None, id="outage"),
+        pytest.param([RUNNING, LOST, LOST, BUSY], 2.5, " Last error: busy", RUNNING, id="outage after an answer"),
+        pytest.param([LOST, BUSY, RUNNING, True], 3, "", RUNNING, id="answer after an outage"),
     ],
 )
-def test_not_confirmed(answers: list[Any], timeout: float, summary: str, details: JobDetails | None) -> None:
-    """What could not be confirmed in time is told, with what was seen last, and the job may run on."""
+def test_unconfirmed_end_is_reported(
+    answers: list[Any], timeout: float, last_error: str, details: JobDetails | None
+) -> None:
+    """A stop that is not confirmed within its timeout reports the last known status, the last error and the remedy."""
     cluster = Cluster(answers)
 
     stopped = cluster.drive(stop_and_wait("a", timeout))
     assert not stopped.has_ended
-    assert f"The end of job a could not be confirmed {summary}" in stopped.summary
-    assert stopped.summary.endswith("It may run on: look for it on the cluster.")
+    assert stopped.summary == (
+        f"The end of job a could not be confirmed within {timeout} s. Its last known status is "
+        f"{details.status if details else 'unknown'}. The job may still be running: look for it on the cluster."
+        f"{last_error}"
+    )
     assert stopped.details is details
     assert timeout - 3 <= cluster.clock - 1000 <= timeout
 
 
-def test_no_time_at_all() -> None:
-    """With a timeout of 0 the job is asked once, in requests that may take a second."""
+def test_timeout_of_zero_sends_each_request_once() -> None:
+    """With a timeout of 0 each request is sent once and may take a second."""
     cluster = Cluster([RUNNING, True])
 
     assert not cluster.drive(stop_and_wait("a", 0)).has_ended
     assert (cluster.asked, cluster.timeouts, cluster.pauses) == ([GET, STOP], [1, 1], [])
 
 
-def test_requests_keep_to_the_time() -> None:
-    """No request waits for longer than what remains of the time, one second at the least."""
+def test_request_timeouts_fit_the_remaining_time() -> None:
+    """No request takes longer than the remaining time, with a minimum of one second."""
     cluster = Cluster([LOST], takes=99)
     many = Cluster([LOST], takes=4)
 
@@ -226,8 +217,8 @@ def test_requests_keep_to_the_time() -> None:
     assert STOP_TIMEOUT == 30
 
 
-def test_a_slow_head_does_not_double_the_time() -> None:
-    """A look that takes most of the time leaves the rest, or a second, for the stop: the whole keeps to the timeout."""
+def test_slow_head_does_not_exceed_the_timeout() -> None:
+    """A slow poll leaves only the remaining time, or a second, for the stop."""
     cluster = Cluster([RUNNING, LOST], takes=28)
 
     assert not cluster.drive(stop_and_wait("a", 30)).has_ended
@@ -238,8 +229,8 @@ def test_a_slow_head_does_not_double_the_time() -> None:
 @pytest.mark.parametrize(
     ("seen_at", "rest"), [(None, None), (1_000_000, 5.0), (1_002_000, 3.0), (1_060_000, 0)], ids=str
 )
-def test_a_job_that_has_just_ended_is_deleted_a_little_later(seen_at: int | None, rest: float | None) -> None:
-    """Ray still writes to the record of a job for some seconds after its end; deleted before, it would come back."""
+def test_delete_waits_until_ray_has_written_the_record(seen_at: int | None, rest: float | None) -> None:
+    """A job that has just ended is deleted after 5 s: Ray still writes to its record and would bring it back."""
     engine = delete_ended_job("a", retry_timeout=0)
     next(engine)
     step = engine.send(replace(STOPPED, end_time=1_000_000, seen_at=seen_at))

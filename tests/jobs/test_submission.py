@@ -1,38 +1,17 @@
-"""A submission: what is refused before anything is sent, and how exactly one job comes of it."""
+"""The content of a submission, and what is refused before anything is sent."""
 
 from __future__ import annotations
 
 import json
-import logging
 import shlex
 import subprocess
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_rayjobs.exceptions import (
-    RayApiConnectionError,
-    RayApiRejectedError,
-    RayApiUnavailableError,
-    RayApiUnreachableError,
-    RayJobExistsError,
-    RayJobNotFoundError,
-    RayJobsError,
-)
-from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType, RayVersion
-from airflow_provider_rayjobs.jobs.steps import Engine, LogMessage, Send, Sleep
-from airflow_provider_rayjobs.jobs.submission import (
-    NONCE,
-    RUNTIME_ENV_KEYS,
-    SubmitResult,
-    build_submission,
-    get_session,
-    new_nonce,
-    submit_job,
-)
+from airflow_provider_rayjobs.jobs.submission import NONCE, RUNTIME_ENV_KEYS, build_submission, new_nonce
 
 ARGUMENT = 128 * 1024 - 1
 arguments = st.lists(
@@ -40,8 +19,8 @@ arguments = st.lists(
 )
 
 
-def test_submission_of_everything() -> None:
-    """A submission holds what was asked for, under Ray's names and as Ray's types."""
+def test_submission_holds_every_option() -> None:
+    """A submission holds every option, under Ray's names and with Ray's types."""
     submission = build_submission(
         ["python", "main.py", "--day", "2026 01"],
         submission_id="nightly-1",
@@ -71,8 +50,8 @@ def test_submission_of_everything() -> None:
     assert type(body["entrypoint_memory"]) is int
 
 
-def test_submission_of_a_command() -> None:
-    """A command is taken as it is, and a submission that says no more gets an id and a nonce of its own."""
+def test_submission_of_a_command_alone() -> None:
+    """A command is kept as it is, and a submission without options gets its own id and nonce."""
     one, other = (
         build_submission("echo $HOME | cat"),
         build_submission("echo $HOME | cat", submission_id=None, metadata=None),
@@ -84,28 +63,30 @@ def test_submission_of_a_command() -> None:
     assert one.metadata[NONCE] != other.metadata[NONCE]
 
 
-def test_nonce_is_not_given() -> None:
-    """A nonce that was copied from another job's metadata is refused: it would make that job pass for this one."""
-    with pytest.raises(ValueError, match="metadata must not hold submission_nonce"):
+def test_nonce_in_metadata_is_refused() -> None:
+    """A nonce copied from another job's metadata is refused: that job would pass for this submission's."""
+    with pytest.raises(ValueError, match="metadata must not contain submission_nonce"):
         build_submission("true", metadata={NONCE: "copied"})
 
 
-def test_unknown_options() -> None:
-    """An option that a submission does not have is refused by its name, as of any function."""
-    with pytest.raises(TypeError, match="a submission has no colour, shape"):
+def test_unknown_option_is_refused() -> None:
+    """An unknown option is refused by name, as in any function call."""
+    with pytest.raises(
+        TypeError, match="Unknown options: colour, shape. A submission has the options submission_id, runtime_env, "
+    ):
         build_submission("true", shape=1, colour="red")
 
 
 @given(arguments)
-def test_quoting(given_arguments: list[str]) -> None:
+def test_arguments_survive_a_shell(given_arguments: list[str]) -> None:
     """Arguments given as a list are read by a shell as exactly those arguments."""
     assert shlex.split(build_submission(given_arguments).entrypoint) == given_arguments
 
 
 @settings(max_examples=25, deadline=None)
 @given(arguments)
-def test_quoting_in_a_shell(given_arguments: list[str]) -> None:
-    """No argument given as a list breaks out of its place, whatever it holds."""
+def test_arguments_cannot_inject_commands(given_arguments: list[str]) -> None:
+    """No argument given as a list can add a command or another argument."""
     command = build_submission(["printf", "%s\\0", *given_arguments]).entrypoint
 
     shown = subprocess.run(["/bin/sh", "-c", command], capture_output=True, check=True).stdout
@@ -117,8 +98,8 @@ def test_quoting_in_a_shell(given_arguments: list[str]) -> None:
     ["a", "x" * 200, "Nightly_2026-01-01.1", "rayjob-0", "0123456", "012345678", "ABCDEF01", "...", ".a"],
     ids=lambda value: value[:20],
 )
-def test_submission_ids(submission_id: str) -> None:
-    """Ids of up to 200 letters, digits, dots, dashes and underscores are taken as they are."""
+def test_valid_submission_ids(submission_id: str) -> None:
+    """Ids of up to 200 letters, digits, dots, dashes and underscores are accepted."""
     assert build_submission("true", submission_id=submission_id).submission_id == submission_id
 
 
@@ -130,16 +111,18 @@ WRONG: list[Any] = [
     pytest.param(None, {}, "entrypoint must be a command, or a list", id="None as command"),
     pytest.param(b"echo", {}, "entrypoint must be a command, or a list", id="bytes as command"),
     pytest.param({"echo"}, {}, "entrypoint must be a command, or a list", id="set as command"),
-    pytest.param("echo a\0b", {}, "entrypoint holds a NUL", id="NUL in the command"),
+    pytest.param("echo a\0b", {}, "entrypoint contains a NUL", id="NUL in the command"),
     pytest.param("echo \udc80", {}, "entrypoint", id="lone surrogate in the command"),
     *(
         pytest.param("true", {"submission_id": value}, "submission_id", id=f"id {str(value)[:9]!r}")
         for value in ("a/b", "a b", "ü", "a\n", "x" * 201, "01000000", "deadbeef", 7, ".", "..")
     ),
-    pytest.param("true", {"metadata": {"a": 1}}, "metadata must be text to text; at 'a' there is int", id="metadata"),
-    pytest.param("true", {"metadata": {1: "a"}}, "metadata must be text to text; at 1 there is int", id="metadata key"),
+    pytest.param(
+        "true", {"metadata": {"a": 1}}, "metadata must map text to text: the value of 'a' is int", id="metadata"
+    ),
+    pytest.param("true", {"metadata": {1: "a"}}, "metadata must map text to text: the key 1 is int", id="metadata key"),
     pytest.param("true", {"metadata": ["a"]}, "metadata must be a dictionary", id="metadata list"),
-    pytest.param("true", {"metadata": {"job_submission_id": "a"}}, "metadata must not hold job_sub", id="misfiling"),
+    pytest.param("true", {"metadata": {"job_submission_id": "a"}}, "metadata must not contain job_sub", id="misfiling"),
     pytest.param("true", {"metadata": {"a": "\udc80"}}, "metadata", id="lone surrogate in the metadata"),
     *(
         pytest.param("true", {field: value}, f"{field} must be a number, 0 or more, not", id=f"{field} {value!r}")
@@ -157,14 +140,14 @@ WRONG: list[Any] = [
         for value in (None, True, "1", -1, float("nan"), float("inf"))
     ),
     pytest.param("true", {"entrypoint_resources": ["a"]}, "entrypoint_resources must be a dictionary", id="resources"),
-    pytest.param("true", {"entrypoint_label_selector": {"a": 1}}, "entrypoint_label_selector must be", id="label"),
+    pytest.param("true", {"entrypoint_label_selector": {"a": 1}}, "entrypoint_label_selector must map", id="label"),
     pytest.param("true", {"entrypoint_label_selector": "a"}, "entrypoint_label_selector must be", id="labels"),
 ]
 
 
 @pytest.mark.parametrize(("entrypoint", "options", "message"), WRONG)
-def test_refusals(entrypoint: Any, options: dict[str, Any], message: str) -> None:
-    """What can never work is refused before anything is sent, by the field's name."""
+def test_wrong_option_is_refused_by_name(entrypoint: Any, options: dict[str, Any], message: str) -> None:
+    """An option that cannot work is refused before anything is sent, and the error names the field."""
     with pytest.raises(ValueError, match=f"^{message}"):
         build_submission(entrypoint, **options)
 
@@ -172,37 +155,37 @@ def test_refusals(entrypoint: Any, options: dict[str, Any], message: str) -> Non
 @pytest.mark.parametrize(
     ("runtime_env", "message"),
     [
-        pytest.param({"pips": ["a"]}, "'pips'; did you mean 'pip'", id="misspelt pip"),
-        pytest.param({"workdir": "s3://a"}, "'workdir'; did you mean 'working_dir'", id="misspelt working_dir"),
-        pytest.param({"env_var": {}}, "'env_var'; did you mean 'env_vars'", id="misspelt env_vars"),
-        pytest.param({"zzz": 1}, "'zzz'; Ray knows _inject_current_ray, ", id="nothing like it"),
-        pytest.param({7: 1}, "7; Ray knows ", id="number as key"),
+        pytest.param({"pips": ["a"]}, "'pips' .did you mean 'pip'", id="misspelt pip"),
+        pytest.param({"workdir": "s3://a"}, "'workdir' .did you mean 'working_dir'", id="misspelt working_dir"),
+        pytest.param({"env_var": {}}, "'env_var' .did you mean 'env_vars'", id="misspelt env_vars"),
+        pytest.param({"zzz": 1}, "'zzz' .Ray knows _inject_current_ray, ", id="nothing like it"),
+        pytest.param({7: 1}, "7 .Ray knows ", id="number as key"),
         pytest.param("env.yaml", "must be a dictionary, not str", id="a path"),
         pytest.param(
-            {"env_vars": {"A": 1}}, r"\['env_vars'\] must be text to text; at 'A' there is int", id="env_vars"
+            {"env_vars": {"A": 1}}, r"\['env_vars'\] must map text to text: the value of 'A' is int", id="env_vars"
         ),
         pytest.param({"env_vars": ["A=1"]}, r"\['env_vars'\] must be a dictionary", id="env_vars list"),
-        pytest.param({"working_dir": "."}, r"\['working_dir'\] is '.': a local path", id="working_dir"),
+        pytest.param({"working_dir": "."}, r"\['working_dir'\] is '.', but must be a URI", id="working_dir"),
         pytest.param({"working_dir": "/home/me/code.zip"}, r"\['working_dir'\]", id="working_dir archive"),
         pytest.param({"working_dir": {"a": 1}}, r"\['working_dir'\]", id="working_dir dictionary"),
-        pytest.param({"py_modules": ["s3://a/b.zip", "./lib"]}, r"\['py_modules\[1\]'\] is './lib'", id="py_modules"),
+        pytest.param({"py_modules": ["s3://a/b.zip", "./lib"]}, r"\['py_modules'\]\[1\] is './lib'", id="py_modules"),
         pytest.param({"py_modules": "s3://a/b.zip"}, r"\['py_modules'\] must be a list", id="one py_module"),
         pytest.param({"py_modules": {"a": 1}}, r"\['py_modules'\] must be a list", id="py_modules dictionary"),
-        pytest.param({"pip": ["a", "-r more.txt"]}, r"\['pip'\] names a file \('-r more.txt'\)", id="pip -r"),
-        pytest.param({"conda": "/opt/env"}, r"\['conda'\] is a path", id="conda folder"),
-        pytest.param({"java_jars": ["./a.jar"]}, r"\['java_jars\[0\]'\] is './a.jar'", id="java_jars"),
-        pytest.param({"pip": "requirements.txt"}, r"\['pip'\] names a file", id="pip"),
-        pytest.param({"uv": "requirements.txt"}, r"\['uv'\] names a file", id="uv"),
+        pytest.param({"pip": ["a", "-r more.txt"]}, r"\['pip'\] names the file '-r more.txt'", id="pip -r"),
+        pytest.param({"conda": "/opt/env"}, r"\['conda'\] is the path", id="conda folder"),
+        pytest.param({"java_jars": ["./a.jar"]}, r"\['java_jars'\]\[0\] is './a.jar'", id="java_jars"),
+        pytest.param({"pip": "requirements.txt"}, r"\['pip'\] names the file", id="pip"),
+        pytest.param({"uv": "requirements.txt"}, r"\['uv'\] names the file", id="uv"),
         pytest.param({"pip": {"packages": "requirements.txt"}}, r"\['pip'\]", id="pip packages"),
         pytest.param({"uv": {"packages": "requirements.txt"}}, r"\['uv'\]", id="uv packages"),
-        pytest.param({"conda": "env.yml"}, r"\['conda'\] is a path", id="conda yml"),
-        pytest.param({"conda": "./env.yaml"}, r"\['conda'\] is a path", id="conda yaml"),
+        pytest.param({"conda": "env.yml"}, r"\['conda'\] is the path", id="conda yml"),
+        pytest.param({"conda": "./env.yaml"}, r"\['conda'\] is the path", id="conda yaml"),
         pytest.param({"config": {1, 2}}, "cannot be sent as JSON", id="a set"),
         pytest.param({"config": {"setup_timeout_seconds": float("nan")}}, "cannot be sent as JSON", id="not a number"),
     ],
 )
-def test_wrong_runtime_envs(runtime_env: Any, message: str) -> None:
-    """A runtime environment that Ray would ignore in part, or look for on its own disk, is refused."""
+def test_wrong_runtime_env_is_refused(runtime_env: Any, message: str) -> None:
+    """A runtime environment is refused if Ray would ignore a part of it or cannot find a path."""
     with pytest.raises(ValueError, match=rf"^runtime_env.*{message}"):
         build_submission("true", runtime_env=runtime_env)
 
@@ -220,13 +203,13 @@ def test_wrong_runtime_envs(runtime_env: Any, message: str) -> None:
         pytest.param(dict.fromkeys(sorted(RUNTIME_ENV_KEYS)), id="every key, unset"),
     ],
 )
-def test_right_runtime_envs(runtime_env: dict[str, Any]) -> None:
-    """A runtime environment that the cluster can read is sent as it is."""
+def test_valid_runtime_env_is_sent_unchanged(runtime_env: dict[str, Any]) -> None:
+    """A runtime environment that the cluster can read is sent unchanged."""
     assert build_submission("true", runtime_env=runtime_env).runtime_env == runtime_env
 
 
-def test_empty_is_not_given() -> None:
-    """An empty runtime environment, and empty metadata, are as good as none."""
+def test_empty_options_count_as_missing() -> None:
+    """An empty runtime environment, empty metadata and an empty id count as missing."""
     submission = build_submission("true", runtime_env={}, metadata={}, submission_id="")
 
     assert submission.runtime_env is None
@@ -235,7 +218,7 @@ def test_empty_is_not_given() -> None:
 
 
 def sized(runtime_env_and_metadata: int) -> dict[str, Any]:
-    """Return options whose runtime environment and metadata have so many bytes together."""
+    """Return options whose runtime environment and metadata have this many bytes together."""
     options: dict[str, Any] = {"runtime_env": {"env_vars": {"A": ""}}}
     rest = len(json.dumps(options | {"metadata": {NONCE: "n" * 16}}))
     options["runtime_env"]["env_vars"]["A"] = "x" * (runtime_env_and_metadata - rest)
@@ -243,7 +226,7 @@ def sized(runtime_env_and_metadata: int) -> dict[str, Any]:
 
 
 def labelled(body: int) -> dict[str, Any]:
-    """Return options whose request has so many bytes."""
+    """Return options whose request body has this many bytes."""
     options: dict[str, Any] = {"submission_id": "a", "entrypoint_label_selector": {"a": ""}}
     rest = len(json.dumps({"entrypoint": "true", "metadata": {NONCE: "n" * 16}} | options))
     options["entrypoint_label_selector"]["a"] = "x" * (body - rest)
@@ -251,7 +234,7 @@ def labelled(body: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("entrypoint", "options", "record_success"),
+    ("entrypoint", "options", "message"),
     [
         pytest.param("x" * ARGUMENT, {}, None, id="the longest command"),
         pytest.param("x" * (ARGUMENT + 1), {}, "entrypoint has 131072 bytes", id="a longer command"),
@@ -262,12 +245,12 @@ def labelled(body: int) -> dict[str, Any]:
         pytest.param("true", labelled(1024 * 1024 + 1), "the submission has 1048577 bytes", id="a larger request"),
     ],
 )
-def test_sizes(entrypoint: str, options: dict[str, Any], record_success: str | None) -> None:
-    """What is too large for Linux, or for Ray, is refused from the first byte too many."""
-    if record_success is None:
+def test_size_limits_of_linux_and_ray(entrypoint: str, options: dict[str, Any], message: str | None) -> None:
+    """An entrypoint, environment or request of one byte over the limit of Linux or Ray is refused."""
+    if message is None:
         assert build_submission(entrypoint, **options)
     else:
-        with pytest.raises(ValueError, match=f"^{record_success}"):
+        with pytest.raises(ValueError, match=f"^{message}"):
             build_submission(entrypoint, **options)
 
 
@@ -282,153 +265,14 @@ def test_sizes(entrypoint: str, options: dict[str, Any], record_success: str | N
         ({"metadata": {"a": "x" * 200_000}}, r"metadata with 20\d{4} bytes: shorten it"),
     ],
 )
-def test_what_is_too_large_is_named(options: dict[str, Any], said: str) -> None:
-    """The largest part of an environment that is too large is named, with what helps there."""
+def test_largest_part_is_named(options: dict[str, Any], said: str) -> None:
+    """If the environment is too large, the error names its largest part and how to shorten it."""
     with pytest.raises(ValueError, match=said):
         build_submission("true", **options)
 
 
-SUBMISSION = replace(build_submission("true", submission_id="mine"), metadata={NONCE: "ours"})
-LOST = RayApiConnectionError("cut off")
-TAKEN = RayJobExistsError("taken", status_code=500)
-BUSY = RayApiUnavailableError("busy", status_code=503)
-
-
-def existing(**metadata: str) -> JobDetails:
-    return JobDetails(JobType.SUBMISSION, JobStatus.RUNNING, submission_id="mine", metadata=metadata)
-
-
-def drive(engine: Engine[Any], *answers: Any) -> tuple[Any, list[str]]:
-    """Give the engine these answers, one for each request, errors thrown; return its result and what it sent."""
-    sent: list[str] = []
-    clock, script = 0.0, iter(answers)
-    step = next(engine)
-    try:
-        while True:
-            if isinstance(step, Sleep):
-                clock += step.seconds
-                step = engine.send(clock)
-                continue
-            if isinstance(step, LogMessage):
-                step = next(engine)
-                continue
-            assert isinstance(step, Send)
-            sent.append(f"{step.request.method} {step.request.path}")
-            answer = next(script)
-            step = engine.throw(answer) if isinstance(answer, RayJobsError) else engine.send(answer)
-    except StopIteration as end:
-        return end.value, sent
-
-
-@pytest.mark.parametrize(
-    ("runs", "warnings"),
-    [
-        ({"working_dir": "gcs://new.zip", "py_modules": []}, 0),
-        ({}, 0),
-        ({"working_dir": "gcs://old.zip"}, 1),
-        ({"working_dir": "gcs://new.zip", "py_modules": ["gcs://m.zip"]}, 1),
-    ],
-)
-def test_a_job_that_runs_other_code_is_told(runs: dict[str, Any], warnings: int) -> None:
-    """A job of ours that arrived before the code changed is followed, and a warning says what it runs."""
-    submission = replace(SUBMISSION, runtime_env={"working_dir": "gcs://new.zip"})
-    engine = submit_job(submission, 0)
-    next(engine)
-    engine.throw(TAKEN)
-    notes: list[LogMessage] = []
-    try:
-        step = engine.send(replace(existing(submission_nonce="ours"), runtime_env=runs))
-        while True:
-            assert isinstance(step, LogMessage)
-            notes.append(step)
-            step = next(engine)
-    except StopIteration as end:
-        submitted = end.value
-    assert submitted == SubmitResult("mine", is_confirmed=False)
-    assert len(notes) == warnings
-    for note in notes:
-        assert note.level == logging.WARNING
-        assert str(next(reversed(runs.values()))) in note.message
-
-
-POST, GET = "POST /api/jobs/", "GET /api/jobs/mine"
-
-
-@pytest.mark.parametrize(
-    ("answers", "requests", "is_confirmed"),
-    [
-        pytest.param(["mine"], [POST], True, id="accepted"),
-        pytest.param([LOST, "mine"], [POST, POST], True, id="lost on the way there"),
-        pytest.param(
-            [LOST, TAKEN, existing(submission_nonce="ours")], [POST, POST, GET], False, id="lost on the way back"
-        ),
-        pytest.param(
-            [LOST, LOST, BUSY, TAKEN, BUSY, LOST, existing(submission_nonce="ours")],
-            [POST, POST, POST, POST, GET, GET, GET],
-            False,
-            id="trouble everywhere",
-        ),
-        pytest.param(
-            [TAKEN, existing(submission_nonce="ours")], [POST, GET], False, id="submitted by an earlier process"
-        ),
-        pytest.param([BUSY, BUSY, "mine"], [POST, POST, POST], True, id="busy for a while"),
-    ],
-)
-def test_exactly_one_job(answers: list[Any], requests: list[str], is_confirmed: bool) -> None:
-    """Whatever happens to the answers, one job comes of a submission, and it is known whether one was seen."""
-    assert drive(submit_job(SUBMISSION, 60), *answers) == (SubmitResult("mine", is_confirmed), requests)
-
-
-@pytest.mark.parametrize(
-    ("answers", "error"),
-    [
-        pytest.param([TAKEN, existing(submission_nonce="theirs")], RayJobExistsError, id="somebody else's"),
-        pytest.param([LOST, TAKEN, existing()], RayJobExistsError, id="somebody's without a nonce"),
-        pytest.param([RayApiRejectedError("no", status_code=400)], RayApiRejectedError, id="refused"),
-        pytest.param(
-            [TAKEN, RayJobNotFoundError("gone", status_code=404)], RayJobNotFoundError, id="deleted meanwhile"
-        ),
-    ],
-)
-def test_no_job_of_ours(answers: list[Any], error: type[RayJobsError]) -> None:
-    """An id that is somebody else's is an error, and what Ray refuses is not asked for twice."""
-    with pytest.raises(error):
-        drive(submit_job(SUBMISSION, 60), *answers)
-
-
-@pytest.mark.parametrize(
-    "error", [BUSY, LOST, RayApiConnectionError("refused", sent=False)], ids=["busy", "lost", "refused"]
-)
-def test_patience_ends(error: RayJobsError) -> None:
-    """A submission is repeated until the patience is over; the error then says that the job may exist."""
-    with pytest.raises(RayApiUnreachableError, match="look for job mine on the cluster") as caught:
-        drive(submit_job(SUBMISSION, 30), *[error] * 100)
-    with pytest.raises(RayApiUnreachableError):
-        drive(submit_job(SUBMISSION, 0), error)
-
-    assert caught.value.__cause__ is error
-
-
-@pytest.mark.parametrize(
-    ("failures", "error", "was_retried"),
-    [
-        pytest.param([], RayApiRejectedError("no", status_code=400), False, id="refused at once"),
-        pytest.param([LOST], RayApiRejectedError("no", status_code=400), True, id="refused after a lost answer"),
-        pytest.param([BUSY], RayApiRejectedError("no", status_code=400), True, id="refused after a busy head"),
-    ],
-)
-def test_refusals_after_a_lost_answer(
-    failures: list[RayJobsError], error: RayApiRejectedError, was_retried: bool
-) -> None:
-    """A refusal says whether the same submission was sent before, as a job may have come of that one."""
-    with pytest.raises(RayApiRejectedError) as caught:
-        drive(submit_job(SUBMISSION, 60), *failures, error)
-
-    assert caught.value.was_retried is was_retried
-
-
-def test_the_same_submission_again() -> None:
-    """With the nonce of an earlier submission the same one is planned, and without it another."""
+def test_nonce_repeats_a_submission() -> None:
+    """The nonce of an earlier submission repeats that submission; without it the submission is a new one."""
     nonce = new_nonce()
     first, again = (build_submission("true", submission_id="a", nonce=nonce) for _ in range(2))
 
@@ -440,29 +284,3 @@ def test_the_same_submission_again() -> None:
     }
     assert nonce != new_nonce()
     assert build_submission("true", nonce=None).metadata[NONCE]
-
-
-VERSION = "GET /api/version"
-
-
-@pytest.mark.parametrize(
-    ("answers", "session"),
-    [
-        pytest.param([RayVersion("4", "2.60.0", "session_1")], "session_1", id="at once"),
-        pytest.param([LOST, BUSY, RayVersion("4", "2.60.0", "session_1")], "session_1", id="after trouble"),
-        pytest.param([RayVersion("4", "2.9.3")], None, id="an old head"),
-    ],
-)
-def test_session(answers: list[Any], session: str | None) -> None:
-    """The name of the cluster's present life is asked for before a submission; old heads have none."""
-    assert drive(get_session("mine", 60), *answers) == (session, [VERSION] * len(answers))
-
-
-@pytest.mark.parametrize("error", [BUSY, LOST], ids=["busy", "lost"])
-def test_session_out_of_reach(error: RayJobsError) -> None:
-    """A cluster that stays out of reach before a submission is an error, which says that nothing was submitted."""
-    with pytest.raises(RayApiUnreachableError, match="tried for 30 s; job mine was not submitted") as caught:
-        drive(get_session("mine", 30), *[error] * 100)
-
-    assert caught.value.sent is False
-    assert caught.value.__cause__ is error

@@ -1,23 +1,22 @@
-"""A Ray head in token mode, and an authority that nobody knows but us."""
+"""A Ray head in token mode, and certificate authorities that the system does not trust."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from certificates import Authority
-from marked import TOKEN
-from nginx import BINARY
+from certificates import CertificateAuthority
+from nginx import NGINX_BINARY
+from secret_values import TOKEN
 
 from sandbox.ray_head import RayHead
 
 
 @pytest.fixture(scope="session")
 def needs_nginx() -> None:
-    """Skip for a developer without nginx; fail where ``REQUIRE_NGINX`` is set, as in the CI."""
-    if BINARY is None:
+    """Skip the test without nginx, or fail it if ``REQUIRE_NGINX`` is set, as in the CI."""
+    if NGINX_BINARY is None:
         message = "nginx is not installed (Debian: apt-get install nginx-light)"
         if os.environ.get("REQUIRE_NGINX"):
             pytest.fail(message)
@@ -25,13 +24,13 @@ def needs_nginx() -> None:
 
 
 @pytest.fixture(scope="session")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("authority"), "company-ca")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
+    return CertificateAuthority(tmp_path_factory.mktemp("authority"), "company-ca")
 
 
 @pytest.fixture(scope="session")
-def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("stranger"), "strange-ca")
+def other_authority(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
+    return CertificateAuthority(tmp_path_factory.mktemp("other-authority"), "other-ca")
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +40,7 @@ def token_head() -> Iterator[RayHead]:
 
 
 @pytest.fixture(autouse=True)
-def _no_proxies_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What is tried here goes to this machine."""
+def _without_proxy_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove ``HTTP_PROXY`` and the like: all requests of these tests go to this machine."""
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)

@@ -1,4 +1,4 @@
-"""A real nginx before a real Ray head: its own configuration, free ports, a temporary folder, ended by process id."""
+"""A real nginx as reverse proxy of a Ray head, with free ports and a temporary folder."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Self
 
 from sandbox.processes import Program, free_port
 
-# Debian puts it where the PATH of people who are not root does not lead.
-BINARY = shutil.which("nginx", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
+# Debian installs nginx in a folder that is only in root's PATH.
+NGINX_BINARY = shutil.which("nginx", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
 
 
 class Nginx:
     """
-    One nginx; a context manager.
+    An nginx process; a context manager.
 
     :param servers: the ``server`` blocks, see :class:`Server`.
     """
@@ -29,17 +29,17 @@ class Nginx:
         self._program: Program | None = None
 
     def __enter__(self) -> Self:
-        if BINARY is None:
+        if NGINX_BINARY is None:
             raise RuntimeError("nginx is not installed")
         config = self.folder / "nginx.conf"
         config.write_text(self._config())
         try:
             self._program = Program(
-                [BINARY, "-p", str(self.folder), "-c", str(config), "-e", "stderr"],
+                [NGINX_BINARY, "-p", str(self.folder), "-c", str(config), "-e", "stderr"],
                 dict(os.environ),
                 self.folder / "output.log",
             )
-            self._program.wait_until(self._listens, "nginx", timeout=20)
+            self._program.wait_until(self._is_listening, "nginx", timeout=20)
         except BaseException:
             self.close()
             raise
@@ -49,46 +49,39 @@ class Nginx:
         self.close()
 
     def close(self) -> None:
-        """Stop it and remove its folder."""
+        """Stop nginx and remove its folder."""
         if self._program is not None:
             self._program.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    @property
-    def log(self) -> str:
-        """What it has logged: a line for each request with its ``Authorization`` headers, for the tests to see."""
-        return (self.folder / "access.log").read_text()
-
-    def _listens(self) -> bool:
-        for each in self._servers:
+    def _is_listening(self) -> bool:
+        for server in self._servers:
             with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", each.port)):
+                if probe.connect_ex(("127.0.0.1", server.port)):
                     return False
         return True
 
     def _config(self) -> str:
-        temporary = "\n".join(
+        temp_paths = "\n".join(
             f"{kind}_temp_path {self.folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
-        user = "user root;" if os.geteuid() == 0 else ""  # its workers would not be let into the folder
+        user = "user root;" if os.geteuid() == 0 else ""  # other users cannot read the folder
         return (
             f"{user}\ndaemon off;\nworker_processes 1;\npid {self.folder}/nginx.pid;\nevents {{}}\nhttp {{\n"
-            'log_format seen \'$server_port $request_method $request_uri $status "$http_authorization" '
-            '"$http_x_ray_authorization"\';\n'
-            f"access_log {self.folder}/access.log seen;\n{temporary}\n"
-            f"{''.join(each.block for each in self._servers)}}}\n"
+            f"access_log off;\n{temp_paths}\n"
+            f"{''.join(server.block for server in self._servers)}}}\n"
         )
 
 
 class Server:
     """
-    One server of an nginx.
+    One ``server`` block of an nginx.
 
-    :param inside: the directives of its block, but for ``listen``.
-    :param tls: whether it speaks TLS.
+    :param directives: of the block, without ``listen``.
+    :param tls: whether the server speaks TLS.
     """
 
-    def __init__(self, inside: str, *, tls: bool = True) -> None:
+    def __init__(self, directives: str, *, tls: bool = True) -> None:
         self.port = free_port()
         self.address = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
-        self.block = f"server {{\nlisten 127.0.0.1:{self.port}{' ssl' if tls else ''};\n{inside}\n}}\n"
+        self.block = f"server {{\nlisten 127.0.0.1:{self.port}{' ssl' if tls else ''};\n{directives}\n}}\n"

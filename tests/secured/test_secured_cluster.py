@@ -1,4 +1,4 @@
-"""The whole flow on a real head in token mode, behind a real nginx with TLS, client certificates and a base path."""
+"""A real head in token mode, behind a real nginx with TLS, client certificates and a base path."""
 
 from __future__ import annotations
 
@@ -13,10 +13,20 @@ from typing import Any
 
 import pytest
 from airflow import __version__ as airflow_version
-from certificates import Authority
-from marked import BY_AIRFLOW, BY_NAME, HEADER, PASSWORD, PROXY, QUIET, SECRETS, TOKEN, WRONG
+from certificates import CertificateAuthority
 from nginx import Nginx, Server
 from packaging.version import Version
+from secret_values import (
+    BASIC_PASSWORD,
+    CONNECTION_PASSWORD,
+    HEADER_VALUE,
+    NAMED_SECRET,
+    PROXY_PASSWORD,
+    SECRETS,
+    TOKEN,
+    UNPRINTED,
+    WRONG_TOKEN,
+)
 
 from airflow_provider_rayjobs.exceptions import RayApiAuthError, RayJobNotFoundError
 from airflow_provider_rayjobs.hooks import RayJobsHook
@@ -29,87 +39,91 @@ pytestmark = pytest.mark.ray
 
 @dataclass
 class Ingress:
-    """One nginx before the head, and the ways through it."""
+    """
+    An nginx in front of the head, and the connection fields for each of its routes.
 
-    nginx: Nginx
+    :param mtls: wants a client certificate.
+    :param basic: wants basic authentication, and does not forward ``Authorization`` to Ray.
+    :param basic_forwarded: wants basic authentication, and forwards ``Authorization`` to Ray.
+    :param strips_authorization: removes ``Authorization`` from each request.
+    :param http_proxy: nginx serves as HTTP proxy.
+    """
+
     mtls: dict[str, Any]
     basic: dict[str, Any]
-    passes_on: dict[str, Any]
-    strips: dict[str, Any]
-    proxied: dict[str, Any]
+    basic_forwarded: dict[str, Any]
+    strips_authorization: dict[str, Any]
+    http_proxy: dict[str, Any]
 
 
 @pytest.fixture(scope="session")
 def ingress(
-    needs_nginx: None, token_head: RayHead, authority: Authority, tmp_path_factory: pytest.TempPathFactory
+    needs_nginx: None, token_head: RayHead, authority: CertificateAuthority, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Ingress]:
-    """Ways in, each as the fields of a connection."""
     folder = tmp_path_factory.mktemp("ingress")
-    (folder / "users").write_text(f"me:{{PLAIN}}{PASSWORD}\n")
+    (folder / "users").write_text(f"me:{{PLAIN}}{BASIC_PASSWORD}\n")
     (folder / "token").write_text(f"{TOKEN}\n")
     server, client = authority.issue("ingress", hosts=("127.0.0.1",)), authority.issue("airflow")
     tls = f"ssl_certificate {server.cert};\nssl_certificate_key {server.key};\n"
     mtls = f"{tls}ssl_client_certificate {authority.cert};\nssl_verify_client on;\n"
     basic = f'auth_basic "team a";\nauth_basic_user_file {folder}/users;\n'
-    strip = 'proxy_set_header Authorization "";\n'
+    strip_authorization = 'proxy_set_header Authorization "";\n'
 
-    def to_ray(more: str = "", base: str = "/team-a/") -> str:
-        return f"location {base} {{\n{more}proxy_pass {token_head.address}/;\n}}\n"
+    def to_ray(directives: str = "", base_path: str = "/team-a/") -> str:
+        return f"location {base_path} {{\n{directives}proxy_pass {token_head.address}/;\n}}\n"
 
     servers = {
         "mtls": Server(mtls + to_ray()),
-        "basic": Server(tls + to_ray(basic + strip)),
-        "passes on": Server(tls + to_ray(basic)),
-        "strips": Server(to_ray(strip, "/"), tls=False),
-        "forward": Server(to_ray("", "/"), tls=False),
+        "basic": Server(tls + to_ray(basic + strip_authorization)),
+        "basic_forwarded": Server(tls + to_ray(basic)),
+        "strips_authorization": Server(to_ray(strip_authorization, "/"), tls=False),
+        "http_proxy": Server(to_ray("", "/"), tls=False),
     }
-    ca = {"verify": str(authority.cert), "base_path": "/team-a"}
-    with Nginx([*servers.values()]) as nginx:
+    common = {"verify": str(authority.cert), "base_path": "/team-a"}
+    with Nginx([*servers.values()]):
         yield Ingress(
-            nginx,
             mtls={
                 "host": servers["mtls"].address,
-                "extra": ca
+                "extra": common
                 | {"token_file": f"{folder}/token", "client_cert": str(client.cert), "client_key": str(client.key)},
             },
             basic={
                 "host": servers["basic"].address,
                 "login": "me",
-                "password": PASSWORD,
-                "extra": ca | {"token": TOKEN, "headers": {"X-Tenant": HEADER}},
+                "password": BASIC_PASSWORD,
+                "extra": common | {"token": TOKEN, "headers": {"X-Tenant": HEADER_VALUE}},
             },
-            passes_on={
-                "host": servers["passes on"].address,
+            basic_forwarded={
+                "host": servers["basic_forwarded"].address,
                 "login": "me",
-                "password": PASSWORD,
-                "extra": ca | {"token": TOKEN},
+                "password": BASIC_PASSWORD,
+                "extra": common | {"token": TOKEN},
             },
-            strips={"host": servers["strips"].address, "password": TOKEN},
-            proxied={
+            strips_authorization={"host": servers["strips_authorization"].address, "password": TOKEN},
+            http_proxy={
                 "host": token_head.address,
                 "password": TOKEN,
-                "extra": {"proxy": servers["forward"].address.replace("://", f"://me:{PROXY}@")},
+                "extra": {"proxy": servers["http_proxy"].address.replace("://", f"://me:{PROXY_PASSWORD}@")},
             },
         )
 
 
-def hook_of(monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]) -> RayJobsHook:
-    """A hook of a connection that the environment defines."""
-    monkeypatch.setenv("AIRFLOW_CONN_TRIED", json.dumps({"conn_type": "ray_jobs", **fields}))
-    return RayJobsHook("tried")
+def create_hook(monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]) -> RayJobsHook:
+    """Return a hook for a connection with these fields, defined by an environment variable."""
+    monkeypatch.setenv("AIRFLOW_CONN_UNDER_TEST", json.dumps({"conn_type": "ray_jobs", **fields}))
+    return RayJobsHook("under_test")
 
 
-WAYS = ["mtls", "basic", "proxied"]
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_the_whole_flow(ingress: Ingress, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, way: str):
-    """Submit, follow, read, save, list, stop and delete: each request gets in, by each way."""
-    hook = hook_of(monkeypatch, getattr(ingress, way))
+@pytest.mark.parametrize("route", ["mtls", "basic", "http_proxy"])
+def test_hook_submits_follows_reads_logs_and_stops(
+    ingress: Ingress, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, route: str
+):
+    """Every request of the hook sends the credentials that the route wants."""
+    hook = create_hook(monkeypatch, getattr(ingress, route))
     lines: list[str] = []
     job = hook.submit_job("echo through the ingress; sleep 2; echo done")
     details = hook.follow_job(job, poll_interval=1, on_log=lines.append)
-    runs = hook.submit_job("sleep 600")
+    endless_job = hook.submit_job("sleep 600")
 
     assert details.status == "SUCCEEDED"
     assert [line for line in "\n".join(lines).splitlines() if line in ("through the ingress", "done")] == [
@@ -118,135 +132,159 @@ def test_the_whole_flow(ingress: Ingress, monkeypatch: pytest.MonkeyPatch, tmp_p
     ]
     assert "done" in hook.get_job_logs(job).splitlines()
     assert hook.save_job_logs(job, tmp_path / "log") > 0
-    assert {job, runs} <= {known.submission_id for known in hook.list_jobs()}
-    assert hook.stop_job(runs) is True
-    assert hook.follow_job(runs, poll_interval=1).status == "STOPPED"
+    assert {job, endless_job} <= {listed.submission_id for listed in hook.list_jobs()}
+    assert hook.stop_job(endless_job) is True
+    assert hook.follow_job(endless_job, poll_interval=1).status == "STOPPED"
     assert hook.test_connection()[0]
     assert hook.test_connection()[1].startswith("Ray 2.60.0 at ")
 
 
-def test_the_whole_flow_on_an_event_loop(ingress: Ingress, monkeypatch: pytest.MonkeyPatch):
-    """The same, awaited, through mTLS and a base path."""
-    hook = hook_of(monkeypatch, ingress.mtls)
+def test_async_hook_submits_follows_reads_log_and_stops(ingress: Ingress, monkeypatch: pytest.MonkeyPatch):
+    """The hook's async methods use the client certificate, the token file and the base path as well."""
+    hook = create_hook(monkeypatch, ingress.mtls)
 
-    async def use() -> None:
-        job = await hook.asubmit_job("echo awaited")
-        assert (await hook.afollow_job(job, poll_interval=1)).status == "SUCCEEDED"
-        assert "awaited" in (await hook.aget_job_logs(job)).splitlines()
-        assert not await hook.astop_job(job)
+    async def run_job() -> None:
+        async with await hook.aget_conn() as client:
+            job = await client.submit_job("echo awaited")
+            assert (await client.follow_job(job, poll_interval=1)).status == "SUCCEEDED"
+            assert "awaited" in (await client.get_job_logs(job)).splitlines()
+            assert not await client.stop_job(job)
 
-    asyncio.run(use())
+    asyncio.run(run_job())
 
 
-def test_a_token_that_rotates_is_borne_while_a_job_is_followed(token_head: RayHead, tmp_path: Path):
-    """Between two tokens the job is out of sight for a moment; with the new one it is followed to its end."""
-    file = tmp_path / "token"
-    file.write_text(TOKEN)
-    notes: list[str] = []
+def test_token_rotation_is_tolerated_while_a_job_is_followed(token_head: RayHead, tmp_path: Path):
+    """The client retries while the token file holds a wrong token, and follows the job to its end with a new token."""
+    token_file = tmp_path / "token"
+    token_file.write_text(TOKEN)
+    messages: list[str] = []
 
     class Logger:
         def log(self, level: int, message: Any, /, *arguments: Any) -> None:
-            notes.append(message % arguments)
+            messages.append(message % arguments)
 
-    with RayJobsClient(token_head.address, access=Access(token_file=str(file)), logger=Logger()) as client:
+    with RayJobsClient(token_head.address, access=Access(token_file=str(token_file)), logger=Logger()) as client:
         job = client.submit_job("sleep 6; echo done")
-        threading.Timer(1.0, file.write_text, [WRONG]).start()
-        threading.Timer(4.0, file.write_text, [f"{TOKEN}\n"]).start()
+        threading.Timer(1.0, token_file.write_text, [WRONG_TOKEN]).start()
+        threading.Timer(4.0, token_file.write_text, [f"{TOKEN}\n"]).start()
         details = client.follow_job(job, poll_interval=0.5)
 
     assert details.status == "SUCCEEDED"
-    assert "HTTP 403, token rejected by Ray: could not " in notes[0]
-    assert "in sight again" in notes[-1]
-    assert not any(secret in "".join(notes) for secret in SECRETS)
+    assert "HTTP 403, token rejected by Ray: could not " in messages[0]
+    assert "Ray answers about job" in messages[-1]
+    assert not any(secret in "".join(messages) for secret in SECRETS)
 
 
-@pytest.mark.parametrize("kind", [RayJobsClient, AsyncRayJobsClient])
-def test_rays_own_refusals_say_what_to_do(token_head: RayHead, kind: type):
-    """No token and a wrong one are told apart, by the head itself."""
+@pytest.mark.parametrize("client_class", [RayJobsClient, AsyncRayJobsClient])
+def test_error_distinguishes_missing_token_from_wrong_token(token_head: RayHead, client_class: type):
+    """Ray's HTTP 401 for a missing token and for a wrong token become different messages."""
 
-    def ask(**access: Any) -> None:
-        if kind is RayJobsClient:
+    def request_version(**access: Any) -> None:
+        if client_class is RayJobsClient:
             with RayJobsClient(token_head.address, access=Access(**access), retry_timeout=0) as client:
                 client.get_version()
         else:
-            asyncio.run(ask_on_a_loop(access))
+            asyncio.run(request_version_async(access))
 
-    async def ask_on_a_loop(access: dict[str, Any]) -> None:
+    async def request_version_async(access: dict[str, Any]) -> None:
         async with AsyncRayJobsClient(token_head.address, access=Access(**access), retry_timeout=0) as client:
             await client.get_version()
 
     with pytest.raises(RayApiAuthError, match="HTTP 401, token missing, Ray requires one: could not "):
-        ask()
+        request_version()
     with pytest.raises(RayApiAuthError, match="HTTP 403, token rejected by Ray: could not ") as caught:
-        ask(token=WRONG)
-    assert WRONG not in str(caught.value)
-    ask(token=TOKEN, token_header="X-Ray-Authorization")
+        request_version(token=WRONG_TOKEN)
+    assert WRONG_TOKEN not in str(caught.value)
+    request_version(token=TOKEN, token_header="X-Ray-Authorization")
 
 
 @pytest.mark.parametrize(
-    ("way", "change", "said"),
+    ("route", "change", "message"),
     [
-        pytest.param("strips", {}, "token missing, although it was sent: could not", id="removed by the proxy"),
-        pytest.param("passes_on", {}, "Ray ignores X-Ray-Authorization in a request with", id="login passed on to Ray"),
-        pytest.param("basic", {"password": WRONG}, "login and password rejected by a reverse proxy", id="password"),
         pytest.param(
-            "basic", {"extra": {"token": WRONG}}, "token rejected by Ray: could not", id="token behind the login"
+            "strips_authorization",
+            {},
+            "token missing, although it was sent: could not",
+            id="proxy removes authorization header",
         ),
-        pytest.param("mtls", {"extra": {"client_cert": ""}}, "client_key is given without client_cert", id="key alone"),
+        pytest.param(
+            "basic_forwarded", {}, "Ray ignores X-Ray-Authorization in a request with", id="proxy forwards login to Ray"
+        ),
+        pytest.param(
+            "basic",
+            {"password": WRONG_TOKEN},
+            "login and password rejected by a reverse proxy",
+            id="wrong password",
+        ),
+        pytest.param(
+            "basic",
+            {"extra": {"token": WRONG_TOKEN}},
+            "token rejected by Ray: could not",
+            id="wrong token after correct login",
+        ),
+        pytest.param(
+            "mtls",
+            {"extra": {"client_cert": ""}},
+            "client_key is given without client_cert",
+            id="client key without certificate",
+        ),
         pytest.param(
             "mtls",
             {"extra": {"client_cert": "", "client_key": ""}},
             "client certificate required by a reverse proxy",
-            id="no certificate",
+            id="no client certificate",
         ),
         pytest.param(
-            "mtls", {"extra": {"verify": ""}}, "an authority that this machine does not trust", id="authority"
+            "mtls",
+            {"extra": {"verify": ""}},
+            "an authority that this machine does not trust",
+            id="unknown certificate authority",
         ),
         pytest.param(
             "mtls",
             {"extra": {"base_path": "/team-b"}},
             "HTTP 404, this is not the Ray Jobs API: could not",
-            id="base path",
+            id="wrong base path",
         ),
     ],
 )
-def test_test_connection_says_what_is_wrong(
-    ingress: Ingress, monkeypatch: pytest.MonkeyPatch, way: str, change: dict[str, Any], said: str
+def test_test_connection_names_the_mistake(
+    ingress: Ingress, monkeypatch: pytest.MonkeyPatch, route: str, change: dict[str, Any], message: str
 ):
-    """Behind the button: one sentence for each mistake, without a secret."""
-    fields = getattr(ingress, way)
+    """``test_connection`` describes each mistake in a message without secrets."""
+    fields = getattr(ingress, route)
     changed = fields | change | {"extra": fields.get("extra", {}) | change.get("extra", {})}
-    is_good, message = hook_of(monkeypatch, changed).test_connection()
+    succeeded, actual = create_hook(monkeypatch, changed).test_connection()
 
-    assert not is_good
-    assert said in message
-    assert not any(secret in message for secret in SECRETS)
+    assert not succeeded
+    assert message in actual
+    assert not any(secret in actual for secret in SECRETS)
 
 
-def test_a_proxy_that_takes_authorization_out_lets_the_other_header_pass(
+def test_token_header_works_behind_a_proxy_that_removes_authorization(
     ingress: Ingress, monkeypatch: pytest.MonkeyPatch
 ):
-    """What the message advises works: ``token_header``."""
-    fields = ingress.strips | {"extra": {"token_header": "X-Ray-Authorization"}}
+    """``token_header`` solves the problem, as the error message says."""
+    fields = ingress.strips_authorization | {"extra": {"token_header": "X-Ray-Authorization"}}
 
-    assert hook_of(monkeypatch, fields).test_connection()[0]
+    assert create_hook(monkeypatch, fields).test_connection()[0]
 
 
 @pytest.fixture(scope="module")
 def airflow(ingress: Ingress) -> Iterator[LocalAirflow]:
-    """An Airflow whose every log is at level DEBUG, with a way in for each connection."""
+    """An Airflow with log level DEBUG and one connection for each route."""
     connections = {
         f"ray_jobs_{name}": {"conn_type": "ray_jobs", **fields}
         for name, fields in {
             "mtls": ingress.mtls,
             "basic": ingress.basic,
-            "proxied": ingress.proxied,
-            "wrong_token": ingress.proxied | {"password": WRONG},
+            "http_proxy": ingress.http_proxy,
+            "wrong_token": ingress.http_proxy | {"password": WRONG_TOKEN},
         }.items()
-    } | {"somewhere": {"conn_type": "generic", "password": BY_AIRFLOW}}
+    } | {"other_service": {"conn_type": "generic", "password": CONNECTION_PASSWORD}}
     settings = {
-        "AIRFLOW_VAR_TOLD_BY_NAME": BY_NAME,
-        "AIRFLOW_VAR_QUIET": QUIET,
+        "AIRFLOW_VAR_MASKED_BY_ENV_NAME": NAMED_SECRET,
+        "AIRFLOW_VAR_UNPRINTED": UNPRINTED,
         "AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG",
     }
     with LocalAirflow(Path(__file__).parent / "dags", connections, settings) as running:
@@ -255,16 +293,16 @@ def airflow(ingress: Ingress) -> Iterator[LocalAirflow]:
 
 @pytest.fixture(scope="module")
 def run_id(airflow: LocalAirflow, ingress: Ingress) -> str:
-    """A run of all tasks; those that are to be stopped are marked failed by hand while their jobs run."""
+    """The id of an ended run of all tasks. Two tasks were marked as failed while their jobs ran."""
     run_id = airflow.trigger("secured")
-    for task_id, waiting in (("is_stopped_worker", "running"), ("is_stopped_deferred", "deferred")):
-        airflow.wait_for_task("secured", run_id, task_id, states=(waiting,), timeout=300)
+    for task_id, state in (("marked_failed_worker", "running"), ("marked_failed_deferred", "deferred")):
+        airflow.wait_for_task("secured", run_id, task_id, states=(state,), timeout=300)
         deadline = time.monotonic() + 60
         while not (job := airflow.xcoms("secured", run_id, task_id).get("submission_id")) or not _runs(ingress, job):
             assert time.monotonic() < deadline
             time.sleep(0.5)
-        # a kill of a task that the triggerer has not taken up yet reaches nobody
-        while waiting == "deferred" and f"/{task_id}/-1/1 (ID " not in airflow.log_text("secured", run_id, task_id):
+        # a trigger that the triggerer does not run yet would not get the kill
+        while state == "deferred" and f"/{task_id}/-1/1 (ID " not in airflow.log_text("secured", run_id, task_id):
             assert time.monotonic() < deadline
             time.sleep(0.5)
         airflow.api("PATCH", f"/dags/secured/dagRuns/{run_id}/taskInstances/{task_id}", json={"new_state": "failed"})
@@ -273,56 +311,56 @@ def run_id(airflow: LocalAirflow, ingress: Ingress) -> str:
 
 
 def _runs(ingress: Ingress, job: str) -> bool:
-    with _client(ingress) as client:
+    with _direct_client(ingress) as client:
         try:
             return client.get_job(job).status == "RUNNING"
         except RayJobNotFoundError:
             return False
 
 
-def _client(ingress: Ingress) -> RayJobsClient:
-    return RayJobsClient(ingress.proxied["host"], token=TOKEN)
+def _direct_client(ingress: Ingress) -> RayJobsClient:
+    return RayJobsClient(ingress.http_proxy["host"], token=TOKEN)
 
 
 @pytest.mark.airflow
 @pytest.mark.parametrize("mode", ["worker", "deferred"])
-@pytest.mark.parametrize("way", ["mtls", "basic"])
-def test_a_task_runs_its_job_on_a_secured_cluster(airflow: LocalAirflow, run_id: str, way: str, mode: str):
-    """On a worker and in the triggerer, with the job's log, in which what Airflow knows as secret is masked."""
-    log = airflow.log_text("secured", run_id, f"{way}_{mode}")
+@pytest.mark.parametrize("route", ["mtls", "basic"])
+def test_task_succeeds_and_secrets_in_its_log_are_masked(airflow: LocalAirflow, run_id: str, route: str, mode: str):
+    """A task on a secured cluster succeeds, and secrets that its job prints are masked in the task's log."""
+    log = airflow.log_text("secured", run_id, f"{route}_{mode}")
 
-    assert airflow.task_instance("secured", run_id, f"{way}_{mode}")["state"] == "success", log
-    assert f"by name ***, by Airflow ***, and {len(QUIET) + 1} characters" in log.splitlines()
+    assert airflow.task_instance("secured", run_id, f"{route}_{mode}")["state"] == "success", log
+    assert f"by name ***, from connection ***, and {len(UNPRINTED) + 1} characters" in log.splitlines()
 
 
 @pytest.mark.airflow
-@pytest.mark.parametrize("task_id", ["senses", "senses_deferred", "mapped"])
-def test_other_tasks_mask_the_jobs_secrets(airflow: LocalAirflow, run_id: str, task_id: str):
-    """A sensor knows the telling variables of somebody else's job; a mapped task's are rendered like any other's."""
+@pytest.mark.parametrize("task_id", ["sensor", "sensor_deferred", "mapped"])
+def test_sensors_and_mapped_tasks_mask_secrets_in_the_log(airflow: LocalAirflow, run_id: str, task_id: str):
+    """Sensors and mapped tasks mask the values of environment variables whose names are sensitive."""
     log = airflow.log_text("secured", run_id, task_id, map_index=0 if task_id == "mapped" else -1)
 
     assert "by name ***" in log
-    assert BY_NAME not in log
+    assert NAMED_SECRET not in log
 
 
 @pytest.mark.airflow
 @pytest.mark.parametrize("mode", ["worker", "deferred"])
-def test_a_failed_jobs_error_is_masked(airflow: LocalAirflow, run_id: str, mode: str):
-    """The error quotes the job's last lines, and nothing in them that is secret."""
-    log = airflow.log_text("secured", run_id, f"fails_{mode}")
+def test_secrets_in_the_error_of_a_failed_job_are_masked(airflow: LocalAirflow, run_id: str, mode: str):
+    """The error quotes the job's last log lines with masked secrets."""
+    log = airflow.log_text("secured", run_id, f"job_fails_{mode}")
 
-    assert airflow.task_instance("secured", run_id, f"fails_{mode}")["state"] == "failed"
-    assert "by name ***, by Airflow ***" in log.rpartition("The log ends in:")[2]
+    assert airflow.task_instance("secured", run_id, f"job_fails_{mode}")["state"] == "failed"
+    assert "by name ***, from connection ***" in log.rpartition("The log ends in:")[2]
 
 
 @pytest.mark.airflow
 @pytest.mark.parametrize("mode", ["worker", "deferred"])
-def test_a_stopped_tasks_job_is_stopped(airflow: LocalAirflow, ingress: Ingress, run_id: str, mode: str):
-    """The kill of a worker, and of a trigger, finds its way in as well."""
+def test_job_of_a_task_marked_failed_is_stopped(airflow: LocalAirflow, ingress: Ingress, run_id: str, mode: str):
+    """The stop request of a killed worker task or trigger has the right credentials."""
     if mode == "deferred" and Version(airflow_version) < Version("3.3"):
-        pytest.skip("before Airflow 3.3 a trigger is not told")
-    job = airflow.xcoms("secured", run_id, f"is_stopped_{mode}")["submission_id"]
-    with _client(ingress) as client:
+        pytest.skip("before Airflow 3.3 a trigger has no on_kill")
+    job = airflow.xcoms("secured", run_id, f"marked_failed_{mode}")["submission_id"]
+    with _direct_client(ingress) as client:
         deadline = time.monotonic() + 60
         while (status := client.get_job(job).status) != "STOPPED":
             assert time.monotonic() < deadline, status
@@ -331,47 +369,47 @@ def test_a_stopped_tasks_job_is_stopped(airflow: LocalAirflow, ingress: Ingress,
 
 @pytest.mark.airflow
 @pytest.mark.parametrize("mode", ["worker", "deferred"])
-def test_a_wrong_token_fails_a_task_at_once(airflow: LocalAirflow, run_id: str, mode: str):
-    """The task's log says that it is Ray which refuses, and what to change."""
-    log = airflow.log_text("secured", run_id, f"not_let_in_{mode}")
+def test_wrong_token_fails_the_task_at_once(airflow: LocalAirflow, run_id: str, mode: str):
+    """The error in the task's log says that Ray rejected the token."""
+    log = airflow.log_text("secured", run_id, f"wrong_credentials_{mode}")
 
-    assert airflow.task_instance("secured", run_id, f"not_let_in_{mode}")["state"] == "failed"
+    assert airflow.task_instance("secured", run_id, f"wrong_credentials_{mode}")["state"] == "failed"
     assert "RayApiAuthError" in log
     assert "HTTP 403, token rejected by Ray: could not " in log
 
 
 @pytest.mark.airflow
-def test_the_template_view_shows_no_value_of_a_variable(airflow: LocalAirflow, run_id: str):
-    """What Airflow's UI shows of a task has the names of its env_vars alone, also of a mapped one."""
+def test_rendered_template_view_masks_all_env_vars(airflow: LocalAirflow, run_id: str):
+    """Airflow's UI shows the names of a task's ``env_vars`` and no values, for mapped tasks as well."""
     for task_id, map_index in (("mtls_worker", -1), ("basic_deferred", -1), ("mapped", 0)):
         instance = airflow.task_instance("secured", run_id, task_id, map_index)
         assert instance["rendered_fields"]["runtime_env"] == {
-            "env_vars": {"API_TOKEN": "***", "SHOWN": "***", "QUIET": "***"}
+            "env_vars": {"API_TOKEN": "***", "FROM_CONNECTION": "***", "UNPRINTED": "***"}
         }
 
 
 @pytest.mark.airflow
-def test_nothing_that_airflow_keeps_holds_a_secret(airflow: LocalAirflow, run_id: str):
-    """Database, task logs and the logs of all of Airflow's parts, at level DEBUG, are read byte by byte."""
-    kept = {path: path.read_bytes() for path in airflow.home.rglob("*") if path.is_file()}
+def test_no_file_of_airflow_contains_a_secret(airflow: LocalAirflow, run_id: str):
+    """Neither the database nor any log of a task or of Airflow's processes, at level DEBUG, contains a secret."""
+    contents = {path: path.read_bytes() for path in airflow.home.rglob("*") if path.is_file()}
     found = [
-        (path.name, content[max(0, place - 300) : place + 100])
-        for path, content in kept.items()
+        (path.name, content[max(0, position - 300) : position + 100])
+        for path, content in contents.items()
         for secret in SECRETS
-        if (place := content.find(secret.encode())) >= 0
+        if (position := content.find(secret.encode())) >= 0
     ]
 
     assert not found, found
 
 
 @pytest.mark.airflow
-def test_the_forms_test_button_uses_all_fields(airflow: LocalAirflow, ingress: Ingress):
-    """ "Test" in the form gets in by whatever the form holds, and says what is wrong with it."""
-    fields = {"connection_id": "tried", "conn_type": "ray_jobs"}
-    way = ingress.mtls | {"extra": json.dumps(ingress.mtls["extra"])}
-    good = airflow.api("POST", "/connections/test", json=fields | way)
-    bad = airflow.api("POST", "/connections/test", json=fields | way | {"extra": json.dumps({"verfy": "off"})})
+def test_test_button_of_the_connection_form_uses_all_fields(airflow: LocalAirflow, ingress: Ingress):
+    """The button "Test" connects with all fields of the form, and reports an unknown key of the extra."""
+    fields = {"connection_id": "under_test", "conn_type": "ray_jobs"}
+    connection = ingress.mtls | {"extra": json.dumps(ingress.mtls["extra"])}
+    good = airflow.api("POST", "/connections/test", json=fields | connection)
+    bad = airflow.api("POST", "/connections/test", json=fields | connection | {"extra": json.dumps({"verfy": "off"})})
 
     assert good["status"], good
     assert good["message"].startswith("Ray 2.60.0 at https://127.0.0.1:")
-    assert (bad["status"], "nobody reads the extra verfy" in bad["message"]) == (False, True)
+    assert (bad["status"], "unknown extra verfy" in bad["message"]) == (False, True)

@@ -1,8 +1,8 @@
 """
-The text in Airflow's log is the job's log, byte for byte, whatever a job prints and however often connections break.
+Airflow's log has the job's log, byte for byte, for every kind of output and despite broken connections.
 
-Jobs of every kind of output run in a real Airflow on a real Ray head, half of them deferred, through a proxy that cuts
-connections at random. ``SOAK_JOBS`` says how many, ``SOAK_SEED`` repeats what was left to chance.
+The jobs run in a real Airflow on a real Ray head, half of them deferred, through a proxy that cuts connections at
+random. ``SOAK_JOBS`` is the number of jobs. ``SOAK_SEED`` repeats the random choices of an earlier run.
 """
 
 from __future__ import annotations
@@ -12,47 +12,48 @@ import random
 import shutil
 
 import pytest
-from soaked import Soaked, SoakJob, soak
+from soak_run import SoakJob, SoakResult, run_soak_jobs
 
-# Every kind of output in both modes.
-NUMBER = int(os.environ.get("SOAK_JOBS", "40"))
+# By default each program of ``job_programs`` runs in both modes.
+NUMBER_OF_JOBS = int(os.environ.get("SOAK_JOBS", "40"))
 SEED = int(os.environ.get("SOAK_SEED") or random.randrange(1_000))  # noqa: S311  (no secret)
 
-pytestmark = [pytest.mark.airflow, pytest.mark.ray, pytest.mark.timeout(900 + 20 * NUMBER)]
-JOBS = [pytest.param(number, id=SoakJob(number, SEED).name) for number in range(NUMBER)]
+pytestmark = [pytest.mark.airflow, pytest.mark.ray, pytest.mark.timeout(900 + 20 * NUMBER_OF_JOBS)]
+JOB_NUMBERS = [pytest.param(number, id=SoakJob(number, SEED).name) for number in range(NUMBER_OF_JOBS)]
 
 
 @pytest.fixture(scope="module")
-def soaked(tmp_path_factory: pytest.TempPathFactory) -> Soaked:
-    """All jobs, each of them over."""
+def soak_result(tmp_path_factory: pytest.TempPathFactory) -> SoakResult:
+    """The results of all jobs, after each of them has ended."""
     print(f"SOAK_SEED={SEED}")
-    soaked = soak(NUMBER, SEED, tmp_path_factory.mktemp("soak"))
-    print(f"{soaked.logs_cut} of {soaked.log_reads} reads of logs were cut in their midst")
-    print(f"all requests: {soaked.fates}")
-    return soaked
+    result = run_soak_jobs(NUMBER_OF_JOBS, SEED, tmp_path_factory.mktemp("soak"))
+    print(f"{result.logs_cut} of {result.log_reads} log reads were cut within the bytes of the log")
+    print(f"outcomes of all requests: {result.outcomes}")
+    return result
 
 
-@pytest.mark.parametrize("number", JOBS)
-def test_the_log_in_airflow_is_the_log_of_the_job(soaked: Soaked, number: int) -> None:
-    """What Airflow wrote of a job's log is what is on the head's disk: nothing lost, nothing twice, nothing changed."""
-    job = soaked.jobs[number]
+@pytest.mark.parametrize("number", JOB_NUMBERS)
+def test_airflow_shows_the_whole_job_log(soak_result: SoakResult, number: int) -> None:
+    """No text of the driver's log on the head is lost, repeated or changed in Airflow's log."""
+    job = soak_result.jobs[number]
 
-    assert not job.difference(), job.difference()
-    shutil.rmtree(job.folder)  # what is left in the end is what went wrong
-
-
-@pytest.mark.parametrize("number", JOBS)
-def test_the_task_ends_as_its_one_job_did(soaked: Soaked, number: int) -> None:
-    """A task has one job, and succeeds if and only if that did."""
-    job = soaked.jobs[number]
-
-    assert job.statuses == [job.kind.status], job.story()
-    assert job.state == ("success" if job.kind.status == "SUCCEEDED" else "failed"), job.story()
+    assert not job.find_difference(), job.find_difference()
+    shutil.rmtree(job.folder)  # only the logs of failed tests stay
 
 
-def test_connections_were_cut(soaked: Soaked) -> None:
-    """The proxy failed often enough, and in the midst of logs, for all this to mean something."""
-    fates = soaked.fates
+@pytest.mark.parametrize("number", JOB_NUMBERS)
+def test_task_has_one_job_and_ends_as_it_does(soak_result: SoakResult, number: int) -> None:
+    """A task submits one job, and succeeds if and only if the job does."""
+    job = soak_result.jobs[number]
 
-    assert fates["lost"] + fates["unheard"] + fates["cut"] > fates["passed on"] / 10, fates
-    assert soaked.logs_cut > soaked.log_reads / 20, soaked.logs_cut
+    assert job.statuses == [job.program.status], job.report()
+    assert job.state == ("success" if job.program.status == "SUCCEEDED" else "failed"), job.report()
+
+
+def test_proxy_cut_enough_connections(soak_result: SoakResult) -> None:
+    """The proxy failed often enough, also within logs, for the other tests to mean something."""
+    outcomes = soak_result.outcomes
+    failures = outcomes["request_lost"] + outcomes["response_lost"] + outcomes["response_cut"]
+
+    assert failures > outcomes["forwarded"] / 10, outcomes
+    assert soak_result.logs_cut > soak_result.log_reads / 20, soak_result.logs_cut

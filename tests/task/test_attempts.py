@@ -14,8 +14,8 @@ import pytest
 
 from airflow_provider_rayjobs.exceptions import (
     RayApiAuthError,
+    RayApiBusyError,
     RayApiConnectionError,
-    RayApiUnavailableError,
     RayApiUnreachableError,
     RayJobNotFoundError,
     RayJobsError,
@@ -334,7 +334,7 @@ def test_memory_without_a_store() -> None:
 RUNNING = found("RUNNING").job
 GONE = RayJobNotFoundError("gone", status_code=404)
 LOST = RayApiConnectionError("cut off")
-BUSY = RayApiUnavailableError("busy", status_code=503)
+BUSY = RayApiBusyError("busy", status_code=503)
 TOKEN = RayApiAuthError("token", status_code=401)
 
 
@@ -399,8 +399,10 @@ def test_look_up_bears_an_outage(trouble: RayJobsError) -> None:
     assert asked == [GET, GET, GET, VERSION, GET, VERSION]
     assert seconds == 9
     assert len(notes) == 2
-    assert f"Lost sight of job job-1, which may well run on; trying again for 600 s. {trouble}" in notes[0]
-    assert "in sight again after 9 s" in notes[1]
+    assert (
+        f"No usable answer about Ray job job-1. The job may still be running. Retrying for 600 s. {trouble}" in notes[0]
+    )
+    assert "Ray answers about job job-1 again, after 9 s" in notes[1]
 
 
 @pytest.mark.parametrize("timeout", [0, 1, 30, 600])

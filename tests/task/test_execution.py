@@ -222,7 +222,7 @@ def test_nothing_is_submitted_while_ray_cannot_be_asked(client: RayJobsClient, r
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
-        with pytest.raises(RayApiUnreachableError, match="Could not see job"):
+        with pytest.raises(RayApiUnreachableError, match="No usable answer about Ray job"):
             task(unreachable_timeout=2).execute(context(store, try_number=2))
 
 
@@ -281,7 +281,7 @@ def test_a_limit_stops_the_job_and_says_which_and_why(client: RayJobsClient):
         task(entrypoint_resources={"nowhere": 1}, pending_timeout=2).execute(context(store))
     assert caught.value.limit == "pending_timeout"
     assert "pending_timeout is 2 s" in str(caught.value)
-    assert "asks for 1 nowhere" in str(caught.value)
+    assert "requests 1 nowhere" in str(caught.value)
     assert "No node has enough nowhere." in str(caught.value)
     assert not HAS_STORE or store.note["abandoned"]
 

@@ -23,9 +23,9 @@ from typing import Any
 
 from airflow_provider_rayjobs.exceptions import (
     RayApiAddressError,
+    RayApiBusyError,
     RayApiConnectionError,
     RayApiResponseError,
-    RayApiUnavailableError,
     RayJobsError,
 )
 from airflow_provider_rayjobs.jobs import endpoints
@@ -194,7 +194,7 @@ class LogReader:
             longest = float("inf")
         except RayApiAddressError as error:
             yield from self._fall_back(details, error)
-        except RayApiUnavailableError as error:
+        except RayApiBusyError as error:
             yield from self._say_once(
                 "busy", f"The log of job {details.name} cannot be read for the moment; nothing of it is lost. {error}"
             )
@@ -277,18 +277,18 @@ class LogReader:
                 yield from self._finish(details)
                 return
             except RayJobsError as error:
-                is_refused = isinstance(error, RayApiResponseError) and not isinstance(error, RayApiUnavailableError)
+                is_refused = isinstance(error, RayApiResponseError) and not isinstance(error, RayApiBusyError)
                 if is_refused and (yield from self._fall_back(details, error)):
                     continue
                 now = yield Sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
                 if self.log.position > position:  # a read that was cut off, but brought something
                     since, pause = now, _FIRST_PAUSE
-                is_lost = isinstance(error, RayApiConnectionError | RayApiUnavailableError)
+                is_lost = isinstance(error, RayApiConnectionError | RayApiBusyError)
                 if now < since + (END_OUTAGE_TIMEOUT if is_lost else END_ERROR_TIMEOUT):
                     continue
                 # such as a state API that answers too many others
-                if isinstance(error, RayApiUnavailableError) and (yield from self._fall_back(details, error)):
+                if isinstance(error, RayApiBusyError) and (yield from self._fall_back(details, error)):
                     continue
                 yield LogMessage(
                     f"The log of job {details.name} is not complete here: {self.log.position} bytes were shown, the "
@@ -364,7 +364,7 @@ class LogReader:
         if self.source != FILE or self.log.position:
             return False
         self.source = TEXT
-        if isinstance(error, RayApiAddressError | RayApiUnavailableError):
+        if isinstance(error, RayApiAddressError | RayApiBusyError):
             yield from self._say_once(
                 "text", f"The log of job {details.name} is read as text, as the head does not give the file. {error}"
             )

@@ -13,20 +13,23 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import IO, Self
 
-from airflow_provider_rayjobs.exceptions import (
-    RayApiConnectionError,
-    RayApiUnavailableError,
-    RayApiUnreachableError,
-    RayPackageError,
-    RayPackageNotFoundError,
-)
+from airflow_provider_rayjobs.exceptions import RayApiPackageNotFoundError, RayPackageError
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.packages.digest import name_archive
 from airflow_provider_rayjobs.jobs.packages.local_code import LIMIT, MIB, LocalCode, Package, PackageStorage, too_large
 from airflow_provider_rayjobs.jobs.packages.tree import changed, printable, unwritable
 from airflow_provider_rayjobs.jobs.packages.zip_file import Packing, check_unchanged
 from airflow_provider_rayjobs.jobs.progress import Throttle
-from airflow_provider_rayjobs.jobs.steps import Engine, LogMessage, RunBlocking, Sleep, Upload, send, with_retries
+from airflow_provider_rayjobs.jobs.steps import (
+    Engine,
+    LogMessage,
+    RunBlocking,
+    Sleep,
+    Upload,
+    raising_unreachable,
+    send,
+    with_retries,
+)
 
 # Seconds of packing at once; between them the engine can be stopped.
 _TURN = 0.25
@@ -83,12 +86,8 @@ def _tell(package: Package) -> Engine[None]:
 
 
 def _reachable(engine: Engine[str], retry_timeout: float) -> Engine[str]:
-    try:
+    with raising_unreachable(retry_timeout, "No job was submitted.", sent=False):
         return (yield from engine)
-    except (RayApiConnectionError, RayApiUnavailableError) as error:
-        raise RayApiUnreachableError(
-            f"{error} It was tried for {retry_timeout:.0f} s; no job was submitted.", sent=False
-        ) from error
 
 
 def _upload_if_missing(package: Package, retry_timeout: float, asked: dict[str, float]) -> Engine[str]:
@@ -113,7 +112,7 @@ def _is_held(package: Package, retry_timeout: float, asked: dict[str, float]) ->
     asked[package.name] = yield Sleep(0)
     try:
         yield from send(endpoints.get_package(package.name), retry_timeout)
-    except RayPackageNotFoundError:
+    except RayApiPackageNotFoundError:
         return False
     return True
 

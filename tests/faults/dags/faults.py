@@ -1,4 +1,4 @@
-"""One DAG for each case of the fault suite; which ones there are is in the file that FAULT_CASES names."""
+"""One DAG for each fault case. ``cases.json`` in the folder FAULT_CASES_DIR lists the cases."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from airflow.sdk import DAG, get_parsing_context
 
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
 
-FOLDER = Path(os.environ["FAULT_CASES"])
+FOLDER = Path(os.environ["FAULT_CASES_DIR"])
 
 
 class CrashingStore:
-    """Airflow's task state store; this process is killed at a chosen moment."""
+    """Airflow's task state store. It kills this process at a chosen moment."""
 
     def __init__(self, store: Any, moment: str) -> None:
         self.store = store
@@ -30,18 +30,18 @@ class CrashingStore:
         return self.store.get(key)
 
     def set(self, key: str, value: dict[str, Any], **options: Any) -> None:
-        if self.moment == "before remembering" or (self.moment == "before delivery" and value["delivered"]):
+        if self.moment == "before storing the job record" or (self.moment == "before delivery" and value["delivered"]):
             os.kill(os.getpid(), signal.SIGKILL)
         self.store.set(key, value, **options)
-        if self.moment == "before sending":
+        if self.moment == "before submission":
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 class FaultyOperator(RayJobSubmitOperator):
     """
-    The operator, in a process that can be found and crashed.
+    The operator. It stores its process ids in a file, and can kill its process in the first try.
 
-    :param crash: when the first try is killed.
+    :param crash: the moment of the kill, see :class:`CrashingStore`; empty for none.
     """
 
     def __init__(self, *, crash: str = "", **kwargs: Any) -> None:
@@ -49,28 +49,30 @@ class FaultyOperator(RayJobSubmitOperator):
         self.crash = crash
 
     def execute(self, context: Any) -> str:
-        (FOLDER / f"{self.dag_id}.pids").write_text(f"{os.getpid()} {os.getppid()}")
-        if self.crash and context["ti"].try_number == 1:
-            context["task_state_store"] = CrashingStore(context["task_state_store"], self.crash)
+        store_pids_and_set_crash(self, context)
         return super().execute(context)
 
     def execute_complete(self, context: Any, event: Any) -> str:
-        (FOLDER / f"{self.dag_id}.pids").write_text(f"{os.getpid()} {os.getppid()}")
-        if self.crash and context["ti"].try_number == 1:
-            context["task_state_store"] = CrashingStore(context["task_state_store"], self.crash)
+        store_pids_and_set_crash(self, context)
         return super().execute_complete(context, event)
 
 
+def store_pids_and_set_crash(operator: FaultyOperator, context: Any) -> None:
+    (FOLDER / f"{operator.dag_id}.pids").write_text(f"{os.getpid()} {os.getppid()}")
+    if operator.crash and context["ti"].try_number == 1:
+        context["task_state_store"] = CrashingStore(context["task_state_store"], operator.crash)
+
+
 def hold(name: str) -> None:
-    """Keep the run from ending until the test says so."""
+    """Keep the DAG run running until the test creates the release file."""
     while not (FOLDER / f"{name}.release").exists():
         time.sleep(0.5)
 
 
-# a task's process needs its own DAG only
-wanted = get_parsing_context().dag_id
+# A task's process needs only the DAG of its task.
+needed_dag_id = get_parsing_context().dag_id
 for name, case in json.loads((FOLDER / "cases.json").read_text()).items():
-    if wanted not in (None, name):
+    if needed_dag_id not in (None, name):
         continue
     arguments = dict(case["task"])
     if isinstance(arguments["entrypoint"], str):

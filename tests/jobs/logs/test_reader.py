@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_rayjobs.exceptions import RayApiConnectionError, RayApiUnavailableError, RayJobsError
+from airflow_provider_rayjobs.exceptions import RayApiBusyError, RayApiConnectionError, RayJobsError
 from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType, RayVersion
 from airflow_provider_rayjobs.jobs.logs import reader as reader_room
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
@@ -23,7 +23,7 @@ BEGIN = datetime(2026, 11, 24, 1, 0, 0, tzinfo=UTC)
 RUNNING = JobDetails(JobType.SUBMISSION, JobStatus.RUNNING, submission_id="a", driver_node_id="node")
 SUCCEEDED = replace(RUNNING, status=JobStatus.SUCCEEDED)
 LOST = RayApiConnectionError("cut off")
-BUSY = RayApiUnavailableError("busy", status_code=429)
+BUSY = RayApiBusyError("busy", status_code=429)
 
 
 # Smaller than in earnest, so that a large log is quickly made.

@@ -18,11 +18,11 @@ import pytest
 
 from airflow_provider_rayjobs.exceptions import (
     RayApiConnectionError,
+    RayApiPackageNotFoundError,
     RayApiRejectedError,
     RayApiResponseError,
     RayApiUnreachableError,
     RayPackageError,
-    RayPackageNotFoundError,
 )
 from airflow_provider_rayjobs.jobs import AsyncRayJobsClient, RayJobsClient, endpoints
 from airflow_provider_rayjobs.jobs.access import Access
@@ -208,7 +208,7 @@ def test_a_login_page_is_no_package(code: Path):
 def test_an_upload_that_stays_away_is_an_error(submit: Callable[..., str], code: Path):
     """A cluster that cannot be reached, or does not keep what it took, is an error; nothing is submitted."""
     away = Cluster([httpx.ConnectError("no")] * 20)
-    with pytest.raises(RayApiUnreachableError, match=r"tried for 2 s; no job was submitted") as error:
+    with pytest.raises(RayApiUnreachableError, match=r"Retried for 2 s\. No job was submitted") as error:
         submit(away, runtime_env={"working_dir": str(code)})
     assert error.value.sent is False
 
@@ -285,7 +285,7 @@ def drive(
             case Send(request):
                 name = request.path.rpartition("/")[2]
                 asked.append(f"GET {name}")
-                failure = None if name in held else RayPackageNotFoundError("no")
+                failure = None if name in held else RayApiPackageNotFoundError("no")
             case Upload(request):
                 held.add(request.path.rpartition("/")[2])
                 asked.append(f"PUT {request.path.rpartition('/')[2]}")

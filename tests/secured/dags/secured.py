@@ -1,4 +1,4 @@
-"""Jobs on a secured cluster, in both modes: what they print, and what they keep to themselves."""
+"""Jobs on a secured cluster, on workers and deferred, with secrets in their environment and their log."""
 
 from __future__ import annotations
 
@@ -8,48 +8,60 @@ from airflow.sdk import DAG
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
 from airflow_provider_rayjobs.sensors import RayJobSensor
 
-# secret by its name; known to Airflow, as a connection's password; and neither, so that it is printed by nobody
+# API_TOKEN is masked by its name. Airflow masks FROM_CONNECTION, as it is a connection's password. Nothing masks
+# UNPRINTED, so that no job prints it.
 ENVIRONMENT = {
     "env_vars": {
-        "API_TOKEN": "{{ var.value.told_by_name }}",
-        "SHOWN": "{{ conn.somewhere.password }}",
-        "QUIET": "{{ var.value.quiet }}",
+        "API_TOKEN": "{{ var.value.masked_by_env_name }}",
+        "FROM_CONNECTION": "{{ conn.other_service.password }}",
+        "UNPRINTED": "{{ var.value.unprinted }}",
     }
 }
-PRINTS = 'echo "by name $API_TOKEN, by Airflow $SHOWN, and $(echo $QUIET | wc -c) characters"'
+PRINT_ENVIRONMENT = (
+    'echo "by name $API_TOKEN, from connection $FROM_CONNECTION, and $(echo $UNPRINTED | wc -c) characters"'
+)
 
 with DAG("secured", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz="UTC"), max_active_tasks=4):
     for mode, deferrable in (("worker", False), ("deferred", True)):
-        common = {"deferrable": deferrable, "poll_interval": 1, "runtime_env": ENVIRONMENT}
+        arguments = {"deferrable": deferrable, "poll_interval": 1, "runtime_env": ENVIRONMENT}
         RayJobSubmitOperator(
-            task_id=f"mtls_{mode}", entrypoint=f"{PRINTS}; sleep 3", ray_conn_id="ray_jobs_mtls", **common
+            task_id=f"mtls_{mode}", entrypoint=f"{PRINT_ENVIRONMENT}; sleep 3", ray_conn_id="ray_jobs_mtls", **arguments
         )
         RayJobSubmitOperator(
-            task_id=f"basic_{mode}", entrypoint=f"{PRINTS}; sleep 3", ray_conn_id="ray_jobs_basic", **common
+            task_id=f"basic_{mode}",
+            entrypoint=f"{PRINT_ENVIRONMENT}; sleep 3",
+            ray_conn_id="ray_jobs_basic",
+            **arguments,
         )
         RayJobSubmitOperator(
-            task_id=f"fails_{mode}", entrypoint=f"{PRINTS}; exit 3", ray_conn_id="ray_jobs_proxied", **common
+            task_id=f"job_fails_{mode}",
+            entrypoint=f"{PRINT_ENVIRONMENT}; exit 3",
+            ray_conn_id="ray_jobs_http_proxy",
+            **arguments,
         )
         RayJobSubmitOperator(
-            task_id=f"is_stopped_{mode}", entrypoint="echo waiting; sleep 600", ray_conn_id="ray_jobs_basic", **common
+            task_id=f"marked_failed_{mode}",
+            entrypoint="echo waiting; sleep 600",
+            ray_conn_id="ray_jobs_basic",
+            **arguments,
         )
         RayJobSubmitOperator(
-            task_id=f"not_let_in_{mode}", entrypoint="true", ray_conn_id="ray_jobs_wrong_token", **common
+            task_id=f"wrong_credentials_{mode}", entrypoint="true", ray_conn_id="ray_jobs_wrong_token", **arguments
         )
     RayJobSubmitOperator.partial(
-        task_id="mapped", entrypoint=PRINTS, ray_conn_id="ray_jobs_mtls", poll_interval=1
+        task_id="mapped", entrypoint=PRINT_ENVIRONMENT, ray_conn_id="ray_jobs_mtls", poll_interval=1
     ).expand(runtime_env=[ENVIRONMENT])
-    # what a sensor's task cannot know of another's, a connection that only that has read, is not printed here
+    # It prints no connection's password: the sensor's process has not read that connection, and cannot mask it.
     submit = RayJobSubmitOperator(
-        task_id="submits",
+        task_id="submit",
         entrypoint='echo "by name $API_TOKEN"; sleep 2',
         ray_conn_id="ray_jobs_mtls",
         runtime_env=ENVIRONMENT,
         wait_for_completion=False,
     )
-    RayJobSensor(task_id="senses", submission_id=submit.output, ray_conn_id="ray_jobs_mtls", poke_interval=1)
+    RayJobSensor(task_id="sensor", submission_id=submit.output, ray_conn_id="ray_jobs_mtls", poke_interval=1)
     RayJobSensor(
-        task_id="senses_deferred",
+        task_id="sensor_deferred",
         submission_id=submit.output,
         ray_conn_id="ray_jobs_mtls",
         poke_interval=1,

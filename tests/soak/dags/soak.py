@@ -1,4 +1,4 @@
-"""The soak suite's jobs: half of them watched on workers, half deferred; SOAK_JOBS_FILE tells them."""
+"""The jobs of the soak test, from the file SOAK_JOBS_FILE. Half of them are followed on workers, half are deferred."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trigger that does nothing but watch its triggerer's event loop; a module, as the triggerer has to import it."""
+"""A trigger that measures the delay of its triggerer's event loop. The triggerer imports it from this module."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from typing import Any
 from airflow.sdk import BaseOperator, Context
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from benchmarks.lateness import lateness
+from benchmarks.event_loop_delay import measure_event_loop_delay
 
 
-class ProbeTrigger(BaseTrigger):
-    """Yield how late the event loop was in so many seconds."""
+class DelayProbeTrigger(BaseTrigger):
+    """Measure for ``seconds`` and yield the result of :func:`measure_event_loop_delay`."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__()
         self.seconds = seconds
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        return "benchmarks.probe.ProbeTrigger", {"seconds": self.seconds}
+        return "benchmarks.delay_probe.DelayProbeTrigger", {"seconds": self.seconds}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        yield TriggerEvent(await lateness(self.seconds))
+        yield TriggerEvent(await measure_event_loop_delay(self.seconds))
 
 
-class Probe(BaseOperator):
-    """Defer to the probe and return what it found."""
+class DelayProbe(BaseOperator):
+    """Defer to :class:`DelayProbeTrigger` and return its result."""
 
     def __init__(self, *, seconds: float, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.seconds = seconds
 
     def execute(self, context: Context) -> None:  # noqa: ARG002  (Airflow's signature)
-        self.defer(trigger=ProbeTrigger(self.seconds), method_name="resume")
+        self.defer(trigger=DelayProbeTrigger(self.seconds), method_name="resume")
 
     def resume(self, context: Context, event: dict[str, float]) -> dict[str, float]:  # noqa: ARG002  (as above)
         return event

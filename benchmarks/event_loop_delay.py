@@ -1,4 +1,4 @@
-"""How late an event loop is: the delay of a coroutine that wants to wake up every 5 ms."""
+"""Measure the delay of an event loop: how late a coroutine wakes up that sleeps for 5 ms at a time."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import time
 PERIOD = 0.005
 
 
-async def lateness(seconds: float) -> dict[str, float]:
-    """Watch the running loop for so long and return how late it was, in milliseconds."""
+async def measure_event_loop_delay(seconds: float) -> dict[str, float]:
+    """Return p50, p99 and maximum of the running loop's delay over ``seconds``, in milliseconds."""
     delays: list[float] = []
     end = time.perf_counter() + seconds
     while (asleep := time.perf_counter()) < end:

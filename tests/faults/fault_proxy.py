@@ -1,4 +1,4 @@
-"""A proxy between Airflow and Ray that fails on demand; every case has a lane of its own through it."""
+"""A proxy between Airflow and Ray that fails on demand. Each case has a proxy of its own."""
 
 from __future__ import annotations
 
@@ -10,37 +10,38 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
-# What a lane may do to a request. "drop" loses it, "cut" loses its answer, a number answers with that status after Ray
-# has done what was asked, or, for 401, before it was.
+# What the proxy may do to a request. "drop": Ray never gets the request. "cut": the client never gets the response.
+# 401: the proxy responds with 401 and Ray never gets the request. Any other number: Ray handles the request, and the
+# client gets this status instead of Ray's response.
 Fault = str | int | None
 
 
-class Lane:
+class FaultProxy:
     """
-    One way to a head: a port of its own, one request for each connection.
+    A proxy to one head, on a port of its own. It serves one request for each connection.
 
-    :param say: takes what happens, for the timeline.
+    :param add_event: adds a line to the timeline of the case.
     """
 
-    def __init__(self, head: str, say: Callable[[str], None]) -> None:
+    def __init__(self, head: str, add_event: Callable[[str], None]) -> None:
         self.head = head
-        self.say = say
-        # chooses what becomes of a request, by method, path and how many there were before
+        self.add_event = add_event
+        # chooses the fault of a request by its method, its path and the number of requests before it
         self.fault: Callable[[str, str, int], Fault] = lambda method, path, number: None
-        # called when Ray has answered a submission, before anybody else hears of it
+        # called when Ray has responded to a submission, before the client gets the response
         self.on_submitted: Callable[[], Any] = lambda: None
         self._count = 0
         self._lock = threading.Lock()
-        lane = self
+        proxy = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                lane.pass_on(self)
+                proxy.handle(self)
 
             do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815  (http.server's form)
 
             def log_message(self, *_: object) -> None:
-                """Leave standard error alone."""
+                """Write nothing to standard error."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
@@ -48,14 +49,14 @@ class Lane:
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
 
-    def be_away(self, seconds: float) -> None:
-        """Drop every request for a while."""
+    def drop_requests_for(self, seconds: float) -> None:
+        """Drop every request for some seconds, as an unreachable head would."""
         until = time.monotonic() + seconds
-        self.say(f"the head is away for {seconds:g} s")
+        self.add_event(f"the head is unreachable for {seconds:g} s")
         self.fault = lambda method, path, number: "drop" if time.monotonic() < until else None
 
-    def pass_on(self, request: BaseHTTPRequestHandler) -> None:
-        """Forward one request and its answer, or do to them what the case asks for."""
+    def handle(self, request: BaseHTTPRequestHandler) -> None:
+        """Forward one request and its response, or apply the fault that the case chose."""
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         with self._lock:
             number = self._count
@@ -64,46 +65,46 @@ class Lane:
         fault = self.fault(request.command, request.path, number)
         request.close_connection = True
         if fault in ("drop", 401):
-            self.say(f"{request.command} {request.path}: {fault}")
+            self.add_event(f"{request.command} {request.path}: {fault}")
             if fault == 401:
-                self._answer(request, 401, b"Unauthorized: Missing authentication token", "text/plain")
+                self._respond(request, 401, b"Unauthorized: Missing authentication token", "text/plain")
             return
         try:
-            status, answer, kind = self._ask(request, body)
+            status, content, content_type = self._forward(request, body)
         except OSError as error:
-            self.say(f"{request.command} {request.path}: {error}")
+            self.add_event(f"{request.command} {request.path}: {error}")
             return
         if is_submission or request.path.endswith("/stop") or fault:
-            self.say(f"{request.command} {request.path}: {status}{f', then {fault}' if fault else ''}")
+            self.add_event(f"{request.command} {request.path}: {status}{f', then {fault}' if fault else ''}")
         if is_submission:
             self.on_submitted()
         if fault == "cut":
             return
         if isinstance(fault, int):
-            status, answer, kind = fault, b"<html>Bad Gateway</html>", "text/html"
-        self._answer(request, status, answer, kind)
+            status, content, content_type = fault, b"<html>Bad Gateway</html>", "text/html"
+        self._respond(request, status, content, content_type)
 
-    def _ask(self, request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, bytes, str]:
+    def _forward(self, request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, bytes, str]:
         connection = http.client.HTTPConnection(urlsplit(self.head).netloc, timeout=60)
         try:
             headers = {name: value for name, value in request.headers.items() if name.lower() != "connection"}
             connection.request(request.command, request.path, body or None, headers)
-            answer = connection.getresponse()
-            return answer.status, answer.read(), answer.headers.get("Content-Type", "text/plain")
+            response = connection.getresponse()
+            return response.status, response.read(), response.headers.get("Content-Type", "text/plain")
         except http.client.HTTPException as error:
             raise OSError(str(error)) from error
         finally:
             connection.close()
 
-    def _answer(self, request: BaseHTTPRequestHandler, status: int, body: bytes, kind: str) -> None:
+    def _respond(self, request: BaseHTTPRequestHandler, status: int, body: bytes, content_type: str) -> None:
         try:
             request.send_response(status)
-            request.send_header("Content-Type", kind)
+            request.send_header("Content-Type", content_type)
             request.send_header("Content-Length", str(len(body)))
             request.end_headers()
             request.wfile.write(body)
         except OSError:
-            self.say("whoever asked has gone")
+            self.add_event("the client closed the connection before it got the response")
 
     def close(self) -> None:
         """Stop listening."""

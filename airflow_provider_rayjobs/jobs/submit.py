@@ -1,0 +1,108 @@
+"""
+Submit a job; engines (:mod:`.steps` is their contract).
+
+Local code is packed and uploaded before the submission. A submission creates exactly one job, even if answers are lost.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from airflow_provider_rayjobs.exceptions import RayJobExistsError
+from airflow_provider_rayjobs.jobs import endpoints
+from airflow_provider_rayjobs.jobs.models import JobDetails, JobSubmission
+from airflow_provider_rayjobs.jobs.packages.paths import has_local_code
+from airflow_provider_rayjobs.jobs.steps import Engine, LogMessage, RunBlocking, raising_unreachable, send
+from airflow_provider_rayjobs.jobs.submission import NONCE, SubmissionOptions, build_submission, check_runtime_env_keys
+
+
+class CodeOptions(SubmissionOptions, total=False):
+    """
+    The options of a submission that may have local code.
+
+    - ``package_secrets``: whether to pack files that look like secrets; or ``.gitignore`` patterns for those to pack.
+    """
+
+    package_secrets: bool | Sequence[str]
+
+
+def submit_with_code(entrypoint: str | Sequence[str], options: CodeOptions, retry_timeout: float) -> Engine[str]:
+    """
+    Upload the local code of the runtime environment, submit the job, and return its submission id.
+
+    All options are checked before anything is sent.
+
+    :param retry_timeout: seconds for which a failed request is retried.
+    """
+    arguments: dict[str, Any] = dict(options)
+    secrets = arguments.pop("package_secrets", False)
+    runtime_env: Any = arguments.get("runtime_env")
+    if not has_local_code(runtime_env):
+        submission = build_submission(entrypoint, **arguments)
+    else:
+        # imported late: few submissions need these modules
+        from airflow_provider_rayjobs.jobs.packages.local_code import resolve_local_code  # noqa: PLC0415
+        from airflow_provider_rayjobs.jobs.packages.upload import upload_packages  # noqa: PLC0415
+
+        check_runtime_env_keys(runtime_env)
+        code = yield RunBlocking(lambda: resolve_local_code(runtime_env, secrets=secrets))
+        submission = build_submission(entrypoint, **{**arguments, "runtime_env": code.runtime_env})
+        yield from upload_packages(code, retry_timeout)
+    yield from submit_job(submission, retry_timeout)
+    return submission.submission_id
+
+
+def submit_job(submission: JobSubmission, retry_timeout: float) -> Engine[bool]:
+    """
+    Submit a job exactly once.
+
+    After a lost answer the same submission is sent again. If Ray then says that the id is taken, the nonce in the
+    job's metadata tells whether the job is this submission's.
+
+    :param retry_timeout: seconds for which a failed request is retried.
+    :return: whether Ray's answer to the submission arrived. Otherwise the job was found by its nonce, and Ray may
+        never start it (ray-project/ray issue 62766).
+    :raises RayJobExistsError: the id belongs to the job of another submission.
+    :raises RayApiUnreachableError: ``retry_timeout`` is exceeded; the job may exist.
+    """
+    job = submission.submission_id
+    may_exist = f"Ray may have received the submission: look for job {job} on the cluster before you submit another."
+    try:
+        with raising_unreachable(retry_timeout, may_exist):
+            yield from send(endpoints.submit_job(submission), retry_timeout)
+    except RayJobExistsError:
+        existing: JobDetails = yield from send(endpoints.get_job(job), retry_timeout)
+        if existing.metadata.get(NONCE) != submission.metadata[NONCE]:
+            raise
+        yield from _warn_about_other_code(submission, existing)
+        return False
+    return True
+
+
+def _warn_about_other_code(submission: JobSubmission, existing: JobDetails) -> Engine[None]:
+    """Warn if the existing job of this submission runs other code than the submission would run now."""
+    if not existing.runtime_env:
+        return
+    for key in ("working_dir", "py_modules"):
+        current, running = (submission.runtime_env or {}).get(key) or None, existing.runtime_env.get(key) or None
+        if current != running:
+            yield LogMessage(
+                f"Ray job {submission.submission_id} runs older code: it was submitted with {key} {running}, and {key} "
+                f"is {current} now. The job is kept. To run the current code, stop the job and submit a new one.",
+                logging.WARNING,
+            )
+
+
+def get_session(submission_id: str, retry_timeout: float) -> Engine[str | None]:
+    """
+    Return the name of the current Ray session, before a job is submitted to it.
+
+    :param submission_id: the job to submit, for the error message.
+    :param retry_timeout: seconds for which a failed request is retried.
+    :raises RayApiUnreachableError: ``retry_timeout`` is exceeded.
+    """
+    with raising_unreachable(retry_timeout, f"Job {submission_id} was not submitted.", sent=False):
+        version = yield from send(endpoints.get_version(), retry_timeout)
+    return version.session_name

@@ -1,0 +1,199 @@
+"""Submitting a job exactly once: engines driven by hand."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from airflow_provider_rayjobs.exceptions import (
+    RayApiBusyError,
+    RayApiConnectionError,
+    RayApiRejectedError,
+    RayApiTLSError,
+    RayApiUnreachableError,
+    RayJobExistsError,
+    RayJobNotFoundError,
+    RayJobsError,
+)
+from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType, RayVersion
+from airflow_provider_rayjobs.jobs.steps import Engine, LogMessage, Send, Sleep
+from airflow_provider_rayjobs.jobs.submission import NONCE, build_submission
+from airflow_provider_rayjobs.jobs.submit import get_session, submit_job
+
+SUBMISSION = replace(build_submission("true", submission_id="mine"), metadata={NONCE: "ours"})
+LOST = RayApiConnectionError("cut off")
+TAKEN = RayJobExistsError("taken", status_code=500)
+BUSY = RayApiBusyError("busy", status_code=503)
+
+
+def existing(**metadata: str) -> JobDetails:
+    return JobDetails(JobType.SUBMISSION, JobStatus.RUNNING, submission_id="mine", metadata=metadata)
+
+
+def drive(engine: Engine[Any], *answers: Any) -> tuple[Any, list[str]]:
+    """Drive an engine with one answer for each request, errors thrown; return its result and the requests."""
+    sent: list[str] = []
+    clock, script = 0.0, iter(answers)
+    step = next(engine)
+    try:
+        while True:
+            if isinstance(step, Sleep):
+                clock += step.seconds
+                step = engine.send(clock)
+                continue
+            if isinstance(step, LogMessage):
+                step = next(engine)
+                continue
+            assert isinstance(step, Send)
+            sent.append(f"{step.request.method} {step.request.path}")
+            answer = next(script)
+            step = engine.throw(answer) if isinstance(answer, RayJobsError) else engine.send(answer)
+    except StopIteration as end:
+        return end.value, sent
+
+
+@pytest.mark.parametrize(
+    ("runs", "warnings"),
+    [
+        ({"working_dir": "gcs://new.zip", "py_modules": []}, 0),
+        ({}, 0),
+        ({"working_dir": "gcs://old.zip"}, 1),
+        ({"working_dir": "gcs://new.zip", "py_modules": ["gcs://m.zip"]}, 1),
+    ],
+)
+def test_job_with_older_code_is_kept_with_a_warning(runs: dict[str, Any], warnings: int) -> None:
+    """A job of this submission that was accepted before the code changed is kept, with a warning."""
+    submission = replace(SUBMISSION, runtime_env={"working_dir": "gcs://new.zip"})
+    engine = submit_job(submission, 0)
+    next(engine)
+    engine.throw(TAKEN)
+    messages: list[LogMessage] = []
+    try:
+        step = engine.send(replace(existing(submission_nonce="ours"), runtime_env=runs))
+        while True:
+            assert isinstance(step, LogMessage)
+            messages.append(step)
+            step = next(engine)
+    except StopIteration as end:
+        is_confirmed = end.value
+    assert is_confirmed is False
+    assert len(messages) == warnings
+    for message in messages:
+        assert message.level == logging.WARNING
+        assert str(next(reversed(runs.values()))) in message.message
+
+
+POST, GET = "POST /api/jobs/", "GET /api/jobs/mine"
+
+
+@pytest.mark.parametrize(
+    ("answers", "requests", "is_confirmed"),
+    [
+        pytest.param(["mine"], [POST], True, id="accepted"),
+        pytest.param([LOST, "mine"], [POST, POST], True, id="lost on the way there"),
+        pytest.param(
+            [LOST, TAKEN, existing(submission_nonce="ours")], [POST, POST, GET], False, id="lost on the way back"
+        ),
+        pytest.param(
+            [LOST, LOST, BUSY, TAKEN, BUSY, LOST, existing(submission_nonce="ours")],
+            [POST, POST, POST, POST, GET, GET, GET],
+            False,
+            id="failures everywhere",
+        ),
+        pytest.param(
+            [TAKEN, existing(submission_nonce="ours")], [POST, GET], False, id="submitted by an earlier process"
+        ),
+        pytest.param([BUSY, BUSY, "mine"], [POST, POST, POST], True, id="busy for a while"),
+    ],
+)
+def test_exactly_one_job_is_submitted(answers: list[Any], requests: list[str], is_confirmed: bool) -> None:
+    """A submission creates one job even if answers are lost, and the result tells whether Ray confirmed it."""
+    assert drive(submit_job(SUBMISSION, 60), *answers) == (is_confirmed, requests)
+
+
+@pytest.mark.parametrize(
+    ("answers", "error"),
+    [
+        pytest.param([TAKEN, existing(submission_nonce="theirs")], RayJobExistsError, id="another nonce"),
+        pytest.param([LOST, TAKEN, existing()], RayJobExistsError, id="no nonce"),
+        pytest.param([RayApiRejectedError("no", status_code=400)], RayApiRejectedError, id="refused"),
+        pytest.param(
+            [TAKEN, RayJobNotFoundError("gone", status_code=404)], RayJobNotFoundError, id="deleted meanwhile"
+        ),
+    ],
+)
+def test_taken_id_and_refusal_are_errors(answers: list[Any], error: type[RayJobsError]) -> None:
+    """An id that belongs to another submission is an error, and a refused submission is not repeated."""
+    with pytest.raises(error):
+        drive(submit_job(SUBMISSION, 60), *answers)
+
+
+@pytest.mark.parametrize(
+    "error", [BUSY, LOST, RayApiConnectionError("refused", sent=False)], ids=["busy", "lost", "refused"]
+)
+def test_submission_is_retried_for_retry_timeout(error: RayJobsError) -> None:
+    """A submission is retried for ``retry_timeout``; the error then says that the job may exist."""
+    with pytest.raises(RayApiUnreachableError, match="look for job mine on the cluster") as caught:
+        drive(submit_job(SUBMISSION, 30), *[error] * 100)
+    with pytest.raises(RayApiUnreachableError):
+        drive(submit_job(SUBMISSION, 0), error)
+
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    ("failures", "error", "was_retried"),
+    [
+        pytest.param([], RayApiRejectedError("no", status_code=400), False, id="refused at once"),
+        pytest.param([LOST], RayApiRejectedError("no", status_code=400), True, id="refused after a lost answer"),
+        pytest.param([BUSY], RayApiRejectedError("no", status_code=400), True, id="refused after a busy head"),
+    ],
+)
+def test_refusal_tells_whether_it_was_a_retry(
+    failures: list[RayJobsError], error: RayApiRejectedError, was_retried: bool
+) -> None:
+    """A refusal tells whether the submission was sent before: an earlier try may have created the job."""
+    with pytest.raises(RayApiRejectedError) as caught:
+        drive(submit_job(SUBMISSION, 60), *failures, error)
+
+    assert caught.value.was_retried is was_retried
+
+
+VERSION = "GET /api/version"
+
+
+@pytest.mark.parametrize(
+    ("answers", "session"),
+    [
+        pytest.param([RayVersion("4", "2.60.0", "session_1")], "session_1", id="at once"),
+        pytest.param([LOST, BUSY, RayVersion("4", "2.60.0", "session_1")], "session_1", id="after failures"),
+        pytest.param([RayVersion("4", "2.9.3")], None, id="an old head"),
+    ],
+)
+def test_session_is_returned(answers: list[Any], session: str | None) -> None:
+    """The name of the current session is returned; old heads have none."""
+    assert drive(get_session("mine", 60), *answers) == (session, [VERSION] * len(answers))
+
+
+@pytest.mark.parametrize("error", [BUSY, LOST], ids=["busy", "lost"])
+def test_session_that_cannot_be_had_is_an_error(error: RayJobsError) -> None:
+    """If the session cannot be had within ``retry_timeout``, the error says that nothing was submitted."""
+    with pytest.raises(RayApiUnreachableError, match="Retried for 30 s. Job mine was not submitted") as caught:
+        drive(get_session("mine", 30), *[error] * 100)
+
+    assert caught.value.sent is False
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize("engine", [submit_job(SUBMISSION, 30), get_session("mine", 30)], ids=["submit", "session"])
+def test_tls_error_is_not_retried(engine: Engine[Any]) -> None:
+    """A TLS error is raised at once, under its own class: a retry cannot fix a certificate."""
+    error = RayApiTLSError("certificate has expired")
+
+    with pytest.raises(RayApiTLSError) as caught:
+        drive(engine, error)
+
+    assert caught.value is error
