@@ -1,4 +1,4 @@
-"""``dag.test()`` of a small DAG, in a process of its own, against a real Ray head."""
+"""Everybody's first contact with a DAG: ``dag.test()``, in a process of its own, against a real Ray head."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ DAG_FILE = """
 """
 
 
-def test_dag_test(ray_head: RayHead, tmp_path: Path):
-    """``dag.test()`` runs operator and sensor in both modes, shows the job's log, and fails for a failed job."""
+def test_dag_test_runs_both_modes_to_the_right_end(ray_head: RayHead, tmp_path: Path):
+    """``dag.test()`` runs operator and sensor in both modes, shows the job's lines, and a failed job is red."""
     dag_file = tmp_path / "dags" / "first_contact.py"
     dag_file.parent.mkdir()
     dag_file.write_text(textwrap.dedent(DAG_FILE))

@@ -125,7 +125,7 @@ def test_failed_job_fails_task_with_exit_code_and_end_of_log(run: DagRun, mode: 
     assert re.search(r"FAILED with exit code 3 after \d+\.\d s, at http://127\.0\.0\.1:\d+\.\n", log)
     assert "Error type JOB_ENTRYPOINT_COMMAND_ERROR.\n" in log
     assert "Ray says: Job entrypoint command failed with exit code 3\n" in log
-    assert "before the end" in log.rpartition("The log ends with:")[2]
+    assert "before the end" in log.rpartition("The log ends in:")[2]
 
 
 @pytest.mark.parametrize("mode", MODES)

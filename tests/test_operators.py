@@ -1,8 +1,9 @@
-"""Arguments of the operators; test_end_to_end.py runs them in Airflow."""
+"""What the operator makes of its arguments; how it runs is in test_end_to_end.py."""
 
 from __future__ import annotations
 
 import inspect
+import logging
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,16 +12,17 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG
 
+from airflow_provider_rayjobs.jobs import RayJobsClient
 from airflow_provider_rayjobs.jobs.steps import Interrupted
 from airflow_provider_rayjobs.jobs.submission import SubmissionOptions
 from airflow_provider_rayjobs.operators import RayJobDeleteOperator, RayJobStopOperator, RayJobSubmitOperator
 from airflow_provider_rayjobs.sensors import RayJobSensor
 from airflow_provider_rayjobs.task.attempts import new_submission_id
-from airflow_provider_rayjobs.task.kill_switch import KillSwitch
+from airflow_provider_rayjobs.task.execution import Execution
 
 
 def context(**changes: Any) -> Any:
-    """Return the part of a context that a submission needs."""
+    """A context as far as the planning of a submission looks at it."""
     ti = SimpleNamespace(
         **{"dag_id": "nightly", "task_id": "train", "run_id": "run-1", "map_index": -1, "try_number": 2, "max_tries": 3}
         | changes
@@ -34,8 +36,8 @@ def context(**changes: Any) -> Any:
     }
 
 
-def test_operator_has_every_option_of_a_submission():
-    """Every option of a submission is an argument of the operator with the same name, and is templated."""
+def test_every_argument_of_a_submission_is_one_of_the_operator_and_templated():
+    """What a submission may say the operator takes, renders, and keeps under the same name."""
     parameters = inspect.signature(RayJobSubmitOperator.__init__).parameters
     operator = RayJobSubmitOperator(task_id="t", entrypoint="true")
 
@@ -54,27 +56,27 @@ def test_operator_has_every_option_of_a_submission():
     ],
 )
 def test_template_fields_are_attributes(operator: Any):
-    """Airflow can render every template field."""
+    """Airflow can render every field."""
     assert [name for name in operator.template_fields if not hasattr(operator, name)] == []
 
 
-def test_generated_submission_id():
-    """A generated id names dag, task, map index and try, is unique, and is valid for Ray."""
+def test_a_submission_id_reads_well_and_is_unique():
+    """It names dag, task, map index and try, whatever they are made of, and fits Ray's limits."""
     plain = new_submission_id(context())
     mapped = new_submission_id(context(map_index=3))
-    unusual = new_submission_id(context(dag_id="nächtlich/" * 25, task_id="gruppe.aufgabe" * 17, map_index=12345))
+    strange = new_submission_id(context(dag_id="nächtlich/" * 25, task_id="gruppe.aufgabe" * 17, map_index=12345))
 
     assert plain.startswith("nightly.train-try2-")
     assert mapped.startswith("nightly.train-m3-try2-")
     assert plain != new_submission_id(context())
-    assert len(unusual) <= 200
-    assert unusual.isascii()
-    assert "/" not in unusual
-    assert ".gruppe.aufgabe" in unusual
+    assert len(strange) <= 200
+    assert strange.isascii()
+    assert "/" not in strange
+    assert ".gruppe.aufgabe" in strange
 
 
-def test_job_name():
-    """``job_name`` takes precedence over metadata; without it the name is made of dag and task."""
+def test_the_name_that_is_given_is_the_jobs_name():
+    """``job_name`` wins over metadata, and what a template left empty is not given."""
     named = RayJobSubmitOperator(task_id="t", entrypoint="true", job_name="mine", metadata={"job_name": "other"})
     unnamed = RayJobSubmitOperator(task_id="t", entrypoint="true", job_name="None")
 
@@ -82,8 +84,8 @@ def test_job_name():
     assert unnamed.plan(context(), "job-1").metadata["job_name"] == "nightly.train"
 
 
-def test_rendered_values_have_the_types_that_ray_expects():
-    """Text from templates becomes numbers, and numbers become text, as Ray expects."""
+def test_rendered_text_becomes_what_ray_wants():
+    """Numbers come as text from templates, and go as numbers to Ray."""
     submission = RayJobSubmitOperator(
         task_id="t",
         entrypoint=["python", "train.py", 20260102],
@@ -112,15 +114,15 @@ def test_rendered_values_have_the_types_that_ray_expects():
         pytest.param({"entrypoint_num_cpus": "many"}, "entrypoint_num_cpus must be a number", id="cpus"),
         pytest.param({"entrypoint_memory": "1.5"}, "entrypoint_memory must be a whole number", id="memory"),
         pytest.param({"entrypoint_resources": {"TPU": "x"}}, r"entrypoint_resources\['TPU'\]", id="resources"),
-        pytest.param({"metadata": {"airflow_dag_id": "x"}}, "metadata must not contain airflow_dag_id", id="taken key"),
+        pytest.param({"metadata": {"airflow_dag_id": "x"}}, "metadata must not hold airflow_dag_id", id="taken key"),
         pytest.param({"metadata": {"a": None}}, r"metadata\['a'\] must be text", id="metadata"),
         pytest.param({"runtime_env": {"working_dir": "./here"}}, "cannot read a local path", id="local path"),
         pytest.param({"runtime_env": {"env_var": {}}}, "did you mean 'env_vars'", id="misspelt key"),
-        pytest.param({"runtime_env": "none.yaml"}, "file not found: none.yaml", id="no file"),
+        pytest.param({"runtime_env": "none.yaml"}, "no such file: none.yaml", id="no file"),
     ],
 )
-def test_wrong_submission_argument(arguments: dict[str, Any], message: str):
-    """A wrong argument is an error that names the field, before anything is sent."""
+def test_what_can_never_work_names_its_field(arguments: dict[str, Any], message: str):
+    """A wrong argument is an error before anything is sent."""
     operator = RayJobSubmitOperator(**{"task_id": "t", "entrypoint": "true"} | arguments)
 
     with pytest.raises(ValueError, match=message):
@@ -142,23 +144,28 @@ def test_wrong_submission_argument(arguments: dict[str, Any], message: str):
         ({"skip_on_exit_code": 1.5}, "skip_on_exit_code must be a whole number"),
     ],
 )
-def test_wrong_wait_argument(arguments: dict[str, Any], message: str):
-    """Arguments about waiting are checked before the job is submitted."""
+def test_what_is_no_way_to_wait_is_refused(arguments: dict[str, Any], message: str):
+    """How to wait is checked before the job is submitted."""
     operator = RayJobSubmitOperator(**{"task_id": "t", "entrypoint": "true"} | arguments)
 
     with pytest.raises(ValueError, match=message):
         operator.execute(context())
 
 
-def test_constructor_checks_nothing():
-    """When a DAG is parsed, templates are not rendered yet: the constructor only assigns."""
+def test_a_constructor_only_assigns():
+    """Templates are not rendered yet when a DAG is parsed: nothing is checked, nothing is looked up."""
     operator = RayJobSubmitOperator(task_id="t", entrypoint="", entrypoint_num_cpus="{{ x }}", ray_conn_id="{{ y }}")
 
     assert operator.entrypoint_num_cpus == "{{ x }}"
 
 
-def test_relative_paths_of_local_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A relative path is searched next to the DAG file, then in the working directory; in a YAML file next to it."""
+def named(operator: RayJobSubmitOperator) -> Any:
+    with RayJobsClient("http://127.0.0.1:9") as client:
+        return client.run(operator.resolve_local_code())
+
+
+def test_local_code_is_looked_for_beside_the_dag_file_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A relative path is the DAG folder's, then the working directory's; in a YAML file it is that file's."""
     for folder in ("dags/code", "here/code", "here/other", "dags/envs/code"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "where.txt").write_text(folder)
@@ -169,7 +176,7 @@ def test_relative_paths_of_local_code(tmp_path: Path, monkeypatch: pytest.Monkey
         with DAG("nightly") as dag:
             operator = RayJobSubmitOperator(task_id="t", entrypoint="true", runtime_env=runtime_env)
         dag.fileloc = str(tmp_path / "dags" / "nightly.py")
-        [package] = operator.resolve_local_code().packages
+        [package] = named(operator).packages
         return str(package.source.relative_to(tmp_path))
 
     assert source({"working_dir": "code"}) == "dags/code"
@@ -181,8 +188,8 @@ def test_relative_paths_of_local_code(tmp_path: Path, monkeypatch: pytest.Monkey
         source({"py_module": ["code"], "working_dir": "code"})
 
 
-def test_submission_has_package_uris(tmp_path: Path):
-    """The submission has the URIs of the packages; one of 100 MiB or more goes to the storage."""
+def test_local_code_becomes_part_of_the_plan(tmp_path: Path):
+    """What is submitted holds the packages' URIs beside all else; a storage takes what is 100 MiB or more."""
     (tmp_path / "code").mkdir()
     with (tmp_path / "code" / "large").open("wb") as file:
         file.truncate(100 * 2**20)
@@ -196,52 +203,54 @@ def test_submission_has_package_uris(tmp_path: Path):
         package_secrets="True",
     )
 
-    code = operator.resolve_local_code()
+    code = named(operator)
     planned = operator.plan(context(), "job-1", runtime_env=code.runtime_env).runtime_env
 
     large, small = (package.name for package in code.packages)
     assert planned["working_dir"] == f"file://{tmp_path}/storage/{large}"
     assert planned["py_modules"] == [f"gcs://{small}"]
     assert planned["env_vars"]["RAY_JOB_SUBMISSION_ID"] == "job-1"
-    assert RayJobSubmitOperator(task_id="t", entrypoint="true").resolve_local_code() is None
+    assert named(RayJobSubmitOperator(task_id="t", entrypoint="true")) is None
 
 
 @pytest.mark.parametrize("storage", ["", "None", None])
-def test_unset_package_storage(tmp_path: Path, storage: str | None):
-    """A package_storage that renders to nothing is no storage."""
+def test_a_storage_that_renders_to_nothing_is_none(tmp_path: Path, storage: str | None):
+    """A template that says nothing about package_storage means that there is none."""
     with (tmp_path / "large").open("wb") as file:
         file.truncate(100 * 2**20)
     operator = RayJobSubmitOperator(
         task_id="t", entrypoint="true", runtime_env={"working_dir": str(tmp_path)}, package_storage=storage
     )
-    assert operator.resolve_local_code().runtime_env["working_dir"].startswith("gcs://")
+    assert named(operator).runtime_env["working_dir"].startswith("gcs://")
 
 
-class CountedSwitch(KillSwitch):
-    """A kill switch that is triggered when it has been asked a number of times."""
+class Unbegun(Execution):
+    """An execution that has nothing but a task, and a mark that says when it is killed."""
 
-    def __init__(self, checks: int) -> None:
-        super().__init__()
-        self.checks = checks
+    def __init__(self, operator: RayJobSubmitOperator, looks: int) -> None:
+        self.task = operator
+        self.client = RayJobsClient("http://127.0.0.1:9", logger=logging.getLogger("airflow.task.naming"))
+        self.looks = looks
 
     @property
-    def is_triggered(self) -> bool:
-        self.checks -= 1
-        return self.checks < 0
+    def kill(self) -> Any:
+        self.looks -= 1
+        return SimpleNamespace(is_triggered=self.looks < 0)
 
 
-@pytest.mark.parametrize("checks", [0, 3])
-def test_kill_interrupts_the_reading_of_local_code(
-    tmp_path: Path, checks: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("looks", [0, 4])
+def test_a_task_that_is_killed_names_nothing_more(
+    tmp_path: Path, looks: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    """A kill ends the reading of local code at once; until then the task's log shows the progress."""
+    """Naming ends as soon as the task is killed; as long as it takes, the log says how far it is."""
     for name in ("a", "b", "c"):
         (tmp_path / name).write_bytes(bytes(2**20))
     operator = RayJobSubmitOperator(task_id="t", entrypoint="true", runtime_env={"working_dir": str(tmp_path)})
-    operator._kill = CountedSwitch(checks)
-    monkeypatch.setattr("airflow_provider_rayjobs.jobs.progress._INTERVAL", 0.0)
+    for name in ("_INTERVAL", "_TURN"):
+        monkeypatch.setattr(f"airflow_provider_rayjobs.jobs.progress.{name}", 0.0)
+    execution = Unbegun(operator, looks)
 
-    with pytest.raises(Interrupted):
-        operator.resolve_local_code()
+    with execution.client, caplog.at_level(logging.INFO), pytest.raises(Interrupted):
+        execution._submit(None, again=SimpleNamespace(submission_id="x", nonce="n", given=""))
 
-    assert ("Computing the digest of local code: 0 MiB read so far." in capsys.readouterr().out) == (checks > 0)
+    assert ("Naming local code: 0 MiB." in caplog.text) == (looks > 0)

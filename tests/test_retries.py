@@ -144,7 +144,7 @@ def test_task_with_the_policy_raises_its_classes() -> None:
 
     assert isinstance(task, BaseOperator)
     for error in (*FAILS, *RETRIES, *OTHERS):
-        raised = to_task_error(error, task)
+        raised = to_task_error(error, has_retry_policy=True)
         assert raised is error
         assert is_last_try(raised, task, context) is (error in FAILS)
 
@@ -152,8 +152,7 @@ def test_task_with_the_policy_raises_its_classes() -> None:
 def test_execution_timeout_matches_the_package_class() -> None:
     """The error of an expired ``execution_timeout`` matches a rule for RayJobTimeoutError."""
     policy = RayJobRetryPolicy(rules=[RetryRule(RayJobTimeoutError, RetryAction.FAIL)])
-    task = SimpleNamespace(retry_policy=policy)
-    raised = to_task_error(RayJobTimeoutError("late", limit="execution_timeout"), task)
+    raised = to_task_error(RayJobTimeoutError("late", limit="execution_timeout"), has_retry_policy=True)
 
     assert decided(policy, raised) is RetryAction.FAIL
 

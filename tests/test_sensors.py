@@ -1,4 +1,4 @@
-"""Single pokes of the sensor; test_end_to_end.py runs it in Airflow."""
+"""The sensor's looks, one by one; how it runs in Airflow is in test_end_to_end.py."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sandbox.ray_head import RayHead
 
 
 class Store(dict):
-    """The part of Airflow's task state store that the sensor uses."""
+    """Airflow's task state store, as far as the sensor uses it."""
 
     def set(self, key: str, value: Any) -> None:
         self[key] = value
@@ -51,7 +51,7 @@ def client(ray_head: RayHead, monkeypatch: pytest.MonkeyPatch):
 
 
 class Shown:
-    """The lines that a sensor logged, without the decoration of Airflow's formatter."""
+    """The lines that a sensor logged, without what Airflow's formatter puts around a record."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
@@ -70,22 +70,22 @@ def shown(capsys: pytest.CaptureFixture[str]) -> Shown:
 
 
 @pytest.mark.ray
-def test_rescheduled_sensor_resumes_the_log_at_its_offset(client: RayJobsClient, shown: Shown):
-    """In mode reschedule each poke is a new process; with a store each log line is shown once."""
+def test_a_rescheduled_sensor_goes_on_where_it_stopped(client: RayJobsClient, shown: Shown):
+    """Each look is a new process; with a store to remember in, every line of the log is shown once."""
     job = client.submit_job("echo one; sleep 3; echo two")
     store = Store()
-    pokes = 0
+    looks = 0
     while not sensor(submission_id=job, mode="reschedule").poke(context(store)):
-        pokes += 1
+        looks += 1
 
-    assert pokes > 1
+    assert looks > 1
     assert [line for line in shown.lines if line in ("one", "two")] == ["one", "two"]
     assert store["ray_job_sensor"]["log"]["position"] == len(client.get_job_logs(job).encode())
 
 
 @pytest.mark.ray
 def test_another_try_shows_the_log_from_its_start(client: RayJobsClient, shown: Shown):
-    """The log offset of one try does not count for the next, whose task log is a new one."""
+    """What one try remembers is nothing to the next: its log is a new one."""
     job = client.submit_job("echo one")
     client.follow_job(job)
     store = Store()
@@ -96,8 +96,8 @@ def test_another_try_shows_the_log_from_its_start(client: RayJobsClient, shown: 
 
 
 @pytest.mark.ray
-def test_rescheduled_sensor_without_a_store_shows_the_log_at_the_end(client: RayJobsClient, shown: Shown):
-    """Airflow before 3.3 cannot store a log offset."""
+def test_without_a_store_a_rescheduled_sensor_shows_the_log_at_the_end(client: RayJobsClient, shown: Shown):
+    """Airflow before 3.3 offers nothing to remember a position in."""
     job = client.submit_job("echo one; sleep 2; echo two")
     seen = []
     while not sensor(submission_id=job, mode="reschedule").poke(context()):
@@ -109,8 +109,8 @@ def test_rescheduled_sensor_without_a_store_shows_the_log_at_the_end(client: Ray
 
 @pytest.mark.ray
 @pytest.mark.parametrize("mode", ["poke", "reschedule"])
-def test_silent_fail_does_not_hide_a_failed_job(client: RayJobsClient, mode: str):
-    """A failed job fails the sensor even with silent_fail, in both modes."""
+def test_silent_fail_does_not_swallow_a_failed_job(client: RayJobsClient, mode: str):
+    """How the job ended is final: no setting of the sensor waits on."""
     job = client.submit_job("exit 1")
     client.follow_job(job)
 
@@ -119,8 +119,8 @@ def test_silent_fail_does_not_hide_a_failed_job(client: RayJobsClient, mode: str
 
 
 @pytest.mark.ray
-def test_first_poke_pushes_the_link(client: RayJobsClient):
-    """The link to the job works from the first poke on."""
+def test_the_link_leads_to_the_job(client: RayJobsClient):
+    """The button is there from the first look on."""
     job = client.submit_job("true")
     client.follow_job(job)
     given = context()
@@ -130,8 +130,8 @@ def test_first_poke_pushes_the_link(client: RayJobsClient):
 
 
 @pytest.mark.ray
-def test_unknown_job_is_tolerated_for_missing_timeout(client: RayJobsClient):
-    """An unknown job may still be submitted; after missing_timeout it is an error."""
+def test_an_unknown_job_is_borne_for_a_while(client: RayJobsClient):
+    """A job may be about to be submitted; then it is an error."""
     patient, impatient = (sensor(submission_id="no-such-job", missing_timeout=seconds) for seconds in (60, 0))
 
     assert patient.poke(context()) is False
@@ -140,30 +140,30 @@ def test_unknown_job_is_tolerated_for_missing_timeout(client: RayJobsClient):
     assert isinstance(caught.value, AirflowException)
 
 
-def test_outage_is_tolerated_for_unreachable_timeout(monkeypatch: pytest.MonkeyPatch, shown: Shown):
-    """An outage is logged once, and is an error after unreachable_timeout, also across processes."""
-    monkeypatch.setenv("AIRFLOW_CONN_RAY_DOWN", '{"conn_type": "ray_jobs", "host": "127.0.0.1", "port": 9}')
-    waiting = sensor(submission_id="job-1", ray_conn_id="ray_down")
+def test_a_head_that_is_away_is_borne_for_a_while(monkeypatch: pytest.MonkeyPatch, shown: Shown):
+    """The outage is said once, and is an error when it has lasted too long; over several processes, too."""
+    monkeypatch.setenv("AIRFLOW_CONN_RAY_NOBODY", '{"conn_type": "ray_jobs", "host": "127.0.0.1", "port": 9}')
+    waiting = sensor(submission_id="job-1", ray_conn_id="ray_nobody")
     store = Store()
 
     assert [waiting.poke(context()), waiting.poke(context())] == [False, False]
     assert sum("No usable answer about Ray job job-1" in line for line in shown.lines) == 1
-    assert not sensor(submission_id="job-1", ray_conn_id="ray_down", mode="reschedule").poke(context(store))
+    assert not sensor(submission_id="job-1", ray_conn_id="ray_nobody", mode="reschedule").poke(context(store))
     store["ray_job_sensor"]["outage_since"] -= 601
     with pytest.raises(RayApiUnreachableError):
-        sensor(submission_id="job-1", ray_conn_id="ray_down", mode="reschedule").poke(context(store))
+        sensor(submission_id="job-1", ray_conn_id="ray_nobody", mode="reschedule").poke(context(store))
 
 
-@pytest.mark.parametrize("empty", ["", "None", None])
-def test_empty_submission_id(empty: str | None):
-    """A missing XCom renders to nothing or to the word None; the error points to the submitting task."""
-    with pytest.raises(ValueError, match="Did the task that submits the job push its id to XCom"):
-        sensor(submission_id=empty).poke(context())
+@pytest.mark.parametrize("nothing", ["", "None", None])
+def test_no_id_is_an_error_that_says_what_to_look_for(nothing: str | None):
+    """An XCom that nobody pushed renders to nothing, or to the word None."""
+    with pytest.raises(ValueError, match="Did the task that submits it push it to XCom"):
+        sensor(submission_id=nothing).poke(context())
 
 
 @pytest.mark.ray
-def test_interactive_job_has_no_log(client: RayJobsClient, driver: JobDetails, shown: Shown):
-    """A DRIVER job is found by its Ray Core job id; each sensor logs once that the API has no log of it."""
+def test_an_interactive_job_is_waited_for_without_its_log(client: RayJobsClient, driver: JobDetails, shown: Shown):
+    """A DRIVER job is found by its Ray Core job id; that the API has no log of it is said once."""
     store = Store()
     for _ in range(3):
         sensor(submission_id=driver.job_id, mode="reschedule").poke(context(store))
@@ -180,7 +180,7 @@ def _no_log(lines: list[str]) -> int:
 
 @pytest.fixture
 def token_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The token file of a connection to a closed port."""
+    """The token's file of a connection to a port where nobody listens."""
     file = tmp_path / "token"
     file.write_text("marked-token")
     given = {"conn_type": "ray_jobs", "host": "127.0.0.1", "port": 9, "extra": {"token_file": str(file)}}
@@ -188,16 +188,16 @@ def token_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def test_trigger_gets_the_address(token_file: Path):
-    """The trigger knows the address, so that a failed connection lookup counts as an outage."""
+def test_a_deferred_sensor_says_where_its_job_is(token_file: Path):
+    """A connection that cannot be looked up, or used, for a while ends no watch in the triggerer."""
     with pytest.raises(TaskDeferred) as deferred:
         sensor(submission_id="job-1", deferrable=True).execute(context())
 
     assert deferred.value.trigger.address == "http://127.0.0.1:9"
 
 
-def test_missing_token_file(token_file: Path):
-    """A missing token file is an error at the first poke, and an outage later."""
+def test_a_sensor_that_watches_already_bears_a_token_file_that_is_missing(token_file: Path):
+    """At the first look a file that is not there is a mistake, later an outage like others."""
     later = context()
     later["ti"].get_first_reschedule_date = lambda context: datetime.now(UTC)
     token_file.unlink()

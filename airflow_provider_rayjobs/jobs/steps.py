@@ -83,17 +83,16 @@ def _never() -> bool:
 
 @dataclass(frozen=True)
 class Upload:
-    """``is_interrupted`` is asked before each piece: an upload is too long to be waited for."""
+    """``before`` is called before each piece is sent; what it raises ends the upload."""
 
     request: UploadRequest
     body: UploadBody
-    is_interrupted: Callable[[], bool] = _never
+    before: Callable[[], object] = _never
 
     def chunks(self, clock: Callable[[], float], note: Callable[[LogMessage], object]) -> Iterator[bytes]:
-        """Yield the body's bytes until somebody asks for the end."""
+        """Yield the body's bytes."""
         for chunk in self.body.chunks(clock, note):
-            if self.is_interrupted():
-                raise Interrupted
+            self.before()
             yield chunk
 
 
@@ -218,7 +217,7 @@ def map_steps(
 
 def interruptible(engine: Engine[T], is_interrupted: Callable[[], bool]) -> Engine[T]:
     """
-    Run an engine until somebody asks for its end, which is looked for before each step and in its pauses.
+    Run an engine until its end is asked for: the mark is read before each step, each piece of an upload, and in pauses.
 
     A signal handler can do no more than leave a mark: the pause that it interrupts goes on afterwards.
 
@@ -232,7 +231,7 @@ def interruptible(engine: Engine[T], is_interrupted: Callable[[], bool]) -> Engi
     def take(step: Step) -> Engine[Any]:
         if isinstance(step, Sleep):
             return (yield from _in_pieces(step.seconds, is_interrupted))
-        return (yield replace(step, is_interrupted=is_interrupted) if isinstance(step, Upload) else step)
+        return (yield replace(step, before=obey) if isinstance(step, Upload) else step)
 
     return map_steps(engine, take, obey)
 

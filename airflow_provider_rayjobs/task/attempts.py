@@ -1,7 +1,8 @@
 """
-Which Ray job belongs to this try of a task: one pure decision, and the job record that it is made from.
+Which Ray job belongs to this try of a task: one pure decision, and the note that it is made from.
 
-Ray runs a submitted job to its end even if the submitter dies. So a retry first looks for the job of the last try.
+Ray runs a submitted job once, whether or not its submitter lives. So a new try first asks what became of the job of the
+last one.
 """
 
 from __future__ import annotations
@@ -22,27 +23,28 @@ from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.follow import Outage
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobStatus
 from airflow_provider_rayjobs.jobs.steps import Engine, Send, Sleep
-from airflow_provider_rayjobs.jobs.submission import MAX_ID_LENGTH, NONCE, new_nonce
+from airflow_provider_rayjobs.jobs.submission import MAX_ID_LENGTH, NONCE
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-# Airflow 3.3 introduced the task state store, which keeps values between the tries of a task instance.
+# Airflow's task state store, and with it a memory between two tries.
 HAS_STORE = Version(airflow_version).release >= (3, 3)
 _KEY = "ray_job"
-# Airflow deletes the record with its dag run. Its default of 30 days is too short: old runs are cleared, too.
+# The note is deleted with its dag run. Airflow's own default would let it expire after 30 days, which a run that
+# somebody clears later may well outlive.
 _RETENTION = timedelta(days=3650)
-# Seconds between two requests to a cluster that does not answer.
-_RETRY_INTERVAL = 3.0
+# Seconds between two questions to a cluster that does not answer.
+_PAUSE = 3.0
 
 
 @dataclass(frozen=True)
 class RetryGeneration:
     """
-    Tells a retry from a Clear: retries keep both values, a Clear changes at least one.
+    What tells a retry from a Clear: both stay the same over retries, and one of them changes when a person clears.
 
-    :param max_tries: of the task instance; a Clear adds to it.
-    :param run_start: start of the dag run, ISO 8601; a Clear of a finished run sets it again.
+    :param max_tries: of the task instance; Clear adds to it.
+    :param run_start: when the dag run started, ISO 8601; clearing a run that has ended starts it anew.
     """
 
     max_tries: int
@@ -50,7 +52,7 @@ class RetryGeneration:
 
     @classmethod
     def of(cls, context: Context) -> Self:
-        """Return the generation of a try."""
+        """Return the round of a try."""
         start = context["dag_run"].start_date
         return cls(context["ti"].max_tries, start.isoformat() if start else "")
 
@@ -58,24 +60,24 @@ class RetryGeneration:
 @dataclass(frozen=True)
 class JobRecord:
     """
-    What the task state store keeps about the job that a task instance submitted last.
+    What a task instance remembers of the job that it submitted last.
 
-    :param nonce: the submission nonce in the job's metadata, by which the job is recognised.
-    :param session: the Ray session at the submission; ``None`` if the head has no session names.
-    :param base_id: the ``submission_id`` of the user; "" if there is none.
-    :param number: counts the submissions under ``base_id``.
-    :param demand: the resources that the job needs on one node, for the message when it cannot be scheduled.
-    :param accepted: whether Ray is known to have received the job.
-    :param abandoned: whether a time limit expired; stored before the stop is sent.
-    :param delivered: whether the job's success became the task's.
+    :param nonce: in the job's metadata, too: by it a job is known to be ours.
+    :param session: the cluster's name for its life at the submission; ``None`` on heads that have none.
+    :param given: the ``submission_id`` that the user gave, "" for none.
+    :param number: how many submissions this task instance has made under it.
+    :param demand: what the job needs on one node, for when it finds no place.
+    :param accepted: whether Ray was seen to have the job.
+    :param abandoned: whether a limit of ours was over; remembered before the stop was sent.
+    :param delivered: whether its success became the task's.
     """
 
     submission_id: str
     nonce: str
-    generation: RetryGeneration
+    round: RetryGeneration
     address: str
     session: str | None = None
-    base_id: str = ""
+    given: str = ""
     number: int = 1
     demand: Mapping[str, float] = field(default_factory=dict)
     accepted: bool = False
@@ -83,141 +85,146 @@ class JobRecord:
     delivered: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Return the stored form."""
+        """Return what the store takes."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Self:
-        """Read the stored form; ignore the fields of later versions."""
+        """Read what :meth:`to_json` made, of a later version of this package, too."""
         known = {each.name: stored[each.name] for each in fields(cls) if each.name in stored}
-        return cls(**{**known, "generation": RetryGeneration(**stored["generation"])})
-
-    @classmethod
-    def from_event(
-        cls, event: Mapping[str, Any], generation: RetryGeneration, address: str, demand: Mapping[str, float]
-    ) -> Self:
-        """Rebuild the record of a job that a trigger has followed."""
-        nonce, session = event.get("nonce") or "", event.get("session")
-        return cls(str(event["submission_id"]), nonce, generation, address, session, demand=demand, accepted=True)
+        return cls(**{**known, "round": RetryGeneration(**stored["round"])})
 
 
 @dataclass(frozen=True)
 class ClusterAnswer:
-    """The job of a record, or ``None`` if the cluster does not know it, and the present Ray session."""
+    """
+    What Ray says of the remembered job.
+
+    :param job: ``None`` for a job that the cluster does not know.
+    :param session: of the cluster as it answers now.
+    """
 
     job: JobDetails | None
     session: str | None = None
 
 
 class Action(Enum):
-    """What a try does first. The value is the sentence about it in the task's log."""
+    """What a try does first."""
 
-    ASK = "Asking Ray about it."
-    SUBMIT = "Submitting a new job."
-    RESUBMIT = "Submitting it again under the same id."
-    REATTACH = "This try follows it and shows its log from the start."
-    FINISH = "This try takes its result."
-    REPLACE = "Stopping it before a new job is submitted."
+    ASK = "ask Ray about the remembered job"
+    SUBMIT = "submit under a new id"
+    RESUBMIT = "submit under the remembered id"
+    REATTACH = "follow the remembered job"
+    FINISH = "take the remembered job's success"
+    REPLACE = "stop the remembered job, wait for its end, then submit under a new id"
 
 
 @dataclass(frozen=True)
 class Decision:
-    """An action, and the reason for it in full sentences ("" for none)."""
+    """
+    What to do, and why.
+
+    :param reason: a sentence for the task's log; empty where there is nothing to tell.
+    """
 
     action: Action
     reason: str = ""
 
 
-def decide(
-    record: JobRecord | None, answer: ClusterAnswer | None, generation: RetryGeneration, address: str
-) -> Decision:
+def decide(remembered: JobRecord | None, found: ClusterAnswer | None, this: RetryGeneration, address: str) -> Decision:
     """
     Decide which Ray job belongs to a try.
 
-    The first row that applies counts. "Cleared" means that the recorded job is ``delivered``, or that the record has
-    another generation.
+    =====================================================  ==========================================================
+    the try finds                                          it does
+    =====================================================  ==========================================================
+    nothing remembered                                     SUBMIT
+    the connection leads to another address                SUBMIT; the old job may live on there
+    nothing heard from Ray yet                             ASK, for ``unreachable_timeout``; never submit
+    a job that is unknown, in another session              SUBMIT: it died with its cluster
+    a job that is unknown, never seen accepted             RESUBMIT: a request still on its way makes no second job
+    a job that is unknown, seen accepted or given up       SUBMIT: somebody deleted it
+    a job that is not ours, by its metadata                SUBMIT, and leave it alone
+    FAILED or STOPPED                                      SUBMIT
+    SUCCEEDED, not delivered, same round                   FINISH
+    SUCCEEDED, delivered or of another round               SUBMIT: a person cleared the task
+    not ended, given up                                    REPLACE
+    not ended, delivered or of another round               REPLACE: a person cleared the task
+    not ended, same round                                  REATTACH
+    =====================================================  ==========================================================
 
-    ==========================================  ========  ==============================================================
-    the try finds                               action    note
-    ==========================================  ========  ==============================================================
-    no job record                               SUBMIT
-    the connection has another address          SUBMIT    the recorded job may still run at the old address
-    Ray was not asked yet                       ASK       until ``unreachable_timeout``; without an answer no submission
-    job unknown, the head was restarted         SUBMIT    the job was lost with the old session
-    job unknown, abandoned                      SUBMIT
-    job unknown, submission never confirmed     RESUBMIT  under the same id a late request cannot make a second job
-    job unknown, otherwise                      SUBMIT    it was deleted
-    job with the nonce of another submission    SUBMIT    the other job is left alone
-    job SUCCEEDED, task not cleared             FINISH
-    job SUCCEEDED, task cleared                 SUBMIT
-    job FAILED or STOPPED                       SUBMIT
-    job not ended, abandoned                    REPLACE
-    job not ended, task cleared                 REPLACE
-    job not ended, task not cleared             REATTACH  the usual retry
-    ==========================================  ========  ==============================================================
-
-    :param answer: ``None`` until Ray was asked.
-    :param generation: of this try.
-    :param address: of the connection now.
+    :param remembered: what the task instance remembers.
+    :param found: what Ray says of that job; ``None`` while nobody has asked.
+    :param this: the round of this try.
+    :param address: where the connection leads now.
     """
-    if record is None:
+    if remembered is None:
         return Decision(Action.SUBMIT)
-    if record.address != address:
-        action = Action.SUBMIT
-        fact = f"is at {record.address} and may still run there; the connection now has the address {address}"
-    elif answer is None:
+    name = f"Ray job {remembered.submission_id}"
+    if remembered.address != address:
+        return Decision(
+            Action.SUBMIT,
+            f"{name} of an earlier try was submitted to {remembered.address}; the connection leads to {address} now. "
+            "It may live on there: look for it. A new job is submitted.",
+        )
+    if found is None:
         return Decision(Action.ASK)
-    elif answer.job is None:
-        action, fact = _decide_unknown(record, answer.session)
-    else:
-        action, fact = _decide_known(record, answer.job, record.delivered or record.generation != generation)
-    return Decision(action, f"Ray job {record.submission_id} of an earlier try {fact}. {action.value}")
-
-
-def _decide_unknown(record: JobRecord, session: str | None) -> tuple[Action, str]:
-    if session != record.session:
-        fact = f"was lost when the head was restarted (Ray session then: {record.session}, now: {session})"
-        return Action.SUBMIT, fact
-    if record.abandoned:
-        return Action.SUBMIT, "was abandoned and no longer exists"
-    if not record.accepted:
-        return Action.RESUBMIT, "is unknown to Ray, and its submission was never confirmed"
-    return Action.SUBMIT, "was deleted from the cluster"
-
-
-def _decide_known(record: JobRecord, job: JobDetails, is_cleared: bool) -> tuple[Action, str]:
-    if job.metadata.get(NONCE) != record.nonce:
-        return Action.SUBMIT, f"is left alone: its metadata has the {NONCE} of another submission"
+    if found.job is None:
+        return _decide_unknown(remembered, found, name)
+    job = found.job
+    if job.metadata.get(NONCE) != remembered.nonce:
+        return Decision(
+            Action.SUBMIT, f"{name} is not ours, as its metadata says; it is left alone. A new job is submitted."
+        )
+    is_cleared = remembered.delivered or remembered.round != this
     if job.status == JobStatus.SUCCEEDED and not is_cleared:
-        return Action.FINISH, "SUCCEEDED"
+        return Decision(Action.FINISH, f"{name} of an earlier try SUCCEEDED; nothing is submitted.")
     if job.status.is_terminal():
-        return Action.SUBMIT, f"ended {job.status}" + (", and the task was cleared" if is_cleared else "")
-    if record.abandoned:
-        return Action.REPLACE, f"was abandoned and is still {job.status}"
+        cleared = ", and the task was cleared" if is_cleared else ""
+        return Decision(Action.SUBMIT, f"{name} of an earlier try ended {job.status}{cleared}. A new job is submitted.")
+    if remembered.abandoned:
+        return Decision(Action.REPLACE, f"{name} was given up by an earlier try and is {job.status}; it is stopped.")
     if is_cleared:
-        return Action.REPLACE, f"is still {job.status}, but the task was cleared"
-    return Action.REATTACH, f"is {job.status}"
+        return Decision(Action.REPLACE, f"{name} is still {job.status}, and the task was cleared; it is stopped.")
+    return Decision(
+        Action.REATTACH,
+        f"{name} of an earlier try is {job.status}; this try follows it. Its log is shown from the start.",
+    )
 
 
-def query_job(record: JobRecord, unreachable_timeout: float) -> Engine[ClusterAnswer]:
+def _decide_unknown(remembered: JobRecord, found: ClusterAnswer, name: str) -> Decision:
+    if found.session != remembered.session:
+        return Decision(
+            Action.SUBMIT,
+            f"{name} of an earlier try was lost with its cluster, which was started anew (session {remembered.session} "
+            f"then, {found.session} now). A new job is submitted.",
+        )
+    if remembered.abandoned:
+        return Decision(Action.SUBMIT, f"{name} was given up by an earlier try and is gone. A new job is submitted.")
+    if not remembered.accepted:
+        return Decision(Action.RESUBMIT, f"{name} was never seen to arrive; it is submitted under the same id.")
+    return Decision(Action.SUBMIT, f"{name} of an earlier try was deleted by somebody. A new job is submitted.")
+
+
+def query_job(remembered: JobRecord, unreachable_timeout: float) -> Engine[ClusterAnswer]:
     """
-    Ask Ray about the job of a record, and for the present session.
+    Ask Ray about a remembered job, and which life of the cluster it is that answers.
 
-    :param unreachable_timeout: seconds for which any failure is retried, HTTP 401 and 403 included.
-    :raises RayApiUnreachableError: no usable answer within that time.
+    :param unreachable_timeout: seconds without a usable answer that are borne, a 401 or 403 being none.
+    :raises RayApiUnreachableError: they are over.
     """
-    outage = Outage(record.submission_id, unreachable_timeout)
+    outage = Outage(remembered.submission_id, unreachable_timeout)
     while True:
         try:
             try:
-                job: JobDetails | None = yield Send(endpoints.get_job(record.submission_id))
+                job: JobDetails | None = yield Send(endpoints.get_job(remembered.submission_id))
             except RayJobNotFoundError:
                 job = None
             version = yield Send(endpoints.get_version())
         except RayJobsError as error:
             now = yield Sleep(0)
             yield from outage.record_failure(error, now)
-            yield Sleep(_RETRY_INTERVAL)
+            yield Sleep(_PAUSE)
         else:
             now = yield Sleep(0)
             yield from outage.record_success(now)
@@ -225,60 +232,45 @@ def query_job(record: JobRecord, unreachable_timeout: float) -> Engine[ClusterAn
 
 
 def new_submission_id(context: Context) -> str:
-    """Return a unique id that names the task, such as ``nightly.train-m3-try2-5f0c9a1b7d3e2468``."""
+    """Return an id that reads well, names its task, and is unique: ``nightly.train-m3-try2-5f0c9a1b7d3e2468``."""
     task_instance = context["ti"]
-    # Truncated, so that the start of each name stays readable within Ray's 200 characters.
+    # cut so that each name keeps its beginning, and the whole fits into Ray's 200 characters
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{task_instance.dag_id[:80]}.{task_instance.task_id[:70]}")
     is_mapped = task_instance.map_index is not None and task_instance.map_index >= 0
     map_index = f"-m{task_instance.map_index}" if is_mapped else ""
     return f"{name}{map_index}-try{task_instance.try_number}-{secrets.token_hex(8)}"
 
 
-def numbered_id(base_id: str, number: int) -> str:
-    """Return the id of the n-th submission under an id of the user: ``nightly``, ``nightly-2``."""
+def numbered_id(given: str, number: int) -> str:
+    """Return the id of a task instance's n-th submission under an id that the user gave: ``nightly``, ``nightly-2``."""
     suffix = "" if number == 1 else f"-{number}"
-    return base_id[: MAX_ID_LENGTH - len(suffix)] + suffix if suffix else base_id
+    return given[: MAX_ID_LENGTH - len(suffix)] + suffix if suffix else given
 
 
 class JobRecordStore:
     """
-    Keeps the job record of a task instance in Airflow's task state store, over retries and Clears.
+    Where a task instance keeps its note: Airflow's task state store, which outlives retries and Clear.
 
-    :param store: ``None`` before Airflow 3.3 and with ``durable=False``; the record then lives as long as the try.
+    Without a store (Airflow before 3.3, or ``durable=False``) nothing outlives a try.
     """
 
     def __init__(self, store: Any = None) -> None:
         self._store = store
-        stored = store.get(_KEY) if store is not None else None
-        self.record = JobRecord.from_json(stored) if stored else None
+        note = store.get(_KEY) if store is not None else None
+        self.note = JobRecord.from_json(note) if note else None
 
     @property
     def is_durable(self) -> bool:
-        """Tell whether the next try will find the record."""
+        """Tell whether the next try will know what this one did."""
         return self._store is not None
 
-    def new_record(self, context: Context, base_id: str | None, address: str) -> JobRecord:
-        """
-        Return the record of a new submission, under an id that this task instance has not used.
-
-        :param base_id: the ``submission_id`` of the user.
-        """
-        number = 1
-        if base_id and self.record is not None and self.record.base_id == base_id:
-            number = self.record.number + 1
-        elif base_id and not self.is_durable:
-            number = context["ti"].try_number
-        submission_id = numbered_id(base_id, number) if base_id else new_submission_id(context)
-        generation = RetryGeneration.of(context)
-        return JobRecord(submission_id, new_nonce(), generation, address, base_id=base_id or "", number=number)
-
-    def save(self, record: JobRecord) -> None:
-        """Store a record in place of the last one."""
-        self.record = record
+    def write(self, note: JobRecord) -> None:
+        """Keep a note in place of what was remembered before."""
+        self.note = note
         if self._store is not None:
-            self._store.set(_KEY, record.to_json(), retention=_RETENTION)
+            self._store.set(_KEY, note.to_json(), retention=_RETENTION)
 
-    def update(self, **changes: Any) -> None:
-        """Change fields of the record; do not store it again if nothing changes."""
-        if self.record is not None and (changed := replace(self.record, **changes)) != self.record:
-            self.save(changed)
+    def change(self, **fields: Any) -> None:
+        """Change what is remembered of the present job, where that is anything new."""
+        if self.note is not None and (changed := replace(self.note, **fields)) != self.note:
+            self.write(changed)

@@ -1,8 +1,9 @@
 """
-One try of a task on a worker: find its Ray job or submit one, follow it, and end as it ends.
+What one try of a task does on a worker: find its job or submit one, follow it, and end as it ends.
 
-A try may be broken off at any moment, and must not orphan a job then. :mod:`.states` has the states of a try, and what
-happens to the job in each of them.
+Whatever breaks that off must leave no job that nobody looks after. There are four ways: the job's own bad end and every
+other error (:meth:`Execution._handle_error`), a limit (:meth:`Execution._abandon`), Airflow's ``execution_timeout``
+(:meth:`Execution._handle_airflow_timeout`), and Airflow's kill (:meth:`Execution._handle_kill`).
 """
 
 from __future__ import annotations
@@ -11,12 +12,18 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout
 
 from airflow_provider_rayjobs import links
 from airflow_provider_rayjobs.exceptions import (
+    RayApiAddressError,
+    RayApiAuthError,
+    RayApiRejectedError,
+    RayApiTLSError,
+    RayJobExistsError,
     RayJobLostError,
     RayJobNotFoundError,
     RayJobsError,
@@ -31,18 +38,27 @@ from airflow_provider_rayjobs.jobs.logs.options import LogOptions
 from airflow_provider_rayjobs.jobs.models import ClusterResources, JobDetails, JobStatus, JobSubmission
 from airflow_provider_rayjobs.jobs.steps import Engine, Interrupted, interruptible
 from airflow_provider_rayjobs.jobs.stop import StopResult, stop_and_wait
+from airflow_provider_rayjobs.jobs.submission import new_nonce
 from airflow_provider_rayjobs.jobs.submit import get_session, submit_job
 from airflow_provider_rayjobs.masking import masking_env_vars
-from airflow_provider_rayjobs.task.attempts import Action, JobRecord, JobRecordStore, RetryGeneration, decide, query_job
+from airflow_provider_rayjobs.task.attempts import (
+    Action,
+    JobRecord,
+    JobRecordStore,
+    RetryGeneration,
+    decide,
+    new_submission_id,
+    numbered_id,
+    query_job,
+)
 from airflow_provider_rayjobs.task.kill_switch import KillSwitch
 from airflow_provider_rayjobs.task.outcomes import (
-    FINAL_ERRORS,
     error_for_outcome,
+    has_retry_policy,
     is_last_try,
     is_unschedulable,
     to_task_error,
 )
-from airflow_provider_rayjobs.task.states import State
 from airflow_provider_rayjobs.triggers import RayJobTrigger, details_from_event, emit_job_log
 
 if TYPE_CHECKING:
@@ -53,14 +69,22 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# Answers that mean that no job came of a submission.
+_NOTHING_CAME_OF_IT = (
+    RayApiRejectedError,
+    RayApiAuthError,
+    RayApiAddressError,
+    RayApiTLSError,
+    RayJobExistsError,
+)
+
 
 @dataclass(frozen=True)
 class Settings:
-    """The operator's rendered and checked arguments; durations are in seconds."""
+    """The operator's arguments as templates left them, checked; durations in seconds."""
 
     submission_id: str | None
     wait_for_completion: bool
-    deferrable: bool
     logs: LogOptions
     poll_interval: float
     unreachable_timeout: float
@@ -72,28 +96,41 @@ class Settings:
 
 
 class SubmitTask(Protocol):
-    """What a try needs of the submit operator."""
+    """The part of the submit operator that a try needs: it describes the submission, and it defers."""
 
     ray_conn_id: str
+    deferrable: bool
+    execution_timeout: timedelta | None
 
     @property
-    def log(self) -> Any: ...
+    def log(self) -> Any:
+        """The task's logger."""
 
-    def resolve_local_code(self) -> LocalCode | None: ...
+    def resolve_local_code(self) -> Engine[LocalCode | None]:
+        """Find and hash the local code of the runtime environment."""
 
     def plan(
-        self, context: Context, submission_id: str, nonce: str | None = None, *, runtime_env: Any = None
-    ) -> JobSubmission: ...
+        self,
+        context: Context,
+        submission_id: str,
+        nonce: str | None = None,
+        *,
+        runtime_env: Mapping[str, Any] | None = None,
+    ) -> JobSubmission:
+        """Return the submission that the rendered arguments ask for."""
 
-    def defer(self, *, trigger: BaseTrigger, method_name: str) -> NoReturn: ...
+    def defer(self, *, trigger: BaseTrigger, method_name: str) -> NoReturn:
+        """Hand the task over to the triggerer."""
 
 
 class Execution:
     """
     One try of a task.
 
-    :param kill: the switch that the task's ``on_kill`` pulls.
-    :param is_resumed: whether a trigger has followed the job already.
+    :param task: plans the submission, and is what defers.
+    :param memory: what earlier tries remembered.
+    :param kill: where the task's ``on_kill`` leaves its mark.
+    :param is_resumed: whether there is a job that is followed already.
     """
 
     def __init__(
@@ -101,160 +138,193 @@ class Execution:
         task: SubmitTask,
         context: Context,
         settings: Settings,
-        store: JobRecordStore,
+        memory: JobRecordStore,
         kill: KillSwitch,
         *,
         is_resumed: bool = False,
     ) -> None:
         self.task = task
-        self.log = task.log
         self.context = context
         self.settings = settings
-        self.store = store
+        self.memory = memory
         self.kill = kill
-        self.kill.is_enabled = settings.stop_on_kill
         self.hook = RayJobsHook(task.ray_conn_id)
         self.cluster = self.hook.get_cluster(check_token_file=not is_resumed)
         self.client = self.hook.client_of(self.cluster)
+        self.log = task.log
         self.limits = settings.limits
         self.reader = settings.logs.reader()
-        self.state = State.DEFERRED if is_resumed else State.NO_JOB
+        # whether there may be a job of this task that has not ended
+        self.is_alive = False
 
     def submit_and_wait(self) -> str:
-        """Find or submit the job, follow it if the task waits, and return the submission id."""
-        return self._run_try(self._submit_and_wait)
+        """Do all of it, and return the submission id."""
+        return self._run_attempt(self._submit_and_wait)
 
     def resume(self, event: Mapping[str, Any]) -> str:
-        """Continue with the event of the trigger, and return the submission id."""
-        return self._run_try(lambda: self._resume(event))
+        """Take up after the trigger."""
+        return self._run_attempt(lambda: self._resume(event))
 
     def _submit_and_wait(self) -> str:
-        ended = self._attach_or_submit()
+        details = self._attach_or_submit()
         if not self.settings.wait_for_completion:
-            if self.state is State.FOLLOWING:
-                self._enter(State.RELEASED)
-            return self._deliver()
-        if ended is not None:
-            self._show_log(ended)
-            return self._conclude(ended)
-        if self.settings.deferrable:
-            self._defer()
-        following = follow.follow_job(
-            self._record.submission_id,
-            poll_interval=self.settings.poll_interval,
-            unreachable_timeout=self.settings.unreachable_timeout,
-            reader=self.reader,
-            limits=self.limits,
-            session=self._record.session,
-        )
-        return self._conclude(self._run(following))
+            return self._finish()
+        if details is None:
+            if self.task.deferrable:
+                self._defer()
+            details = self._run(
+                follow.follow_job(
+                    self._note.submission_id,
+                    poll_interval=self.settings.poll_interval,
+                    unreachable_timeout=self.settings.unreachable_timeout,
+                    reader=self.reader,
+                    limits=self.limits,
+                    session=self._note.session,
+                )
+            )
+        else:
+            self._show_log(details)
+        return self._conclude(details)
 
     def _resume(self, event: Mapping[str, Any]) -> str:
-        if self.store.record is None or self.store.record.submission_id != event["submission_id"]:
-            # Without a task state store the event is all that is known of the job.
-            demand = self.task.plan(self.context, event["submission_id"], runtime_env={}).demand()
-            generation = RetryGeneration.of(self.context)
-            self.store.record = JobRecord.from_event(event, generation, self.cluster.address, demand)
-        self._enter(State.FOLLOWING)
+        submission_id = str(event["submission_id"])
+        note = self.memory.note
+        if note is None or note.submission_id != submission_id:
+            # without a store nothing came along but the event
+            self.memory.note = JobRecord(
+                submission_id,
+                event.get("nonce") or "",
+                RetryGeneration.of(self.context),
+                self.cluster.address,
+                session=event.get("session"),
+                accepted=True,
+                demand=self.task.plan(self.context, submission_id, runtime_env={}).demand(),
+            )
+        self.is_alive = True
+        self._arm()
         self.reader = self.settings.logs.reader(event.get("log_state"))
         details = details_from_event(event)
-        if not details.status.is_terminal():  # ``log_flush_interval`` is over
-            if self.reader is not None:
-                self._run(self.reader.read(details, self.settings.logs.flush_interval or 0.0))
-            self._defer()
-        self._enter(State.DONE)
+        if not details.status.is_terminal():
+            self._flush(details)
+        self.is_alive = False
         self._show_log(details)
         return self._conclude(details)
+
+    def _flush(self, details: JobDetails) -> NoReturn:
+        """Show what a job that runs has printed since the last time, and wait on."""
+        if self.reader is not None:
+            self._run(self.reader.read(details, self.settings.logs.flush_interval or 0.0))
+        self._defer()
 
     # -- which job ------------------------------------------------------------------------------------------------
 
     def _attach_or_submit(self) -> JobDetails | None:
-        """Find this try's job, or submit one. Return the job if it has SUCCEEDED already."""
-        action, job = self._decide()
-        if job is not None and action in (Action.FINISH, Action.REATTACH):
-            self._push_xcoms()
-            if action is Action.FINISH:
-                return job
-            self._enter(State.FOLLOWING)
-            if job.status != JobStatus.PENDING:
-                self.store.update(accepted=True)
-            self.limits = replace(self.limits, is_confirmed=self._record.accepted)
-            return None
-        if action is Action.REPLACE:
-            self._stop()
-        self._submit(self._record if action is Action.RESUBMIT else self._new_record())
-        return None
-
-    def _decide(self) -> tuple[Action, JobDetails | None]:
-        """Decide what to do first. Return the recorded job as well, if Ray was asked and knows it."""
-        record, generation, address = self.store.record, RetryGeneration.of(self.context), self.cluster.address
-        decision, job = decide(record, None, generation, address), None
-        if record is not None and decision.action is Action.ASK:
-            self._enter(State.EARLIER_JOB)
-            answer = self._run(query_job(record, self.settings.unreachable_timeout))
-            decision, job = decide(record, answer, generation, address), answer.job
-            if decision.action not in (Action.REATTACH, Action.REPLACE):
-                self._enter(State.NO_JOB)
+        """Find this try's job, or submit one; return the job if an earlier try saw it to success."""
+        this = RetryGeneration.of(self.context)
+        note = self.memory.note
+        decision = decide(note, None, this, self.cluster.address)
+        job: JobDetails | None = None
+        if note is not None and decision.action is Action.ASK:
+            self.is_alive = True
+            found = self._run(query_job(note, self.settings.unreachable_timeout))
+            decision = decide(note, found, this, self.cluster.address)
+            job = found.job
+            self.is_alive = decision.action in (Action.REATTACH, Action.REPLACE)
         if decision.reason:
             self.log.warning("%s", decision.reason)
-        return decision.action, job
+        if job is not None and decision.action in (Action.FINISH, Action.REATTACH):
+            self._push_xcoms()
+            if decision.action is Action.FINISH:
+                return job
+            self._arm()
+            if job.status != JobStatus.PENDING:
+                self.memory.change(accepted=True)
+            self.limits = replace(self.limits, is_confirmed=self._note.accepted)
+            return None
+        if decision.action is Action.REPLACE:
+            self._stop()
+        self._submit(this, again=note if decision.action is Action.RESUBMIT else None)
+        return None
 
-    def _new_record(self) -> JobRecord:
-        record = self.store.new_record(self.context, self.settings.submission_id, self.cluster.address)
-        if record.number > 1:
-            self.log.info("submission_id %s was used before. The new job is %s.", record.base_id, record.submission_id)
-        return record
+    def _submit(self, this: RetryGeneration, again: JobRecord | None) -> None:
+        """
+        Remember a submission, then send it.
 
-    def _submit(self, record: JobRecord) -> None:
-        """Upload local code, store the job record, then submit the job."""
-        timeout = self.settings.unreachable_timeout
-        code = self.task.resolve_local_code()
-        runtime_env = code.runtime_env if code else None
-        submission = self.task.plan(self.context, record.submission_id, record.nonce, runtime_env=runtime_env)
+        :param again: one that an earlier try remembered and that never arrived.
+        """
+        note = again or self._new_note(this)
+        code = self._run(self.task.resolve_local_code())
+        submission = self.task.plan(
+            self.context, note.submission_id, note.nonce, runtime_env=code.runtime_env if code else None
+        )
         if code is not None:
-            # Imported here, because few tasks have local code.
-            from airflow_provider_rayjobs.jobs.packages.upload import upload_packages  # noqa: PLC0415
-
-            self._run(upload_packages(code, timeout))
-        session = self._run(get_session(record.submission_id, timeout))
-        generation, demand = RetryGeneration.of(self.context), submission.demand()
-        self.store.save(replace(record, generation=generation, session=session, demand=demand, delivered=False))
+            self._provide(code)
+        session = self._run(get_session(note.submission_id, self.settings.unreachable_timeout))
+        self.memory.write(replace(note, round=this, session=session, demand=submission.demand(), delivered=False))
         self._push_xcoms()
-        self._enter(State.SUBMITTING)
+        self.is_alive = True
+        if not note.given:
+            self._arm()  # an id that a user chose may yet turn out to be somebody else's
         try:
-            is_confirmed = self._run(submit_job(submission, timeout))
-        except FINAL_ERRORS as error:
-            if not error.was_retried:
-                self._enter(State.NO_JOB)
+            is_confirmed = self._run(submit_job(submission, self.settings.unreachable_timeout))
+        except _NOTHING_CAME_OF_IT as error:
+            self.is_alive = error.was_retried
             raise
-        self._enter(State.FOLLOWING)
+        self._arm()
         if is_confirmed:
-            self.store.update(accepted=True)
+            self.memory.change(accepted=True)
         self.limits = replace(self.limits, is_confirmed=is_confirmed)
-        url = self.cluster.job_url(record.submission_id)
-        self.log.info("Submitted Ray job %s to %s: %s", record.submission_id, self.cluster.address, url)
+        self.log.info(
+            "Submitted Ray job %s to %s: %s",
+            note.submission_id,
+            self.cluster.address,
+            self.cluster.job_url(note.submission_id),
+        )
+
+    def _provide(self, code: LocalCode) -> None:
+        """Have the packages on the cluster before anything of the job is remembered or sent."""
+        from airflow_provider_rayjobs.jobs.packages.upload import upload_packages  # noqa: PLC0415  (few tasks need it)
+
+        self._run(upload_packages(code, self.settings.unreachable_timeout))
+
+    def _new_note(self, this: RetryGeneration) -> JobRecord:
+        given = self.settings.submission_id
+        before = self.memory.note
+        number = 1
+        if given is None:
+            submission_id = new_submission_id(self.context)
+        else:
+            if before is not None and before.given == given:
+                number = before.number + 1
+            elif not self.memory.is_durable:
+                number = self.context["ti"].try_number
+            submission_id = numbered_id(given, number)
+            if number > 1:
+                self.log.info("The submission_id %s was used before; this job is %s.", given, submission_id)
+        return JobRecord(submission_id, new_nonce(), this, self.cluster.address, given=given or "", number=number)
 
     def _push_xcoms(self) -> None:
-        """Push the submission id and the link before anything can fail that would hide the job."""
+        """Push what others need to find the job: what is lost here would be lost with the job."""
         task_instance = self.context["ti"]
-        task_instance.xcom_push(key="submission_id", value=self._record.submission_id)
-        task_instance.xcom_push(key=links.XCOM_KEY, value=self.cluster.job_url(self._record.submission_id))
+        task_instance.xcom_push(key="submission_id", value=self._note.submission_id)
+        task_instance.xcom_push(key=links.XCOM_KEY, value=self.cluster.job_url(self._note.submission_id))
 
-    # -- how the try ends -----------------------------------------------------------------------------------------
+    # -- how it ends ----------------------------------------------------------------------------------------------
 
     def _defer(self) -> NoReturn:
         if self.kill.is_triggered:
             raise Interrupted
-        self._enter(State.DEFERRED)
+        self.kill.disarm()  # from here on the trigger's own kill counts
+        self.is_alive = False
         self.task.defer(
             trigger=RayJobTrigger(
-                self._record.submission_id,
+                self._note.submission_id,
                 ray_conn_id=self.task.ray_conn_id,
                 poll_interval=self.settings.poll_interval,
                 unreachable_timeout=self.settings.unreachable_timeout,
                 address=self.cluster.address,
-                session=self._record.session,
-                nonce=self._record.nonce,
+                session=self._note.session,
+                nonce=self._note.nonce,
                 limits=self.limits.to_json(),
                 stop_on_kill=self.settings.stop_on_kill,
                 stop_timeout=self.settings.stop_timeout,
@@ -266,112 +336,125 @@ class Execution:
         )
 
     def _conclude(self, details: JobDetails) -> str:
-        """Return the submission id of a job that SUCCEEDED, or raise the error for its end."""
-        self._enter(State.DONE)
-        ending = self.reader.log.ending if self.reader else NO_ENDING
-        shortage = self._shortage() if is_unschedulable(details) else ""
-        if error := error_for_outcome(details, self.cluster.address, ending, shortage):
+        """End the task as its job ended."""
+        self.is_alive = False
+        self.kill.disarm()
+        error = error_for_outcome(
+            details,
+            self.cluster.address,
+            self.reader.log.ending if self.reader else NO_ENDING,
+            self._shortage() if is_unschedulable(details) else "",
+        )
+        if error is not None:
             raise error
-        self.log.info("Ray job %s SUCCEEDED after %.1f s.", details.name, details.duration or 0.0)
-        return self._deliver()
+        self.log.info("Ray job %s SUCCEEDED after %.1f s", details.name, details.duration or 0.0)
+        return self._finish()
 
-    def _deliver(self) -> str:
-        self.store.update(accepted=True, delivered=True)
-        return self._record.submission_id
+    def _finish(self) -> str:
+        self.is_alive = False
+        self.memory.change(accepted=True, delivered=True)
+        return self._note.submission_id
 
-    def _run_try(self, work: Callable[[], str]) -> str:
-        """Do the work of a try, and handle every way in which it may be broken off."""
+    def _run_attempt(self, work: Callable[[], str]) -> str:
+        """Do the work of a try, and see to the job if that breaks off."""
         try:
             try:
                 return work()
             except RayJobTimeoutError as error:
                 return self._abandon(error)
-            except AirflowTaskTimeout:
-                if not self.state.may_run:
-                    raise
-                return self._abandon(
-                    RayJobTimeoutError(
-                        f"Ray job {self._record.submission_id} did not end within this try's execution_timeout of "
-                        f"{self.limits.execution_timeout or 0.0:.12g} s.",
-                        limit="execution_timeout",
-                    )
-                )
+            except AirflowTaskTimeout as error:
+                return self._handle_airflow_timeout(error)
         except Interrupted:
             self._handle_kill()
         except Exception as error:  # noqa: BLE001  (raised again)
             self._handle_error(error)
         finally:
-            if self.state is not State.DEFERRED:
-                self._enter(State.DONE)
+            self.kill.disarm()
             self.client.close()
 
     def _handle_error(self, error: Exception) -> NoReturn:
-        """Leave a job that may run to the next try, or stop it if there is none. Raise the error that Airflow gets."""
-        raised = to_task_error(error, self.task, fail_on=self.settings.fail_on, skip_on=self.settings.skip_on)
-        if self.state.may_run and not isinstance(error, RayJobNotFoundError | RayJobLostError):
-            name = self._record.submission_id
-            if self.store.is_durable and not is_last_try(raised, self.task, self.context):
-                self._warn("Ray job %s may still be running. It is not stopped: the next try follows it.", name)
+        """Raise what Airflow shall see; a job that is alive is left to the next try, or stopped where there is none."""
+        raised = to_task_error(
+            error,
+            has_retry_policy=has_retry_policy(self.task),
+            fail_on=self.settings.fail_on,
+            skip_on=self.settings.skip_on,
+        )
+        if self.is_alive and not isinstance(error, RayJobNotFoundError | RayJobLostError):
+            name = self._note.submission_id
+            if self.memory.is_durable and not is_last_try(raised, self.task, self.context):
+                self._warn("Ray job %s may still run. It is left alone: the next try follows it.", name)
             else:
-                self._warn("Ray job %s may still be running, and no further try follows it. Stopping it.", name)
+                self._warn("Ray job %s may still run, and no try will follow it: it is stopped.", name)
                 self._stop()
         if raised is error:
             raise error
-        raise raised from error.__cause__  # not from the same error under another class
+        raise raised from error.__cause__  # the same error under Airflow's class: one is enough in the log
 
     def _abandon(self, error: RayJobTimeoutError) -> str:
-        """Stop a job whose time limit expired. If the job ended by itself before the stop, that end counts."""
+        """Stop a job whose limit is over; it may have ended by itself in the meantime."""
         if error.limit == "execution_timeout" and not self.settings.stop_on_kill:
-            self._enter(State.DONE)
-            self.log.warning("%s The job is not stopped, because stop_on_kill is off.", error)
+            self.is_alive = False
+            self.log.warning("%s It is left alone, as stop_on_kill is off.", error)
             raise error
-        self.store.update(abandoned=True)
-        self._warn("%s Stopping the job.", error)
+        self.is_alive = True
+        self.memory.change(abandoned=True)
+        self._warn("%s It is given up, and stopped.", error)
         was_pending = error.details is not None and error.details.status == JobStatus.PENDING
         shortage = [self._shortage()] if was_pending else []
         stopped = self._stop()
-        self._show_log(stopped.details)
-        if stopped.details is not None and stopped.details.status in (JobStatus.SUCCEEDED, JobStatus.FAILED):
-            return self._conclude(stopped.details)
+        if stopped.details is not None and stopped.details.status.is_terminal():
+            self._show_log(stopped.details)
+            if stopped.details.status != JobStatus.STOPPED:
+                return self._conclude(stopped.details)
         raise RayJobTimeoutError(
-            "\n".join([str(error), f"The job at {self.cluster.address} was abandoned.", *shortage, stopped.summary]),
+            "\n".join([str(error), f"It is at {self.cluster.address}, and was given up.", *shortage, stopped.summary]),
             limit=error.limit,
             details=stopped.details or error.details,
         ) from None
 
+    def _handle_airflow_timeout(self, error: AirflowTaskTimeout) -> str:
+        """Do for Airflow's own limit what is done for ours."""
+        if not self.is_alive:
+            raise error
+        seconds = self.task.execution_timeout.total_seconds() if self.task.execution_timeout else 0.0
+        return self._abandon(
+            RayJobTimeoutError(
+                f"Ray job {self._note.submission_id} had not ended when this try's execution_timeout of "
+                f"{seconds:.12g} s was over.",
+                limit="execution_timeout",
+            )
+        )
+
     def _handle_kill(self) -> NoReturn:
-        """Stop a job that may run, and end the task: it was cleared, marked or timed out, or its worker shuts down."""
-        if not self.state.may_run:
-            raise RayJobStoppedError("Airflow ended this task. The task had no Ray job to stop.") from None
-        self._warn("Airflow is ending this task. %s", self.kill.summary)
+        """End because Airflow wants it: the task was cleared, marked or timed out, or its worker has to go."""
+        if not self.is_alive:
+            raise RayJobStoppedError("Airflow ended this task when it had no Ray job that runs.") from None
+        self._warn("Airflow ends this task. %s", self.kill.summary)
         stopped = self._stop()
-        self._show_log(stopped.details)
+        if stopped.details is not None:
+            self._show_log(stopped.details)
         raise RayJobStoppedError(
-            f"Airflow ended this task, so a stop was requested for its Ray job at {self.cluster.address}. "
-            f"{stopped.summary}",
+            f"Airflow ended this task, and so its Ray job at {self.cluster.address} was stopped. {stopped.summary}",
             details=stopped.details,
         ) from None
 
-    # -- helpers --------------------------------------------------------------------------------------------------
-
-    def _enter(self, state: State) -> None:
-        """Change the state, and arm or disarm the kill switch as the table says."""
-        self.state = state
-        if state.is_armed(has_own_id=self.store.record is not None and not self.store.record.base_id):
-            self.kill.arm(lambda: self.hook.client_of(self.cluster, is_quiet=True), self._record.submission_id)
-        else:
-            self.kill.disarm()
+    # -- what the rest is made of ---------------------------------------------------------------------------------
 
     @property
-    def _record(self) -> JobRecord:
-        if self.store.record is None:
-            raise RuntimeError("this try has no job record yet")
-        return self.store.record
+    def _note(self) -> JobRecord:
+        if self.memory.note is None:
+            raise RuntimeError("no job was taken up yet")
+        return self.memory.note
+
+    def _arm(self) -> None:
+        self.kill.arm(lambda: self.hook.client_of(self.cluster, is_quiet=True), self._note.submission_id)
 
     def _stop(self) -> StopResult:
-        stopping = stop_and_wait(self._record.submission_id, self.settings.stop_timeout, self._record.nonce or None)
-        stopped = self.client.run(stopping)
-        self._enter(State.DONE)
+        stopped = self.client.run(
+            stop_and_wait(self._note.submission_id, self.settings.stop_timeout, self._note.nonce or None)
+        )
+        self.is_alive = False
         if stopped.has_ended:
             self.log.info("%s", stopped.summary)
         else:
@@ -379,19 +462,19 @@ class Execution:
         return stopped
 
     def _warn(self, message: str, *args: Any) -> None:
-        """Log a warning. If the supervisor has died, logging fails; the job must be stopped all the same."""
+        """Write a warning, if there is a log: it breaks with a supervisor that dies, and what comes next must not."""
         with suppress(OSError):
             self.log.warning(message, *args)
 
     def _shortage(self) -> str:
-        """Say which resources a job that does not start lacks."""
+        """Say why a job does not start, as far as the cluster tells."""
         cluster: ClusterResources | None = None
-        with suppress(RayJobsError):  # the error about the job matters more
+        with suppress(RayJobsError):  # the job's own story matters more than this
             cluster = self.client.send(endpoints.get_cluster_status())
-        return describe_shortage(self._record.demand, cluster)
+        return describe_shortage(self._note.demand, cluster)
 
-    def _show_log(self, details: JobDetails | None) -> None:
-        if self.reader is not None and details is not None and details.status.is_terminal():
+    def _show_log(self, details: JobDetails) -> None:
+        if self.reader is not None and details.status.is_terminal():
             self.client.run(self.reader.read(details), emit_job_log)
 
     def _run(self, engine: Engine[T]) -> T:

@@ -1,9 +1,10 @@
 """
-Stop the job when Airflow kills the task.
+Airflow's kill: taken by a signal handler, told to the code that it interrupts.
 
-Airflow calls ``on_kill`` from a signal handler, in the middle of ``execute``, and sends SIGKILL 5 s later. The
-interrupted code may hold locks, such as that of a log handler or of the connection to the supervisor. So the handler
-must not log or call Airflow: it sends the stop with a client of its own, and sets a flag that ``execute`` polls.
+Airflow calls ``on_kill`` on the main thread in the middle of ``execute``, and SIGKILL follows 5 s later. Locks that the
+interrupted code holds stay held: a handler that logs may wait for ever for the log line that it interrupted, and so may
+one that talks to Airflow. So it uses what is known already and a client of its own, sends, and leaves a mark. What it
+does runs in a thread, as nothing else bounds a name that does not resolve.
 """
 
 from __future__ import annotations
@@ -18,70 +19,72 @@ from airflow_provider_rayjobs.exceptions import RayJobNotFoundError, RayJobsErro
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.client import RayJobsClient
 
-# Seconds for the handler in total, and for connecting and reading in each of its two requests.
-_TOTAL_TIMEOUT = 3.0
-_REQUEST_TIMEOUTS = (1.0, 0.5)
+# Seconds that the handler takes at most, and that each of its two requests may take to connect and to be answered.
+_LONGEST = 3.0
+_TIMEOUTS = (1.0, 0.5)
 
 
 class KillSwitch:
-    """Connects a task's ``on_kill`` with its ``execute``."""
+    """What a task's ``on_kill`` and its ``execute`` know of each other."""
 
     def __init__(self) -> None:
-        # ``stop_on_kill``; without it a kill has no effect
+        # whether the task obeys at all (``stop_on_kill``)
         self.is_enabled = True
-        # the result of the stop, for ``execute`` to log
+        # what the handler did, for the log of whoever may write one
         self.summary = ""
-        self._is_killed = False
+        self._is_marked = False
         self._connect: Callable[[], RayJobsClient] | None = None
         self._submission_id = ""
 
     @property
     def is_triggered(self) -> bool:
-        """Tell whether ``execute`` has to end."""
-        return self._is_killed and self.is_enabled
+        """Tell whether Airflow wants the task to end, and the task obeys."""
+        return self._is_marked and self.is_enabled
 
     def arm(self, connect: Callable[[], RayJobsClient], submission_id: str) -> None:
         """
-        Stop this job if the task is killed from now on.
+        Say which job dies with the task from now on.
 
-        :param connect: makes a client without a call to Airflow.
+        :param connect: makes a client without asking Airflow for anything.
         """
         self._submission_id = submission_id
         self._connect = connect
 
     def disarm(self) -> None:
-        """Stop no job if the task is killed from now on."""
+        """Say that the job is over, or somebody else's concern."""
         self._connect = None
 
     def kill(self) -> None:
-        """Set the flag, and stop the job if the switch is armed. Runs in a signal handler."""
-        self._is_killed = True
+        """Leave the mark, and stop the job if there is one; for a signal handler."""
+        self._is_marked = True
         if self.is_enabled and self._connect is not None:
-            # In a thread, because a DNS lookup has no timeout.
             stop = threading.Thread(target=self._stop, args=(self._connect,), daemon=True)
-            with _logging_disabled():
+            with _silence():
                 stop.start()
-                stop.join(_TOTAL_TIMEOUT)
+                stop.join(_LONGEST)
 
     def _stop(self, connect: Callable[[], RayJobsClient]) -> None:
-        job = self._submission_id
-        for timeout in _REQUEST_TIMEOUTS:
-            try:
-                with connect() as client:
-                    was_running = client.send(replace(endpoints.stop_job(job), timeout=timeout))
-            except RayJobNotFoundError:
-                self.summary = f"The cluster does not know job {job}: it has not arrived yet, or was deleted."
-                return
-            except RayJobsError as error:
-                self.summary = f"The stop request for job {job} may not have reached Ray. {error}"
-            else:
-                self.summary = f"Ray accepted the stop of job {job}." if was_running else f"Job {job} had ended."
-                return
+        self.summary = _stop_at_once(connect, self._submission_id)
+
+
+def _stop_at_once(connect: Callable[[], RayJobsClient], submission_id: str) -> str:
+    summary = ""
+    for timeout in _TIMEOUTS:
+        try:
+            with connect() as client:
+                is_taken = client.send(replace(endpoints.stop_job(submission_id), timeout=timeout))
+        except RayJobNotFoundError:
+            return f"The cluster does not know job {submission_id} yet, or not any more."
+        except RayJobsError as error:
+            summary = f"Job {submission_id} may not have been asked to stop: {error}"
+        else:
+            return f"Job {submission_id} was asked to stop." if is_taken else f"Job {submission_id} had ended already."
+    return summary
 
 
 @contextmanager
-def _logging_disabled() -> Iterator[None]:
-    """Disable all logging, that of httpx too: the interrupted code may hold the lock of a log handler."""
+def _silence() -> Iterator[None]:
+    """Keep everything from logging, httpx too: the interrupted code may hold the lock of the log."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -1,9 +1,9 @@
 """
-How a task ends for an end of its job or an error: one module for operator, sensor and retry policy.
+How a job's end becomes Airflow's: one room for every path, so that no failed job leaves a green task.
 
-Airflow acts on the class of an exception: ``AirflowFailException`` ends the retries, and a sensor's ``soft_fail`` and
-``never_fail`` know only Airflow's classes. Where such a class is needed, the raised error has two classes, ours and
-Airflow's, and the name of ours.
+Airflow goes by classes of its own: ``AirflowFailException`` ends the retries, and a sensor's ``silent_fail``,
+``soft_fail`` and ``never_fail`` know no others in every mode. Where one of those is meant, what is raised is ours and
+Airflow's at once, under our class's name, and whoever catches either finds it.
 """
 
 from __future__ import annotations
@@ -42,30 +42,40 @@ from airflow_provider_rayjobs.jobs.models import LOG_EXCERPT_MARKER, JobDetails,
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-_FAILURES: Mapping[str, type[RayJobFailedError]] = {
-    JobErrorType.RUNTIME_ENV_SETUP_FAILURE: RayJobRuntimeEnvError,
-    JobErrorType.JOB_SUPERVISOR_ACTOR_START_TIMEOUT: RayJobUnschedulableError,
-    JobErrorType.JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE: RayJobUnschedulableError,
-    JobErrorType.JOB_SUPERVISOR_ACTOR_START_FAILURE: RayJobSupervisorError,
-    JobErrorType.JOB_SUPERVISOR_ACTOR_DIED: RayJobSupervisorError,
-    JobErrorType.JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE: RayJobSupervisorError,
-    JobErrorType.JOB_ENTRYPOINT_COMMAND_START_ERROR: RayJobEntrypointError,
-    JobErrorType.JOB_ENTRYPOINT_COMMAND_ERROR: RayJobEntrypointError,
-}
-_SUPERVISOR = "The job supervisor (the Ray actor that runs the entrypoint)"
-_RESOURCES = "Request fewer resources, or add nodes to the cluster."
-_ADVICE: Mapping[str, str] = {
-    JobErrorType.RUNTIME_ENV_SETUP_FAILURE: "The runtime environment setup failed. The entrypoint never ran.",
-    JobErrorType.JOB_SUPERVISOR_ACTOR_START_TIMEOUT: f"Ray could not schedule the job in time. {_RESOURCES}",
-    JobErrorType.JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE: f"No node has the resources that the job requests. {_RESOURCES}",
-    JobErrorType.JOB_SUPERVISOR_ACTOR_START_FAILURE: f"{_SUPERVISOR} could not be started.",
-    JobErrorType.JOB_SUPERVISOR_ACTOR_DIED: f"{_SUPERVISOR} died. Its node may be lost.",
-    JobErrorType.JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE: f"{_SUPERVISOR} failed.",
-    JobErrorType.JOB_ENTRYPOINT_COMMAND_START_ERROR: "The entrypoint command could not be started.",
+_FAILURES: Mapping[str, tuple[type[RayJobFailedError], str]] = {
+    JobErrorType.RUNTIME_ENV_SETUP_FAILURE: (
+        RayJobRuntimeEnvError,
+        "The runtime environment could not be set up; the entrypoint never ran.",
+    ),
+    JobErrorType.JOB_SUPERVISOR_ACTOR_START_TIMEOUT: (
+        RayJobUnschedulableError,
+        "The job waited too long for a place on the cluster; ask for less, or give the cluster more.",
+    ),
+    JobErrorType.JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE: (
+        RayJobUnschedulableError,
+        "The cluster has no place for what the job asks for; ask for less, or give the cluster more.",
+    ),
+    JobErrorType.JOB_SUPERVISOR_ACTOR_START_FAILURE: (
+        RayJobSupervisorError,
+        "Ray could not start the process that watches the job.",
+    ),
+    JobErrorType.JOB_SUPERVISOR_ACTOR_DIED: (
+        RayJobSupervisorError,
+        "The process that watches the job died, as it does when its node is lost.",
+    ),
+    JobErrorType.JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE: (
+        RayJobSupervisorError,
+        "The process that watches the job failed.",
+    ),
+    JobErrorType.JOB_ENTRYPOINT_COMMAND_START_ERROR: (
+        RayJobEntrypointError,
+        "The entrypoint command could not be started.",
+    ),
+    JobErrorType.JOB_ENTRYPOINT_COMMAND_ERROR: (RayJobEntrypointError, ""),
 }
 
-# Errors that a retry cannot fix: the DAG or the connection has to change. They also mean that Ray took no job.
-FINAL_ERRORS: tuple[type[RayJobsError], ...] = (
+# What no retry can mend: somebody has to change the DAG or the connection first.
+FINAL_ERRORS: tuple[type[Exception], ...] = (
     RayApiRejectedError,
     RayApiAuthError,
     RayApiAddressError,
@@ -78,84 +88,86 @@ def error_for_outcome(
     details: JobDetails, address: str, ending: LogEnding = NO_ENDING, shortage: str = ""
 ) -> RayJobUnsuccessfulError | None:
     """
-    Return the error for the end of a job, or ``None`` if it SUCCEEDED.
+    Return the error that a job's end means, ``None`` for success alone.
 
-    :param details: the job in a terminal status.
-    :param ending: the end of its log, if the log was read; otherwise the message has Ray's copy of the last lines.
-    :param shortage: for an unschedulable job, its request and the resources of the cluster.
+    :param details: the job, in a terminal status.
+    :param address: of its cluster, for the message.
+    :param ending: of its log, if it was read to its end; without it Ray's own copy of some lines is shown.
+    :param shortage: for a job that found no place, what it asks for against what the cluster has.
     """
     if details.status == JobStatus.SUCCEEDED:
         return None
-    # Masked here: the message quotes the job's log, and reaches callbacks and consoles that Airflow does not mask.
+    # it quotes the job's log, and goes where no masker of Airflow's looks: to callbacks, and to a console
     message = str(redact(describe_end(details, address, ending, shortage)))
     last_lines = tuple(str(redact(line)) for line in ending.last_lines)
-    kind = RayJobStoppedError if details.status == JobStatus.STOPPED else _failure_class(details)
+    kind = RayJobStoppedError if details.status == JobStatus.STOPPED else _failure_of(details)[0]
     return kind(message, details=details, last_lines=last_lines)
 
 
 def is_unschedulable(details: JobDetails) -> bool:
-    """Tell whether a job failed because the cluster had no resources for it."""
-    return _failure_class(details) is RayJobUnschedulableError
+    """Tell whether a job ended because the cluster had no place for it."""
+    return _failure_of(details)[0] is RayJobUnschedulableError
 
 
 def describe_end(details: JobDetails, address: str, ending: LogEnding = NO_ENDING, shortage: str = "") -> str:
-    """Return the message of a failed task: what happened to which job, where, and the known reasons."""
+    """Return what happened, to which job, where, and what is known of why: the last thing in a red task's log."""
     facts = [f"Ray job {details.name} {details.status}"]
     if details.driver_exit_code is not None:
         facts.append(f"with exit code {details.driver_exit_code}")
     if details.duration is not None:
         facts.append(f"after {details.duration:.1f} s")
-    lines = [f"{' '.join(facts)}, at {address}."]
-    message = (details.message or "").strip()
-    if exception := ending.exception or find_exception(message.splitlines()):
-        lines.append(f"The last exception in its log: {exception}")
+    sentences = [f"{' '.join(facts)}, at {address}."]
     if details.error_type:
-        lines.append(f"Error type {details.error_type}.")
-    lines.extend(text for text in (_ADVICE.get(details.error_type or ""), shortage) if text)
+        sentences.append(f"Error type {details.error_type}.")
+    sentences.extend(text for text in (_failure_of(details)[1], shortage) if text)
+    said = (details.message or "").strip()
+    if exception := ending.exception or find_exception(said.splitlines()):
+        sentences.insert(1, f"The last exception in its log: {exception}")
     if ending.last_lines:
-        message = message.partition(LOG_EXCERPT_MARKER)[0]
-    if message:
-        lines.append(f"Ray says: {message}")
+        said = said.partition(LOG_EXCERPT_MARKER)[0]
+    if said:
+        sentences.append(f"Ray says: {said}")
     if ending.last_lines:
-        lines.extend(["The log ends with:", *ending.last_lines])
-    return "\n".join(lines)
+        sentences.append("\n".join(["The log ends in:", *ending.last_lines]))
+    return "\n".join(sentences)
 
 
-def _failure_class(details: JobDetails) -> type[RayJobFailedError]:
-    """Return the class of a failed job's error. Old heads have no error types, only exit codes."""
+def _failure_of(details: JobDetails) -> tuple[type[RayJobFailedError], str]:
+    """Return the class of a failed job's error, and advice; a head without error types still has exit codes."""
     if details.error_type is None and details.driver_exit_code:
-        return RayJobEntrypointError
-    return _FAILURES.get(details.error_type or "", RayJobFailedError)
+        return RayJobEntrypointError, ""
+    return _FAILURES.get(details.error_type or "", (RayJobFailedError, ""))
 
 
 def to_task_error(
-    error: Exception, task: Any, *, fail_on: Collection[int] = (), skip_on: Collection[int] = ()
+    error: Exception, *, has_retry_policy: bool, fail_on: Collection[int] = (), skip_on: Collection[int] = ()
 ) -> BaseException:
     """
-    Return the error that a task raises in place of another.
+    Return what a task that submits jobs raises for an error, on whichever path it met it.
 
-    A final error also is an ``AirflowFailException``, unless the task has a retry policy: Airflow would not ask the
-    policy then. An expired ``execution_timeout`` also is an ``AirflowTaskTimeout``.
+    With a retry policy on the task the error itself, as the policy decides by its class, and is never asked about an
+    ``AirflowFailException``. Without one, what no retry can mend also is an ``AirflowFailException``. Either way the
+    end by ``execution_timeout`` also is Airflow's own ``AirflowTaskTimeout``.
 
-    :param fail_on: exit codes of the entrypoint that a retry cannot fix.
-    :param skip_on: exit codes of the entrypoint that skip the task.
+    :param fail_on: exit codes of the user's code that no retry can mend.
+    :param skip_on: exit codes that skip the task instead of failing it.
     """
     exit_code = error.exit_code if isinstance(error, RayJobEntrypointError) else None
     if exit_code is not None and exit_code in skip_on:
         return AirflowSkipException(str(error))
     if isinstance(error, RayJobTimeoutError) and error.limit == "execution_timeout":
-        return _with_class(error, AirflowTaskTimeout)
+        return _also(error, AirflowTaskTimeout)
     is_final = isinstance(error, FINAL_ERRORS) or (exit_code is not None and exit_code in fail_on)
-    return _with_class(error, AirflowFailException) if is_final and not has_retry_policy(task) else error
+    return _also(error, AirflowFailException) if is_final and not has_retry_policy else error
 
 
 @contextmanager
 def raising_task_errors(task: Any) -> Iterator[None]:
-    """Raise errors as :func:`to_task_error` returns them."""
+    """Raise what is raised within as a task raises it that manages jobs."""
     try:
         yield
     except RayJobsError as error:
-        raised = to_task_error(error, task)
+        raised = to_task_error(error, has_retry_policy=has_retry_policy(task))
         if raised is error:
             raise
         raise raised from error.__cause__
@@ -167,49 +179,54 @@ def has_retry_policy(task: Any) -> bool:
 
 
 def to_sensor_error(error: RayJobsError) -> Exception:
-    """Return the error that a sensor raises. The end of the job is final: it cannot change."""
+    """
+    Return what a sensor raises for an error.
+
+    How a job ended is final: waiting again cannot change it, so such an error ends the retries.
+    """
     is_final = isinstance(error, (RayJobUnsuccessfulError, *FINAL_ERRORS))
-    return _with_class(error, AirflowFailException if is_final else AirflowException)
+    return _also(error, AirflowFailException if is_final else AirflowException)
 
 
 def is_last_try(error: BaseException, task: Any, context: Context) -> bool:
     """
-    Predict whether Airflow will make no further try after an error.
+    Tell whether Airflow ends the task for an error, as far as can be known before it does.
 
-    :param error: the error that will be raised.
+    :param error: as it will be raised.
     """
     task_instance = context["ti"]
     if isinstance(error, AirflowFailException) or task_instance.try_number > task_instance.max_tries:
         return True
-    if not has_retry_policy(task):
+    policy = getattr(task, "retry_policy", None)
+    if policy is None:
         return False
     try:
-        decision = task.retry_policy.evaluate(
+        decision = policy.evaluate(
             exception=error, try_number=task_instance.try_number, max_tries=task_instance.max_tries, context=context
         )
-    except Exception:  # noqa: BLE001  (Airflow logs the failure of a policy, and retries)
+    except Exception:  # noqa: BLE001  (Airflow goes on without a policy that fails, and says so)
         return False
     return bool(decision.action.value == "fail")
 
 
-def _with_class(error: Exception, airflow_class: type[BaseException]) -> Exception:
-    """Return an error with the same name and attributes that also has a class of Airflow."""
-    if isinstance(error, airflow_class):
+def _also(error: Exception, airflows: type[BaseException]) -> Exception:
+    """Return an error that is of its own class and of one of Airflow's, with the same name and the same contents."""
+    if isinstance(error, airflows):
         return error
-    return _build_error(getattr(error, "_ours", type(error)), airflow_class, error.args, vars(error))
+    return _both(getattr(error, "_ours", type(error)), airflows, error.args, vars(error))
 
 
-def _build_error(
-    ours: type[Exception], airflow_class: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]
+def _both(
+    ours: type[Exception], airflows: type[BaseException], args: tuple[Any, ...], contents: dict[str, Any]
 ) -> Exception:
-    # Pickle cannot import a class that is made here, so it calls this function.
+    # made anew where it is unpickled: a class that no module holds has no path to be found by
     namespace = {
         "__module__": ours.__module__,
         "__qualname__": ours.__qualname__,
         "__doc__": ours.__doc__,
         "_ours": ours,
-        "__reduce__": lambda error: (_build_error, (ours, airflow_class, error.args, vars(error))),
+        "__reduce__": lambda error: (_both, (ours, airflows, error.args, vars(error))),
     }
-    error: Exception = type(ours.__name__, (ours, airflow_class), namespace)(*args)
-    vars(error).update(attributes)
+    error: Exception = type(ours.__name__, (ours, airflows), namespace)(*args)
+    vars(error).update(contents)
     return error

@@ -342,7 +342,7 @@ def test_secrets_in_the_error_of_a_failed_job_are_masked(airflow: LocalAirflow, 
     log = airflow.log_text("secured", run_id, f"job_fails_{mode}")
 
     assert airflow.task_instance("secured", run_id, f"job_fails_{mode}")["state"] == "failed"
-    assert "by name ***, from connection ***" in log.rpartition("The log ends with:")[2]
+    assert "by name ***, from connection ***" in log.rpartition("The log ends in:")[2]
 
 
 @pytest.mark.airflow

@@ -1,4 +1,4 @@
-"""Which Ray job belongs to a try: every row of the table, and the job record that it is decided by."""
+"""Which Ray job belongs to a try: every row of the table, and the note that it is decided by."""
 
 from __future__ import annotations
 
@@ -37,24 +37,19 @@ from airflow_provider_rayjobs.task.attempts import (
 )
 
 HERE, ELSEWHERE = "http://head:8265", "http://other-head:8265"
-GENERATION = RetryGeneration(max_tries=3, run_start="2026-01-02T00:00:00+00:00")
+THIS = RetryGeneration(max_tries=3, run_start="2026-01-02T00:00:00+00:00")
 CLEARED = [
-    RetryGeneration(7, GENERATION.run_start),
+    RetryGeneration(7, THIS.run_start),
     RetryGeneration(3, "2026-01-03T00:00:00+00:00"),
-    RetryGeneration(2, GENERATION.run_start),
+    RetryGeneration(2, THIS.run_start),
 ]
-RECORD = JobRecord("job-1", "ours", GENERATION, HERE, session="session_1", accepted=True)
-UNCONFIRMED = replace(RECORD, accepted=False)
-ABANDONED = replace(RECORD, abandoned=True)
-DELIVERED = replace(RECORD, delivered=True)
-RECORDS = [
-    pytest.param(RECORD, id="accepted"),
-    pytest.param(UNCONFIRMED, id="unconfirmed"),
-    pytest.param(ABANDONED, id="abandoned"),
-    pytest.param(DELIVERED, id="delivered"),
-]
+NOTE = JobRecord("job-1", "ours", THIS, HERE, session="session_1", accepted=True)
+UNSEEN = replace(NOTE, accepted=False)
+GIVEN_UP = replace(NOTE, abandoned=True)
+DELIVERED = replace(NOTE, delivered=True)
 UNKNOWN = ClusterAnswer(None, "session_1")
-ALIVE = ["PENDING", "RUNNING", "PAUSED"]  # PAUSED stands for a status of a newer Ray
+ANOTHER_CLUSTER = ClusterAnswer(None, "session_2")
+ALIVE = ["PENDING", "RUNNING", "PAUSED"]  # the last is none of ours: a word of a newer Ray
 ENDED = ["SUCCEEDED", "FAILED", "STOPPED"]
 
 
@@ -66,190 +61,180 @@ def found(status: str, nonce: str | None = "ours", session: str | None = "sessio
 
 
 def action(
-    record: JobRecord | None,
-    answer: ClusterAnswer | None,
-    generation: RetryGeneration = GENERATION,
-    address: str = HERE,
+    note: JobRecord | None, what: ClusterAnswer | None, this: RetryGeneration = THIS, address: str = HERE
 ) -> Action:
-    return decide(record, answer, generation, address).action
+    return decide(note, what, this, address).action
 
 
-def test_no_job_record() -> None:
-    """Without a job record a try submits, and logs no reason."""
-    assert decide(None, None, GENERATION, HERE) == Decision(Action.SUBMIT)
-    assert decide(None, found("RUNNING"), GENERATION, HERE) == Decision(Action.SUBMIT)
+def test_nothing_remembered() -> None:
+    """A try that remembers nothing submits, and has nothing to tell, whatever else is known."""
+    assert decide(None, None, THIS, HERE) == Decision(Action.SUBMIT)
+    assert decide(None, found("RUNNING"), THIS, HERE) == Decision(Action.SUBMIT)
 
 
-@pytest.mark.parametrize("record", RECORDS)
-@pytest.mark.parametrize("answer", [None, UNKNOWN, found("RUNNING"), found("SUCCEEDED")], ids=str)
-def test_another_address(record: JobRecord, answer: ClusterAnswer | None) -> None:
-    """If the connection has another address, a new job is submitted, and the reason names the old address."""
-    decision = decide(record, answer, GENERATION, ELSEWHERE)
+@pytest.mark.parametrize("note", [NOTE, UNSEEN, GIVEN_UP, DELIVERED], ids=["seen", "unseen", "given up", "delivered"])
+@pytest.mark.parametrize("what", [None, UNKNOWN, found("RUNNING"), found("SUCCEEDED")], ids=str)
+def test_another_address(note: JobRecord, what: ClusterAnswer | None) -> None:
+    """Where the connection leads elsewhere the old job is out of reach: it is said where it may live, and submitted."""
+    decision = decide(note, what, THIS, ELSEWHERE)
 
     assert decision.action is Action.SUBMIT
     assert "job-1" in decision.reason
-    assert f"is at {HERE} and may still run there" in decision.reason
-    assert f"now has the address {ELSEWHERE}" in decision.reason
+    assert f"was submitted to {HERE}" in decision.reason
+    assert f"leads to {ELSEWHERE} now" in decision.reason
+    assert "may live on there" in decision.reason
 
 
-@pytest.mark.parametrize("record", RECORDS)
-@pytest.mark.parametrize("generation", [GENERATION, *CLEARED], ids=str)
-def test_ray_was_not_asked_yet(record: JobRecord, generation: RetryGeneration) -> None:
-    """A try that finds a job record asks Ray before anything else."""
-    assert decide(record, None, generation, HERE) == Decision(Action.ASK)
+@pytest.mark.parametrize("note", [NOTE, UNSEEN, GIVEN_UP, DELIVERED], ids=["seen", "unseen", "given up", "delivered"])
+@pytest.mark.parametrize("this", [THIS, *CLEARED], ids=str)
+def test_nothing_heard_from_ray(note: JobRecord, this: RetryGeneration) -> None:
+    """While nothing was heard from Ray a try with a note asks, and does nothing else."""
+    assert decide(note, None, this, HERE) == Decision(Action.ASK)
 
 
-@pytest.mark.parametrize("record", RECORDS)
-@pytest.mark.parametrize("generation", [GENERATION, *CLEARED], ids=str)
+@pytest.mark.parametrize("note", [NOTE, UNSEEN, GIVEN_UP, DELIVERED], ids=["seen", "unseen", "given up", "delivered"])
+@pytest.mark.parametrize("this", [THIS, *CLEARED], ids=str)
 @pytest.mark.parametrize(
     ("then", "now"), [("session_1", "session_2"), ("session_1", None), (None, "session_2")], ids=str
 )
-def test_unknown_job_of_another_session(
-    record: JobRecord, generation: RetryGeneration, then: str | None, now: str | None
-) -> None:
-    """A job that is unknown after the head was restarted is lost: a new one is submitted."""
-    decision = decide(replace(record, session=then), ClusterAnswer(None, now), generation, HERE)
+def test_lost_with_the_cluster(note: JobRecord, this: RetryGeneration, then: str | None, now: str | None) -> None:
+    """A job that is unknown to another session died with its cluster: that is said, and a new one submitted."""
+    decision = decide(replace(note, session=then), ClusterAnswer(None, now), this, HERE)
 
     assert decision.action is Action.SUBMIT
-    assert f"lost when the head was restarted (Ray session then: {then}, now: {now})" in decision.reason
+    assert f"lost with its cluster, which was started anew (session {then} then, {now} now)" in decision.reason
 
 
 @pytest.mark.parametrize("session", ["session_1", None], ids=["session", "a head that has none"])
-@pytest.mark.parametrize("generation", [GENERATION, *CLEARED], ids=str)
-def test_unknown_job_that_was_never_confirmed(session: str | None, generation: RetryGeneration) -> None:
-    """An unconfirmed submission is sent again under its id, so that a late request cannot make a second job."""
-    decision = decide(replace(UNCONFIRMED, session=session), ClusterAnswer(None, session), generation, HERE)
+@pytest.mark.parametrize("this", [THIS, *CLEARED], ids=str)
+def test_never_seen_to_arrive(session: str | None, this: RetryGeneration) -> None:
+    """A submission that was never seen to arrive is sent again under its id, so that a late one makes no second job."""
+    decision = decide(replace(UNSEEN, session=session), ClusterAnswer(None, session), this, HERE)
 
     assert decision == Decision(
-        Action.RESUBMIT,
-        "Ray job job-1 of an earlier try is unknown to Ray, and its submission was never confirmed. Submitting it "
-        "again under the same id.",
+        Action.RESUBMIT, "Ray job job-1 was never seen to arrive; it is submitted under the same id."
     )
 
 
-@pytest.mark.parametrize("generation", [GENERATION, *CLEARED], ids=str)
-def test_unknown_job_that_was_accepted(generation: RetryGeneration) -> None:
-    """A job that Ray had accepted and no longer knows in the same session was deleted: a new one is submitted."""
-    decision = decide(RECORD, UNKNOWN, generation, HERE)
+@pytest.mark.parametrize("this", [THIS, *CLEARED], ids=str)
+def test_deleted(this: RetryGeneration) -> None:
+    """A job that Ray had, and does not know in the same session, was deleted: that is said, and a new one submitted."""
+    decision = decide(NOTE, UNKNOWN, this, HERE)
 
     assert decision.action is Action.SUBMIT
-    assert "was deleted from the cluster" in decision.reason
+    assert "deleted by somebody" in decision.reason
 
 
 @pytest.mark.parametrize("accepted", [True, False])
-@pytest.mark.parametrize("generation", [GENERATION, *CLEARED], ids=str)
-def test_unknown_job_that_was_abandoned(accepted: bool, generation: RetryGeneration) -> None:
-    """An abandoned job is never submitted again under its id: a late stop request would stop it."""
-    decision = decide(replace(ABANDONED, accepted=accepted), UNKNOWN, generation, HERE)
+@pytest.mark.parametrize("this", [THIS, *CLEARED], ids=str)
+def test_given_up_and_gone(accepted: bool, this: RetryGeneration) -> None:
+    """A job that was given up and is unknown is not submitted again under its id: its stop may still be on its way."""
+    decision = decide(replace(GIVEN_UP, accepted=accepted), UNKNOWN, this, HERE)
 
     assert decision.action is Action.SUBMIT
-    assert "was abandoned and no longer exists" in decision.reason
+    assert "given up by an earlier try and is gone" in decision.reason
 
 
-@pytest.mark.parametrize("record", RECORDS)
+@pytest.mark.parametrize("note", [NOTE, UNSEEN, GIVEN_UP, DELIVERED], ids=["seen", "unseen", "given up", "delivered"])
 @pytest.mark.parametrize("status", [*ALIVE, *ENDED])
 @pytest.mark.parametrize("nonce", ["theirs", None])
-def test_job_of_another_submission_is_left_alone(record: JobRecord, status: str, nonce: str | None) -> None:
-    """A job with another submission nonce is neither followed nor stopped."""
-    decision = decide(record, found(status, nonce), GENERATION, HERE)
+def test_not_ours(note: JobRecord, status: str, nonce: str | None) -> None:
+    """A job whose metadata says that it is not ours is neither followed nor stopped, whatever it does."""
+    decision = decide(note, found(status, nonce), THIS, HERE)
 
     assert decision.action is Action.SUBMIT
-    assert "is left alone: its metadata has the submission_nonce of another submission" in decision.reason
+    assert "is not ours, as its metadata says; it is left alone" in decision.reason
 
 
-@pytest.mark.parametrize("record", RECORDS)
-@pytest.mark.parametrize("generation", [GENERATION, *CLEARED], ids=str)
+@pytest.mark.parametrize("note", [NOTE, UNSEEN, GIVEN_UP, DELIVERED], ids=["seen", "unseen", "given up", "delivered"])
+@pytest.mark.parametrize("this", [THIS, *CLEARED], ids=str)
 @pytest.mark.parametrize("status", ["FAILED", "STOPPED"])
-def test_failed_or_stopped_job(record: JobRecord, generation: RetryGeneration, status: str) -> None:
-    """After a job that FAILED or was STOPPED a new one is submitted."""
-    decision = decide(record, found(status), generation, HERE)
+def test_ended_badly(note: JobRecord, this: RetryGeneration, status: str) -> None:
+    """A job that FAILED or was STOPPED is followed by a new one."""
+    decision = decide(note, found(status), this, HERE)
 
     assert decision.action is Action.SUBMIT
     assert f"ended {status}" in decision.reason
-    assert ("cleared" in decision.reason) is (record.delivered or generation != GENERATION)
+    assert ("cleared" in decision.reason) is (note.delivered or this != THIS)
 
 
-@pytest.mark.parametrize("record", RECORDS[:3])
-def test_retry_takes_an_undelivered_success(record: JobRecord) -> None:
-    """A retry takes a success that was not delivered, and submits nothing."""
-    decision = decide(record, found("SUCCEEDED"), GENERATION, HERE)
+@pytest.mark.parametrize("note", [NOTE, UNSEEN, GIVEN_UP], ids=["seen", "unseen", "given up"])
+def test_success_that_nobody_has(note: JobRecord) -> None:
+    """A success that did not become the task's is the task's, and nothing is submitted."""
+    decision = decide(note, found("SUCCEEDED"), THIS, HERE)
 
-    assert decision == Decision(Action.FINISH, "Ray job job-1 of an earlier try SUCCEEDED. This try takes its result.")
+    assert decision == Decision(Action.FINISH, "Ray job job-1 of an earlier try SUCCEEDED; nothing is submitted.")
 
 
 @pytest.mark.parametrize(
-    ("record", "generation"),
-    [(DELIVERED, GENERATION), *((RECORD, generation) for generation in CLEARED), (DELIVERED, CLEARED[0])],
-    ids=str,
+    ("note", "this"), [(DELIVERED, THIS), *((NOTE, this) for this in CLEARED), (DELIVERED, CLEARED[0])], ids=str
 )
-def test_cleared_task_submits_after_a_success(record: JobRecord, generation: RetryGeneration) -> None:
-    """A cleared task submits a new job although the recorded one SUCCEEDED."""
-    decision = decide(record, found("SUCCEEDED"), generation, HERE)
+def test_success_of_a_cleared_task(note: JobRecord, this: RetryGeneration) -> None:
+    """A success that was the task's, or another round's, is followed by a new job: a person cleared the task."""
+    decision = decide(note, found("SUCCEEDED"), this, HERE)
 
     assert decision.action is Action.SUBMIT
     assert "SUCCEEDED, and the task was cleared" in decision.reason
 
 
-@pytest.mark.parametrize("generation", [GENERATION, *CLEARED], ids=str)
+@pytest.mark.parametrize("this", [THIS, *CLEARED], ids=str)
 @pytest.mark.parametrize("status", ALIVE)
-def test_abandoned_job_is_replaced(generation: RetryGeneration, status: str) -> None:
-    """An abandoned job that has not ended is stopped, and never followed again."""
-    decision = decide(ABANDONED, found(status), generation, HERE)
+def test_given_up(this: RetryGeneration, status: str) -> None:
+    """A job that was given up and has not ended is stopped for good, and never followed again."""
+    decision = decide(GIVEN_UP, found(status), this, HERE)
 
     assert decision.action is Action.REPLACE
-    assert f"was abandoned and is still {status}" in decision.reason
+    assert f"given up by an earlier try and is {status}" in decision.reason
 
 
 @pytest.mark.parametrize(
-    ("record", "generation"),
-    [(DELIVERED, GENERATION), *((record, generation) for record in (RECORD, UNCONFIRMED) for generation in CLEARED)],
-    ids=str,
+    ("note", "this"), [(DELIVERED, THIS), *((note, this) for note in (NOTE, UNSEEN) for this in CLEARED)], ids=str
 )
 @pytest.mark.parametrize("status", ALIVE)
-def test_cleared_task_replaces_a_running_job(record: JobRecord, generation: RetryGeneration, status: str) -> None:
-    """A cleared task stops a job that has not ended before it submits a new one."""
-    decision = decide(record, found(status), generation, HERE)
+def test_alive_in_a_cleared_task(note: JobRecord, this: RetryGeneration, status: str) -> None:
+    """A job that still runs when a person cleared the task is stopped before a new one is submitted."""
+    decision = decide(note, found(status), this, HERE)
 
     assert decision.action is Action.REPLACE
-    assert f"is still {status}, but the task was cleared" in decision.reason
+    assert f"is still {status}, and the task was cleared" in decision.reason
 
 
-@pytest.mark.parametrize("record", RECORDS[:2])
+@pytest.mark.parametrize("note", [NOTE, UNSEEN], ids=["seen", "unseen"])
 @pytest.mark.parametrize("status", ALIVE)
-def test_retry_reattaches_to_a_running_job(record: JobRecord, status: str) -> None:
-    """A retry follows a job that has not ended, and shows its log from the start."""
-    decision = decide(record, found(status), GENERATION, HERE)
+def test_alive(note: JobRecord, status: str) -> None:
+    """A job of the same round that has not ended is followed, and its log is shown from the start."""
+    decision = decide(note, found(status), THIS, HERE)
 
     assert decision.action is Action.REATTACH
-    assert f"is {status}. This try follows it and shows its log from the start." in decision.reason
+    assert f"is {status}; this try follows it. Its log is shown from the start." in decision.reason
 
 
-def test_no_combination_leaves_a_running_job_beside_a_new_one() -> None:
-    """In every combination of fields a job that runs is followed or replaced, never left beside a new one."""
+def test_every_combination_has_one_action_that_is_safe() -> None:
+    """Whatever comes together, a living job of ours is never left to run beside a new one that the try submits."""
     flags = [
         dict(zip(("accepted", "abandoned", "delivered"), values, strict=True))
         for values in product([True, False], repeat=3)
     ]
-    for fields, generation, status in product(flags, [GENERATION, *CLEARED], [*ALIVE, *ENDED]):
-        decision = decide(replace(RECORD, **fields), found(status), generation, HERE)
+    for fields, this, status in product(flags, [THIS, *CLEARED], [*ALIVE, *ENDED]):
+        made = decide(replace(NOTE, **fields), found(status), this, HERE)
 
-        assert (decision.action in (Action.REATTACH, Action.REPLACE)) is (status in ALIVE)
-        assert decision.action not in (Action.ASK, Action.RESUBMIT)
-        assert decision.reason
+        assert (made.action in (Action.REATTACH, Action.REPLACE)) is (status in ALIVE)
+        assert made.action not in (Action.ASK, Action.RESUBMIT)
+        assert made.reason
 
 
-def test_every_action_is_documented() -> None:
-    """The table in the docstring has every action."""
+def test_every_row_is_documented() -> None:
+    """The table in the docstring leads to every action there is."""
     table = str(decide.__doc__).split("=\n")[2]
 
     assert set(re.findall(r"\b[A-Z]{3,}\b", table)) >= {kind.name for kind in Action}
 
 
-# -- the job record -----------------------------------------------------------------------------------------------
+# -- the note -----------------------------------------------------------------------------------------------------
 
 
 class Store:
-    """The part of Airflow's task state store that is used: values come back as JSON."""
+    """Airflow's accessor as far as it is used: what goes in comes out of a database, as JSON."""
 
     def __init__(self) -> None:
         self.rows: dict[str, str] = {}
@@ -267,10 +252,10 @@ class Store:
 FULL = JobRecord(
     "nightly-2",
     "nonce",
-    GENERATION,
+    THIS,
     HERE,
     session="session_1",
-    base_id="nightly",
+    given="nightly",
     number=2,
     demand={"CPU": 0.5, "special_chip": 2},
     accepted=True,
@@ -280,68 +265,68 @@ FULL = JobRecord(
 
 
 @pytest.mark.parametrize(
-    "record", [FULL, JobRecord("a", "b", RetryGeneration(0, ""), HERE)], ids=["all fields", "required fields"]
+    "note", [FULL, JobRecord("a", "b", RetryGeneration(0, ""), HERE)], ids=["all of it", "the least"]
 )
-def test_record_outlives_the_try(record: JobRecord) -> None:
-    """The next try reads exactly the record that a try saved; Airflow keeps it for ten years."""
+def test_a_note_outlives_the_try(note: JobRecord) -> None:
+    """What one try remembers the next one knows, exactly as it was, for longer than a run is kept."""
     store = Store()
-    JobRecordStore(store).save(record)
+    JobRecordStore(store).write(note)
 
-    assert JobRecordStore(store).record == record
-    assert JobRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
+    assert JobRecordStore(store).note == note
+    assert JobRecord.from_json(json.loads(json.dumps(note.to_json()))) == note
     assert store.retentions == [timedelta(days=3650)]
 
 
-def test_new_task_instance_has_no_record() -> None:
-    """A task instance that never submitted has no record."""
-    records = JobRecordStore(Store())
+def test_a_new_task_instance() -> None:
+    """A task instance that never submitted remembers nothing."""
+    memory = JobRecordStore(Store())
 
-    assert records.record is None
-    assert records.is_durable
+    assert memory.note is None
+    assert memory.is_durable
 
 
-def test_saved_record_replaces_the_last_one() -> None:
-    """Only the record of the last job is kept."""
+def test_a_note_takes_the_place_of_the_last_one() -> None:
+    """One job is remembered, the last."""
     store = Store()
-    records = JobRecordStore(store)
+    memory = JobRecordStore(store)
 
-    records.save(RECORD)
-    records.save(FULL)
-    assert records.record == JobRecordStore(store).record == FULL
+    memory.write(NOTE)
+    memory.write(FULL)
+    assert memory.note == JobRecordStore(store).note == FULL
     assert len(store.rows) == 1
 
 
-def test_update() -> None:
-    """Changed fields are saved; an update without a change costs no request."""
+def test_changes() -> None:
+    """What becomes of the job is kept, and what is known already costs no request."""
     store = Store()
-    records = JobRecordStore(store)
-    records.save(UNCONFIRMED)
+    memory = JobRecordStore(store)
+    memory.write(UNSEEN)
 
-    records.update(accepted=True)
-    records.update(accepted=True)
-    records.update()
-    records.update(delivered=True, accepted=True)
-    assert JobRecordStore(store).record == records.record == replace(UNCONFIRMED, accepted=True, delivered=True)
+    memory.change(accepted=True)
+    memory.change(accepted=True)
+    memory.change()
+    memory.change(delivered=True, accepted=True)
+    assert JobRecordStore(store).note == memory.note == replace(UNSEEN, accepted=True, delivered=True)
     assert len(store.retentions) == 3
 
 
-def test_update_without_a_record() -> None:
-    """Without a record an update does nothing."""
+def test_changes_of_nothing() -> None:
+    """Where nothing is remembered there is nothing to change."""
     store = Store()
-    JobRecordStore(store).update(accepted=True)
+    JobRecordStore(store).change(accepted=True)
 
     assert store.rows == {}
 
 
-def test_record_without_a_store() -> None:
-    """Without a store a try keeps its own record, and the next try has none."""
-    records = JobRecordStore()
-    records.save(UNCONFIRMED)
-    records.update(accepted=True)
+def test_memory_without_a_store() -> None:
+    """Without a store a try remembers its own job, and the next one knows nothing."""
+    memory = JobRecordStore()
+    memory.write(UNSEEN)
+    memory.change(accepted=True)
 
-    assert records.record == RECORD
-    assert not records.is_durable
-    assert JobRecordStore().record is None
+    assert memory.note == NOTE
+    assert not memory.is_durable
+    assert JobRecordStore().note is None
 
 
 # -- asking Ray ---------------------------------------------------------------------------------------------------
@@ -353,12 +338,12 @@ BUSY = RayApiBusyError("busy", status_code=503)
 TOKEN = RayApiAuthError("token", status_code=401)
 
 
-def query(unreachable_timeout: float, *answers: Any) -> tuple[Any, list[str], list[str], float]:
-    """Answer the engine's requests; return its result or error, the requests, the log messages, and the seconds."""
-    requests: list[str] = []
-    messages: list[str] = []
+def ask(unreachable_timeout: float, *answers: Any) -> tuple[Any, list[str], list[str], float]:
+    """Give the engine these answers, one a request; return its end, what it asked and noted, and how long it took."""
+    asked: list[str] = []
+    notes: list[str] = []
     clock, script = 100.0, list(answers)
-    engine = query_job(RECORD, unreachable_timeout)
+    engine = query_job(NOTE, unreachable_timeout)
     step: Any = next(engine)
     try:
         while True:
@@ -367,25 +352,25 @@ def query(unreachable_timeout: float, *answers: Any) -> tuple[Any, list[str], li
                     clock += seconds
                     step = engine.send(clock)
                 case LogMessage(message):
-                    messages.append(message)
+                    notes.append(message)
                     step = next(engine)
                 case Send(request):
-                    requests.append(f"{request.method} {request.path}")
+                    asked.append(f"{request.method} {request.path}")
                     answer = script.pop(0) if len(script) > 1 else script[0]
                     step = engine.throw(answer) if isinstance(answer, RayJobsError) else engine.send(answer)
     except StopIteration as end:
-        return end.value, requests, messages, clock - 100
+        return end.value, asked, notes, clock - 100
     except RayJobsError as error:
-        return error, requests, messages, clock - 100
+        return error, asked, notes, clock - 100
 
 
 GET, VERSION = "GET /api/jobs/job-1", "GET /api/version"
 SESSION = RayVersion("4", "2.60.0", "session_2")
 
 
-def test_query_by_hand() -> None:
-    """A query asks for the job, then for the session, and does not sleep if Ray answers."""
-    engine = query_job(RECORD, 600)
+def test_look_up_by_hand() -> None:
+    """A look-up asks for the job, then for the session, and needs no pause where Ray answers."""
+    engine = query_job(NOTE, 600)
 
     job = next(engine)
     assert isinstance(job, Send)
@@ -399,47 +384,46 @@ def test_query_by_hand() -> None:
     assert end.value.value == ClusterAnswer(RUNNING, "session_2")
 
 
-def test_query_of_an_unknown_job() -> None:
-    """That the cluster does not know a job is an answer, and comes with the present session."""
-    assert query(600, GONE, SESSION) == (ClusterAnswer(None, "session_2"), [GET, VERSION], [], 0)
-    assert query(600, GONE, RayVersion("4", "2.9.3"))[0] == ClusterAnswer(None, None)
+def test_look_up_of_an_unknown_job() -> None:
+    """A job that the cluster does not know is an answer, with the session of the cluster that gave it."""
+    assert ask(600, GONE, SESSION) == (ClusterAnswer(None, "session_2"), [GET, VERSION], [], 0)
+    assert ask(600, GONE, RayVersion("4", "2.9.3"))[0] == ClusterAnswer(None, None)
 
 
 @pytest.mark.parametrize("trouble", [LOST, BUSY, TOKEN, RayJobsError("odd")], ids=repr)
-def test_query_tolerates_an_outage(trouble: RayJobsError) -> None:
-    """A query retries every 3 s during an outage, and logs its start and its end."""
-    result, requests, messages, seconds = query(600, trouble, trouble, RUNNING, trouble, GONE, SESSION)
+def test_look_up_bears_an_outage(trouble: RayJobsError) -> None:
+    """An outage while deciding is borne, in pauses of 3 s, and said when it begins and when it is over."""
+    result, asked, notes, seconds = ask(600, trouble, trouble, RUNNING, trouble, GONE, SESSION)
 
     assert result == ClusterAnswer(None, "session_2")
-    assert requests == [GET, GET, GET, VERSION, GET, VERSION]
+    assert asked == [GET, GET, GET, VERSION, GET, VERSION]
     assert seconds == 9
-    assert len(messages) == 2
+    assert len(notes) == 2
     assert (
-        f"No usable answer about Ray job job-1. The job may still be running. Retrying for 600 s. {trouble}"
-        in messages[0]
+        f"No usable answer about Ray job job-1. The job may still be running. Retrying for 600 s. {trouble}" in notes[0]
     )
-    assert "Ray answers about job job-1 again, after 9 s" in messages[1]
+    assert "Ray answers about job job-1 again, after 9 s" in notes[1]
 
 
 @pytest.mark.parametrize("timeout", [0, 1, 30, 600])
 @pytest.mark.parametrize("answers", [(LOST,), (TOKEN,)], ids=["away", "token"])
-def test_query_fails_after_unreachable_timeout(timeout: float, answers: tuple[Any, ...]) -> None:
-    """A cluster that gives no usable answer for unreachable_timeout is an error: nothing is submitted blindly."""
-    error, _, messages, seconds = query(timeout, *answers)
+def test_look_up_ends_in_an_error(timeout: float, answers: tuple[Any, ...]) -> None:
+    """A cluster that cannot be reached for unreachable_timeout is an error, so that nothing is submitted blindly."""
+    error, _, notes, seconds = ask(timeout, *answers)
 
     assert isinstance(error, RayApiUnreachableError)
     assert f"unreachable_timeout is {timeout} s" in str(error)
     assert error.__cause__ is answers[0]
     assert timeout <= seconds < timeout + 3
-    assert len(messages) == 1
+    assert len(notes) == 1
 
 
-def test_query_without_an_answer_about_the_session() -> None:
-    """A cluster that answers about the job but never about its session counts as unreachable."""
-    error, requests, _, _ = query(5, RUNNING, LOST, RUNNING, LOST, RUNNING, LOST, GONE, LOST)
+def test_a_session_that_nobody_tells() -> None:
+    """A cluster that answers for the job and never for its session is as good as out of reach."""
+    error, asked, _, _ = ask(5, RUNNING, LOST, RUNNING, LOST, RUNNING, LOST, GONE, LOST)
 
     assert isinstance(error, RayApiUnreachableError)
-    assert requests[:4] == [GET, VERSION] * 2
+    assert asked[:4] == [GET, VERSION] * 2
 
 
 # -- names --------------------------------------------------------------------------------------------------------
@@ -451,8 +435,8 @@ def context(**changes: Any) -> Any:
     return {"ti": SimpleNamespace(**ti), "dag_run": SimpleNamespace(start_date=start)}
 
 
-def test_retry_generation() -> None:
-    """A retry has the same generation; a Clear changes max_tries or the start of the dag run."""
+def test_rounds() -> None:
+    """A retry is of the same round; what a person clears has more tries, or a run that starts anew."""
     first = RetryGeneration.of(context(try_number=1))
 
     assert first == RetryGeneration.of(context(try_number=2)) == RetryGeneration(3, "2026-01-02T03:04:05+00:00")
@@ -465,14 +449,14 @@ def test_retry_generation() -> None:
     ("number", "name"), [(1, "nightly"), (2, "nightly-2"), (10, "nightly-10")], ids=["first", "second", "tenth"]
 )
 def test_numbered_ids(number: int, name: str) -> None:
-    """The first submission has the id of the user; later ones have a number appended."""
+    """An id that the user gave is the first submission's; later ones are numbered."""
     assert numbered_id("nightly", number) == name
 
 
 @pytest.mark.parametrize("number", [1, 2, 100])
 @pytest.mark.parametrize("length", [199, 200])
 def test_numbered_ids_fit(number: int, length: int) -> None:
-    """A numbered id is never longer than Ray allows."""
+    """An id that Ray can hold once can be held for every later submission."""
     assert len(numbered_id("x" * length, number)) <= 200
 
 
@@ -491,7 +475,7 @@ def test_numbered_ids_fit(number: int, length: int) -> None:
     ],
 )
 def test_new_ids(changes: dict[str, Any], form: str) -> None:
-    """A generated id names the task and the try, has at most 200 characters, and is unique."""
+    """An id of our own names its task and its try, fits into Ray's 200 characters, and is new each time."""
     one, other = (new_submission_id(context(**changes)) for _ in range(2))
 
     assert re.fullmatch(form, one)

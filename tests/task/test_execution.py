@@ -1,4 +1,4 @@
-"""Tries of a task against a real Ray head; tests/faults runs them in a real Airflow."""
+"""What a try does about the job of the last one, against a real Ray head; in a real Airflow: tests/faults."""
 
 from __future__ import annotations
 
@@ -34,28 +34,28 @@ from airflow_provider_rayjobs.triggers import error_event
 from sandbox.ray_head import RayHead
 
 pytestmark = pytest.mark.ray
-needs_store = pytest.mark.skipif(not HAS_STORE, reason="Airflow 3.3 introduced the task state store")
+needs_store = pytest.mark.skipif(not HAS_STORE, reason="Airflow 3.3 brought the task state store")
 
 
 class Store:
-    """The part of Airflow's task state store that is used; values are stored as JSON."""
+    """Airflow's task state store, as far as it is used: JSON in, JSON out."""
 
     def __init__(self) -> None:
-        self.values: dict[str, str] = {}
+        self.kept: dict[str, str] = {}
 
     def get(self, key: str) -> Any:
-        return json.loads(self.values[key]) if key in self.values else None
+        return json.loads(self.kept[key]) if key in self.kept else None
 
     def set(self, key: str, value: Any, *, retention: timedelta | None = None) -> None:
-        self.values[key] = json.dumps(value)
+        self.kept[key] = json.dumps(value)
 
     @property
-    def record(self) -> dict[str, Any]:
+    def note(self) -> dict[str, Any]:
         return self.get("ray_job")
 
 
 def context(store: Store | None = None, *, try_number: int = 1, max_tries: int = 2) -> dict[str, Any]:
-    """Return the context of a try of one task instance."""
+    """A try of one task instance, as Airflow gives it."""
     date = datetime(2026, 1, 2, tzinfo=UTC)
     ti = SimpleNamespace(
         dag_id="nightly", task_id="train", run_id="run-1", map_index=-1, try_number=try_number, max_tries=max_tries,
@@ -83,11 +83,11 @@ def client(ray_head: RayHead, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def running(client: RayJobsClient) -> tuple[Store, str]:
-    """Return the store and the job of a first try that was lost while its job runs."""
+    """A task instance whose first try submitted a job and was lost."""
     store = Store()
     with pytest.raises(TaskDeferred):
         task("sleep 6", deferrable=True).execute(context(store))
-    job = store.record["submission_id"]
+    job = store.note["submission_id"]
     wait_for(client, job, "RUNNING")
     return store, job
 
@@ -101,34 +101,34 @@ def wait_for(client: RayJobsClient, job: str, status: str) -> JobDetails:
 
 
 @needs_store
-def test_job_record(client: RayJobsClient):
-    """The record has the job's id, generation, address and session, and whether it was accepted and delivered."""
+def test_what_is_remembered_is_the_whole_story_of_the_job(client: RayJobsClient):
+    """Id, round, address, session, and that it was accepted and delivered; the job's metadata says whose it is."""
     store = Store()
     job = task().execute(context(store))
-    record = store.record
+    note = store.note
 
-    assert record["submission_id"] == job
-    assert record["generation"] == {"max_tries": 2, "run_start": "2026-01-02T00:00:00+00:00"}
-    assert record["address"] == client.address
-    assert record["session"] == client.get_version().session_name
-    assert (record["accepted"], record["abandoned"], record["delivered"]) == (True, False, True)
+    assert note["submission_id"] == job
+    assert note["round"] == {"max_tries": 2, "run_start": "2026-01-02T00:00:00+00:00"}
+    assert note["address"] == client.address
+    assert note["session"] == client.get_version().session_name
+    assert (note["accepted"], note["abandoned"], note["delivered"]) == (True, False, True)
     metadata = client.get_job(job).metadata
     assert (metadata["airflow_max_tries"], metadata["airflow_run_start_date"]) == ("2", "2026-01-02T00:00:00+00:00")
-    assert metadata["submission_nonce"] == record["nonce"]
+    assert metadata["submission_nonce"] == note["nonce"]
 
 
 @needs_store
-def test_retry_reattaches_to_running_job(client: RayJobsClient, running: tuple[Store, str]):
-    """A retry submits nothing, and ends with the job of the first try."""
+def test_a_retry_follows_the_job_that_runs(client: RayJobsClient, running: tuple[Store, str]):
+    """A second try of the same round submits nothing and ends with the first one's job."""
     store, job = running
 
     assert task("exit 1").execute(context(store, try_number=2)) == job
-    assert store.record["delivered"]
+    assert store.note["delivered"]
 
 
 @needs_store
-def test_retry_takes_an_undelivered_success(client: RayJobsClient, running: tuple[Store, str]):
-    """A job that ended after its try was lost is the retry's success; a Clear submits a new one."""
+def test_a_success_that_nobody_took_is_taken(client: RayJobsClient, running: tuple[Store, str]):
+    """The job ended after its submitter was lost: the retry is green without another job, and a Clear then submits."""
     store, job = running
     wait_for(client, job, "SUCCEEDED")
 
@@ -137,8 +137,8 @@ def test_retry_takes_an_undelivered_success(client: RayJobsClient, running: tupl
 
 
 @needs_store
-def test_clear_replaces_running_job(client: RayJobsClient, running: tuple[Store, str]):
-    """A cleared task stops the running job and submits a new one."""
+def test_a_clear_stops_what_still_runs_and_submits_anew(client: RayJobsClient, running: tuple[Store, str]):
+    """Another round never follows the job of the one before."""
     store, job = running
     other = task().execute(context(store, try_number=2, max_tries=4))
 
@@ -147,10 +147,10 @@ def test_clear_replaces_running_job(client: RayJobsClient, running: tuple[Store,
 
 
 @needs_store
-def test_job_of_another_submission_is_left_alone(client: RayJobsClient, running: tuple[Store, str]):
-    """A job with the recorded id but another nonce keeps running."""
+def test_a_job_that_is_not_ours_is_left_alone(client: RayJobsClient, running: tuple[Store, str]):
+    """The metadata of the job under the remembered id names another submission: it runs on."""
     store, job = running
-    store.set("ray_job", store.record | {"nonce": "another"})
+    store.set("ray_job", store.note | {"nonce": "somebody else's"})
     other = task().execute(context(store, try_number=2, max_tries=4))
 
     assert other != job
@@ -158,21 +158,21 @@ def test_job_of_another_submission_is_left_alone(client: RayJobsClient, running:
 
 
 @needs_store
-def test_abandoned_job_is_replaced(client: RayJobsClient, running: tuple[Store, str]):
-    """A retry stops an abandoned job and submits a new one."""
+def test_a_job_that_was_given_up_is_never_followed_again(client: RayJobsClient, running: tuple[Store, str]):
+    """A retry waits for the end of what an earlier try gave up, and submits anew."""
     store, job = running
-    store.set("ray_job", store.record | {"abandoned": True})
+    store.set("ray_job", store.note | {"abandoned": True})
 
     assert task().execute(context(store, try_number=2)) != job
     assert client.get_job(job).status == "STOPPED"
 
 
 @needs_store
-def test_lost_submission_is_sent_again_under_its_id(client: RayJobsClient):
-    """An unknown, unconfirmed job is submitted again with the same id and nonce."""
+def test_a_submission_that_never_arrived_is_sent_under_its_own_id(client: RayJobsClient):
+    """Remembered and not known to Ray: the same id and nonce make one job of a request that is still on its way."""
     store = Store()
     task().execute(context(store))
-    lost = store.record | {"submission_id": f"lost-{time.time_ns()}", "accepted": False, "delivered": False}
+    lost = store.note | {"submission_id": f"lost-{time.time_ns()}", "accepted": False, "delivered": False}
     store.set("ray_job", lost)
 
     assert task().execute(context(store, try_number=2)) == lost["submission_id"]
@@ -180,34 +180,34 @@ def test_lost_submission_is_sent_again_under_its_id(client: RayJobsClient):
 
 
 @needs_store
-def test_resubmission_resets_delivered(client: RayJobsClient):
-    """A job that is submitted again under its id is not delivered yet."""
+def test_an_id_that_is_sent_again_is_not_delivered_yet(client: RayJobsClient):
+    """A Clear after a success whose submission was never answered, and whose record is gone, begins anew."""
     store = Store()
     task().execute(context(store))
-    lost = store.record | {"submission_id": f"lost-{time.time_ns()}", "accepted": False, "delivered": True}
+    lost = store.note | {"submission_id": f"lost-{time.time_ns()}", "accepted": False, "delivered": True}
     store.set("ray_job", lost)
     with pytest.raises(TaskDeferred):
         task(deferrable=True).execute(context(store, try_number=2, max_tries=4))
 
-    assert store.record["submission_id"] == lost["submission_id"]
-    assert (store.record["accepted"], store.record["delivered"]) == (True, False)
+    assert store.note["submission_id"] == lost["submission_id"]
+    assert (store.note["accepted"], store.note["delivered"]) == (True, False)
 
 
 @needs_store
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param({"accepted": True}, id="deleted"),
-        pytest.param({"accepted": True, "session": "another"}, id="head restarted"),
-        pytest.param({"accepted": False, "session": "another"}, id="unconfirmed, head restarted"),
+        pytest.param({"accepted": True}, id="deleted by somebody"),
+        pytest.param({"accepted": True, "session": "another"}, id="lost with its cluster"),
+        pytest.param({"accepted": False, "session": "another"}, id="never arrived at a cluster that is gone"),
         pytest.param({"address": "http://elsewhere:8265"}, id="another address"),
     ],
 )
-def test_missing_job_is_submitted_under_a_new_id(client: RayJobsClient, change: dict[str, Any]):
-    """If the recorded job is gone for good, the retry submits one under a new id."""
+def test_a_job_that_is_gone_is_submitted_anew(client: RayJobsClient, change: dict[str, Any]):
+    """Whatever made the job go, the retry has a new one under a new id."""
     store = Store()
     task().execute(context(store))
-    store.set("ray_job", store.record | {"submission_id": "gone", "delivered": False} | change)
+    store.set("ray_job", store.note | {"submission_id": "gone", "delivered": False} | change)
     job = task().execute(context(store, try_number=2))
 
     assert job.startswith("nightly.train-try2-")
@@ -215,10 +215,10 @@ def test_missing_job_is_submitted_under_a_new_id(client: RayJobsClient, change: 
 
 
 @needs_store
-def test_nothing_is_submitted_during_an_outage(client: RayJobsClient, running: tuple[Store, str]):
-    """An unreachable head may still run the job: the retry fails after unreachable_timeout."""
+def test_nothing_is_submitted_while_ray_cannot_be_asked(client: RayJobsClient, running: tuple[Store, str]):
+    """A head that cannot be reached may still run the job: an error, after the time that was allowed."""
     store, _ = running
-    store.set("ray_job", store.record | {"address": "http://127.0.0.1:9"})
+    store.set("ray_job", store.note | {"address": "http://127.0.0.1:9"})
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
@@ -227,8 +227,8 @@ def test_nothing_is_submitted_during_an_outage(client: RayJobsClient, running: t
 
 
 @needs_store
-def test_submission_ids_of_the_user_are_numbered(client: RayJobsClient):
-    """The first submission has the id of the user; later ones append -2, -3."""
+def test_an_id_of_the_users_is_numbered_from_the_second_submission_on(client: RayJobsClient):
+    """The first submission has the id as it was given; later ones append -2, -3."""
     store, given = Store(), f"given-{time.time_ns()}"
     ids = [
         task(submission_id=given).execute(context(store, try_number=number, max_tries=number * 2))
@@ -238,17 +238,17 @@ def test_submission_ids_of_the_user_are_numbered(client: RayJobsClient):
     assert ids == [given, f"{given}-2", f"{given}-3"]
 
 
-def test_submission_ids_of_the_user_are_numbered_by_try_without_a_store(client: RayJobsClient):
-    """Without a store the try number is appended, so that each try has an id of its own."""
+def test_without_a_memory_an_id_of_the_users_is_numbered_by_the_try(client: RayJobsClient):
+    """Where nothing is remembered, each try submits a new job under an id of its own."""
     given = f"given-{time.time_ns()}"
     ids = [task(submission_id=given, durable=False).execute(context(Store(), try_number=number)) for number in (1, 2)]
 
     assert ids == [given, f"{given}-2"]
 
 
-def test_taken_submission_id_is_a_final_error(client: RayJobsClient):
-    """A job of another submission is neither followed nor stopped, and the task is not retried."""
-    job = client.submit_job("sleep 3", submission_id=f"taken-{time.time_ns()}")
+def test_an_id_that_belongs_to_somebody_else_fails_for_good(client: RayJobsClient):
+    """The other job is neither followed nor stopped, and no retry is made."""
+    job = client.submit_job("sleep 3", submission_id=f"theirs-{time.time_ns()}")
 
     with pytest.raises(RayJobExistsError) as caught:
         task(submission_id=job).execute(context(Store(), try_number=1, max_tries=0))
@@ -259,13 +259,13 @@ def test_taken_submission_id_is_a_final_error(client: RayJobsClient):
 @pytest.mark.parametrize(
     ("arguments", "kind"),
     [
-        pytest.param({}, RayJobEntrypointError, id="retried"),
-        pytest.param({"fail_on_exit_code": [3, 4]}, AirflowFailException, id="fail_on_exit_code"),
-        pytest.param({"skip_on_exit_code": "3"}, AirflowSkipException, id="skip_on_exit_code"),
+        pytest.param({}, RayJobEntrypointError, id="an error that is retried"),
+        pytest.param({"fail_on_exit_code": [3, 4]}, AirflowFailException, id="an exit code that ends the retries"),
+        pytest.param({"skip_on_exit_code": "3"}, AirflowSkipException, id="an exit code that skips"),
     ],
 )
-def test_exit_codes_decide_how_the_task_ends(client: RayJobsClient, arguments: dict[str, Any], kind: type[Exception]):
-    """An exit code is an error, the end of the retries, or a skip, as the task says."""
+def test_exit_codes_choose_how_the_task_ends(client: RayJobsClient, arguments: dict[str, Any], kind: type[Exception]):
+    """The entrypoint's exit code is an error, the end of all retries, or a skip, as the task says."""
     with pytest.raises(kind) as caught:
         task("exit 3", **arguments).execute(context(Store()))
 
@@ -273,8 +273,8 @@ def test_exit_codes_decide_how_the_task_ends(client: RayJobsClient, arguments: d
     assert isinstance(caught.value, AirflowFailException) == (kind is AirflowFailException)
 
 
-def test_time_limit_stops_the_job(client: RayJobsClient):
-    """A job that stays PENDING is abandoned; the error has its request and the resources of the cluster."""
+def test_a_limit_stops_the_job_and_says_which_and_why(client: RayJobsClient):
+    """A job that finds no place is given up, with what it asks for against what the cluster has."""
     store = Store()
 
     with pytest.raises(RayJobTimeoutError) as caught:
@@ -283,16 +283,16 @@ def test_time_limit_stops_the_job(client: RayJobsClient):
     assert "pending_timeout is 2 s" in str(caught.value)
     assert "requests 1 nowhere" in str(caught.value)
     assert "No node has enough nowhere." in str(caught.value)
-    assert not HAS_STORE or store.record["abandoned"]
+    assert not HAS_STORE or store.note["abandoned"]
 
 
-def test_time_limit_of_a_deferred_task_stops_the_job_on_the_worker(client: RayJobsClient):
-    """The trigger reports an expired limit; the resuming worker stops the job and raises the error."""
+def test_a_deferred_jobs_limit_is_acted_on_by_the_worker(client: RayJobsClient):
+    """The trigger tells; the worker that resumes remembers, stops the job, and raises for Airflow's limit Airflow's."""
     store = Store()
     with pytest.raises(TaskDeferred) as deferred:
         task("sleep 60", deferrable=True, execution_timeout=timedelta(seconds=60)).execute(context(store))
     job = deferred.value.trigger.submission_id
-    error = RayJobTimeoutError("expired", limit="execution_timeout", details=wait_for(client, job, "RUNNING"))
+    error = RayJobTimeoutError("over", limit="execution_timeout", details=wait_for(client, job, "RUNNING"))
 
     with pytest.raises(AirflowTaskTimeout) as caught:
         task("sleep 60").execute_complete(
@@ -302,14 +302,14 @@ def test_time_limit_of_a_deferred_task_stops_the_job_on_the_worker(client: RayJo
     assert client.get_job(job).status == "STOPPED"
 
 
-def test_running_job_is_stopped_on_the_last_try_only(client: RayJobsClient):
-    """After an outage the job is left to the next try; on the last try it is stopped."""
+def test_a_job_that_is_alive_on_the_last_try_is_stopped(client: RayJobsClient):
+    """An error that is not the job's end leaves it to the next try; where there is none, no orphan is left."""
     for store, tries, status in ((Store(), 2, "RUNNING"), (Store(), 0, "STOPPED")):
         with pytest.raises(TaskDeferred) as deferred:
             task("sleep 20", deferrable=True).execute(context(store, max_tries=tries))
         job = deferred.value.trigger.submission_id
         wait_for(client, job, "RUNNING")
-        event = {"submission_id": job} | error_event(RayApiUnreachableError("unreachable"))
+        event = {"submission_id": job} | error_event(RayApiUnreachableError("away"))
 
         with pytest.raises(RayApiUnreachableError):
             task("sleep 20").execute_complete(context(store, max_tries=tries), event)
@@ -317,8 +317,8 @@ def test_running_job_is_stopped_on_the_last_try_only(client: RayJobsClient):
 
 
 @pytest.mark.parametrize("poll_interval", [0.5, 30])
-def test_kill_stops_the_job_and_ends_the_try(client: RayJobsClient, poll_interval: float):
-    """``on_kill`` sends the stop, and ``execute`` ends soon, however long its poll_interval is."""
+def test_a_kill_stops_the_job_and_the_interrupted_try_says_so(client: RayJobsClient, poll_interval: float):
+    """``on_kill`` sends the stop; ``execute`` notices within its pause, however long that is, and ends."""
     job = f"killed-{time.time_ns()}"
     operator = task("sleep 60", submission_id=job, poll_interval=poll_interval)
 
@@ -329,24 +329,24 @@ def test_kill_stops_the_job_and_ends_the_try(client: RayJobsClient, poll_interva
 
     killer = threading.Timer(3, kill)
     killer.start()
-    with pytest.raises(RayJobStoppedError, match="Airflow ended this task, so a stop was requested for its Ray job"):
+    with pytest.raises(RayJobStoppedError, match="Airflow ended this task, and so its Ray job"):
         operator.execute(context())
     killer.join()
     assert client.get_job(job).status == "STOPPED"
 
 
-def test_kill_before_the_submission(client: RayJobsClient):
-    """A kill before the submission submits nothing."""
+def test_a_kill_before_the_submission_leaves_no_job(client: RayJobsClient):
+    """The mark that a kill leaves is seen before anything is sent."""
     store = Store()
     operator = task("sleep 60")
     operator.on_kill()
 
     with pytest.raises(RayJobStoppedError, match="had no Ray job"):
         operator.execute(context(store))
-    assert "ray_job" not in store.values
+    assert "ray_job" not in store.kept
 
 
-def test_kill_without_stop_on_kill(client: RayJobsClient):
+def test_a_kill_is_nothing_to_a_task_that_lets_its_job_live(client: RayJobsClient):
     """With ``stop_on_kill=False`` the job runs to its end."""
     operator = task("sleep 1", stop_on_kill=False)
     operator.on_kill()
@@ -355,8 +355,8 @@ def test_kill_without_stop_on_kill(client: RayJobsClient):
     assert client.get_job(job).status == "SUCCEEDED"
 
 
-def test_wrong_token_fails_at_once(monkeypatch: pytest.MonkeyPatch):
-    """A wrong token at the submission is a final error, without a wait."""
+def test_a_wrong_token_fails_at_once_and_for_good(monkeypatch: pytest.MonkeyPatch):
+    """At the submission no waiting and no retry mends credentials."""
     token = "marked-secret-0123456789abcdef"
     with RayHead(num_cpus=1, environment={"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}) as head:
         monkeypatch.setenv("RAY_API_SERVER_ADDRESS", head.address)
@@ -369,8 +369,8 @@ def test_wrong_token_fails_at_once(monkeypatch: pytest.MonkeyPatch):
     assert took < 10
 
 
-def test_stop_operator(client: RayJobsClient):
-    """The operator waits for the job's end; an ended job is a success, an unknown one if missing_ok."""
+def test_stopping_a_job_twice_is_stopping_it_once(client: RayJobsClient):
+    """The operator waits for the job's end; one that has ended is no error, and an unknown one only on demand."""
     job = client.submit_job("sleep 60")
     wait_for(client, job, "RUNNING")
     stop = RayJobStopOperator(task_id="stop", submission_id=job)
@@ -383,8 +383,8 @@ def test_stop_operator(client: RayJobsClient):
         RayJobStopOperator(task_id="stop", submission_id="no-such-job", missing_ok=False).execute(context())
 
 
-def test_delete_operator(client: RayJobsClient):
-    """A running job is an error; an unknown one is a success if missing_ok."""
+def test_deleting_a_job_twice_is_deleting_it_once(client: RayJobsClient):
+    """A job that has not ended is a clear error, one that is gone is none unless it is asked to be."""
     job = client.submit_job("sleep 3")
     delete = RayJobDeleteOperator(task_id="delete", submission_id=job)
 
@@ -393,10 +393,10 @@ def test_delete_operator(client: RayJobsClient):
     client.follow_job(job)
     delete.execute(context())
     delete.execute(context())
-    time.sleep(3)  # Ray would write the record again if it was deleted too early
+    time.sleep(3)  # a record that is deleted too soon comes back
     with pytest.raises(RayJobNotFoundError):
         client.get_job(job)
     with pytest.raises(RayJobNotFoundError):
         RayJobDeleteOperator(task_id="delete", submission_id=job, missing_ok=False).execute(context())
-    with pytest.raises(ValueError, match="submission_id is empty"):
+    with pytest.raises(ValueError, match="no job is named"):
         RayJobDeleteOperator(task_id="delete", submission_id="").execute(context())

@@ -1,4 +1,4 @@
-"""Rendered templates as the types that Ray expects."""
+"""What templates leave behind, as the types that Ray wants."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from uuid import UUID
 
 import pytest
 
-from airflow_provider_rayjobs.jobs.logs.options import LogOptions
 from airflow_provider_rayjobs.task.template_values import (
     as_bool,
     as_entrypoint,
     as_exit_codes,
-    as_log_options,
+    as_fetch_logs,
     as_number,
     as_number_dict,
     as_optional_seconds,
     as_optional_text,
     as_package_secrets,
+    as_positive_int,
     as_runtime_env,
     as_seconds,
     as_text,
@@ -44,13 +44,13 @@ from airflow_provider_rayjobs.task.template_values import (
     ],
 )
 def test_text(value: Any, text: str) -> None:
-    """A scalar becomes the text that a user would write."""
+    """A scalar becomes the text that a person would write."""
     assert as_text("field", value) == text
 
 
 @pytest.mark.parametrize("value", [None, ["a"], {"a": 1}, b"a", object], ids=repr)
-def test_wrong_text(value: Any) -> None:
-    """A value that is not a scalar is an error that names the field."""
+def test_no_text(value: Any) -> None:
+    """What is no scalar is refused, by the field's name."""
     with pytest.raises(ValueError, match=r"^submission_id must be text, not "):
         as_text("submission_id", value)
 
@@ -59,7 +59,7 @@ def test_wrong_text(value: Any) -> None:
     ("value", "number"),
     [
         pytest.param(None, None, id="not given"),
-        pytest.param("", None, id="empty"),
+        pytest.param("", None, id="rendered to nothing"),
         pytest.param("None", None, id="rendered to None"),
         pytest.param(2, 2, id="whole"),
         pytest.param(0.25, 0.25, id="fraction"),
@@ -70,7 +70,7 @@ def test_wrong_text(value: Any) -> None:
     ],
 )
 def test_number(value: Any, number: float | None) -> None:
-    """A number or its text becomes a number, an integer if possible."""
+    """A number, or the text of one, becomes a number, whole where it can be."""
     result = as_number("field", value)
 
     assert result == number
@@ -78,8 +78,8 @@ def test_number(value: Any, number: float | None) -> None:
 
 
 @pytest.mark.parametrize("value", ["many", True, [1], "2 GB", " "], ids=repr)
-def test_wrong_number(value: Any) -> None:
-    """A value that is not a number is an error that names the field and the value."""
+def test_no_number(value: Any) -> None:
+    """What is no number is refused, by the field's name and with what was given."""
     with pytest.raises(ValueError, match=r"^entrypoint_num_cpus must be a number, not ") as caught:
         as_number("entrypoint_num_cpus", value)
 
@@ -100,27 +100,27 @@ def test_wrong_number(value: Any) -> None:
     ],
     ids=repr,
 )
-def test_bool(value: Any, flag: bool) -> None:
-    """The usual words for yes and no become True and False."""
+def test_flag(value: Any, flag: bool) -> None:
+    """A yes or no in the usual words becomes True or False."""
     assert as_bool("field", value) is flag
 
 
 @pytest.mark.parametrize("value", [None, "", "maybe", 2, []], ids=repr)
-def test_wrong_bool(value: Any) -> None:
-    """A value that is neither yes nor no is an error that names the field."""
+def test_no_flag(value: Any) -> None:
+    """What is neither yes nor no is refused, by the field's name."""
     with pytest.raises(ValueError, match=r"^deferrable must be True or False, not "):
         as_bool("deferrable", value)
 
 
-def test_text_dict() -> None:
-    """Keys and values of a dictionary become text; None stays None."""
+def test_texts() -> None:
+    """Keys and values of a dictionary become text; no dictionary stays none."""
     assert as_text_dict("metadata", {"day": 20260101, 7: "a"}) == {"day": "20260101", "7": "a"}
     assert as_text_dict("metadata", {}) == {}
     assert as_text_dict("metadata", None) is None
 
 
-def test_number_dict() -> None:
-    """Values of a dictionary become numbers; unset ones are left out."""
+def test_numbers() -> None:
+    """Values of a dictionary become numbers; those that render to nothing are left out."""
     assert as_number_dict("entrypoint_resources", {"A100": "0.5", "slot": 1, "none": ""}) == {"A100": 0.5, "slot": 1}
     assert as_number_dict("entrypoint_resources", None) is None
 
@@ -128,17 +128,15 @@ def test_number_dict() -> None:
 @pytest.mark.parametrize(
     ("convert", "value", "message"),
     [
-        pytest.param(as_text_dict, {"a": ["b"]}, r"field\['a'\] must be text, not list", id="list instead of text"),
-        pytest.param(as_text_dict, "a=b", "field must be a dictionary, not str", id="text instead of a dictionary"),
-        pytest.param(
-            as_number_dict, {"a": "b"}, r"field\['a'\] must be a number, not 'b'", id="word instead of a number"
-        ),
-        pytest.param(as_number_dict, [1], "field must be a dictionary, not list", id="list instead of a dictionary"),
+        pytest.param(as_text_dict, {"a": ["b"]}, r"field\['a'\] must be text, not list", id="list for a text"),
+        pytest.param(as_text_dict, "a=b", "field must be a dictionary, not str", id="text for a dictionary"),
+        pytest.param(as_number_dict, {"a": "b"}, r"field\['a'\] must be a number, not 'b'", id="word for a number"),
+        pytest.param(as_number_dict, [1], "field must be a dictionary, not list", id="list for a dictionary"),
     ],
 )
-def test_wrong_dict(convert: Any, value: Any, message: str) -> None:
-    """A wrong dictionary, or a wrong value in one, is an error that names the field and the key."""
-    with pytest.raises(ValueError, match=rf"^{message}\.$"):
+def test_wrong_dictionaries(convert: Any, value: Any, message: str) -> None:
+    """A dictionary that is none, or has a wrong value, is refused by the name of the place."""
+    with pytest.raises(ValueError, match=f"^{message}$"):
         convert("field", value)
 
 
@@ -157,14 +155,14 @@ def test_entrypoint() -> None:
         pytest.param(["echo", ["a"]], r"entrypoint\[1\] must be text", id="list in the list"),
     ],
 )
-def test_wrong_entrypoint(value: Any, message: str) -> None:
-    """A wrong entrypoint is an error that names the argument."""
+def test_no_entrypoint(value: Any, message: str) -> None:
+    """What is no entrypoint is refused, by the place of the argument."""
     with pytest.raises(ValueError, match=f"^{message}"):
         as_entrypoint(value)
 
 
 def test_runtime_env() -> None:
-    """A runtime environment keeps its values; only env_vars become text."""
+    """A runtime environment keeps its values, but env_vars become text."""
     given = {"pip": ["emoji"], "env_vars": {"PORT": 8080}}
 
     assert as_runtime_env(given, []) == {"pip": ["emoji"], "env_vars": {"PORT": "8080"}}
@@ -174,8 +172,8 @@ def test_runtime_env() -> None:
     assert as_runtime_env("", []) is None
 
 
-def test_runtime_env_file(tmp_path: Path) -> None:
-    """A runtime environment may be a YAML file: an absolute path, or a path in the first folder that has it."""
+def test_runtime_env_of_a_file(tmp_path: Path) -> None:
+    """A runtime environment may be a YAML file: at its absolute path, or in the first folder that has it."""
     for folder, text in (("one", None), ("two", "env_vars: {PORT: 8080}"), ("three", "pip: [a]"), ("empty", "")):
         (tmp_path / folder).mkdir()
         if text is not None:
@@ -190,15 +188,15 @@ def test_runtime_env_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        pytest.param(b"a: [", "bad.yaml is not valid YAML", id="half a list"),
-        pytest.param(b"\xff\xfe\xff", "bad.yaml is not valid YAML", id="binary"),
+        pytest.param(b"a: [", "bad.yaml is not readable as YAML", id="half a list"),
+        pytest.param(b"\xff\xfe\xff", "bad.yaml is not readable as YAML", id="binary"),
         pytest.param(b"- a", "^runtime_env must be a dictionary", id="a list"),
-        pytest.param(b"env_vars: a", r"^runtime_env\['env_vars'\] must be a dictionary", id="wrong env_vars"),
-        pytest.param(None, "^runtime_env: file not found: bad.yaml. Searched: /", id="no file"),
+        pytest.param(b"env_vars: a", r"^runtime_env\['env_vars'\] must be a dictionary", id="env_vars are none"),
+        pytest.param(None, "^runtime_env: no such file: bad.yaml; looked for /", id="no file"),
     ],
 )
-def test_wrong_runtime_env_file(tmp_path: Path, content: bytes | None, message: str) -> None:
-    """A missing or wrong file is an error with its path and the name of the field."""
+def test_wrong_files(tmp_path: Path, content: bytes | None, message: str) -> None:
+    """A file that is missing or holds something else is refused, with its path and the field's name."""
     if content is not None:
         (tmp_path / "bad.yaml").write_bytes(content)
 
@@ -208,45 +206,45 @@ def test_wrong_runtime_env_file(tmp_path: Path, content: bytes | None, message: 
 
 
 @pytest.mark.parametrize(
-    ("content", "position"),
+    ("content", "place"),
     [
         (b"env_vars:\n  A: m4rked\n B: c", "line 3, column 2"),
         (b"env_vars: {A: 'm4rked", "line 1, column 22"),
         (b"A: *m4rked", "line 1, column 4"),
-        (b"m4rked\xff", "byte 6 is not UTF-8"),
+        (b"m4rked\xff", "byte 6 is no UTF-8"),
     ],
 )
-def test_error_of_a_wrong_file_shows_no_content(tmp_path: Path, content: bytes, position: str) -> None:
-    """The error about a YAML file has the position of the mistake, but no content, which may be a secret."""
+def test_a_wrong_files_content_is_not_shown(tmp_path: Path, content: bytes, place: str) -> None:
+    """A mistake in a YAML file is said with its place, and without what stands there: it may be a secret."""
     (tmp_path / "bad.yaml").write_bytes(content)
 
-    with pytest.raises(ValueError, match=position) as caught:
+    with pytest.raises(ValueError, match=place) as caught:
         as_runtime_env("bad.yaml", [tmp_path])
     assert "m4rked" not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.parametrize("text", ["env_vars: {A: m4rked}", "pip: m4rked", "pip:\n- m4rked", " {'pip': 'm4rked'}"])
-def test_error_of_text_shows_no_content(tmp_path: Path, text: str) -> None:
-    """The text of a runtime environment in place of a path is an error that does not quote it."""
-    with pytest.raises(ValueError, match=r"^runtime_env is the text of a dictionary") as caught:
+def test_text_in_place_of_a_path_is_not_shown(tmp_path: Path, text: str) -> None:
+    """What is no path is refused for what it is."""
+    with pytest.raises(ValueError, match=r"^runtime_env is the text of") as caught:
         as_runtime_env(text, [tmp_path])
     assert "m4rked" not in str(caught.value)
 
 
-def test_rendered_dictionary(tmp_path: Path) -> None:
-    """A dictionary that was rendered to text is an error that does not quote it, because it may contain secrets."""
-    rendered = str({"pip": [f"package-{number}" for number in range(100)]})
+def test_rendered_dictionary_is_no_file(tmp_path: Path) -> None:
+    """A dictionary that a template made into text is refused for what it is, and not shown: it may hold secrets."""
+    template_values = str({"pip": [f"package-{number}" for number in range(100)]})
 
     with pytest.raises(ValueError, match="^runtime_env is the text of a dictionary") as caught:
-        as_runtime_env(rendered, [tmp_path])
-    with pytest.raises(ValueError, match="^runtime_env: file not found"):
+        as_runtime_env(template_values, [tmp_path])
+    with pytest.raises(ValueError, match="^runtime_env: no such file"):
         as_runtime_env("x" * 5000, [tmp_path])
     assert "package-1" not in str(caught.value)
 
 
-def test_runtime_env_file_of_an_unknown_user(tmp_path: Path):
-    """``~`` before an unknown user is part of the file name."""
-    with pytest.raises(ValueError, match=r"^runtime_env: file not found: ~nosuchuser/env\.yaml"):
+def test_a_yaml_file_of_a_user_that_there_is_not(tmp_path: Path):
+    """``~`` before the name of no user is part of a name, not an error of its own."""
+    with pytest.raises(ValueError, match=r"^runtime_env: no such file: ~nosuchuser/env\.yaml"):
         as_runtime_env("~nosuchuser/env.yaml", [tmp_path])
 
 
@@ -256,63 +254,62 @@ def test_runtime_env_file_of_an_unknown_user(tmp_path: Path):
         pytest.param(5, 5, id="number"),
         pytest.param("0.5", 0.5, id="text"),
         pytest.param(timedelta(minutes=2), 120, id="timedelta"),
-        pytest.param(0, 0, id="zero"),
+        pytest.param(0, 0, id="none at all"),
     ],
 )
-def test_seconds(value: Any, seconds: float) -> None:
-    """A duration is a number of seconds, its text, or a timedelta."""
+def test_durations(value: Any, seconds: float) -> None:
+    """A duration may be given in seconds, as text, or as a timedelta."""
     assert as_seconds("poll_interval", value) == seconds
 
 
 @pytest.mark.parametrize("value", [-1, "-0.5", "soon", None, "", timedelta(seconds=-1), "nan", "inf"])
-def test_wrong_seconds(value: Any) -> None:
-    """A value that is not a duration is an error that names the field."""
+def test_no_durations(value: Any) -> None:
+    """What is no duration is refused, by the field's name."""
     with pytest.raises(ValueError, match="poll_interval must be a number"):
         as_seconds("poll_interval", value)
 
 
-@pytest.mark.parametrize("fetch_logs", ["live", "on_completion", "never"])
-def test_log_options(fetch_logs: str) -> None:
-    """There are three ways to fetch logs; limit and interval come as numbers or as text."""
-    assert as_log_options(fetch_logs, "7", "0.5") == LogOptions(fetch_logs, lines_limit=7, flush_interval=0.5)
-    assert as_log_options(fetch_logs, None, None) == LogOptions(fetch_logs)
+@pytest.mark.parametrize("value", ["live", "on_completion", "never"])
+def test_ways_to_fetch_logs(value: str) -> None:
+    """There are three ways to fetch logs."""
+    assert as_fetch_logs(value) == value
 
 
 @pytest.mark.parametrize("value", ["Live", "", None, True])
-def test_wrong_fetch_logs(value: Any) -> None:
-    """Another way to fetch logs is an error that names the three."""
+def test_no_ways_to_fetch_logs(value: Any) -> None:
+    """Anything else is refused with the three."""
     with pytest.raises(ValueError, match="fetch_logs must be one of live, on_completion, never"):
-        as_log_options(value, None, None)
+        as_fetch_logs(value)
 
 
 @pytest.mark.parametrize("value", [None, "", "None"])
-def test_unset_text(value: Any) -> None:
-    """A missing XCom renders to nothing or to the word None: both are unset."""
+def test_texts_that_templates_left_empty(value: Any) -> None:
+    """An XCom that nobody pushed renders to nothing, or to the word None: neither is an id."""
     assert as_optional_text("submission_id", value) is None
 
 
-def test_optional_text() -> None:
-    """Every other scalar becomes text."""
+def test_optional_texts() -> None:
+    """Anything else is the text that it is."""
     assert as_optional_text("submission_id", 20260102) == "20260102"
 
 
 @pytest.mark.parametrize("value", [None, "", "None"])
-def test_unset_seconds(value: Any) -> None:
-    """A duration that is unset is no limit."""
+def test_no_limits(value: Any) -> None:
+    """A duration that is not given, or that a template left empty, is no limit."""
     assert as_optional_seconds("job_timeout", value) is None
 
 
 @pytest.mark.parametrize(
     ("value", "seconds"), [(5, 5), ("0.5", 0.5), (timedelta(minutes=2), 120), (0, 0), (timedelta(0), 0)], ids=str
 )
-def test_optional_seconds(value: Any, seconds: float) -> None:
-    """A limit is a duration like any other, 0 included."""
+def test_limits(value: Any, seconds: float) -> None:
+    """A limit is a duration like any other; 0 is one, too."""
     assert as_optional_seconds("job_timeout", value) == seconds
 
 
 @pytest.mark.parametrize("value", [-1, "soon", timedelta(seconds=-1), "nan", "inf", True], ids=repr)
-def test_wrong_optional_seconds(value: Any) -> None:
-    """A value that is not a duration is an error, never no limit."""
+def test_wrong_limits(value: Any) -> None:
+    """What is no duration is refused by the field's name, and never taken for no limit."""
     with pytest.raises(ValueError, match="^job_timeout must be a number"):
         as_optional_seconds("job_timeout", value)
 
@@ -321,7 +318,7 @@ def test_wrong_optional_seconds(value: Any) -> None:
     ("value", "codes"),
     [
         pytest.param(None, set(), id="not given"),
-        pytest.param("", set(), id="empty"),
+        pytest.param("", set(), id="nothing rendered"),
         pytest.param("None", set(), id="None rendered"),
         pytest.param([], set(), id="an empty list"),
         pytest.param(99, {99}, id="one"),
@@ -336,7 +333,7 @@ def test_wrong_optional_seconds(value: Any) -> None:
     ],
 )
 def test_exit_codes(value: Any, codes: set[int]) -> None:
-    """Exit codes are one or many, as numbers or text."""
+    """Exit codes are given as one or many, as numbers or as what a template made of them."""
     assert as_exit_codes("fail_on_exit_code", value) == frozenset(codes)
 
 
@@ -346,22 +343,22 @@ def test_exit_codes(value: Any, codes: set[int]) -> None:
     ids=repr,
 )
 def test_wrong_exit_codes(value: Any) -> None:
-    """A value that is not an exit code is an error that names the field."""
+    """What is no exit code is refused, by the field's name."""
     with pytest.raises(ValueError, match="^fail_on_exit_code must be"):
         as_exit_codes("fail_on_exit_code", value)
 
 
 @pytest.mark.parametrize(("value", "count"), [(None, None), ("", None), ("None", None), (7, 7), ("7", 7), (7.0, 7)])
-def test_log_lines_limit(value: Any, count: int | None):
-    """The limit is a whole number above 0, also as text; unset means no limit."""
-    assert as_log_options("live", value, None).lines_limit == count
+def test_counts(value: Any, count: int | None):
+    """A count is a whole number above 0, as text as well; nothing means that there is no limit."""
+    assert as_positive_int("log_lines_limit", value) == count
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "many", True, [1]])
-def test_wrong_log_lines_limit(value: Any):
-    """A value that is not a whole number above 0 is an error that names the field."""
+def test_wrong_counts(value: Any):
+    """What is no count is an error that names the field."""
     with pytest.raises(ValueError, match="log_lines_limit"):
-        as_log_options("live", value, None)
+        as_positive_int("log_lines_limit", value)
 
 
 @pytest.mark.parametrize(
@@ -369,12 +366,12 @@ def test_wrong_log_lines_limit(value: Any):
     [(True, True), ("True", True), (False, False), (None, False), ("", False), (["*.pem"], ["*.pem"]), ((), [])],
 )
 def test_package_secrets(value: Any, expected: Any):
-    """All, none, or the files that match patterns; text is understood, too."""
+    """All, none, or those that patterns name; text from a template does as well."""
     assert as_package_secrets(value) == expected
 
 
 @pytest.mark.parametrize("value", ["*.pem", 3, [None]])
-def test_wrong_package_secrets(value: Any):
-    """A value that is neither a flag nor a list of patterns is an error that names the field."""
+def test_package_secrets_that_are_neither(value: Any):
+    """What is neither a yes or no nor a list of patterns is an error that names the field."""
     with pytest.raises(ValueError, match="package_secrets"):
         as_package_secrets(value)
