@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context, ObjectStoragePath, XComArg
 
     from airflow_provider_rayjobs.jobs.packages.local_code import LocalCode
+    from airflow_provider_rayjobs.jobs.steps import Engine
 
 
 class RayJobSubmitOperator(BaseOperator):
@@ -62,8 +63,8 @@ class RayJobSubmitOperator(BaseOperator):
         (``working_dir``, ``py_modules``, files for ``pip``, ``uv`` and ``conda``) is packed on the worker and sent to
         the cluster, unless it is there already. Relative paths, that of a YAML file too, are looked for beside the DAG
         file, then in the working directory; those in a YAML file beside it. (templated; a YAML file's contents are not)
-    :param package_secrets: whether files of local code that look like secrets (``.env``, ``*.pem``, ``id_rsa`` ...) are
-        packed; or patterns, as in a .gitignore, for those that are. (templated)
+    :param package_secrets: whether files of local code whose names are those of secrets (``.env``, ``id_rsa`` ...; the
+        list is in ``docs/USAGE.md``) are packed; or patterns, as in a .gitignore, for those that are. (templated)
     :param package_storage: an object storage path (``s3://conn_id@bucket/prefix``) that the cluster can read, for local
         code of 100 MiB and more, which Ray's HTTP server does not take. (templated)
     :param metadata: text to text, kept with the job. (templated)
@@ -246,28 +247,28 @@ class RayJobSubmitOperator(BaseOperator):
             skip_on=template_values.as_exit_codes("skip_on_exit_code", self.skip_on_exit_code),
         )
 
-    def resolve_local_code(self, watch: Callable[[int], object] | None = None) -> LocalCode | None:
+    def resolve_local_code(self) -> Engine[LocalCode | None]:
         """
         Find and name the local code of the runtime environment; ``None`` if there is none.
 
-        :param watch: told how many bytes more were read, from whatever thread; what it raises ends the naming.
         :raises ValueError: for what can never be packed, naming the field; nothing has been sent.
         """
         runtime_env = template_values.as_runtime_env(self.runtime_env, self._folders())
         if runtime_env is None or not has_local_code(runtime_env):
             return None
         # here, as every DAG file that is read would pay for it
-        from airflow_provider_rayjobs.jobs.packages.local_code import resolve_local_code  # noqa: PLC0415
+        from airflow_provider_rayjobs.jobs.packages.local_code import find_packages  # noqa: PLC0415
+        from airflow_provider_rayjobs.jobs.progress import in_turns  # noqa: PLC0415
         from airflow_provider_rayjobs.package_storage import open_storage  # noqa: PLC0415
 
         check_runtime_env_keys(runtime_env)
-        return resolve_local_code(
+        packages = find_packages(
             runtime_env,
             folders=template_values.as_folders(self.runtime_env, self._folders()),
             secrets=template_values.as_package_secrets(self.package_secrets),
             storage=None if template_values.is_unset(self.package_storage) else open_storage(self.package_storage),
-            watch=watch,
         )
+        return (yield from in_turns(packages, "Naming local code"))
 
     def plan(
         self,

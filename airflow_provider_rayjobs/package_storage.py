@@ -1,23 +1,24 @@
 """
-A place for packages that are too large for Ray's HTTP server: any object storage that Airflow and Ray's workers know.
+Object storage for packages that are too large for Ray's HTTP server.
 
-A package is stored under its name, which tells its contents, and only if it is not there. It appears whole or not at
-all: an object appears when its upload ends, and a file is renamed into its place.
+A package appears complete or not at all: an object when its upload is committed, a file when it is renamed.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Generator
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import IO, Any
 
 from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_rayjobs.exceptions import RayPackageError
+from airflow_provider_rayjobs.jobs.progress import Progress
 
-# Airflow's word for a storage, and Ray's. Ray's ``gcs`` is the cluster's own store, and never Google's.
+# Airflow's schemes to Ray's. In Ray ``gcs`` means the cluster's own store, not Google Cloud Storage.
 # Source: Ray 2.60 ``_private/runtime_env/protocol.py``.
 _SCHEMES = {"file": "file", "s3": "s3", "s3a": "s3", "s3n": "s3", "gs": "gs", "gcs": "gs", "abfss": "abfss"}
 _CHUNK = 8 * 1024 * 1024
@@ -25,90 +26,71 @@ _CHUNK = 8 * 1024 * 1024
 
 def open_storage(path: Any) -> Storage:
     """
-    Return the storage at an object storage path.
+    Return the storage at an :class:`~airflow.sdk.ObjectStoragePath` or a text.
 
-    :param path: text, or an :class:`~airflow.sdk.ObjectStoragePath`; in text, environment variables are filled in, and
-        a path of this machine's file system is made absolute.
-    :raises ValueError: for one that Ray's workers cannot read.
+    In a text, environment variables are expanded and a local path is made absolute.
     """
     try:
-        place = path if isinstance(path, ObjectStoragePath) else ObjectStoragePath(_whole(str(path)))
+        place = path if isinstance(path, ObjectStoragePath) else ObjectStoragePath(_expanded(str(path)))
         scheme = _SCHEMES.get(place.protocol or "file")
     except (ValueError, ImportError) as error:
-        raise ValueError(f"package_storage {str(path)!r} is no object storage that Airflow knows: {error}") from error
+        raise ValueError(f"package_storage {str(path)!r} is not supported by Airflow: {error}") from error
     if scheme is None:
-        raise ValueError(
-            f"package_storage is {str(path)!r}, and Ray's workers read no {place.protocol}://. Give one of "
-            f"{', '.join(f'{each}://' for each in _SCHEMES)}."
-        )
+        supported = ", ".join(f"{each}://" for each in _SCHEMES)
+        raise ValueError(f"package_storage {str(path)!r} is not supported by Ray. Use {supported}.")
     return Storage(place, scheme)
 
 
-def _whole(path: str) -> str:
+def _expanded(path: str) -> str:
     text = os.path.expandvars(path)
     if "://" in text and not text.startswith("file://"):
         return text
-    # a relative one would lead Ray's workers nowhere
     return "file://" + os.path.abspath(os.path.expanduser(text.removeprefix("file://")))  # noqa: PTH100, PTH111
 
 
+@dataclass(frozen=True)
 class Storage:
-    """
-    A :class:`~airflow_provider_rayjobs.jobs.packages.local_code.PackageStorage` at an Airflow object storage path.
+    """A storage at an Airflow object storage path; ``scheme`` is that of the URIs for Ray's workers."""
 
-    :param place: where packages lie.
-    :param scheme: of the address that Ray's workers read.
-    """
-
-    def __init__(self, place: ObjectStoragePath, scheme: str) -> None:
-        self._place = place
-        self._scheme = scheme
+    place: ObjectStoragePath
+    scheme: str
 
     def uri_of(self, name: str) -> str:
-        """Return the address by which Ray's workers read a package: without Airflow's connection, with Ray's scheme."""
+        """Return the URI for Ray's workers, which has Ray's scheme and no Airflow connection."""
         path = self._path_of(name)
-        if self._scheme == "abfss":
-            return self._azure_uri(path)
-        return f"{self._scheme}://{path}"
+        if self.scheme != "abfss":
+            return f"{self.scheme}://{path}"
+        with self._errors("find the Azure account of", name):
+            account = self.place.fs.account_name
+        container, _, rest = path.lstrip("/").partition("/")
+        return f"abfss://{container}@{account}.dfs.core.windows.net/{rest}"
 
     def has(self, name: str) -> bool:
-        """Tell whether a package is there."""
-        try:
-            return bool(self._place.fs.exists(self._path_of(name)))
-        except Exception as error:
-            raise self._error("look for", name, error) from error
+        """Tell whether a package exists."""
+        with self._errors("look for", name):
+            return bool(self.place.fs.exists(self._path_of(name)))
 
-    def put(self, name: str, file: IO[bytes]) -> Generator[int, None, None]:
-        """
-        Store a package in turns; after each it yields how many bytes were taken. One that is closed leaves nothing.
+    def put(self, name: str, file: IO[bytes]) -> Progress[None]:
+        """Store a package, completely or not at all."""
+        with self._errors("store", name):
+            yield from self._put_file(name, file) if self.scheme == "file" else self._put_object(name, file)
 
-        :raises RayPackageError: if the storage does not take it; what had arrived of it is taken away.
-        """
-        try:
-            if self._scheme == "file":
-                yield from self._put_file(name, file)
-            else:
-                yield from self._put_object(name, file)
-        except Exception as error:
-            raise self._error("store", name, error) from error
-
-    def _put_file(self, name: str, file: IO[bytes]) -> Generator[int, None, None]:
-        fs = self._place.fs
+    def _put_file(self, name: str, file: IO[bytes]) -> Progress[None]:
+        fs = self.place.fs
         fs.makedirs(self._path_of("").rstrip("/"), exist_ok=True)
-        # beside its place, so that the renaming is one step of the same file system
+        # in the same directory, so that renaming is atomic
         part = self._path_of(f".{name}.{secrets.token_hex(4)}.part")
         try:
             with fs.open(part, "wb") as target:
                 yield from _copy(file, target)
-            os.replace(part, self._path_of(name))  # noqa: PTH105  (fsspec copies where it could rename)
+            os.replace(part, self._path_of(name))  # noqa: PTH105  (fsspec may copy instead of renaming)
         except BaseException:
             with suppress(OSError):
                 os.unlink(part)  # noqa: PTH108
             raise
 
-    def _put_object(self, name: str, file: IO[bytes]) -> Generator[int, None, None]:
-        # what is not committed never appears, where the storage knows such a thing
-        target = self._place.fs.open(self._path_of(name), "wb", autocommit=False)
+    def _put_object(self, name: str, file: IO[bytes]) -> Progress[None]:
+        target = self.place.fs.open(self._path_of(name), "wb", autocommit=False)
         try:
             yield from _copy(file, target)
             target.close()
@@ -117,31 +99,25 @@ class Storage:
             with suppress(Exception):
                 target.discard()
             with suppress(AttributeError):
-                target.closed = True  # or what is collected as garbage sends what it still holds
+                target.closed = True  # otherwise garbage collection uploads the rest
             raise
 
     def _path_of(self, name: str) -> str:
-        return f"{self._place.path.rstrip('/')}/{name}"
+        return f"{self.place.path.rstrip('/')}/{name}"
 
-    def _azure_uri(self, path: str) -> str:
+    @contextmanager
+    def _errors(self, what: str, name: str) -> Iterator[None]:
         try:
-            account = self._place.fs.account_name
+            yield
         except Exception as error:
-            raise self._error("find an address for", path.rpartition("/")[2], error) from error
-        container, _, rest = path.lstrip("/").partition("/")
-        return f"abfss://{container}@{account}.dfs.core.windows.net/{rest}"
-
-    def _error(self, what: str, name: str, error: Exception) -> RayPackageError:
-        return RayPackageError(
-            f"Could not {what} package {name} at {self._place}: {type(error).__name__}: {error}. Nothing was "
-            "submitted. Check package_storage and the connection that it names."
-        )
+            raise RayPackageError(
+                f"Could not {what} package {name} at {self.place}: {type(error).__name__}: {error}. Nothing was "
+                "submitted. Check package_storage and its connection."
+            ) from error
 
 
-def _copy(source: IO[bytes], target: Any) -> Generator[int, None, None]:
+def _copy(source: IO[bytes], target: Any) -> Progress[None]:
     source.seek(0)
-    done = 0
     while chunk := source.read(_CHUNK):
         target.write(chunk)
-        done += len(chunk)
-        yield done
+        yield len(chunk)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG
 
+from airflow_provider_rayjobs.jobs import RayJobsClient
 from airflow_provider_rayjobs.jobs.steps import Interrupted
 from airflow_provider_rayjobs.jobs.submission import SubmissionOptions
 from airflow_provider_rayjobs.operators import RayJobDeleteOperator, RayJobStopOperator, RayJobSubmitOperator
@@ -158,6 +159,11 @@ def test_a_constructor_only_assigns():
     assert operator.entrypoint_num_cpus == "{{ x }}"
 
 
+def named(operator: RayJobSubmitOperator) -> Any:
+    with RayJobsClient("http://127.0.0.1:9") as client:
+        return client.run(operator.resolve_local_code())
+
+
 def test_local_code_is_looked_for_beside_the_dag_file_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A relative path is the DAG folder's, then the working directory's; in a YAML file it is that file's."""
     for folder in ("dags/code", "here/code", "here/other", "dags/envs/code"):
@@ -170,7 +176,7 @@ def test_local_code_is_looked_for_beside_the_dag_file_first(tmp_path: Path, monk
         with DAG("nightly") as dag:
             operator = RayJobSubmitOperator(task_id="t", entrypoint="true", runtime_env=runtime_env)
         dag.fileloc = str(tmp_path / "dags" / "nightly.py")
-        [package] = operator.resolve_local_code().packages
+        [package] = named(operator).packages
         return str(package.source.relative_to(tmp_path))
 
     assert source({"working_dir": "code"}) == "dags/code"
@@ -197,14 +203,14 @@ def test_local_code_becomes_part_of_the_plan(tmp_path: Path):
         package_secrets="True",
     )
 
-    code = operator.resolve_local_code()
+    code = named(operator)
     planned = operator.plan(context(), "job-1", runtime_env=code.runtime_env).runtime_env
 
     large, small = (package.name for package in code.packages)
     assert planned["working_dir"] == f"file://{tmp_path}/storage/{large}"
     assert planned["py_modules"] == [f"gcs://{small}"]
     assert planned["env_vars"]["RAY_JOB_SUBMISSION_ID"] == "job-1"
-    assert RayJobSubmitOperator(task_id="t", entrypoint="true").resolve_local_code() is None
+    assert named(RayJobSubmitOperator(task_id="t", entrypoint="true")) is None
 
 
 @pytest.mark.parametrize("storage", ["", "None", None])
@@ -215,7 +221,7 @@ def test_a_storage_that_renders_to_nothing_is_none(tmp_path: Path, storage: str 
     operator = RayJobSubmitOperator(
         task_id="t", entrypoint="true", runtime_env={"working_dir": str(tmp_path)}, package_storage=storage
     )
-    assert operator.resolve_local_code().runtime_env["working_dir"].startswith("gcs://")
+    assert named(operator).runtime_env["working_dir"].startswith("gcs://")
 
 
 class Unbegun(Execution):
@@ -223,7 +229,7 @@ class Unbegun(Execution):
 
     def __init__(self, operator: RayJobSubmitOperator, looks: int) -> None:
         self.task = operator
-        self.log = logging.getLogger("airflow.task.naming")
+        self.client = RayJobsClient("http://127.0.0.1:9", logger=logging.getLogger("airflow.task.naming"))
         self.looks = looks
 
     @property
@@ -232,7 +238,7 @@ class Unbegun(Execution):
         return SimpleNamespace(is_triggered=self.looks < 0)
 
 
-@pytest.mark.parametrize("looks", [0, 3])
+@pytest.mark.parametrize("looks", [0, 4])
 def test_a_task_that_is_killed_names_nothing_more(
     tmp_path: Path, looks: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
@@ -240,9 +246,11 @@ def test_a_task_that_is_killed_names_nothing_more(
     for name in ("a", "b", "c"):
         (tmp_path / name).write_bytes(bytes(2**20))
     operator = RayJobSubmitOperator(task_id="t", entrypoint="true", runtime_env={"working_dir": str(tmp_path)})
-    monkeypatch.setattr("airflow_provider_rayjobs.jobs.progress._INTERVAL", 0.0)
+    for name in ("_INTERVAL", "_TURN"):
+        monkeypatch.setattr(f"airflow_provider_rayjobs.jobs.progress.{name}", 0.0)
+    execution = Unbegun(operator, looks)
 
-    with caplog.at_level(logging.INFO), pytest.raises(Interrupted):
-        Unbegun(operator, looks)._submit(None, again=SimpleNamespace(submission_id="x", nonce="n", given=""))
+    with execution.client, caplog.at_level(logging.INFO), pytest.raises(Interrupted):
+        execution._submit(None, again=SimpleNamespace(submission_id="x", nonce="n", given=""))
 
-    assert ("Naming local code: 0 MiB read." in caplog.text) == (looks > 0)
+    assert ("Naming local code: 0 MiB." in caplog.text) == (looks > 0)

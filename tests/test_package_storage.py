@@ -1,4 +1,4 @@
-"""A place for what is too large for Ray's HTTP server, at an object storage path."""
+"""Object storage for packages that are too large for Ray's HTTP server."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from airflow_provider_rayjobs.package_storage import Storage, open_storage
 NAME = "_ray_pkg_0.zip"
 
 
-def test_a_file_is_stored_whole(tmp_path: Path):
-    """The directory is made, the package appears under its name, and nothing else is left beside it."""
+def test_file_is_stored_under_its_name(tmp_path: Path):
+    """The directory is created, and no other file is left beside the package."""
     storage = open_storage(f"file://{tmp_path}/deep/below")
     assert storage.uri_of(NAME) == f"file://{tmp_path}/deep/below/{NAME}"
     assert not storage.has(NAME)
@@ -30,7 +30,7 @@ def test_a_file_is_stored_whole(tmp_path: Path):
 
 
 class Breaks(io.BytesIO):
-    """A file that cannot be read to its end."""
+    """A file that fails while it is read."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if self.tell():
@@ -38,8 +38,8 @@ class Breaks(io.BytesIO):
         return super().read(3)
 
 
-def test_what_breaks_off_is_not_there(tmp_path: Path):
-    """A package whose storing breaks off is not there, nor is a part of it, and the error names the place."""
+def test_failed_storing_leaves_no_file(tmp_path: Path):
+    """A package that was not stored completely does not exist, and the error shows the path."""
     storage = open_storage(str(tmp_path))
 
     with pytest.raises(RayPackageError, match=f"Could not store package {NAME} at .*the disk broke.*package_storage"):
@@ -49,15 +49,15 @@ def test_what_breaks_off_is_not_there(tmp_path: Path):
     assert not storage.has(NAME)
 
 
-def test_a_place_that_cannot_be_written_is_said(tmp_path: Path):
-    """A place that is a file is an error that names it."""
+def test_storage_path_that_is_a_file_is_an_error(tmp_path: Path):
+    """The error shows the path."""
     (tmp_path / "file").touch()
     with pytest.raises(RayPackageError, match=f"{tmp_path}/file"):
         list(open_storage(str(tmp_path / "file")).put(NAME, io.BytesIO(b"a")))
 
 
-def test_storing_can_be_stopped(tmp_path: Path):
-    """A package is stored in turns, and one that is stopped between them leaves nothing behind."""
+def test_stopped_storing_leaves_no_file(tmp_path: Path):
+    """A package is stored in pieces; closing between two of them leaves nothing behind."""
     storing = open_storage(str(tmp_path)).put(NAME, io.BytesIO(bytes(20 * 2**20)))
     assert next(storing) == 8 * 2**20
     assert len(list(tmp_path.iterdir())) == 1
@@ -68,7 +68,7 @@ def test_storing_can_be_stopped(tmp_path: Path):
 
 
 class Upload(AbstractBufferedFile):
-    """An upload in parts, as of s3fs: what is written appears with the commit, and closing sends what is left."""
+    """A multipart upload as in s3fs: it appears when it is committed, and closing sends the rest."""
 
     def _initiate_upload(self) -> None:
         self.parts = b""
@@ -87,7 +87,7 @@ class Upload(AbstractBufferedFile):
 
 
 class Objects(AbstractFileSystem):
-    """An object store, as far as a place for packages uses it."""
+    """An object store with the methods that packages need."""
 
     cachable = False
 
@@ -112,8 +112,8 @@ class ObjectsPath:
         self.fs = Objects()
 
 
-def test_objects_appear_when_they_are_whole():
-    """In an object store nothing appears of what breaks off, and what was stored is there."""
+def test_object_appears_only_when_it_is_complete():
+    """A failed upload leaves no object; a successful one does."""
     place = ObjectsPath()
     storage = Storage(place, "s3")  # type: ignore[arg-type]
 
@@ -128,22 +128,22 @@ def test_objects_appear_when_they_are_whole():
 
 
 @pytest.mark.parametrize("path", ["memory://x", "nonsense://x"])
-def test_what_ray_cannot_read_is_refused(path: str):
-    """A storage that Ray's workers do not know is an error that names those that they do."""
+def test_storage_that_ray_does_not_support_is_an_error(path: str):
+    """The error shows the path and the supported schemes."""
     with pytest.raises(ValueError, match=f"package_storage .*{path[:6]}"):
         open_storage(path)
 
 
-def test_a_path_of_this_machine_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A relative path, and one that begins with ``~``, lead Ray's workers to a place."""
+def test_local_storage_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Relative paths and ``~`` become absolute ``file://`` URIs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     uris = {open_storage(path).uri_of(NAME) for path in ("packages", "./packages/", "~/packages", "file://~/packages")}
     assert uris == {f"file://{tmp_path}/packages/{NAME}"}
 
 
-def test_a_path_may_be_an_object_and_hold_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """An ObjectStoragePath does as well as text; variables in text are filled in."""
+def test_storage_path_may_be_an_object_or_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """ObjectStoragePath and text are accepted; environment variables in a text are expanded."""
     monkeypatch.setenv("HERE", str(tmp_path))
     uris = {
         open_storage(path).uri_of(NAME)

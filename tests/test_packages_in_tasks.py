@@ -1,4 +1,4 @@
-"""Local code of a task, against a real Ray head."""
+"""Local code of a task, with a real Ray head."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ def task(**arguments: Any) -> RayJobSubmitOperator:
     return RayJobSubmitOperator(**{"task_id": "train", "poll_interval": 0.5} | arguments)
 
 
-def test_large_code_goes_by_way_of_a_storage(client: RayJobsClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """Trees of 100 MiB and more are stored once, and the job finds them laid out as if they came by way of the "
-    "cluster."""
-    # each with one directory at its top, which Ray takes away from what it downloads
+def test_large_packages_are_stored_once_in_package_storage(
+    client: RayJobsClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Packages of 100 MiB and more are stored once, and the job finds the same layout as from the cluster."""
+    # each with a single top directory, which Ray removes from packages that it downloads
     for folder in ("code/src", "modules/shapes"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "__init__.py").write_text(f"SAYS = {folder!r}\n")
@@ -65,8 +66,10 @@ def test_large_code_goes_by_way_of_a_storage(client: RayJobsClient, tmp_path: Pa
 
 
 @needs_store
-def test_a_retry_sends_nothing_again(client: RayJobsClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """A second try of an unchanged directory finds the package on the cluster, whatever became of the first job."""
+def test_retry_does_not_upload_an_unchanged_directory_again(
+    client: RayJobsClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The second try finds the package on the cluster after the first job failed."""
     (tmp_path / "main.py").write_text(f"raise SystemExit({3})  # {os.urandom(8).hex()}\n")
     store = Store()
     operator = task(entrypoint="python main.py", runtime_env={"working_dir": str(tmp_path)})
@@ -80,14 +83,14 @@ def test_a_retry_sends_nothing_again(client: RayJobsClient, tmp_path: Path, caps
 
 
 @needs_store
-def test_a_submission_that_never_arrived_is_the_same_again(client: RayJobsClient, tmp_path: Path):
-    """Submitted again under the remembered id, it names the same package: one job, whichever request arrives."""
+def test_repeated_submission_has_the_same_package(client: RayJobsClient, tmp_path: Path):
+    """A submission sent again under the remembered id names the same package."""
     (tmp_path / "main.py").write_text("print(1)\n")
     store = Store()
     operator = task(entrypoint="python main.py", runtime_env={"working_dir": str(tmp_path)})
     job = operator.execute(context(store))
     sent = client.get_job(job).runtime_env["working_dir"]
-    time.sleep(6)  # Ray writes to the record of a job that has just ended, and would bring it back
+    time.sleep(6)  # Ray still writes to the record of a job that has just ended, which would restore it
     client.delete_job(job)
     store.set("ray_job", store.note | {"accepted": False, "delivered": False})
 
@@ -95,9 +98,10 @@ def test_a_submission_that_never_arrived_is_the_same_again(client: RayJobsClient
     assert client.get_job(job).runtime_env["working_dir"] == sent
 
 
-def test_a_tree_that_changes_while_it_is_packed_submits_nothing(client: RayJobsClient, tmp_path: Path):
-    """A file that is written to while its tree is packed is an error; neither a job nor a note of one is left."""
+def test_file_that_changes_during_packing_submits_nothing(client: RayJobsClient, tmp_path: Path):
+    """The try fails without a job and without a remembered submission."""
     (tmp_path / "noise").write_bytes(os.urandom(60_000_000))
+    (tmp_path / "log.txt").touch()
     store = Store()
     before = {job.submission_id for job in client.list_jobs()}
     stop = threading.Event()
@@ -109,9 +113,7 @@ def test_a_tree_that_changes_while_it_is_packed_submits_nothing(client: RayJobsC
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        with pytest.raises(
-            RayPackageError, match=r"log\.txt changed while its directory was packed.*Nothing was submitted"
-        ):
+        with pytest.raises(RayPackageError, match=r"File changed during packing: /.*/log\.txt .*Nothing was submitted"):
             task(entrypoint="true", runtime_env={"working_dir": str(tmp_path)}).execute(context(store))
     finally:
         stop.set()
@@ -121,8 +123,8 @@ def test_a_tree_that_changes_while_it_is_packed_submits_nothing(client: RayJobsC
     assert {job.submission_id for job in client.list_jobs()} == before
 
 
-def test_a_kill_while_packing_is_obeyed(client: RayJobsClient, tmp_path: Path):
-    """A task that is killed while it packs ends at once, and no job of it was submitted."""
+def test_kill_during_packing_ends_the_task(client: RayJobsClient, tmp_path: Path):
+    """A task killed during packing ends at once, and no job is submitted."""
     for number in range(4):
         (tmp_path / f"text{number}").write_text("some text that is worth deflating, but not at once\n" * 2_000_000)
     before = {job.submission_id for job in client.list_jobs()}

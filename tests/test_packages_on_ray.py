@@ -1,4 +1,4 @@
-"""Local code on a real Ray head: packed, sent, imported and run."""
+"""Local code on a real Ray head: packed, uploaded, imported and run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def client(ray_head: RayHead) -> Iterator[RayJobsClient]:
 
 
 def run(client: RayJobsClient, entrypoint: str | list[str], **options: Any) -> str:
-    """Run a job to its success, and return its log."""
+    """Run a job to its success and return its log."""
     records: list[str] = []
     job = client.submit_job(entrypoint, **options)
     details = client.follow_job(job, poll_interval=1, on_log=records.append)
@@ -40,7 +40,7 @@ def run(client: RayJobsClient, entrypoint: str | list[str], **options: Any) -> s
 
 
 def wheel(folder: Path, says: str, name: str = "greeting", version: str = "1.0") -> Path:
-    """Make a wheel with one module, that says something."""
+    """Make a wheel with one module."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{version}-py3-none-any.whl"
     info = f"{name}-{version}.dist-info"
@@ -54,8 +54,8 @@ def wheel(folder: Path, says: str, name: str = "greeting", version: str = "1.0")
     return path
 
 
-def test_a_job_imports_from_its_working_directory_and_runs_a_script(client: RayJobsClient, tmp_path: Path):
-    """The files of a local working_dir are the job's working directory, with their executable bits, links and names."""
+def test_working_dir_keeps_files_modes_links_and_names(client: RayJobsClient, tmp_path: Path):
+    """A job runs in the files of a local working_dir, with executable bits, links and names."""
     code = tmp_path / "code"
     (code / "lib").mkdir(parents=True)
     (code / "empty").mkdir()
@@ -80,8 +80,8 @@ def test_a_job_imports_from_its_working_directory_and_runs_a_script(client: RayJ
     assert log.endswith("ünï755\n644")
 
 
-def test_a_job_imports_from_py_modules(client: RayJobsClient, tmp_path: Path):
-    """A directory keeps its name, a single module is one, and archives lie open on the path, each beside the others."""
+def test_py_modules_can_be_directories_files_and_archives(client: RayJobsClient, tmp_path: Path):
+    """A job imports from a directory, a single file, and zip and tar archives at once."""
     (tmp_path / "shapes").mkdir()
     (tmp_path / "shapes" / "__init__.py").write_text("SAYS = 'directory'\n")
     (tmp_path / "single.py").write_text("SAYS = 'module'\n")
@@ -103,8 +103,8 @@ def test_a_job_imports_from_py_modules(client: RayJobsClient, tmp_path: Path):
     assert "['directory', 'module', 'zip', 'tar.gz', 'tar.xz']" in log
 
 
-def test_a_working_directory_may_be_an_archive(client: RayJobsClient, tmp_path: Path):
-    """A local zip or tar archive becomes the working directory as it is."""
+def test_working_dir_can_be_an_archive(client: RayJobsClient, tmp_path: Path):
+    """A local zip or tar archive is unpacked as the working directory."""
     (tmp_path / "main.py").write_text("print('it ran')\n")
     with tarfile.open(tmp_path / "code.tar.gz", "w:gz") as tar:
         tar.add(tmp_path / "main.py", "main.py")
@@ -115,8 +115,8 @@ def test_a_working_directory_may_be_an_archive(client: RayJobsClient, tmp_path: 
         assert "it ran" in run(client, "python main.py", runtime_env={"working_dir": str(tmp_path / name)})
 
 
-def test_a_wheel_with_new_contents_is_installed_anew(client: RayJobsClient, tmp_path: Path):
-    """A wheel is installed; one of the same name with other contents is another one, which Ray itself would miss."""
+def test_wheel_with_new_contents_is_installed_again(client: RayJobsClient, tmp_path: Path):
+    """A wheel with the same name and other contents is another package; Ray alone would use the old one."""
     print_it = ["python", "-c", "import greeting; print('says', greeting.SAYS)"]
 
     for says in ("first", "second"):
@@ -125,8 +125,8 @@ def test_a_wheel_with_new_contents_is_installed_anew(client: RayJobsClient, tmp_
 
 
 @pytest.mark.parametrize("tool", ["pip", "uv"])
-def test_local_requirements_are_installed(client: RayJobsClient, tmp_path: Path, tool: str):
-    """Requirements files are read here with what they include; constraints count, though no file is on the cluster."""
+def test_requirements_and_constraints_files_are_installed(client: RayJobsClient, tmp_path: Path, tool: str):
+    """Included files and constraints count, although no such file is on the cluster."""
     wheel(tmp_path / "wheels", "one", "limited", "1.0")
     wheel(tmp_path / "wheels", "two", "limited", "2.0")
     wheel(tmp_path / "wheels", "hello", "included", "1.0")
@@ -144,10 +144,10 @@ def test_local_requirements_are_installed(client: RayJobsClient, tmp_path: Path,
     assert "one hello" in log
 
 
-def test_an_unchanged_directory_is_not_sent_again(
+def test_unchanged_directory_is_not_uploaded_again(
     client: RayJobsClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    """The first submission uploads, the second does not, and one line says so each time."""
+    """The first submission uploads, the second one does not; the log has one line for each."""
     (tmp_path / "main.py").write_text(f"print({os.urandom(8).hex()!r})\n")
     caplog.set_level(logging.INFO)
 
@@ -167,8 +167,8 @@ async def _submit(address: str, directory: Path) -> str:
         return str((await client.follow_job(job, poll_interval=1)).status)
 
 
-def test_two_that_send_the_same_package_at_once_do_no_harm(client: RayJobsClient, tmp_path: Path):
-    """Eight submissions of a new directory at once, on an event loop, all succeed."""
+def test_concurrent_uploads_of_one_package_succeed(client: RayJobsClient, tmp_path: Path):
+    """Eight simultaneous submissions of a new directory all succeed."""
     import asyncio
 
     (tmp_path / "main.py").write_text(f"print({os.urandom(8).hex()!r})\n")
@@ -181,9 +181,8 @@ def test_two_that_send_the_same_package_at_once_do_no_harm(client: RayJobsClient
 
 
 @pytest.mark.parametrize(("size", "fits"), [(LIMIT - 1, True), (LIMIT + 1, False)])
-def test_ray_takes_what_we_let_through(client: RayJobsClient, size: int, fits: bool, tmp_path: Path):
-    """Whatever is below our limit Ray's HTTP server takes; a byte above it, it does not (at it, its releases "
-    "differ)."""
+def test_package_limit_is_that_of_rays_http_server(client: RayJobsClient, size: int, fits: bool, tmp_path: Path):
+    """Ray accepts a package just below our limit and refuses one just above it."""
     with (tmp_path / "large").open("w+b") as file:
         file.truncate(size)
         name = f"_ray_pkg_{os.urandom(20).hex()}.zip"
@@ -199,8 +198,8 @@ def test_ray_takes_what_we_let_through(client: RayJobsClient, size: int, fits: b
                 client.run(engine())
 
 
-def test_nothing_of_the_runtime_environment_is_lost(client: RayJobsClient, tmp_path: Path):
-    """What is no local code arrives as it was given."""
+def test_other_keys_of_the_runtime_env_are_unchanged(client: RayJobsClient, tmp_path: Path):
+    """Keys without local code arrive as they were given."""
     (tmp_path / "main.py").touch()
     runtime_env = {"working_dir": str(tmp_path), "env_vars": {"A": "b"}, "excludes": ["x"]}
     job = client.submit_job("true", runtime_env=runtime_env)

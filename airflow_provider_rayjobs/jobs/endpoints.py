@@ -163,8 +163,9 @@ def error_for_answer(request: AnyRequest, answer: Answer) -> RayApiResponseError
     """Return the error that an answer means: by Ray's words first, then by the HTTP status."""
     kind, fact, advice = diagnose_answer(answer) or _diagnose_status(answer)
     message = error_message(f"HTTP {answer.status_code}, {fact}", request, answer.place, advice)
-    quoted = _quote(answer)
-    return kind(f"{message} The answer says: {quoted}" if quoted else message, status_code=answer.status_code)
+    if quoted := _quote(answer):
+        message = f"{message} The answer says: {quoted}{'' if quoted.endswith('.') else '.'}"
+    return kind(message, status_code=answer.status_code)
 
 
 def _diagnose_status(answer: Answer) -> Diagnosis[RayApiResponseError]:

@@ -87,22 +87,21 @@ class UploadBody(Protocol):
         """Yield the bytes from the start."""
 
 
-def _never() -> bool:
-    return False
+def _do_nothing() -> None:
+    pass
 
 
 @dataclass(frozen=True)
 class Upload:
-    """``is_interrupted`` is asked before each chunk: an upload may take minutes."""
+    """``before`` is called before each chunk is sent; an exception of it ends the upload."""
 
     request: UploadRequest
     body: UploadBody
-    is_interrupted: Callable[[], bool] = _never
+    before: Callable[[], object] = _do_nothing
 
     def chunks(self, clock: Callable[[], float], log: Callable[[LogMessage], object]) -> Iterator[bytes]:
         for chunk in self.body.chunks(clock, log):
-            if self.is_interrupted():
-                raise Interrupted
+            self.before()
             yield chunk
 
 
@@ -207,7 +206,7 @@ class Interrupted(BaseException):
 
 
 def map_steps(
-    engine: Engine[T], perform: Callable[[Step], Engine[Any]], before: Callable[[], object] = _never
+    engine: Engine[T], perform: Callable[[Step], Engine[Any]], before: Callable[[], object] = _do_nothing
 ) -> Engine[T]:
     """
     Run an engine, but perform each of its steps by the engine ``perform(step)``.
@@ -231,7 +230,7 @@ def interruptible(engine: Engine[T], is_interrupted: Callable[[], bool]) -> Engi
     """
     Run an engine; close it and raise :class:`Interrupted` as soon as ``is_interrupted``.
 
-    That is asked before each step and four times a second during a sleep, which a signal handler does not end.
+    That is asked before each step and each chunk of an upload, and four times a second during a sleep.
     """
 
     def check() -> None:
@@ -240,7 +239,7 @@ def interruptible(engine: Engine[T], is_interrupted: Callable[[], bool]) -> Engi
 
     def perform(step: Step) -> Engine[Any]:
         if not isinstance(step, Sleep):
-            return (yield replace(step, is_interrupted=is_interrupted) if isinstance(step, Upload) else step)
+            return (yield replace(step, before=check) if isinstance(step, Upload) else step)
         now: float = yield Sleep(0)
         end = now + step.seconds
         while now < end and not is_interrupted():

@@ -14,7 +14,8 @@ from airflow_provider_rayjobs.exceptions import RayJobExistsError
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobSubmission
 from airflow_provider_rayjobs.jobs.packages.paths import has_local_code
-from airflow_provider_rayjobs.jobs.steps import Engine, LogMessage, RunBlocking, raising_unreachable, send
+from airflow_provider_rayjobs.jobs.progress import in_turns
+from airflow_provider_rayjobs.jobs.steps import Engine, LogMessage, raising_unreachable, send
 from airflow_provider_rayjobs.jobs.submission import NONCE, SubmissionOptions, build_submission, check_runtime_env_keys
 
 
@@ -43,11 +44,11 @@ def submit_with_code(entrypoint: str | Sequence[str], options: CodeOptions, retr
         submission = build_submission(entrypoint, **arguments)
     else:
         # imported late: few submissions need these modules
-        from airflow_provider_rayjobs.jobs.packages.local_code import resolve_local_code  # noqa: PLC0415
+        from airflow_provider_rayjobs.jobs.packages.local_code import find_packages  # noqa: PLC0415
         from airflow_provider_rayjobs.jobs.packages.upload import upload_packages  # noqa: PLC0415
 
         check_runtime_env_keys(runtime_env)
-        code = yield RunBlocking(lambda: resolve_local_code(runtime_env, secrets=secrets))
+        code = yield from in_turns(find_packages(runtime_env, secrets=secrets), "Hashing local code")
         submission = build_submission(entrypoint, **{**arguments, "runtime_env": code.runtime_env})
         yield from upload_packages(code, retry_timeout)
     yield from submit_job(submission, retry_timeout)

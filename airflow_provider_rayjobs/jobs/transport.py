@@ -120,9 +120,9 @@ class HttpCodec:
             error.__cause__ = error.__context__ = None
         timeouts = self._timeout(request).as_dict()
         kind, fact, advice = diagnose_failure(error, self.address, self._access, timeouts)
-        cause = redaction.redact(f"{type(error).__name__}: {error}", self._access.secrets()).removesuffix(": ")
+        cause = redaction.redact(f"{type(error).__name__}: {error}", self._access.secrets()).rstrip(":. ")
         return kind(
-            f"{error_message(fact, request, self.place, advice)} Cause: {cause}",
+            f"{error_message(fact, request, self.place, advice)} Cause: {cause}.",
             sent=not isinstance(error, _NEVER_SENT) and kind is not RayApiTLSError,
         )
 

@@ -36,7 +36,6 @@ from airflow_provider_rayjobs.jobs.limits import Limits, describe_shortage
 from airflow_provider_rayjobs.jobs.logs.cursor import NO_ENDING
 from airflow_provider_rayjobs.jobs.logs.options import LogOptions
 from airflow_provider_rayjobs.jobs.models import ClusterResources, JobDetails, JobStatus, JobSubmission
-from airflow_provider_rayjobs.jobs.progress import Throttle
 from airflow_provider_rayjobs.jobs.steps import Engine, Interrupted, interruptible
 from airflow_provider_rayjobs.jobs.stop import StopResult, stop_and_wait
 from airflow_provider_rayjobs.jobs.submission import new_nonce
@@ -107,8 +106,8 @@ class SubmitTask(Protocol):
     def log(self) -> Any:
         """The task's logger."""
 
-    def resolve_local_code(self, watch: Callable[[int], object] | None = None) -> LocalCode | None:
-        """Find and name the local code of the runtime environment."""
+    def resolve_local_code(self) -> Engine[LocalCode | None]:
+        """Find and hash the local code of the runtime environment."""
 
     def plan(
         self,
@@ -254,7 +253,7 @@ class Execution:
         :param again: one that an earlier try remembered and that never arrived.
         """
         note = again or self._new_note(this)
-        code = self.task.resolve_local_code(self._watch_over_naming())
+        code = self._run(self.task.resolve_local_code())
         submission = self.task.plan(
             self.context, note.submission_id, note.nonce, runtime_env=code.runtime_env if code else None
         )
@@ -281,21 +280,6 @@ class Execution:
             self.cluster.address,
             self.cluster.job_url(note.submission_id),
         )
-
-    def _watch_over_naming(self) -> Callable[[int], None]:
-        """Return what sees to it that naming large code says so, and ends when the task is killed."""
-        news = Throttle(time.monotonic())
-        done = 0
-
-        def watch(count: int) -> None:
-            nonlocal done
-            if self.kill.is_triggered:
-                raise Interrupted
-            done += count
-            if news.is_due(time.monotonic()):
-                self.log.info("Naming local code: %d MiB read.", done // 2**20)
-
-        return watch
 
     def _provide(self, code: LocalCode) -> None:
         """Have the packages on the cluster before anything of the job is remembered or sent."""

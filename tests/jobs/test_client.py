@@ -283,7 +283,7 @@ def test_connection_error_leads_with_the_fact(call: Call, failure: httpx.HTTPErr
     assert caught.value.sent is sent
     assert caught.value.__cause__ is failure
     assert str(caught.value).startswith(f"{fact}: could not get job a at {ADDRESS}. ")
-    assert str(caught.value).endswith(f" Cause: {type(failure).__name__}: {failure}")
+    assert str(caught.value).endswith(f" Cause: {type(failure).__name__}: {failure}.")
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,7 @@ def test_log_continues_after_a_lost_connection(call: Call) -> None:
     caught, before = call("run", wire, engine(), shown.append)
 
     assert str(caught).startswith(f"Connection lost: could not read the log of job a at {ADDRESS}. ")
-    assert str(caught).endswith("Cause: ReadError: cut")
+    assert str(caught).endswith("Cause: ReadError: cut.")
     assert 0 < before < len(shown)
     assert "\n".join(shown).encode() + b"\n" == text
     assert [request.url.params["lines"] for request in wire.requests] == ["-1", "-1"]

@@ -1,1 +1,1 @@
-"""Local code as packages: what of a directory is packed, under which name, in which archive, and how it gets there."""
+"""Local code as packages: which files are packed, the name and the archive of a package, and its upload."""

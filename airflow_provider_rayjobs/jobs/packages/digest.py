@@ -1,9 +1,8 @@
 """
-A package's name: a digest of what is in it, and of nothing else.
+The name of a package: a digest of the names, contents and executable bits of its files.
 
-Names, contents and whether a file may be executed go into it, in the names' order. Times, owners, umask, the order in
-which a disk lists files, the compression and the place of the directory do not: so the same tree has the same name on
-any machine, and a cluster that holds it is not sent it again.
+Times, owners, umask and the place of the directory do not count. So the same tree has the same name on every machine,
+and it is uploaded to a cluster only once.
 """
 
 from __future__ import annotations
@@ -11,147 +10,127 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import IO
+from itertools import islice
 
-from airflow_provider_rayjobs.jobs.packages.tree import Entry, FileStamp, Tree, changed, unreadable, unwritable
+from airflow_provider_rayjobs.jobs.packages.tree import Entry, Tree, changed, stamp_of, unreadable
+from airflow_provider_rayjobs.jobs.progress import Progress
 
-# Another meaning of the digest needs another word here.
+# The archives that Ray 2.60 unpacks. Older heads may support .zip and .whl only.
+ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar.xz")
+# Change this with the meaning of the digest.
 _VERSION = b"rayjobs package 1\n"
-# Ray's own name for what it holds of local code.
+# Ray's own prefix for packages, and the length of its digests in hexadecimal digits.
 _PREFIX = "_ray_pkg_"
-# 160 bits, as many as Ray's own names have.
 _DIGITS = 40
-# Small enough to stay in a processor's cache between the reading and the hashing.
+# Small enough for a processor's cache.
 CHUNK = 256 * 1024
+# From this size on files are hashed on several threads, so many chunks of each at once.
 _LARGE = 512 * 1024
-_THREADS = 4
+_THREADS, _CHUNKS = 4, 16
 
 
-Watch = Callable[[int], object]
-
-
-def unwatched(_: int) -> None:
-    """Let the naming go on without a look at it."""
-
-
-def name_tree(tree: Tree, top: str, digests: dict[str, bytes] | None = None, watch: Watch = unwatched) -> str:
-    """
-    Return the name of a tree's package.
-
-    :param top: the name of its top directory, "" where its files are at the root.
-    :param digests: filled with those of the contents, by the entries' names.
-    :param watch: told how many bytes more were read, from whatever thread; what it raises ends the naming.
-    :raises RayPackageError: for a file that cannot be read, or that changes meanwhile.
-    """
-    whole = hashlib.sha256(_VERSION)
-    known = _digests_of_large(tree, watch)
+def digest_tree(tree: Tree) -> Progress[dict[str, bytes]]:
+    """Read all files of a tree and return the digests of their contents, by name."""
+    digests = yield from _digest_large(entry for entry in tree.entries if entry.size >= _LARGE)
     for entry in tree.entries:
-        name = f"{top}/{entry.name}".encode() if top else entry.name.encode()
-        content = b"" if entry.is_directory else known.get(entry.name) or _digest(entry, watch)
-        if digests is not None:
-            digests[entry.name] = content
+        if not entry.is_directory and entry.name not in digests:
+            digests[entry.name] = hashlib.sha256(b"".join(read(entry))).digest()
+            yield entry.size
+    return digests
+
+
+def name_tree(tree: Tree, digests: Mapping[str, bytes]) -> str:
+    """Return the name of a tree's package."""
+    whole = hashlib.sha256(_VERSION)
+    for entry in tree.entries:
+        name = entry.name.encode()
+        content = b"" if entry.is_directory else digests[entry.name]
         whole.update(b"%o %d %s%s" % (entry.mode, len(name), name, content))
     return f"{_PREFIX}{whole.hexdigest()[:_DIGITS]}.zip"
 
 
-def name_archive(path: Path, suffix: str, copy: IO[bytes] | None = None, watch: Watch = unwatched) -> str:
+def name_archive(filename: str, digest: bytes) -> str:
     """
-    Return the name of an archive that goes to the cluster as it is.
+    Return the name of an archive's package.
 
-    Ray installs a wheel by its file's name, and keeps what it has installed by that name. So a wheel keeps its own,
-    with the digest in the one part that may be added: the build tag.
-
-    :param suffix: by which Ray knows how to unpack it.
-    :param copy: where its bytes are written to as well.
-    :param watch: as for :func:`name_tree`.
+    Ray installs a wheel by its file name and caches it by that name. So the digest goes into the build tag of a wheel.
     """
-    digest = hashlib.sha256(_VERSION + suffix.encode())
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
-                watch(len(chunk))
-                if copy is not None:
-                    write(copy, chunk)
-        if copy is not None:
-            write(copy, b"", is_last=True)
-    except OSError as error:
-        raise unreadable(str(path), error) from error
-    digits = digest.hexdigest()[:_DIGITS]
-    return _name_wheel(path.name, digits) if suffix == ".whl" else f"{_PREFIX}{digits}{suffix}"
-
-
-def write(file: IO[bytes], data: bytes, *, is_last: bool = False) -> None:
-    """
-    Write into a temporary file.
-
-    :param is_last: whether it is the end: what is still held back goes to the disk.
-    :raises RayPackageError: if the disk does not take it.
-    """
-    try:
-        file.write(data)
-        if is_last:
-            file.flush()
-    except OSError as error:
-        raise unwritable(error) from error
-
-
-def _name_wheel(name: str, digits: str) -> str:
-    parts = name.removesuffix(".whl").split("-")
+    suffix = next(it for it in (*ARCHIVES, ".whl") if filename.endswith(it)).replace(".tgz", ".tar.gz")
+    digits = hashlib.sha256(_VERSION + suffix.encode() + digest).hexdigest()[:_DIGITS]
+    if suffix != ".whl":
+        return f"{_PREFIX}{digits}{suffix}"
+    parts = filename.removesuffix(suffix).split("-")
     if len(parts) not in (5, 6) or not all(parts) or (len(parts) == 6 and not parts[2][0].isdigit()):
         raise ValueError(
-            f"{name!r} is not the name of a wheel (name-version-python-abi-platform.whl), by which pip would install it"
+            f"Invalid wheel name: {filename!r}. pip installs by the name: name-version-python-abi-platform.whl."
         )
     build = parts[2] if len(parts) == 6 else "0"
-    return "-".join([*parts[:2], f"{build}_{digits}", *parts[-3:]]) + ".whl"
+    return "-".join([*parts[:2], f"{build}_{digits}", *parts[-3:]]) + suffix
 
 
 def read(entry: Entry) -> Iterator[bytes]:
-    """
-    Read a file in pieces, and see to it that it is, and stays, the one that was selected.
-
-    :raises RayPackageError: for a file that cannot be read, or that changed since.
-    """
+    """Read a file in chunks; it is an error if the file changed since its directory was listed."""
     if entry.data is not None:
         yield entry.data
         return
     try:
-        # without Python's file objects: most files of a tree are small, and opening them is what takes the time
-        file = os.open(entry.path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe that has taken its place must not hold us
+        # os.open instead of Python's file objects, which take longer to open than a small file to read;
+        # O_NONBLOCK, as a pipe may have replaced the file
+        file = os.open(entry.path, os.O_RDONLY | os.O_NONBLOCK)
         try:
             status = os.fstat(file)
-            if not stat.S_ISREG(status.st_mode) or FileStamp.of(status) != entry.stamp:
-                raise changed(entry.path, "it is not the file that it was")
+            if not stat.S_ISREG(status.st_mode) or stamp_of(status) != entry.stamp:
+                raise changed(entry.path, "it was replaced or written to")
             left = entry.size
             while left and (chunk := os.read(file, min(CHUNK, left))):
                 left -= len(chunk)
                 yield chunk
-            if left or FileStamp.of(os.fstat(file)) != entry.stamp:
+            if left or stamp_of(os.fstat(file)) != entry.stamp:
                 raise changed(entry.path, "it was written to")
         finally:
             os.close(file)
     except (FileNotFoundError, IsADirectoryError):
-        raise changed(entry.path, "it is gone") from None
+        raise changed(entry.path, "it was deleted") from None
     except OSError as error:
         raise unreadable(entry.path, error) from error
 
 
-def _digests_of_large(tree: Tree, watch: Watch) -> dict[str, bytes]:
-    """Read large files a few at a time: hashing them is what takes the time, and needs no lock of Python's."""
-    large = [entry for entry in tree.entries if entry.size >= _LARGE]
-    if len(large) < 2:
-        return {}
-    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-        found = pool.map(lambda entry: _digest(entry, watch), large)
-        return dict(zip([entry.name for entry in large], found, strict=True))
-
-
-def _digest(entry: Entry, watch: Watch) -> bytes:
-    digest = hashlib.sha256()
+def read_as_named(entry: Entry, digest: bytes) -> Iterator[bytes]:
+    """Read a file in chunks, as :func:`read`, and compare it with its digest at the end."""
+    actual = hashlib.sha256()
     for chunk in read(entry):
+        actual.update(chunk)
+        yield chunk
+    if actual.digest() != digest:
+        raise changed(entry.path, "its contents differ")
+
+
+def _digest_large(entries: Iterable[Entry]) -> Progress[dict[str, bytes]]:
+    """Hash several files at once; hashing and reading release Python's lock."""
+    digests: dict[str, bytes] = {}
+    waiting = ((entry.name, _hash(entry, digests)) for entry in entries)
+    count = min(_THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(count) as pool:
+        files = list(islice(waiting, count))
+        while files:
+            # the threads are idle at each yield, so that this generator can be closed there
+            yield sum(pool.map(next, [hashing for _, hashing in files]))
+            files = [file for file in files if file[0] not in digests]
+            files += islice(waiting, count - len(files))
+    return digests
+
+
+def _hash(entry: Entry, digests: dict[str, bytes]) -> Iterator[int]:
+    """Add the digest of a file, and yield the size of each batch of chunks that was hashed."""
+    digest = hashlib.sha256()
+    size = 0
+    for number, chunk in enumerate(read(entry), 1):
         digest.update(chunk)
-        watch(len(chunk))
-    return digest.digest()
+        size += len(chunk)
+        if number % _CHUNKS == 0:
+            yield size
+            size = 0
+    digests[entry.name] = digest.digest()
+    yield size

@@ -1,10 +1,9 @@
 r"""
-Which paths ``excludes``, ``.gitignore`` and ``.rayignore`` leave out, in Ray's meaning.
+The rules of ``excludes``, ``.gitignore`` and ``.rayignore``, with Ray's meaning.
 
-Ray brings its own copy of an early pathspec (0.9), which reads patterns a little differently from git and from later
-releases: ``!dir`` takes back the directory and not what is below it, ``a/*`` is not said of what lies deeper. An
-Airflow worker may have any pathspec from 0.9 to 1.1, and the same tree shall have the same package everywhere. So the
-meaning is written down here, and a test holds it beside Ray's own.
+Ray has its own copy of an early pathspec (0.9), which differs from git and from later releases: ``!dir`` takes back the
+directory without its contents, and ``a/*`` does not match deeper paths. Workers may have any pathspec, and a tree must
+have the same package on all of them. So the rules are implemented here, and a test compares them with Ray's.
 
 Source: Ray 2.60 ``_private/thirdparty/pathspec/patterns/gitwildmatch.py`` and ``_private/runtime_env/packaging.py``.
 """
@@ -13,18 +12,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from os import PathLike
 from typing import NamedTuple
 
 GITIGNORE, RAYIGNORE = ".gitignore", ".rayignore"
-# Ray's default for working_dir, and the variables by which a user changes what is left out.
+# Ray's default for working_dir, and the environment variables that change what is left out.
 _DEFAULT_EXCLUDES = ".git,.venv,venv,__pycache__"
 _DEFAULT_EXCLUDES_VARIABLE = "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES"
 _IGNORE_GITIGNORE_VARIABLE = "RAY_RUNTIME_ENV_IGNORE_GITIGNORE"
+# An escaped character, a set, or one character. A "]" at the start of a set is a member of it.
+_TOKEN = re.compile(r"\\.?|\[(?P<set>!?+\]?+[^\]]*+)\]|.", re.DOTALL)
+# "**" by whether it is the first and the last part of a pattern.
+_ANY_DIRECTORIES = {
+    (True, True): ".+", (True, False): "(?:.+/)?", (False, False): "(?:/.+)?", (False, True): "/.*",
+}  # fmt: skip
 
 
 class Pattern(NamedTuple):
-    """One line of an ignore file: what it matches, and whether that is left out or taken back in."""
+    """One line of an ignore file."""
 
     regex: re.Pattern[str]
     is_left_out: bool
@@ -33,46 +37,31 @@ class Pattern(NamedTuple):
 
 class IgnoreRules:
     """
-    The patterns of one place; the last one that matches a path decides about it.
+    The patterns of one source. The last one that matches a path decides.
 
     :param lines: of an ignore file, or of ``excludes``.
-    :param source: where they come from, for messages.
-    :raises ValueError: for a pattern that is none, naming it.
+    :param source: for messages.
+    :raises ValueError: for an invalid pattern.
     """
 
     def __init__(self, lines: Iterable[str], source: str) -> None:
         self.source = source
         patterns = [pattern for line in lines if (pattern := _read(line, source)) is not None]
-        # the last one counts: looked at first
         self._patterns = patterns[::-1]
-        # most paths match none of them: that is found out at once
+        # most paths match no pattern: one regular expression finds that out quickly
         self._any = re.compile("|".join(f"(?:{pattern.regex.pattern})" for pattern in patterns))
 
-    def __bool__(self) -> bool:
-        return bool(self._patterns)
-
     def match(self, path: str) -> str | None:
-        """
-        Return the pattern that leaves a path out, ``None`` if none does.
-
-        :param path: relative to the rules' own directory, with ``/``; ``.`` is that directory itself.
-        """
-        if self._any.match(path) is None:
-            return None
-        for pattern in self._patterns:
-            if pattern.regex.match(path):
-                return pattern.text if pattern.is_left_out else None
+        """Return the pattern that leaves out a path, which is relative to the directory of the rules (``.``)."""
+        if self._any.match(path):
+            for pattern in self._patterns:
+                if pattern.regex.match(path):
+                    return pattern.text if pattern.is_left_out else None
         return None
 
 
-def read_ignore_file(path: str | PathLike[str]) -> IgnoreRules:
-    """Read an ignore file. Names that are not UTF-8 are kept as Python keeps those of files."""
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:  # noqa: PTH123  (a path as text: many of them)
-        return IgnoreRules(file, str(path))
-
-
 def default_excludes(environ: Mapping[str, str]) -> list[str]:
-    """Return what Ray leaves out of a ``working_dir`` without being told."""
+    """Return what Ray always leaves out of a ``working_dir``."""
     given = environ.get(_DEFAULT_EXCLUDES_VARIABLE, _DEFAULT_EXCLUDES)
     return [pattern.strip() for pattern in given.split(",") if pattern.strip()]
 
@@ -88,86 +77,45 @@ def _read(line: str, source: str) -> Pattern | None:
         return None
     is_left_out = not text.startswith("!")
     body = text if is_left_out else text[1:]
-    body = body.removeprefix("\\")  # before a "#" or a "!" that is part of a name
+    body = body.removeprefix("\\")  # of an escaped "#" or "!"
     if not body:
-        return None  # a lone "!" or "\", at which Ray breaks
+        return None  # a single "!" or "\", at which Ray fails
     try:
         return Pattern(re.compile(_translate(body, is_left_out=is_left_out)), is_left_out, text)
     except re.error as error:
-        raise ValueError(f"{source}: {text!r} is no pattern: {error}") from None
+        raise ValueError(f"Invalid ignore pattern: {text!r} in {source}: {error}.") from None
 
 
 def _translate(body: str, *, is_left_out: bool) -> str:
     segments = body.split("/")
     if not segments[0]:
-        del segments[0]  # a leading slash ties the pattern to the rules' directory
+        del segments[0]  # a leading slash anchors the pattern
     elif (len(segments) == 1 or (len(segments) == 2 and not segments[1])) and segments[0] != "**":
-        segments.insert(0, "**")  # a name alone is meant at any depth
+        segments.insert(0, "**")  # a name without a slash matches at any depth
     if len(segments) > 1 and not segments[-1]:
-        segments[-1] = "**"  # "name/": what is below it
+        segments[-1] = "**"  # "name/" matches what is below it
     last = len(segments) - 1
-    pieces: list[str] = []
-    needs_slash = False
+    regex = ""
     for number, segment in enumerate(segments):
         if segment == "**":
-            if number == 0:
-                pieces.append(".+" if number == last else "(?:.+/)?")
-                needs_slash = False
-            elif number == last:
-                pieces.append("/.*")
-            else:
-                pieces.append("(?:/.+)?")
-                needs_slash = True
+            regex += _ANY_DIRECTORIES[number == 0, number == last]
             continue
-        pieces.append("/" if needs_slash else "")
-        if segment == "*":
-            pieces.append("[^/]+")
-        else:
-            pieces.append(_translate_segment(segment))
-            if number == last and is_left_out:
-                pieces.append("(?:/.*)?")  # with all that is below it
-        needs_slash = True
-    return "".join(pieces) + r"$"
+        if number > 1 or (number == 1 and segments[0] != "**"):
+            regex += "/"
+        regex += "[^/]+" if segment == "*" else _TOKEN.sub(_translate_token, segment)
+    if segments[-1] not in ("*", "**") and is_left_out:
+        regex += "(?:/.*)?"  # and everything below it
+    return f"{regex}$"
 
 
-def _translate_segment(segment: str) -> str:
-    pieces: list[str] = []
-    place = 0
-    while place < len(segment):
-        character = segment[place]
-        place += 1
-        if character == "\\":
-            if place < len(segment):
-                pieces.append(re.escape(segment[place]))
-            place += 1
-        elif character == "*":
-            pieces.append("[^/]*")
-        elif character == "?":
-            pieces.append("[^/]")
-        elif character == "[" and (end := _end_of_set(segment, place)) is not None:
-            pieces.append(_translate_set(segment[place : end + 1]))
-            place = end + 1
-        else:
-            pieces.append(re.escape(character))
-    return "".join(pieces)
-
-
-def _end_of_set(segment: str, start: int) -> int | None:
-    """Return where the ``]`` of a set is; one at its very beginning belongs to the set."""
-    place = start
-    if segment[place : place + 1] == "!":
-        place += 1
-    if segment[place : place + 1] == "]":
-        place += 1
-    end = segment.find("]", place)
-    return None if end < 0 else end
-
-
-def _translate_set(body: str) -> str:
-    negation = ""
-    if body[0] == "!":
-        negation, body = "^", body[1:]
-    elif body[0] == "^":
-        negation, body = r"\^", body[1:]
-    # "[", "&", "~" and "|" mean themselves here, and will mean more to Python one day
-    return f"[{negation}" + re.sub(r"[\\\[&~|]", r"\\\g<0>", body)
+def _translate_token(token: re.Match[str]) -> str:
+    text = token[0]
+    if text in ("*", "?"):
+        return "[^/]*" if text == "*" else "[^/]"
+    if (members := token["set"]) is None:
+        return re.escape(text[1:] if text[0] == "\\" else text)
+    # "[", "&", "~" and "|" have no meaning in a set here, and may get one in Python
+    members = re.sub(r"[\\\[&~|]", r"\\\g<0>", members)
+    if members[0] in "!^":
+        members = ("^" if members[0] == "!" else r"\^") + members[1:]
+    return f"[{members}]"

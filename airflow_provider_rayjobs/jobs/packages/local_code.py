@@ -1,8 +1,7 @@
 """
-Local code in a runtime environment: found, selected and named; what has to be on the cluster before the job is.
+The local code of a runtime environment, found and named. Naming reads each file once.
 
-Nothing is packed or sent here: a name costs one look at each file, and a cluster that holds the package already needs
-no more.
+Nothing is packed or uploaded here: a cluster that has the package needs nothing more.
 """
 
 from __future__ import annotations
@@ -11,325 +10,256 @@ import os
 import tarfile
 import time
 import zipfile
-from collections.abc import Generator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from airflow_provider_rayjobs.jobs.packages.digest import Watch, name_archive, name_tree, unwatched
+from airflow_provider_rayjobs.jobs.packages.digest import ARCHIVES, digest_tree, name_archive, name_tree
 from airflow_provider_rayjobs.jobs.packages.ignores import default_excludes, uses_gitignore
 from airflow_provider_rayjobs.jobs.packages.paths import expand_uri, find_path, is_path
 from airflow_provider_rayjobs.jobs.packages.requirements import read_requirements
-from airflow_provider_rayjobs.jobs.packages.tree import (
-    Entry,
-    FileStamp,
-    Selection,
-    Tree,
-    check_name,
-    is_dropped,
-    select,
-    unreadable,
-)
+from airflow_provider_rayjobs.jobs.packages.tree import Entry, Selection, Tree, check_name, file_entry, select
+from airflow_provider_rayjobs.jobs.progress import MIB, Progress, finish
 
-# aiohttp refuses a body of this size in Ray's HTTP server (``DASHBOARD_CLIENT_MAX_SIZE``).
-LIMIT = 100 * 1024 * 1024
-MIB = 1024 * 1024
-# How many bytes deflating can make one of at best, with a little to spare (zlib says 1032).
+# aiohttp in Ray's HTTP server refuses a body of this size (``DASHBOARD_CLIENT_MAX_SIZE``).
+LIMIT = 100 * MIB
+# zlib compresses at best 1032 to 1.
 _BEST_RATIO = 1040
-# What Ray 2.60 unpacks; older heads may know .zip and .whl alone.
-_ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar.xz")
 _LARGEST = 10
 
 
 class PackageStorage(Protocol):
-    """A place beside the cluster for what is too large for its HTTP server."""
+    """A storage for packages that are too large for Ray's HTTP server; ``put`` stores completely or not at all."""
 
-    def uri_of(self, name: str) -> str:
-        """Return the address by which Ray's workers read a package."""
-
-    def has(self, name: str) -> bool:
-        """Tell whether a package is there."""
-
-    def put(self, name: str, file: IO[bytes]) -> Generator[int, None, None]:
-        """Store a package under its name, whole or not at all, in turns that yield how many bytes were taken."""
+    def uri_of(self, name: str) -> str: ...
+    def has(self, name: str) -> bool: ...
+    def put(self, name: str, file: IO[bytes]) -> Progress[None]: ...
 
 
 @dataclass(frozen=True)
 class Package:
     """
-    One package: what is in it, how it is called, where it goes.
+    One package: its contents, its name and its destination.
 
-    :param owner: which part of the runtime environment it is, for messages.
-    :param uri: what stands in the runtime environment for it.
-    :param tree: what it holds; ``None`` for an archive, which goes as it is.
-    :param top: the name of its top directory, "" where its files are at the root.
-    :param digests: of the files' contents, by their names.
-    :param storage: where it goes; ``None`` for the cluster itself.
-    :param seconds: that finding and naming it took.
+    :param owner: its key in the runtime environment, e.g. ``py_modules[0]``.
+    :param tree: its files; for an archive, the archive itself.
+    :param uri: replaces the path in the runtime environment.
+    :param top: a directory to put around all files, "" for none.
+    :param storage: its destination; ``None`` for the cluster.
+    :param seconds: that it took to find and name it.
     """
 
     owner: str
     source: Path
-    name: str
-    uri: str
-    size: int
-    tree: Tree | None = None
-    selection: Selection = field(default_factory=Selection)
+    tree: Tree
+    is_archive: bool = False
+    name: str = ""
+    uri: str = ""
     top: str = ""
-    digests: dict[str, bytes] = field(default_factory=dict, repr=False)
+    digests: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     storage: PackageStorage | None = None
     seconds: float = 0.0
 
     @property
-    def suffix(self) -> str:
-        """By what Ray knows how to unpack it."""
-        return next(it for it in (".tar.gz", ".tar.xz", ".whl", ".zip") if self.name.endswith(it))
-
-    @property
     def content(self) -> str:
-        """Say how much it is."""
-        size = f"{self.size / MIB:.1f} MiB"
-        return f"{self.tree.files} files, {size}" if self.tree else size
+        """Describe the number and size of its files."""
+        size = f"{self.tree.size / MIB:.1f} MiB"
+        files = sum(not entry.is_directory for entry in self.tree.entries)
+        return size if self.is_archive else f"{files} files, {size}"
 
 
 @dataclass(frozen=True)
 class LocalCode:
-    """
-    A runtime environment as the cluster can read it.
-
-    :param runtime_env: with URIs for paths, and contents for files of requirements.
-    :param packages: what has to be there before the job is submitted.
-    """
+    """A runtime environment with URIs instead of paths, and the packages at these URIs."""
 
     runtime_env: dict[str, Any]
     packages: tuple[Package, ...] = ()
 
 
-def resolve_local_code(
+def resolve_local_code(runtime_env: Mapping[str, Any], **options: Any) -> LocalCode:
+    """Run :func:`find_packages` to its end. Blocks."""
+    return finish(find_packages(runtime_env, **options))
+
+
+def find_packages(
     runtime_env: Mapping[str, Any],
     *,
     folders: Sequence[Path] = (),
     secrets: bool | Sequence[str] = False,
     storage: PackageStorage | None = None,
-    watch: Watch | None = None,
-) -> LocalCode:
+) -> Progress[LocalCode]:
     """
-    Find the local code of a runtime environment, and name its packages. Blocks while files are read.
+    Find the local code of a runtime environment and name its packages.
 
-    :param folders: where relative paths are looked for, in this order; the working directory when not given.
-    :param secrets: whether files that look like secrets are packed; or patterns for those that are.
-    :param storage: where packages of 100 MiB and more go.
-    :param watch: told how many bytes more were read, from whatever thread; what it raises ends the naming.
-    :raises ValueError: for what can never be packed, naming the field.
-    :raises RayPackageError: for what cannot be read.
+    :param folders: searched for relative paths, in this order; the working directory by default.
+    :param secrets: whether files with names of :mod:`.secret_names` are packed; or patterns for those to pack.
+    :param storage: for packages of 100 MiB and more.
+    :raises ValueError: for local code that cannot be packed.
+    :raises RayPackageError: for a file that cannot be read, or changes.
     """
-    watch = watch or unwatched
-    watch(0)
-    naming = _Naming(runtime_env, tuple(folders) or (Path.cwd(),), secrets, storage, watch)
-    requirements = read_requirements(runtime_env, naming.folders)
+    excludes = runtime_env.get("excludes") or []
+    if isinstance(excludes, str) or not all(isinstance(pattern, str) for pattern in excludes):
+        raise ValueError("runtime_env['excludes'] must be a list of patterns, as in a .gitignore")
+    if isinstance(secrets, str):
+        raise ValueError("package_secrets must be True, False or a list of patterns, as in a .gitignore")
+    folders = folders or (Path.cwd(),)
+    naming = _Naming(Selection(tuple(excludes), uses_gitignore(os.environ), secrets), folders, storage)
+    requirements = read_requirements(runtime_env, folders)
     changed = dict(runtime_env) | requirements.changed
     packages = []
     working_dir = expand_uri(runtime_env.get("working_dir"))
     if working_dir is not None:
         changed["working_dir"] = working_dir
     if is_path(working_dir) or (requirements.files and not working_dir):
-        packages.append(naming.name_working_dir(working_dir, requirements.files))
+        packages.append((yield from naming.name_working_dir(working_dir, requirements.files)))
         changed["working_dir"] = packages[0].uri
     elif requirements.files:
         raise ValueError(
-            f"constraints (-c) travel in the package of a local working_dir, and {working_dir!r} is none. Put them "
-            "into it yourself and write -c ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/constraints.txt, or give a file's URL."
+            f"Constraints (-c) need a local working_dir, with which they are uploaded; it is {working_dir!r}. Add the "
+            "file to it and write -c ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/constraints.txt, or give the file's URL."
         )
     modules = runtime_env.get("py_modules")
     if isinstance(modules, Sequence) and not isinstance(modules, str):
         uris = []
         for number, module in enumerate(map(expand_uri, modules)):
             if is_path(module):
-                packages.append(naming.name_module(f"py_modules[{number}]", module))
-                module = packages[-1].uri  # noqa: PLW2901  (an entry and what stands for it)
-            uris.append(module)
+                packages.append((yield from naming.name_module(f"py_modules[{number}]", module)))
+            uris.append(packages[-1].uri if is_path(module) else module)
         changed["py_modules"] = uris
     return LocalCode(changed, tuple(packages))
 
 
 @dataclass
 class _Naming:
-    runtime_env: Mapping[str, Any]
-    folders: tuple[Path, ...]
-    secrets: bool | Sequence[str]
+    selection: Selection
+    folders: Sequence[Path]
     storage: PackageStorage | None
-    watch: Watch
+    began: float = field(default_factory=time.monotonic)
 
-    def __post_init__(self) -> None:
-        excludes = self.runtime_env.get("excludes") or []
-        if isinstance(excludes, str) or not all(isinstance(pattern, str) for pattern in excludes):
-            raise ValueError("runtime_env['excludes'] must be a list of patterns, as in a .gitignore")
-        if isinstance(self.secrets, str):
-            raise ValueError("package_secrets must be True, False or a list of patterns, as in a .gitignore")
-        self._excludes = tuple(excludes)
-        self._began = time.monotonic()
-
-    def name_working_dir(self, given: str | PathLike[str] | None, files: Mapping[str, bytes]) -> Package:
-        """Name what becomes the job's working directory; ``files`` of our own are added to it."""
-        if given is None:
-            # nothing but constraints: the directory exists for their sake
-            tree = Tree("", ())
-            return self._named("working_dir", Path(), _with_files(tree, files), "", Selection())
-        source = self._find("working_dir", given)
+    def name_working_dir(self, given: str | PathLike[str] | None, files: Mapping[str, bytes]) -> Progress[Package]:
+        """Name the package of ``working_dir``; ``files`` are added to it, and need it even if none is given."""
+        if not given:
+            return (yield from self._name(Package("working_dir", Path(), _with_files(Tree(()), files))))
+        source = find_path("runtime_env['working_dir']", given, self.folders)
         if source.is_dir():
-            selection = self._selection((*default_excludes(os.environ), *self._excludes), "")
-            return self._named("working_dir", source, _with_files(select(source, selection), files), "", selection)
-        if not source.name.endswith(_ARCHIVES):
+            excludes = (*default_excludes(os.environ), *self.selection.excludes)
+            tree = yield from select(source, replace(self.selection, excludes=excludes))
+            return (yield from self._name(Package("working_dir", source, _with_files(tree, files))))
+        if not source.name.endswith(ARCHIVES):
             raise ValueError(
-                f"runtime_env['working_dir'] is {os.fspath(given)!r}, which is a file ({source}); it must be a "
-                f"directory, or an archive ({', '.join(_ARCHIVES)}). Give the directory that holds it; a single module "
-                "goes into py_modules."
+                f"Not a directory or an archive ({', '.join(ARCHIVES)}): runtime_env['working_dir'] is {source}. Give "
+                "the directory of the file, or put a single module into py_modules."
             )
         if files:
             raise ValueError(
-                "constraints (-c) travel in the package of a local working_dir, and nothing can be added to an "
-                "archive. Unpack it and give the directory."
+                f"Constraints (-c) cannot be added to an archive, and runtime_env['working_dir'] is {source}. Unpack "
+                "it and give the directory."
             )
-        return self._archive("working_dir", source)
+        return (yield from self._name_archive("working_dir", source))
 
-    def name_module(self, owner: str, given: str | PathLike[str]) -> Package:
-        """Name an entry of ``py_modules``."""
-        source = self._find(owner, given)
+    def name_module(self, owner: str, given: str | PathLike[str]) -> Progress[Package]:
+        """Name the package of an entry of ``py_modules``."""
+        source = find_path(f"runtime_env[{owner!r}]", given, self.folders)
         if source.is_dir():
-            _check_packable(source, f"{source.name}/")
-            selection = self._selection(self._excludes, source.name)
-            return self._named(owner, source, select(source, selection), source.name, selection)
-        if source.suffix == ".py":
-            return self._named(owner, source, _single_file(source), "", Selection())
-        if source.name.endswith((*_ARCHIVES, ".whl")):
-            return self._archive(owner, source)
-        raise ValueError(
-            f"runtime_env[{owner!r}] is {os.fspath(given)!r} ({source}); it must be a directory, a .py file, a wheel, "
-            f"or an archive ({', '.join(_ARCHIVES)})."
-        )
-
-    def _find(self, owner: str, given: str | PathLike[str]) -> Path:
-        return find_path(f"runtime_env[{owner!r}]", given, self.folders)
-
-    def _selection(self, excludes: Sequence[str], top: str) -> Selection:
-        return Selection(tuple(excludes), uses_gitignore(os.environ), self.secrets, top)
-
-    def _named(self, owner: str, source: Path, tree: Tree, top: str, selection: Selection) -> Package:
-        digests: dict[str, bytes] = {}
-        package = Package(owner, source, "", "", tree.size, tree, selection, top, digests)
-        if self.storage is None and tree.size >= _BEST_RATIO * LIMIT:
-            raise ValueError(too_large(package))  # without hours of reading first
-        return self._placed(replace(package, name=name_tree(tree, top, digests, self.watch)))
-
-    def _archive(self, owner: str, source: Path) -> Package:
-        suffix = next(it for it in (*_ARCHIVES, ".whl") if source.name.endswith(it))
-        try:
-            is_zip = suffix in (".zip", ".whl")
-            is_whole = zipfile.is_zipfile(source) if is_zip else tarfile.is_tarfile(source)
-            size = source.stat().st_size
-        except OSError as error:
-            raise unreadable(str(source), error) from error
-        if not is_whole:
+            check_name(str(source), f"{source.name}/")
+            tree = yield from select(source, replace(self.selection, top=source.name))
+        elif source.suffix == ".py":
+            check_name(str(source), source.name)
+            tree = Tree((file_entry(source),))
+        elif source.name.endswith((*ARCHIVES, ".whl")):
+            return (yield from self._name_archive(owner, source))
+        else:
             raise ValueError(
-                f"runtime_env[{owner!r}]: {source} is not a {'zip' if is_zip else 'tar'} archive. Make it anew."
+                f"Not a directory, a .py file, a wheel or an archive ({', '.join(ARCHIVES)}): runtime_env[{owner!r}] "
+                f"is {source}."
             )
-        suffix = ".tar.gz" if suffix == ".tgz" else suffix
-        package = Package(owner, source, "", "", size)
-        if size >= LIMIT and self.storage is None:
+        return (yield from self._name(Package(owner, source, tree)))
+
+    def _name_archive(self, owner: str, source: Path) -> Progress[Package]:
+        package = yield from self._name(Package(owner, source, Tree((file_entry(source),)), is_archive=True))
+        is_zip = source.suffix in (".zip", ".whl")
+        if not (zipfile.is_zipfile(source) if is_zip else tarfile.is_tarfile(source)):
+            raise ValueError(
+                f"Not a {'zip' if is_zip else 'tar'} archive: {source} (runtime_env[{owner!r}]). Create it again."
+            )
+        if package.storage is not None and source.suffix != ".whl" and (top := (yield from _single_top(source))):
+            raise ValueError(
+                f"Archive with a single top directory: {source} (runtime_env[{owner!r}]) has only {top!r}, which Ray "
+                "removes from packages of a package_storage. Unpack the archive and give the directory."
+            )
+        return package
+
+    def _name(self, package: Package) -> Progress[Package]:
+        """Name a package and choose its destination by its size on the disk, before it is packed."""
+        tree = package.tree
+        # too large even if it compresses perfectly: an error now, not after hours of reading
+        if self.storage is None and tree.size >= (LIMIT if package.is_archive else _BEST_RATIO * LIMIT):
             raise ValueError(too_large(package))
-        package = replace(package, name=name_archive(source, suffix, watch=self.watch))
-        if size >= LIMIT and suffix != ".whl" and (single := _single_top(source, is_zip=is_zip)):
-            raise ValueError(
-                f"runtime_env[{owner!r}]: all of {source} is in one directory, {single!r}, which Ray takes away when "
-                "it unpacks what comes from a package_storage. Unpack the archive and give the directory."
-            )
-        return self._placed(package)
-
-    def _placed(self, package: Package) -> Package:
-        """Say where a package goes: by its size on this disk, so that it is known before anything is packed."""
+        digests = yield from digest_tree(tree)
+        file = package.source.name
+        name = name_archive(file, digests[file]) if package.is_archive else name_tree(tree, digests)
         now = time.monotonic()
-        package = replace(package, seconds=now - self._began)
-        self._began = now
-        if self.storage is None or _bulk(package) < LIMIT:
-            return replace(package, uri=f"gcs://{package.name}")
-        # Ray takes a single top directory away from what it downloads: so it is given one more
-        top = f"package/{package.top}".rstrip("/")
-        return replace(package, uri=self.storage.uri_of(package.name), storage=self.storage, top=top)
+        package = replace(package, name=name, digests=digests, uri=f"gcs://{name}", seconds=now - self.began)
+        self.began = now
+        # the zip file's headers, and a little for files that do not compress
+        headers = sum(130 + 2 * len(entry.name.encode()) for entry in tree.entries) + tree.size // 1000
+        if self.storage is None or tree.size + (0 if package.is_archive else headers) < LIMIT:
+            return package
+        # Ray removes a single top directory from packages that it downloads: add one for that
+        return replace(package, uri=self.storage.uri_of(name), storage=self.storage, top="package")
 
 
 def _with_files(tree: Tree, files: Mapping[str, bytes]) -> Tree:
-    ours = [Entry(name, "", 0o644, FileStamp(len(data), 0, 0), data) for name, data in files.items()]
-    if not ours:
-        return tree
-    entries = [entry for entry in tree.entries if entry.name not in files and entry.name != "./"]
-    return replace(tree, entries=tuple(sorted([*entries, *ours], key=lambda entry: entry.name)))
+    added = [Entry(name, "", 0o644, len(data), data=data) for name, data in files.items()]
+    kept = [entry for entry in tree.entries if entry.name not in files]
+    return replace(tree, entries=tuple(sorted([*kept, *added], key=lambda entry: entry.name)))
 
 
-def _bulk(package: Package) -> int:
-    """Return the most that a package may need: a zip adds headers for each entry, and a little to what it holds."""
-    if package.tree is None:
-        return package.size
-    top = len(package.top.encode()) + 1
-    headers = sum(130 + 2 * (top + len(entry.name.encode())) for entry in package.tree.entries)
-    return package.size + package.size // 1000 + headers
+def _single_top(source: Path) -> Progress[str | None]:
+    """Return the directory that contains the whole archive; ``None`` or "" if there is none."""
+    tops: set[str] = set()
+    for name in _names_in(source):
+        yield 0
+        top, slash, _ = name.removeprefix("./").partition("/")
+        if top not in ("", ".", "__MACOSX"):
+            tops.add(top if slash else "")
+    return tops.pop() if len(tops) == 1 else None
 
 
-def _check_packable(source: Path, name: str) -> None:
-    check_name(str(source), name)
-    if is_dropped(name):
-        raise ValueError(
-            f"{source!s}: Ray drops names with a backslash, or x: at their beginning, when it unpacks. Rename it."
-        )
-
-
-def _single_file(source: Path) -> Tree:
-    try:
-        status = source.stat()
-    except OSError as error:
-        raise unreadable(str(source), error) from error
-    _check_packable(source, source.name)
-    mode = 0o755 if status.st_mode & 0o111 else 0o644
-    return Tree("", (Entry(source.name, str(source), mode, FileStamp.of(status)),))
-
-
-def _single_top(source: Path, *, is_zip: bool) -> str | None:
-    if is_zip:
+def _names_in(source: Path) -> Iterator[str]:
+    if source.suffix == ".zip":
         with zipfile.ZipFile(source) as archive:
-            names = archive.namelist()
+            yield from archive.namelist()
     else:
         with tarfile.open(source) as tar:
-            names = [f"{member.name}/" if member.isdir() else member.name for member in tar.getmembers()]
-    tops = {name.removeprefix("./").partition("/")[0] for name in names} - {"", ".", "__MACOSX"}
-    in_one = len(tops) == 1 and all("/" in name.removeprefix("./") for name in names if name not in (".", "./"))
-    return tops.pop() if in_one else None
+            for member in tar:
+                yield f"{member.name}/" if member.isdir() else member.name
 
 
 def too_large(package: Package) -> str:
-    """Say that a package is over the limit of Ray's HTTP server, what takes the room, and what can be done."""
-    said = (
-        f"runtime_env[{package.owner!r}] is too large: Ray's HTTP server takes no package of 100 MiB or more, and the "
-        f"one of {package.source} ({package.content}) is. Nothing was submitted."
+    """Return the error message of a package over the limit, with its largest files and directories."""
+    fact = (
+        f"Package too large: Ray's HTTP server accepts less than 100 MiB. runtime_env[{package.owner!r}] is "
+        f"{package.source} ({package.content}). Nothing was submitted."
     )
-    advice = "Or give package_storage, an object storage path that the cluster can read too, for what is larger."
-    if package.tree is None:
-        return f"{said} {advice}"
-    largest = sorted(package.tree.entries, key=lambda entry: -entry.size)[:_LARGEST]
-    shown = [f"{entry.size / MIB:9.1f} MiB  {entry.name}" for entry in largest]
-    folders: dict[str, int] = {}
+    storage = "For larger packages set package_storage, an object storage path that the cluster can read."
+    if package.is_archive:
+        return f"{fact} {storage}"
+    # relative to the directory, as patterns are
+    prefix = "" if package.owner == "working_dir" else f"{package.source.name}/"
+    sizes: Counter[str] = Counter()
     for entry in package.tree.entries:
-        top = entry.name.partition("/")[0]
-        if top != entry.name:
-            folders[f"{top}/"] = folders.get(f"{top}/", 0) + entry.size
-    # many small files: no single one says where the room goes
-    if sum(entry.size for entry in largest) < package.size / 2:
-        top_folders = sorted(folders.items(), key=lambda item: -item[1])[:_LARGEST]
-        shown = [f"{size / MIB:9.1f} MiB  {name}" for name, size in top_folders] + shown
-        example = top_folders[0][0] if top_folders else largest[0].name
-    else:
-        example = largest[0].name
-    how = (
-        f"Exclude what the job does not need: runtime_env={{'excludes': [{'/' + example!r}, ...]}}, or lines like "
-        f"/{example} in a .rayignore beside it. {advice}"
+        name = entry.name.removeprefix(prefix)
+        sizes[name] += entry.size
+        if "/" in name:
+            sizes[name[: name.index("/") + 1]] += entry.size
+    largest = sizes.most_common(_LARGEST)
+    lines = (f"{size / MIB:9.1f} MiB  {name}" for name, size in largest)
+    fix = (
+        f"Exclude what the job does not need, with runtime_env={{'excludes': [{'/' + largest[0][0]!r}, ...]}} or a "
+        f".rayignore file in the directory. {storage}"
     )
-    return "\n".join([f"{said} Its largest entries:", *shown, how])
+    return "\n".join([f"{fact} Its largest files and directories:", *lines, fix])

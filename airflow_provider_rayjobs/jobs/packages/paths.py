@@ -1,4 +1,4 @@
-"""Where a path that a user gives leads on this machine."""
+"""Paths in a runtime environment, and the files of this machine to which they lead."""
 
 from __future__ import annotations
 
@@ -9,29 +9,28 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-# What is no path: with anything before "://", it is an address.
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def is_uri(value: Any) -> bool:
-    """Tell whether a value is an address instead of a path."""
+    """Tell whether a value is a URI."""
     return isinstance(value, str) and _URI.match(value) is not None
 
 
 def is_path(value: Any) -> bool:
-    """Tell whether a value is what a user may mean as a path on this machine."""
+    """Tell whether a value may be a path on this machine."""
     return isinstance(value, PathLike) or (isinstance(value, str) and bool(value.strip()) and not is_uri(value))
 
 
 def expand_uri(value: Any) -> Any:
-    """Return the address that a text of environment variables stands for; everything else as it is."""
+    """Expand environment variables in a text that becomes a URI by that; return every other value unchanged."""
     if isinstance(value, str) and "$" in value and not is_uri(value) and is_uri(text := os.path.expandvars(value)):
         return text
     return value
 
 
 def has_local_code(runtime_env: Any) -> bool:
-    """Tell whether a runtime environment may name files of this machine, so that it is worth a look."""
+    """Tell whether a runtime environment may name files of this machine."""
     if not isinstance(runtime_env, Mapping):
         return False
     modules = runtime_env.get("py_modules")
@@ -44,25 +43,23 @@ def has_local_code(runtime_env: Any) -> bool:
 
 def find_path(field: str, value: str | PathLike[str], folders: Sequence[Path]) -> Path:
     """
-    Return where a path leads, with ``~`` and environment variables filled in.
+    Return the absolute path of an existing file or directory; ``~`` and environment variables are expanded.
 
-    :param folders: where a relative one is looked for, in this order.
-    :raises ValueError: for one that does not exist, with the places.
+    :param folders: searched for a relative path, in this order.
+    :raises ValueError: if it does not exist.
     """
     text = os.fspath(value)
-    # os.path, as Path.expanduser() breaks at the name of a user that there is not; a directory may be called "~x"
+    # os.path, as Path.expanduser() fails for an unknown user, and a directory may be called "~x"
     path = Path(os.path.expanduser(os.path.expandvars(text)))  # noqa: PTH111
-    # without a look at links: a package is called what the user calls it
+    # links are not resolved: a module keeps the name that the user gives it
     places = list(dict.fromkeys(os.path.abspath(folder / path) for folder in folders))  # noqa: PTH100
     for place in places:
-        try:
-            if Path(place).exists():
-                return Path(place)
-        except (OSError, ValueError):  # a name that is too long, or holds a NUL
-            continue
+        # os.path, as Path.exists() fails if the name is too long or contains a NUL
+        if os.path.exists(place):  # noqa: PTH110
+            return Path(place)
     unset = [name for name in re.findall(r"\$\{?(\w+)", text) if name not in os.environ]
     raise ValueError(
-        f"{field} is {text!r}, and there is no such file or directory; looked for {', '.join(places)}. "
-        + (f"No environment variable is called {', '.join(unset)} here. " if unset else "")
+        f"{field}: file not found: {text!r}. Searched: {', '.join(places)}. "
+        + (f"Unset environment variables: {', '.join(unset)}. " if unset else "")
         + "Give a path on this machine, or a URI that the cluster can read."
     )

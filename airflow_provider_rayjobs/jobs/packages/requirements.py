@@ -1,11 +1,10 @@
 """
-``pip``, ``uv`` and ``conda`` given as files: read here, sent as what they say.
+``pip``, ``uv`` and ``conda`` files, which are read here and sent as their contents.
 
-Ray would look for the files on the cluster's disk. What they include with ``-r`` is put in its place. Constraints
-(``-c``) have no place among requirements: they travel as a file of the working directory's package, where Ray's pip and
-uv find it by the variable ``RAY_RUNTIME_ENV_CREATE_WORKING_DIR``.
+Files included with ``-r`` replace their line. Constraints (``-c``) are added to the package of the working directory,
+where Ray's pip and uv find them by the variable ``RAY_RUNTIME_ENV_CREATE_WORKING_DIR``.
 
-Source: Ray 2.60 ``_private/runtime_env/validation.py``, ``pip.py``, ``uv.py``; pip's description of requirements files.
+Source: Ray 2.60 ``_private/runtime_env/validation.py``, ``pip.py``, ``uv.py``; pip's requirements file format.
 """
 
 from __future__ import annotations
@@ -23,103 +22,87 @@ import yaml
 from airflow_provider_rayjobs.jobs.packages.paths import find_path, is_path, is_uri
 from airflow_provider_rayjobs.jobs.packages.tree import unreadable
 
-# What Ray sets to the working directory's place on a node while pip and uv run.
+# The working directory on a node while pip and uv run.
 ON_THE_NODE = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"
 _INCLUDE = re.compile(r"(?P<option>-r|--requirement|-c|--constraint)(?:\s*=\s*|\s+|(?<=-[rc]))(?P<file>\S.*)")
-# Options whose value may be a place on a disk, and files that have to be on a line of their own.
+# Options with a value that may be a path, and options that need a line of their own.
 _WITH_PLACE = re.compile(r"(?P<option>-e|--editable|-f|--find-links)(?:=|(?<=-[ef])|$)(?P<value>.*)")
 _WITH_FILE = re.compile(r"-[rc]|--(?:requirement|constraint)(?:=|$)")
 _NAMED = re.compile(r"[A-Za-z0-9][\w.-]*\s*(?:\[[^\]]*\])?\s*@\s*(?P<value>.*)", re.DOTALL)
+_EXTRAS = re.compile(r"\[[^\]]*\]$")
+_FILE_SCHEME = re.compile(r"^file:(//(localhost)?(?=/))?")
 _ARCHIVES = (".whl", ".zip", ".tar.gz", ".tar.bz2", ".tar.xz", ".tgz")
-# What pip takes for the beginning of a comment.
 _COMMENT = re.compile(r"(^|\s+)#.*$")
-_DEEPEST = 20
-_MOST_FILES = 1000
+_DEEPEST, _MOST_FILES = 20, 1000
 
 
 @dataclass
 class Requirements:
-    """
-    A runtime environment's requirements with their files read.
-
-    :param changed: the keys that change: ``pip``, ``uv``, ``conda``.
-    :param files: constraints that have to travel: name in the package to contents.
-    :param count: of files that were read.
-    """
+    """``pip``, ``uv`` and ``conda`` with the contents of files; files to add to the working directory, by name."""
 
     changed: dict[str, Any] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
-    count: int = 0
+    count: int = 0  # of files read
 
 
 def read_requirements(runtime_env: Mapping[str, Any], folders: Sequence[Path]) -> Requirements:
-    """
-    Read the files that ``pip``, ``uv`` and ``conda`` name.
-
-    :param folders: where relative paths are looked for, in this order.
-    :raises ValueError: for a file that is missing or cannot be understood, and a line that means this machine's disk.
-    """
+    """Read the files that ``pip``, ``uv`` and ``conda`` name; ``folders`` are searched for relative paths."""
     found = Requirements()
     for key in ("pip", "uv"):
         value = runtime_env.get(key)
         packages = value.get("packages") if isinstance(value, Mapping) else value
         lines = _packages(key, packages, folders, found)
-        if lines is not None and lines != packages:
+        if lines is not None:
             found.changed[key] = {**value, "packages": lines} if isinstance(value, Mapping) else lines
     conda = runtime_env.get("conda")
     if conda is not None and is_path(conda) and str(conda).endswith((".yml", ".yaml")):
-        conda, folders = _conda(find_path("runtime_env['conda']", conda, folders), folders)
+        path = find_path("runtime_env['conda']", conda, folders)
+        conda = _conda(path)
+        folders = [path.parent, *folders]
+    if isinstance(conda, Mapping):
+        dependencies = conda.get("dependencies")
+        if isinstance(dependencies, Sequence):
+            conda = {**conda, "dependencies": [_conda_dependency(each, folders, found) for each in dependencies]}
         found.changed["conda"] = conda
-    if isinstance(conda, Mapping) and isinstance(conda.get("dependencies"), Sequence):
-        dependencies = [_conda_dependency(each, folders, found) for each in conda["dependencies"]]
-        if dependencies != conda["dependencies"]:
-            found.changed["conda"] = {**conda, "dependencies": dependencies}
     return found
 
 
 def _packages(key: str, packages: Any, folders: Sequence[Path], found: Requirements) -> list[str] | None:
-    """Return the lines of a file, or of a list that may name files; ``None`` for what is neither."""
+    """Return the lines of a file or of a list, ``None`` for other values."""
     where = f"runtime_env[{key!r}]"
     if is_path(packages):
-        path = find_path(where, packages, folders)
-        return list(_lines_of(path, where, (), found))
-    if isinstance(packages, Sequence) and not isinstance(packages, str):
-        for number, each in enumerate(packages):
-            if not isinstance(each, str):
-                raise ValueError(f"{where} must be a list of text; at {number} there is {type(each).__name__} instead")
-        # the node's pip reads the list as the lines of one file
-        return [
-            line for each in logical_lines("\n".join(packages)) for line in _resolve(each, where, folders, (), found)
-        ]
-    return None
+        return list(_lines_of(find_path(where, packages, folders), where, (), found))
+    if not isinstance(packages, Sequence) or isinstance(packages, str):
+        return None
+    for number, each in enumerate(packages):
+        if not isinstance(each, str):
+            raise ValueError(f"{where} must be a list of text, but item {number} is of type {type(each).__name__}.")
+    # pip on the node reads the list as the lines of one file
+    lines = logical_lines("\n".join(packages))
+    return [line for each in lines for line in _resolve(each, where, folders, (), found)]
 
 
-def _conda(path: Path, folders: Sequence[Path]) -> tuple[Any, Sequence[Path]]:
+def _conda(path: Path) -> Mapping[str, Any]:
     try:
         conda = yaml.safe_load(_text(path, "runtime_env['conda']"))
     except yaml.YAMLError as error:
-        raise ValueError(f"runtime_env['conda']: {path} is not readable as YAML: {error}") from None
+        raise ValueError(f"Invalid YAML: {path} (runtime_env['conda']): {error}") from None
     if not isinstance(conda, Mapping):
-        raise ValueError(f"runtime_env['conda']: {path} holds no conda environment (a dictionary with dependencies)")
-    return dict(conda), [path.parent, *folders]
+        raise ValueError(f"Not a conda environment: {path} (runtime_env['conda']) must hold a dictionary.")
+    return conda
 
 
 def _conda_dependency(dependency: Any, folders: Sequence[Path], found: Requirements) -> Any:
-    if isinstance(dependency, Mapping) and dependency.get("pip") is not None:
-        lines = _packages("conda", dependency["pip"], folders, found)
-        return dependency if lines is None else {**dependency, "pip": lines}
-    return dependency
+    lines = _packages("conda", dependency.get("pip"), folders, found) if isinstance(dependency, Mapping) else None
+    return dependency if lines is None else {**dependency, "pip": lines}
 
 
 def _lines_of(path: Path, where: str, within: tuple[Path, ...], found: Requirements) -> Iterator[str]:
     if path in within or len(within) >= _DEEPEST:
-        raise ValueError(f"{where}: {path} includes itself, by way of {' and '.join(map(str, within))}")
+        raise ValueError(f"Requirements file includes itself: {path} ({where}), by {', '.join(map(str, within))}.")
     found.count += 1
     if found.count > _MOST_FILES:
-        raise ValueError(
-            f"{where}: more than {_MOST_FILES} files are included, {path} among them, and each puts its lines there "
-            "anew. Include each file once."
-        )
+        raise ValueError(f"Too many requirements files: {where} includes more than {_MOST_FILES}. Include each once.")
     for line in logical_lines(_text(path, where)):
         yield from _resolve(line, f"{where}: {path}", [path.parent], (*within, path), found)
 
@@ -127,43 +110,39 @@ def _lines_of(path: Path, where: str, within: tuple[Path, ...], found: Requireme
 def _resolve(
     line: str, where: str, folders: Sequence[Path], within: tuple[Path, ...], found: Requirements
 ) -> Iterator[str]:
-    """Return what a line of requirements becomes: itself, or what it includes."""
-    text = line.strip()
-    include = _INCLUDE.fullmatch(text)
+    """Yield a line of requirements, or the lines that it includes."""
+    include = _INCLUDE.fullmatch(line)
     if include is None:
-        if (local := _local_place(text)) is not None:
+        if local := next(filter(None, map(_local, _places_in(line))), None):
             raise ValueError(
-                f"{where} has the line {text!r}, which means a place on this machine ({local!r}). Give the working_dir "
-                f"that holds it and write {ON_THE_NODE}/{os.path.normpath(local)} in its place."
+                f"Path of this machine in requirements: {where} has the line {line!r}. Give the working_dir that "
+                f"contains {local!r} and write {ON_THE_NODE}/{os.path.normpath(local)} instead."
             )
-        if any(_WITH_FILE.match(word) for word in text.split()):
-            raise ValueError(f"{where} has the line {text!r}. Put the file that it includes on a line of its own.")
+        if any(_WITH_FILE.match(word) for word in line.split()):
+            raise ValueError(f"Included file with other options: {where} has the line {line!r}. Use two lines.")
         yield line
         return
-    name = include["file"].strip().strip("'\"")
-    if name.startswith("file:"):
-        name = re.sub(r"^file:(//(localhost)?(?=/))?", "", name)
+    name = _FILE_SCHEME.sub("", include["file"].strip().strip("'\""))
     if is_uri(name) or name.startswith(ON_THE_NODE):
         yield line
         return
-    path = find_path(f"{where}, line {text!r}", name, folders)
+    lines = _lines_of(find_path(f"{where}, line {line!r}", name, folders), where, within, found)
     if include["option"] in ("-r", "--requirement"):
-        yield from _lines_of(path, where, within, found)
+        yield from lines
         return
-    # what a constraints file includes are constraints, too
-    contents = "".join(f"{each}\n" for each in _lines_of(path, where, within, found))
-    # pip's environment is kept by its lines: this one changes with the contents
-    digits = hashlib.sha256(contents.encode()).hexdigest()[:16]
-    sent = f".ray-jobs-constraints-{digits}.txt"
-    found.files[sent] = contents.encode()
+    # included files of a constraints file are constraints, too
+    contents = "".join(f"{each}\n" for each in lines).encode()
+    # pip's environment is cached by its lines, so that the file's name has to change with its contents
+    sent = f".ray-jobs-constraints-{hashlib.sha256(contents).hexdigest()[:16]}.txt"
+    found.files[sent] = contents
     yield f"-c {ON_THE_NODE}/{sent}"
 
 
 def logical_lines(text: str) -> Iterator[str]:
-    """Return the lines of a requirements file that say something, joined where a backslash says that they go on."""
+    """Yield the lines of a requirements file as pip does: without comments, joined after a backslash."""
     begun = ""
     for line in [*text.splitlines(), ""]:
-        # a line that begins as a comment ends what goes on, and never goes on itself
+        # a comment line ends a joined line, and its own backslash does not count
         is_comment = _COMMENT.match(line) is not None
         if line.endswith("\\") and not is_comment:
             begun += line.strip("\\")
@@ -173,49 +152,37 @@ def logical_lines(text: str) -> Iterator[str]:
         begun = ""
 
 
-def _local_place(line: str) -> str | None:
-    """
-    Return what a line says that means the disk of the machine where it was written; ``None`` if nothing does.
-
-    As pip reads it, whatever is no URL. Absolute paths may be meant for the nodes, whose disks we do not know.
-    """
+def _places_in(line: str) -> Iterator[str]:
+    """Yield the parts of a line that pip reads as a path or a URL."""
     words = line.split()
     options = next((number for number, word in enumerate(words) if word.startswith("-")), len(words))
     requirement = " ".join(words[:options])
+    bare = _EXTRAS.sub("", requirement.partition(";")[0].strip())
     if named := _NAMED.fullmatch(requirement):
-        # "name @ ...", which must be a place of some kind
-        if (place := _place(named["value"].partition(" ;")[0])) is not None:
-            return place
-    else:
-        bare = re.sub(r"\[[^\]]*\]$", "", requirement.partition(";")[0].strip())
-        if (bare.startswith((".", "~", "file:")) or "/" in bare or bare.lower().endswith(_ARCHIVES)) and (
-            place := _place(bare)
-        ) is not None:
-            return place
+        yield named["value"].partition(" ;")[0]
+    elif bare.startswith((".", "~", "file:")) or "/" in bare or bare.lower().endswith(_ARCHIVES):
+        yield bare
     for number in range(options, len(words)):
         if option := _WITH_PLACE.fullmatch(words[number]):
             value = option["value"] or " ".join(words[number + 1 : number + 2])
-            if (place := _place(re.sub(r"\[[^\]]*\]$", "", value.strip("'\"")))) is not None:
-                return place
-    return None
+            yield _EXTRAS.sub("", value.strip("'\""))
 
 
-def _place(value: str) -> str | None:
-    """Return a place unless it is an address, an absolute path, or one that is filled in on the node."""
+def _local(value: str) -> str:
+    """Return a relative path, "" for a URL, an absolute path (it may exist on the nodes), or a path of the node."""
     text = value.strip().partition("#egg=")[0]
-    if text.startswith("file:"):
-        text = re.sub(r"^file:(//(localhost)?(?=/))?", "", text)
-    elif is_uri(text) or re.match(r"(git|hg|svn|bzr)\+", text):
-        return None
-    return None if not text or text.startswith(("/", "${")) else text
+    if not text.startswith("file:") and (is_uri(text) or re.match(r"(git|hg|svn|bzr)\+", text)):
+        return ""
+    text = _FILE_SCHEME.sub("", text)
+    return "" if text.startswith(("/", "${")) else text
 
 
 def _text(path: Path, where: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: {path} is not UTF-8: {error}") from None
+        raise ValueError(f"Not UTF-8: {path} ({where}): {error}") from None
     except IsADirectoryError:
-        raise ValueError(f"{where}: {path} is a directory, not a file") from None
+        raise ValueError(f"Not a file: {path} is a directory ({where}).") from None
     except OSError as error:
         raise unreadable(str(path), error) from error

@@ -1,44 +1,31 @@
-"""Which files look like secrets, by their names: a package lies on every node, where more people read than wrote it."""
+"""
+The names of files that usually hold secrets. They are left out of packages, as every node can read a package.
+
+A name is listed if a widespread program keeps passwords, tokens or private keys in a file of that name.
+``docs/USAGE.md`` shows the same list. Most ``*.pem`` files are public certificates, so they are not on it.
+"""
 
 from __future__ import annotations
 
-import re
-from fnmatch import translate
+from fnmatch import fnmatchcase
 
-# Names of files, wherever they are.
-_NAMES = (
-    ".env", ".env.*", "*.env", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.ppk",
+# A file name, which matches in any directory, or "directory/file".
+SECRET_NAMES = frozenset([
+    ".env", ".env.local", ".env.production", ".envrc",
     "id_rsa", "id_dsa", "id_ecdsa", "id_ecdsa_sk", "id_ed25519", "id_ed25519_sk",
-    ".netrc", "_netrc", ".pgpass", ".pypirc", ".git-credentials", ".htpasswd", ".dockercfg", ".boto", ".s3cfg",
-    ".vault-token", "application_default_credentials.json", ".envrc", ".npmrc", "kaggle.json", ".databrickscfg",
-    ".my.cnf", "*.tfvars",
-)  # fmt: skip
-# ... of which these hold no more than what to fill in.
-_EXAMPLES = (".env.example", ".env.sample", ".env.template", ".env.dist", "example.env", "sample.env", "template.env")
-# Names that mean something in their own directory alone.
-_PLACES = (
-    (".aws", "credentials"), (".aws", "config"), (".docker", "config.json"), (".kube", "config"), (".ssh", "*"),
-    (".gnupg", "*"), (".azure", "accessTokens.json"), (".azure", "msal_token_cache.*"),
-    ("gcloud", "credentials.db"), ("gcloud", "access_tokens.db"), (".huggingface", "token"), ("huggingface", "token"),
-    (".streamlit", "secrets.toml"),
-)  # fmt: skip
-
-
-# One look at each name: a tree may have many. In any case of letters: Windows and macOS keep what people type.
-_FILE = re.compile("|".join(map(translate, _NAMES)), re.IGNORECASE)
-_PLACE = re.compile(
-    "|".join(f"(?:.*/)?{re.escape(folder)}/(?:{translate(file)})" for folder, file in _PLACES),
-    re.IGNORECASE | re.DOTALL,
-)
+    ".netrc", ".htpasswd", ".git-credentials", ".git/config", ".npmrc", ".pypirc",
+    ".pgpass", ".my.cnf",
+    "credentials.json", "application_default_credentials.json", ".aws/credentials", ".azure/accessTokens.json",
+    ".azure/msal_token_cache.json", "gcloud/access_tokens.db", "gcloud/credentials.db", ".boto", ".s3cfg",
+    "kubeconfig", ".kube/config", ".docker/config.json",
+    "terraform.tfstate", "terraform.tfstate.backup", "terraform.tfvars", ".vault-token",
+    ".databrickscfg", "huggingface/token", "kaggle.json", ".streamlit/secrets.toml",
+])  # fmt: skip
+# The only pattern: users choose the names of Google Cloud's key files.
+PATTERN = "service-account*.json"
 
 
 def is_secret_file(name: str) -> bool:
-    """
-    Tell whether a file's name is one that secrets go by.
-
-    :param name: with ``/`` between its parts, of which the last ones count.
-    """
-    file = name[name.rfind("/") + 1 :]
-    if _FILE.match(file):
-        return file.lower() not in _EXAMPLES
-    return _PLACE.match(name) is not None
+    """Tell whether a path is that of a file on the list, by its last two parts."""
+    parts = name.split("/")[-2:]
+    return not SECRET_NAMES.isdisjoint((parts[-1], "/".join(parts))) or fnmatchcase(parts[-1], PATTERN)

@@ -1,14 +1,12 @@
 """
-What of a directory goes into its package.
+Which files of a directory are packed.
 
-The walk is Ray's: an ignore file counts for its own directory and all below it, any match leaves out, and what is left
-out is not looked into. Ray asks a directory's own ignore file about the directory itself as well, under the name ``.``:
-a line ``*`` or ``.*`` there leaves all of it out, whatever later lines take back in. What differs from Ray, on purpose:
+The walk is Ray's. An ignore file applies to its own directory and everything below it. Any match leaves a path out, and
+a directory that is left out is not listed. Ray also matches a directory's own ignore file against the directory itself,
+as ``.``: a line ``*`` or ``.*`` there leaves out everything, whatever later lines take back in.
 
-- a link that leads out of the directory is an error, as is one that leads back to a directory that holds it, and links
-  by which one directory would be packed over and over;
-- files that look like secrets are left out unless the user wants them;
-- sockets, pipes, devices, links to nothing, and names that Ray drops when it unpacks are left out with a warning.
+Unlike Ray's, the walk fails at symbolic links that lead out of the directory, loop, or multiply directories. It leaves
+out files with names of secrets, and with a warning sockets, pipes, devices, broken links, and names that Ray drops.
 
 Source: Ray 2.60 ``_private/runtime_env/packaging.py``, ``_dir_travel`` and ``_zip_files``.
 """
@@ -20,97 +18,75 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from airflow_provider_rayjobs.exceptions import RayPackageError
-from airflow_provider_rayjobs.jobs.packages.ignores import GITIGNORE, RAYIGNORE, IgnoreRules, read_ignore_file
+from airflow_provider_rayjobs.jobs.packages.ignores import GITIGNORE, RAYIGNORE, IgnoreRules
 from airflow_provider_rayjobs.jobs.packages.secret_names import is_secret_file
+from airflow_provider_rayjobs.jobs.progress import Progress
 
-# What Ray drops when it unpacks: a backslash, or what Windows would take for a drive.
+# Ray drops names with a backslash or a Windows drive.
 _DROPPED = re.compile(r".*\\|.:", re.DOTALL)
-# How often a directory may be packed by way of links: two links in each of twenty directories make a million of one.
+# The most links to one directory. Two links in each of twenty directories would make a million copies of the last one.
 _OFTEN = 100
 
+# Size, last change and inode number of a file.
+FileStamp = tuple[int, int, int]
 
-class FileStamp(NamedTuple):
-    """By what a change of a file shows without reading it."""
 
-    size: int
-    changed_at: int
-    number: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> FileStamp:
-        """Return a file's stamp."""
-        return cls(status.st_size, max(status.st_mtime_ns, status.st_ctime_ns), status.st_ino)
+def stamp_of(status: os.stat_result) -> FileStamp:
+    """Return values that change with a file."""
+    return status.st_size, max(status.st_mtime_ns, status.st_ctime_ns), status.st_ino
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """
-    A file of a package, or a directory that is empty.
+    A file in a package, or an empty directory.
 
-    :param name: in the package, with ``/``; a directory's ends in one.
-    :param path: on this machine; "" for one whose contents we make.
-    :param mode: 0o755 for what may be executed, 0o644 for other files, 0o600 for secrets. Who owns a file, and what
-        his umask is, differs from machine to machine and says nothing about the code, as git sees it.
-    :param data: the contents of a file of our own.
+    :param name: in the package, with ``/``; the name of a directory ends in ``/``.
+    :param path: on this machine.
+    :param mode: 0o755 for executable files, 0o644 for others, 0o600 for secrets; as in git, the umask does not count.
+    :param data: the contents of a file that is not on the disk.
     """
 
     name: str
     path: str
     mode: int
-    stamp: FileStamp
+    size: int
+    stamp: FileStamp | None = None
     data: bytes | None = None
 
     @property
     def is_directory(self) -> bool:
         return self.name.endswith("/")
 
-    @property
-    def size(self) -> int:
-        return self.stamp.size
-
 
 @dataclass(frozen=True)
 class Tree:
-    """
-    What a package is to hold.
+    """The contents of a package, the names of files left out as secrets, and warnings about other files left out."""
 
-    :param root: the directory; "" where there is none to look at again.
-    :param entries: by name.
-    :param secrets: names of files that look like secrets, and were left out.
-    :param warnings: what else was left out that somebody may miss.
-    """
-
-    root: str
     entries: tuple[Entry, ...]
     secrets: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
         return sum(entry.size for entry in self.entries)
-
-    @property
-    def files(self) -> int:
-        """How many files there are."""
-        return sum(not entry.is_directory for entry in self.entries)
 
 
 @dataclass(frozen=True)
 class Selection:
     """
-    How to choose.
+    Which files to pack.
 
     :param excludes: patterns, relative to the directory.
     :param gitignore: whether ``.gitignore`` files count.
-    :param secrets: whether files that look like secrets are packed; or patterns for those that are.
-    :param top: the name of the directory in its package, "" where its files are at the root.
+    :param secrets: whether files with names of :mod:`.secret_names` are packed; or patterns for those to pack.
+    :param top: the directory in the package that holds the files, "" for its root.
     """
 
     excludes: Sequence[str] = ()
@@ -119,116 +95,99 @@ class Selection:
     top: str = ""
 
 
-def select(root: Path, selection: Selection) -> Tree:
-    """
-    Choose what of a directory is packed.
-
-    :raises ValueError: for a link that may not be followed, a name that no package can hold, and a pattern that is
-        none.
-    :raises RayPackageError: for what cannot be read.
-    """
-    walk = _Walk(os.path.abspath(root), selection)  # noqa: PTH100  (without resolving links, which Path does)
-    rules = [(0, IgnoreRules(selection.excludes, "excludes"))]
-    walk.ahead.append(_Directory(walk.root, "", rules, (), walk.real_name(walk.real_root), by_link=False))
-    # without recursion: a tree may be deeper than Python's calls
+def select(root: Path, selection: Selection) -> Progress[Tree]:
+    """List the files of a directory that are packed."""
+    walk = _Walk(os.path.abspath(root), selection)  # noqa: PTH100  (unlike Path, it does not resolve links)
+    # no recursion: a tree may be deeper than Python's stack
     while walk.ahead:
         walk.enter(walk.ahead.pop())
-    walk.entries.sort(key=lambda entry: entry.name)
-    return Tree(walk.root, tuple(walk.entries), tuple(sorted(walk.secrets)), tuple(walk.warnings))
-
-
-Rules = list[tuple[int, IgnoreRules]]
+        yield 0
+    entries = sorted(walk.entries, key=lambda entry: entry.name)
+    return Tree(tuple(entries), tuple(sorted(walk.secrets)), tuple(walk.warnings))
 
 
 class _Directory(NamedTuple):
     """
-    A directory to be looked into.
+    A directory to list.
 
-    :param below: its name in the tree with a last slash, "" for the root.
-    :param rules: of those around it, and how many characters of a name stand before what each is relative to.
-    :param within: device and number of the directories around it, by which a circle of links shows.
-    :param real: the name by which it is known where no link stands: what is secret there is so under any name.
-    :param by_link: whether a link leads to it, or to a directory around it.
+    :param below: its name relative to the root, with a final ``/``; "" for the root.
+    :param rules: of the directories above, each with the length of its directory's ``below``.
+    :param within: device and inode number of the directories above.
+    :param by_link: whether a link leads to it, or to a directory above.
     """
 
     path: str
-    below: str
-    rules: Rules
-    within: tuple[tuple[int, int], ...]
-    real: str
-    by_link: bool
+    below: str = ""
+    rules: tuple[tuple[int, IgnoreRules], ...] = ()
+    within: tuple[tuple[int, int], ...] = ()
+    by_link: bool = False
+
+    def leaves_out(self, name: str) -> bool:
+        return any(rules.match(name[start:]) for start, rules in self.rules)
 
 
-@dataclass
 class _Walk:
-    root: str
-    selection: Selection
-    ahead: list[_Directory] = field(default_factory=list)
-    entries: list[Entry] = field(default_factory=list)
-    secrets: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.real_root = os.path.realpath(self.root)
-        self._entered: Counter[tuple[int, int]] = Counter()
-        wanted = self.selection.secrets
-        self._wanted = IgnoreRules(() if isinstance(wanted, bool) else wanted, "package_secrets")
-
-    def real_name(self, place: str) -> str:
-        """Return a place without links by its names from two above the root on: a root may be ``.ssh`` itself."""
-        above = self.real_root.rsplit("/", 2)[0] if self.real_root.count("/") > 1 else ""
-        return place[len(above) + 1 :]
+    def __init__(self, root: str, selection: Selection) -> None:
+        self.root = root
+        self.selection = selection
+        self.ahead = [_Directory(root)]
+        self.entries: list[Entry] = []
+        self.secrets: list[str] = []
+        self.warnings: list[str] = []
+        self._real_root = os.path.realpath(root)
+        self._links: Counter[tuple[int, int]] = Counter()
+        wanted = () if isinstance(selection.secrets, bool) else selection.secrets
+        self._wanted = IgnoreRules(wanted, "package_secrets")
 
     def enter(self, directory: _Directory) -> None:
-        """Take what is in a directory; those in it are ahead."""
-        path, below, rules, within, real, by_link = directory
+        """List one directory; those in it are added to ``ahead``."""
+        path, below, rules, within, by_link = directory
         try:
-            status = os.stat(path)  # noqa: PTH116  (a path as text: many of them)
+            status = os.stat(path)  # noqa: PTH116  (a Path for each file would take longer than its listing)
             with os.scandir(path) as scan:
                 found = list(scan)
         except OSError as error:
             raise unreadable(path, error) from error
         identity = (status.st_dev, status.st_ino)
-        within = (*within, identity)
-        if by_link:
-            self._entered[identity] += 1
-            if self._entered[identity] > _OFTEN:
-                raise ValueError(
-                    f"{path}: more than {_OFTEN} links, and links below links, lead to this directory ({real}), and "
-                    "each would be packed as a copy. Remove some of them, or exclude them."
-                )
-        rules = [*rules, *((len(below), own) for own in self._own_rules(found))]
-        # the parents' rules have let it in; its own, and excludes, are asked about "." here
-        if pattern := _left_out_by(rules, below, len(below)):
-            if not below:
-                self.warnings.append(
-                    f"All of {self.root} is left out: Ray asks its ignore files about the directory itself, and "
-                    f"{pattern} matches that."
-                )
-            return
-        if not found:
-            check_name(path, below)
-            self.entries.append(Entry(below or "./", path, 0o755, FileStamp(0, 0, 0)))
-        inside = _Directory(path, below, rules, within, real, by_link)
-        for each in found:
-            self._take(each, inside)
+        self._links[identity] += by_link
+        if self._links[identity] > _OFTEN:
+            raise ValueError(
+                f"Too many symbolic links: more than {_OFTEN} lead to {os.path.realpath(path)}, as {path} does. Each "
+                "would be packed as a copy. Remove some of them, or exclude them."
+            )
+        own = [(len(below), each) for each in self._own_rules(path, is_root=not below)]
+        for _, each in own:
+            # the rules above did not leave the directory out; its own rules see it as "."
+            if pattern := each.match("."):
+                if not below:
+                    self.warnings.append(
+                        f"All of {self.root} is left out: Ray also matches ignore rules against the directory itself, "
+                        f"and {pattern!r} of {each.source} matches it."
+                    )
+                return
+        if not found and (name := self._in_package(below)):
+            check_name(path, name)
+            self.entries.append(Entry(name, path, 0o755, 0))
+        inside = _Directory(path, below, (*rules, *own), (*within, identity), by_link)
+        for item in found:
+            if not inside.leaves_out(below + item.name):
+                self._take(item, inside)
 
-    def _own_rules(self, found: Collection[os.DirEntry[str]]) -> Iterator[IgnoreRules]:
+    def _own_rules(self, directory: str, *, is_root: bool) -> Iterator[IgnoreRules]:
+        if is_root:
+            yield IgnoreRules(self.selection.excludes, "excludes")
         for name in (GITIGNORE, RAYIGNORE) if self.selection.gitignore else (RAYIGNORE,):
-            for each in found:
-                # os.path, as DirEntry.is_file() raises for a link that leads below a file
-                if each.name == name and os.path.isfile(each.path):  # noqa: PTH113
-                    try:
-                        rules = read_ignore_file(each.path)
-                    except OSError as error:
-                        raise unreadable(each.path, error) from error
-                    if rules:
-                        yield rules
+            path = f"{directory}/{name}"
+            if os.path.isfile(path):  # noqa: PTH113
+                try:
+                    # decoded as Python decodes file names
+                    with open(path, encoding="utf-8", errors="surrogateescape") as file:  # noqa: PTH123
+                        yield IgnoreRules(file, path)
+                except OSError as error:
+                    raise unreadable(path, error) from error
 
     def _take(self, found: os.DirEntry[str], directory: _Directory) -> None:
         name = directory.below + found.name
-        if _left_out_by(directory.rules, name):
-            return
         try:
             status = found.stat(follow_symlinks=False)
             target = ""
@@ -239,114 +198,87 @@ class _Walk:
             if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
                 raise unreadable(found.path, error) from error
             if not found.is_symlink():
-                raise changed(found.path, "it is gone") from None
-            self.warnings.append(f"{printable(name)} is left out: it is a link to nothing.")
+                raise changed(found.path, "it was deleted") from None
+            self._warn(name, "it is a broken symbolic link")
             return
-        kind = stat.S_IFMT(status.st_mode)
-        if kind not in (stat.S_IFREG, stat.S_IFDIR):
-            what = _KINDS.get(kind, "something else")
-            self.warnings.append(f"{printable(name)} is left out: it is no file, but {what}.")
-        elif is_dropped(f"{self.selection.top}/{name}" if self.selection.top else name):
-            self.warnings.append(f"{name!r} is left out: Ray unpacks no such name.")
-        elif kind == stat.S_IFDIR:
-            if target and (status.st_dev, status.st_ino) in directory.within:
-                raise ValueError(
-                    f"{found.path} is a link that leads back to a directory that holds it ({target}): it has no end. "
-                    "Remove it, or exclude it."
-                )
-            real = self.real_name(target) if target else f"{directory.real}/{found.name}"
-            by_link = directory.by_link or bool(target)
-            self.ahead.append(_Directory(found.path, f"{name}/", directory.rules, directory.within, real, by_link))
+        full_name = self._in_package(name)
+        if _DROPPED.match(full_name):
+            self._warn(name, "Ray does not unpack names with a backslash or a drive letter")
+        elif stat.S_ISREG(status.st_mode):
+            check_name(found.path, full_name)
+            is_secret = is_secret_file(full_name) or is_secret_file(target)
+            if is_secret and self.selection.secrets is not True and not self._wanted.match(name):
+                self.secrets.append(name)
+            else:
+                self.entries.append(_entry(full_name, found.path, status, is_secret=is_secret))
+        elif not stat.S_ISDIR(status.st_mode):
+            self._warn(name, "it is a socket, a pipe or a device")
+        elif target and (status.st_dev, status.st_ino) in directory.within:
+            raise ValueError(
+                f"Loop of symbolic links: {found.path} leads to {target}, a directory that contains it. Remove the "
+                "link, or exclude it."
+            )
         else:
-            self._take_file(found.path, name, target, status, directory)
+            by_link = directory.by_link or bool(target)
+            self.ahead.append(_Directory(found.path, f"{name}/", directory.rules, directory.within, by_link))
 
-    def _take_file(self, path: str, name: str, target: str, status: os.stat_result, directory: _Directory) -> None:
-        check_name(path, name)
-        # a link under another name, to the file or to a directory around it, does not make a secret less of one
-        real = self.real_name(target) if target else f"{directory.real}/{name[len(directory.below) :]}"
-        is_secret = is_secret_file(real) or ((bool(target) or directory.by_link) and is_secret_file(name))
-        if is_secret and self.selection.secrets is not True and not self._wanted.match(name):
-            self.secrets.append(name)
-            return
-        mode = 0o600 if is_secret else 0o755 if status.st_mode & 0o111 else 0o644
-        self.entries.append(Entry(name, path, mode, FileStamp.of(status)))
+    def _warn(self, name: str, reason: str) -> None:
+        self.warnings.append(f"{printable(name)} is left out: {reason}.")
+
+    def _in_package(self, name: str) -> str:
+        return f"{self.selection.top}/{name}" if self.selection.top else name
 
     def _target_of(self, link: str) -> str:
-        """
-        Return where a link leads.
-
-        :raises ValueError: if that is outside.
-        """
         target = os.path.realpath(link)
-        if target != self.real_root and not target.startswith(self.real_root.rstrip("/") + "/"):
+        if target != self._real_root and not target.startswith(self._real_root.rstrip("/") + "/"):
             raise ValueError(
-                f"{link} is a link that leads out of {self.root}, to {target}: the cluster would not have that. Copy "
-                "it in its place, or exclude the link."
+                f"Symbolic link out of {self.root}: {link} leads to {target}, which the cluster does not have. Replace "
+                "the link with a copy, or exclude the link."
             )
         return target
 
 
-_KINDS = {
-    stat.S_IFSOCK: "a socket", stat.S_IFIFO: "a pipe", stat.S_IFBLK: "a device", stat.S_IFCHR: "a device",
-}  # fmt: skip
+def file_entry(path: Path) -> Entry:
+    """Return the entry of a single file."""
+    try:
+        return _entry(path.name, str(path), path.stat())
+    except OSError as error:
+        raise unreadable(str(path), error) from error
 
 
-def _left_out_by(rules: Rules, name: str, length: int | None = None) -> str | None:
-    """Return the pattern, and where it stands, that leaves a name out; ``length`` is that of a directory asked anew."""
-    for start, each in rules:
-        # rules that stand in the directory itself see it as "."; those above it have let it in already
-        if length is not None and start != length:
-            continue
-        if pattern := each.match(name[start:] or "."):
-            return f"{pattern!r} of {each.source}"
-    return None
-
-
-def is_dropped(name: str) -> bool:
-    """Tell whether Ray drops a file when it unpacks: by its whole name in the package, the top directory's included."""
-    return _DROPPED.match(name) is not None
+def _entry(name: str, path: str, status: os.stat_result, *, is_secret: bool = False) -> Entry:
+    mode = 0o600 if is_secret else 0o755 if status.st_mode & 0o111 else 0o644
+    return Entry(name, path, mode, status.st_size, stamp_of(status))
 
 
 def check_name(path: str, name: str) -> None:
-    """
-    Make sure that a package can hold a name.
-
-    :param path: whose name it is, for the message.
-    :raises ValueError: for one that is not UTF-8.
-    """
+    """Raise a ValueError if no package can hold a name, or Ray drops it."""
+    if _DROPPED.match(name):
+        raise ValueError(f"Ray does not unpack names with a backslash or a drive letter: {path}. Rename it.")
     try:
         name.encode()
     except UnicodeEncodeError:
         raise ValueError(
-            f"{os.fsencode(path)!r} has a name that is not UTF-8, which no package can hold. Rename it, or exclude it."
+            f"File name is not UTF-8: {os.fsencode(path)!r}. No package can hold it. Rename the file, or exclude it."
         ) from None
 
 
 def printable(name: str) -> str:
-    """Return a name as a log can hold it: what is not UTF-8 as its bytes."""
+    """Return a name for the log, with escapes for bytes that are not UTF-8."""
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def unreadable(path: str, error: OSError) -> RayPackageError:
-    """Return the error of a file or directory that cannot be read."""
+    """Return the error for a file or directory that cannot be read."""
     return RayPackageError(
-        f"Could not read {path!r} for its package: {error.strerror or error}. Nothing was submitted. Make it readable "
-        "for the user that Airflow's worker runs as, or exclude it."
+        f"Could not read {path!r}: {error.strerror or error}. Nothing was submitted. Make it readable for the user of "
+        "this process, or exclude it."
     )
 
 
 def changed(path: str, how: str) -> RayPackageError:
-    """Return the error of a file that is no longer what it was when the package got its name."""
+    """Return the error for a file that changed after its directory was listed."""
     return RayPackageError(
-        f"{path} changed while its directory was packed: {how}. Nothing was submitted. Try again when nobody writes "
-        "there; exclude what programs write."
-    )
-
-
-def unwritable(error: OSError) -> RayPackageError:
-    """Return the error of a temporary file that the disk does not take."""
-    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    advice = "Make room there, or set TMPDIR to another place." if is_full else "Does TMPDIR lead to a good place?"
-    return RayPackageError(
-        f"Could not write a package into a temporary file: {error.strerror or error}. Nothing was submitted. {advice}"
+        f"File changed during packing: {path} ({how}). Nothing was submitted. Try again when no program writes to it, "
+        "or exclude it."
     )

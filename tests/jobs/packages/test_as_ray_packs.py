@@ -1,4 +1,4 @@
-"""Our selection beside Ray's own packaging, for generated trees."""
+"""Compare our packages with Ray's own packaging, for generated trees."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
-from airflow_provider_rayjobs.jobs.packages.digest import name_tree
+from airflow_provider_rayjobs.jobs.packages.digest import digest_tree
 from airflow_provider_rayjobs.jobs.packages.ignores import IgnoreRules, default_excludes
 from airflow_provider_rayjobs.jobs.packages.local_code import resolve_local_code
 from airflow_provider_rayjobs.jobs.packages.tree import Selection, select
-from airflow_provider_rayjobs.jobs.packages.zip_file import Packing
+from airflow_provider_rayjobs.jobs.packages.zip_file import write_zip
+from airflow_provider_rayjobs.jobs.progress import finish
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # of Ray's own regular expressions
 
@@ -36,7 +37,7 @@ PATTERNS = st.sampled_from([
 
 @st.composite
 def trees(draw: Any, depth: int = 3) -> dict[str, Any]:
-    """A directory: names to contents, to directories, to links; some with ignore files."""
+    """A directory: names to files, directories and links; some with ignore files."""
     tree: dict[str, Any] = {}
     for name in draw(st.lists(NAMES, max_size=5, unique=True)):
         kind = draw(st.sampled_from(["file", "file", "script", "directory", "directory", "link"]))
@@ -60,7 +61,7 @@ def build(tree: dict[str, Any], directory: Path, top: Path) -> None:
             build(what, path, top)
         elif what[0] == "link":
             target = Path(os.path.normpath(directory / what[1]))
-            # what leads outside is what we refuse and Ray does not: other tests are about that
+            # links out of the directory are errors here, but not in Ray: other tests cover them
             if target.is_relative_to(top):
                 path.symlink_to(what[1])
         else:
@@ -80,7 +81,7 @@ def held_by_rays(path: Path, *, top: bool, excludes: list[str], gitignore: bool)
 
 
 def held(archive: Any) -> dict[str, tuple[int, bytes]]:
-    """What a package holds: name to whether it may be executed, and contents."""
+    """Return a package's contents: name to executable bit and bytes."""
     with zipfile.ZipFile(archive) as file:
         assert file.testzip() is None
         return {
@@ -90,21 +91,18 @@ def held(archive: Any) -> dict[str, tuple[int, bytes]]:
 
 
 def held_by_ours(path: Path, *, top: bool, excludes: list[str], gitignore: bool) -> dict[str, tuple[int, bytes]]:
-    tree = select(path, Selection(tuple(excludes), gitignore, top=path.name if top else ""))
-    digests: dict[str, bytes] = {}
-    name_tree(tree, path.name if top else "", digests)
+    name = path.name if top else ""
+    tree = finish(select(path, Selection(tuple(excludes), gitignore, top=name)))
+    digests = finish(digest_tree(tree))
     with tempfile.TemporaryFile() as file:
-        packing = Packing(tree, path.name if top else "", digests, file, None)
-        while packing.advance(10):
-            pass
-        assert packing.done == tree.size
+        assert sum(write_zip(tree, "", digests, file)) == tree.size
         return held(file)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(tree=trees(), excludes=st.lists(PATTERNS, max_size=2), top=st.booleans(), gitignore=st.booleans())
-def test_a_package_holds_what_rays_would(tree: dict[str, Any], excludes: list[str], top: bool, gitignore: bool):
-    """For any tree and any ignore rules our package holds the same files, contents and executable bits as Ray's."""
+def test_package_has_the_same_files_as_rays(tree: dict[str, Any], excludes: list[str], top: bool, gitignore: bool):
+    """For any tree and any ignore rules, our package has the same files, contents and executable bits as Ray's."""
     directory = Path(tempfile.mkdtemp())
     try:
         root = directory / "root"
@@ -114,10 +112,10 @@ def test_a_package_holds_what_rays_would(tree: dict[str, Any], excludes: list[st
         try:
             ours = held_by_ours(root, **arguments)
         except ValueError as error:
-            if "leads back" not in str(error):
+            if "Loop of symbolic links" not in str(error):
                 raise
-            reject()  # Ray would follow the circle forty times
-        # Ray writes an empty root as "./", which no unpacking makes anything of, and what its unpacking drops
+            reject()  # Ray follows a loop forty times
+        # Ray's package also has "./" for an empty root, and names that its unpacking drops
         theirs = held_by_rays(root, **arguments)
         expected = {name: it for name, it in theirs.items() if name != "./" and "\\" not in name and name[1:2] != ":"}
         assert ours == expected
@@ -130,15 +128,15 @@ ALPHABET = st.text(alphabet="ab*?[]!\\/.-^#& ü", max_size=8)
 
 @settings(max_examples=1500, deadline=None)
 @given(lines=st.lists(ALPHABET, max_size=4), paths=st.lists(st.text(alphabet="ab/.[]!\\-#ü", min_size=1, max_size=6)))
-def test_patterns_mean_what_they_mean_to_ray(lines: list[str], paths: list[str]):
-    """A pattern of any characters leaves out what it leaves out for Ray, or is refused where Ray breaks."""
+def test_patterns_match_the_same_paths_as_rays(lines: list[str], paths: list[str]):
+    """Any pattern leaves out the same paths as in Ray, or is an error where Ray fails."""
     from ray._private.thirdparty.pathspec import PathSpec
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         try:
             theirs = PathSpec.from_lines("gitwildmatch", lines)
-        except Exception as error:  # noqa: BLE001  (whatever breaks there)
+        except Exception as error:  # noqa: BLE001  (any error of Ray)
             theirs = error
     try:
         ours = IgnoreRules(lines, "here")
@@ -150,8 +148,8 @@ def test_patterns_mean_what_they_mean_to_ray(lines: list[str], paths: list[str])
             assert (ours.match(path) is not None) == theirs.match_file(path, separators=()), path
 
 
-def test_rays_default_excludes_are_ours():
-    """Without being told, and by the variable, the same is left out of a working directory as by Ray."""
+def test_default_excludes_are_those_of_ray():
+    """By default and with the environment variable, the same paths are left out of a working_dir as by Ray."""
     from ray._private import ray_constants
 
     variable = "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES"
@@ -167,8 +165,8 @@ def test_rays_default_excludes_are_ours():
             os.environ[variable] = before
 
 
-def test_the_same_environment_variables_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """``RAY_RUNTIME_ENV_IGNORE_GITIGNORE=1`` turns .gitignore off; default excludes are for working_dir alone."""
+def test_environment_variables_change_what_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """``RAY_RUNTIME_ENV_IGNORE_GITIGNORE=1`` disables .gitignore; default excludes apply to working_dir only."""
     (tmp_path / "code" / ".venv").mkdir(parents=True)
     (tmp_path / "code" / ".venv" / "python").touch()
     (tmp_path / "code" / ".gitignore").write_text("*.log\n")
@@ -179,7 +177,7 @@ def test_the_same_environment_variables_count(tmp_path: Path, monkeypatch: pytes
         return {entry.name for entry in code.packages[0].tree.entries}
 
     assert names(working_dir="code") == {".gitignore"}
-    assert names(py_modules=["code"]) == {".gitignore", ".venv/python"}
+    assert names(py_modules=["code"]) == {"code/.gitignore", "code/.venv/python"}
     monkeypatch.setenv("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "1")
     assert names(working_dir="code") == {".gitignore", "a.log"}
     monkeypatch.setenv("RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES", "")

@@ -1,4 +1,4 @@
-"""Local code in a runtime environment: where it is found, what is refused, what is sent instead."""
+"""Local code in a runtime environment: searching, validation and replacement."""
 
 from __future__ import annotations
 
@@ -13,14 +13,20 @@ import yaml
 from hypothesis import example, settings
 from hypothesis import strategies as st
 
-from airflow_provider_rayjobs.jobs.packages.local_code import LIMIT, resolve_local_code, too_large
+from airflow_provider_rayjobs.jobs.packages.local_code import (
+    LIMIT,
+    Package,
+    find_packages,
+    resolve_local_code,
+    too_large,
+)
 from airflow_provider_rayjobs.jobs.packages.paths import has_local_code
 from airflow_provider_rayjobs.jobs.packages.requirements import logical_lines
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a package, a module and what goes with them."""
+    """A folder with a package, a module and other files."""
     (tmp_path / "code" / "sub").mkdir(parents=True)
     (tmp_path / "code" / "__init__.py").touch()
     (tmp_path / "code" / "sub" / "a.py").write_text("a")
@@ -30,8 +36,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_local_code_becomes_uris(folder: Path):
-    """Directories, modules and Path objects get URIs; what is a URI, and everything else, stays."""
+def entries(package: Package) -> list[str]:
+    return [entry.name for entry in package.tree.entries]
+
+
+def test_paths_are_replaced_by_package_uris(folder: Path):
+    """Directories, modules and Path objects become URIs; URIs and all other values are unchanged."""
     given = {
         "working_dir": "code",
         "py_modules": ["s3://b/m.zip", folder / "code", "./module.py"],
@@ -48,12 +58,16 @@ def test_local_code_becomes_uris(folder: Path):
     assert code.runtime_env["working_dir"] == uris[0]
     assert code.runtime_env["py_modules"] == ["s3://b/m.zip", *uris[1:]]
     assert (code.runtime_env["pip"], code.runtime_env["env_vars"]) == (["torch"], {"A": "b"})
-    assert [package.top for package in code.packages] == ["", "code", ""]
+    assert [entries(package) for package in code.packages] == [
+        ["__init__.py", "sub/a.py"], ["code/__init__.py", "code/sub/a.py"], ["module.py"],
+    ]  # fmt: skip
     assert given["working_dir"] == "code"
 
 
-def test_paths_are_looked_for_in_order(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: Any):
-    """The first folder that has a relative path counts; ``~`` and variables are filled in."""
+def test_first_folder_with_a_relative_path_is_used(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: Any
+):
+    """The folders are searched in order; ``~`` and environment variables are expanded."""
     other = tmp_path_factory.mktemp("other")
     (other / "module.py").write_text("another")
     monkeypatch.setenv("HERE", str(folder))
@@ -68,12 +82,12 @@ def test_paths_are_looked_for_in_order(folder: Path, monkeypatch: pytest.MonkeyP
         assert source(path, folder) == f"{folder}/code"
 
 
-def test_a_module_that_is_the_folder_itself_keeps_its_name(folder: Path):
-    """``.`` and ``..`` are called by the directory that they mean."""
+def test_module_given_as_dot_has_its_directory_name(folder: Path):
+    """``.`` and ``..`` become modules with the names of these directories."""
     [package] = resolve_local_code({"py_modules": ["."]}, folders=[folder / "code"]).packages
-    assert package.top == "code"
+    assert entries(package) == ["code/__init__.py", "code/sub/a.py"]
     [package] = resolve_local_code({"py_modules": [".."]}, folders=[folder / "code" / "sub"]).packages
-    assert package.top == "code"
+    assert entries(package) == ["code/__init__.py", "code/sub/a.py"]
 
 
 @pytest.mark.parametrize(
@@ -81,52 +95,61 @@ def test_a_module_that_is_the_folder_itself_keeps_its_name(folder: Path):
     [
         (
             {"working_dir": "nowhere"},
-            r"runtime_env\['working_dir'\] is 'nowhere', and there is no such file.*looked for /.*",
+            r"runtime_env\['working_dir'\]: file not found: 'nowhere'\. Searched: /.*",
         ),
-        ({"working_dir": "$NOT_SET/x"}, r"No environment variable is called NOT_SET here"),
-        ({"py_modules": ["nowhere"]}, r"runtime_env\['py_modules\[0\]'\] is 'nowhere'"),
-        ({"working_dir": "x" * 5000}, "there is no such file"),
-        ({"working_dir": "a\0b"}, "there is no such file"),
-        ({"working_dir": "module.py"}, r"which is a file \(.*module\.py\); it must be a directory, or an archive"),
-        ({"py_modules": ["notes.txt"]}, r"must be a directory, a \.py file, a wheel, or an archive"),
-        ({"working_dir": "broken.zip"}, r"broken\.zip is not a zip archive"),
+        ({"working_dir": "$NOT_SET/x"}, r"Unset environment variables: NOT_SET\."),
+        ({"py_modules": ["nowhere"]}, r"runtime_env\['py_modules\[0\]'\]: file not found: 'nowhere'"),
+        ({"working_dir": "x" * 5000}, "file not found"),
+        ({"working_dir": "a\0b"}, "file not found"),
+        (
+            {"working_dir": "module.py"},
+            r"Not a directory or an archive .*: runtime_env\['working_dir'\] is /.*/module\.py",
+        ),
+        (
+            {"py_modules": ["notes.txt"]},
+            r"Not a directory, a \.py file, a wheel or an archive .*: .* is /.*/notes\.txt",
+        ),
+        ({"working_dir": "broken.zip"}, r"Not a zip archive: /.*/broken\.zip"),
         ({"working_dir": "code", "excludes": "*.log"}, r"runtime_env\['excludes'\] must be a list of patterns"),
-        ({"pip": "nowhere.txt"}, r"runtime_env\['pip'\] is 'nowhere\.txt'"),
-        ({"conda": "env.yaml"}, r"runtime_env\['conda'\] is 'env\.yaml'"),
-        ({"pip": ["-e ./code"]}, r"means a place on this machine.*\$\{RAY_RUNTIME_ENV_CREATE_WORKING_DIR\}/code"),
-        ({"uv": {"packages": "code"}}, "code is a directory, not a file"),
-        ({"pip": ["a", 3]}, r"runtime_env\['pip'\] must be a list of text; at 1 there is int instead"),
-        ({"conda": {"dependencies": [{"pip": ["a", 3]}]}}, r"runtime_env\['conda'\] must be a list of text; at 1"),
-        ({"pip": ["--no-index -r notes.txt"]}, "Put the file that it includes on a line of its own"),
-        ({"pip": ["-r file:///nowhere/r.txt"]}, "looked for /nowhere/r.txt"),
+        ({"pip": "nowhere.txt"}, r"runtime_env\['pip'\]: file not found: 'nowhere\.txt'"),
+        ({"conda": "env.yaml"}, r"runtime_env\['conda'\]: file not found: 'env\.yaml'"),
+        ({"pip": ["-e ./code"]}, r"Path of this machine.*\$\{RAY_RUNTIME_ENV_CREATE_WORKING_DIR\}/code"),
+        ({"uv": {"packages": "code"}}, "Not a file: /.*/code is a directory"),
+        ({"pip": ["a", 3]}, r"runtime_env\['pip'\] must be a list of text, but item 1 is of type int"),
+        (
+            {"conda": {"dependencies": [{"pip": ["a", 3]}]}},
+            r"runtime_env\['conda'\] must be a list of text, but item 1 ",
+        ),
+        ({"pip": ["--no-index -r notes.txt"]}, "Included file with other options: .*--no-index -r notes.txt"),
+        ({"pip": ["-r file:///nowhere/r.txt"]}, "Searched: /nowhere/r.txt"),
     ],
 )
-def test_what_can_never_work_is_said(folder: Path, given: dict[str, Any], message: str):
-    """What is missing or of the wrong kind is an error that names the field, and where it was looked for."""
+def test_invalid_local_code_is_an_error_with_the_field(folder: Path, given: dict[str, Any], message: str):
+    """A missing path or a wrong type is an error that shows the field and every location searched."""
     with pytest.raises(ValueError, match=message):
         resolve_local_code(given, folders=[folder, folder / "code"])
 
 
 @pytest.mark.parametrize("name", ["a\\b", "a:b"])
-def test_a_module_that_ray_drops_is_refused(folder: Path, name: str):
-    """A module, or a directory of modules, whose name Ray does not unpack is an error that names it."""
+def test_module_name_that_ray_drops_is_an_error(folder: Path, name: str):
+    """A module with a name that Ray does not unpack is an error."""
     (folder / f"{name}.py").touch()
     (folder / name).mkdir()
     for module in (name, f"{name}.py"):
-        with pytest.raises(ValueError, match="Ray drops names with a backslash"):
+        with pytest.raises(ValueError, match="Ray does not unpack names with a backslash"):
             resolve_local_code({"py_modules": [module]}, folders=[folder])
 
 
-def test_a_module_whose_name_is_not_utf_8_is_refused(folder: Path):
-    """The name of a directory of modules is one that the package has to hold."""
+def test_module_name_that_is_not_utf_8_is_an_error(folder: Path):
+    """A module's directory needs a name that a package can hold."""
     bad = os.fsdecode(b"bad\xff")
     (folder / bad).mkdir()
-    with pytest.raises(ValueError, match=r"bad\\xff' has a name that is not UTF-8"):
+    with pytest.raises(ValueError, match=r"File name is not UTF-8: .*bad\\xff'"):
         resolve_local_code({"py_modules": [bad]}, folders=[folder])
 
 
-def test_a_variable_may_hold_an_address(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    """Variables are filled in before a path is told from an address."""
+def test_environment_variable_may_contain_a_uri(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Environment variables are expanded before paths and URIs are distinguished."""
     monkeypatch.setenv("CODE", "s3://bucket/code.zip")
     given = {"working_dir": "$CODE", "py_modules": ["${CODE}", "code"]}
 
@@ -136,30 +159,30 @@ def test_a_variable_may_hold_an_address(folder: Path, monkeypatch: pytest.Monkey
     assert [package.owner for package in code.packages] == ["py_modules[1]"]
 
 
-def test_a_tilde_that_means_nobody_is_a_name(folder: Path):
-    """``~`` before the name of no user is part of a name: found if it exists, and otherwise said."""
+def test_tilde_of_unknown_user_is_part_of_the_name(folder: Path):
+    """``~`` before an unknown user name is not expanded."""
     (folder / "~nosuchuser").mkdir()
     [package] = resolve_local_code({"working_dir": "~nosuchuser"}, folders=[folder]).packages
     assert package.source == folder / "~nosuchuser"
-    with pytest.raises(ValueError, match="there is no such file or directory"):
+    with pytest.raises(ValueError, match="file not found"):
         resolve_local_code({"working_dir": "~nosuchuser/x"}, folders=[folder])
 
 
-def test_secrets_are_no_text(folder: Path):
-    """One pattern as text is an error: it would be a list of single characters, "*" among them."""
+def test_package_secrets_as_text_is_an_error(folder: Path):
+    """A text would be read as a list of one-character patterns, with ``*`` among them."""
     with pytest.raises(ValueError, match="package_secrets must be True, False or a list of patterns"):
         resolve_local_code({"working_dir": "code"}, folders=[folder], secrets="*.pem")
 
 
 class Anywhere:
-    """A storage that is asked for addresses alone."""
+    """A storage that only returns URIs."""
 
     def uri_of(self, name: str) -> str:
         return f"s3://b/{name}"
 
 
-def test_what_a_zip_adds_counts_for_where_it_goes(folder: Path):
-    """A tree that is a little below the limit on the disk, and may be over it as a zip, goes to the storage."""
+def test_zip_headers_count_for_the_destination(folder: Path):
+    """A tree just below the limit goes to the storage, as its zip file may exceed the limit."""
     with (folder / "code" / "data").open("wb") as file:
         file.truncate(LIMIT - 1000)
 
@@ -172,15 +195,15 @@ def test_what_a_zip_adds_counts_for_where_it_goes(folder: Path):
     assert uri(storage=Anywhere()).startswith("gcs://")
 
 
-def test_a_missing_path_shows_all_places(folder: Path):
-    """Every folder in which a path was looked for is named."""
-    with pytest.raises(ValueError, match="looked for") as error:
+def test_missing_path_shows_every_location_searched(folder: Path):
+    """The error of a missing path lists all searched locations."""
+    with pytest.raises(ValueError, match="Searched: ") as error:
         resolve_local_code({"working_dir": "nowhere"}, folders=[folder, folder / "code"])
     assert f"{folder}/nowhere, {folder}/code/nowhere." in str(error.value)
 
 
-def test_the_largest_entries_are_shown(folder: Path):
-    """What is over the limit is told with its ten largest entries, and how to exclude them."""
+def test_too_large_package_shows_its_largest_files(folder: Path):
+    """The error lists the ten largest files and how to exclude them."""
     for number in range(12):
         with (folder / "code" / f"data{number:02}.bin").open("wb") as file:
             file.truncate(10_000_000 * (number + 1))
@@ -188,14 +211,14 @@ def test_the_largest_entries_are_shown(folder: Path):
 
     lines = too_large(package).splitlines()
 
-    assert "takes no package of 100 MiB or more" in lines[0]
+    assert lines[0].startswith("Package too large: Ray's HTTP server accepts less than 100 MiB.")
     assert [line.split()[-1] for line in lines[1:11]] == [f"data{number:02}.bin" for number in range(11, 1, -1)]
     assert "runtime_env={'excludes': ['/data11.bin', ...]}" in lines[-1]
     assert "package_storage" in lines[-1]
 
 
-def test_many_small_files_are_shown_by_their_directories(folder: Path):
-    """Where no single file takes the room, the directories that do are named first."""
+def test_too_large_package_shows_directories_of_small_files(folder: Path):
+    """A directory of many small files is listed before single files."""
     (folder / "code" / "cache").mkdir()
     for number in range(100):
         (folder / "code" / "cache" / f"{number}").write_bytes(b"x" * 10_000)
@@ -207,40 +230,51 @@ def test_many_small_files_are_shown_by_their_directories(folder: Path):
     assert "'excludes': ['/cache/', ...]" in lines[-1]
 
 
-def test_a_large_archive_is_refused_before_it_is_read(folder: Path):
-    """An archive of 100 MiB is refused by its size."""
+def test_too_large_module_shows_names_as_excludes_match_them(folder: Path):
+    """Patterns in ``excludes`` are relative to the module's directory, and so are the listed names."""
+    (folder / "code" / "code").mkdir()
+    (folder / "code" / "code" / "data.bin").write_bytes(b"x" * 1000)
+    arguments = {"working_dir": "code", "py_modules": ["code"]}
+    shown = [too_large(package) for package in resolve_local_code(arguments, folders=[folder]).packages]
+
+    for text in shown:
+        assert text.splitlines()[1].endswith(" MiB  code/data.bin")
+        assert "'excludes': ['/code/data.bin', ...]" in text
+
+
+def test_too_large_archive_is_an_error_before_it_is_read(folder: Path):
+    """An archive of 100 MiB is an error because of its size."""
     with zipfile.ZipFile(folder / "large.zip", "w") as archive, archive.open("noise", "w") as member:
         for _ in range(101):
             member.write(os.urandom(2**20))
     assert (folder / "large.zip").stat().st_size > LIMIT
 
-    with pytest.raises(ValueError, match="is too large: Ray's HTTP server takes no package of 100 MiB"):
+    with pytest.raises(ValueError, match="Package too large: Ray's HTTP server accepts less than 100 MiB"):
         resolve_local_code({"working_dir": "large.zip"}, folders=[folder])
 
 
-def test_what_no_zip_makes_small_is_refused_unread(folder: Path):
-    """A tree that deflates below the limit at no ratio is refused before its bytes are read."""
+def test_incompressible_size_is_an_error_before_files_are_read(folder: Path):
+    """A tree that is over the limit at any compression ratio is an error before its files are read."""
     with (folder / "code" / "huge").open("wb") as file:
         file.truncate(110 * 2**30)
     read: list[int] = []
-    with pytest.raises(ValueError, match=r"is too large[\s\S]*112640\.0 MiB  huge"):
-        resolve_local_code({"working_dir": "code"}, folders=[folder], watch=read.append)
+    with pytest.raises(ValueError, match=r"Package too large[\s\S]*112640\.0 MiB  huge"):
+        read.extend(find_packages({"working_dir": "code"}, folders=[folder]))
     assert sum(read) == 0
 
 
-def test_naming_tells_how_far_it_is(folder: Path):
-    """Whoever watches is told of each byte that is read, of archives as well."""
+def test_naming_yields_each_byte_that_it_reads(folder: Path):
+    """Naming counts every byte read, of archives too."""
     (folder / "code" / "data").write_bytes(bytes(2_000_000))
     (folder / "code" / "more").write_bytes(bytes(1_000_000))
     with zipfile.ZipFile(folder / "a.zip", "w") as archive:
         archive.writestr("a", bytes(1_000_000))
-    read: list[int] = []
-    resolve_local_code({"working_dir": "code", "py_modules": ["a.zip"]}, folders=[folder], watch=read.append)
+    read = list(find_packages({"working_dir": "code", "py_modules": ["a.zip"]}, folders=[folder]))
     assert sum(read) == 3_000_001 + (folder / "a.zip").stat().st_size
 
 
-def test_requirements_files_are_read(folder: Path):
-    """Lines are joined, comments go, what is included stands in its place, and URLs and the node's own files stay."""
+def test_requirements_files_are_replaced_by_their_lines(folder: Path):
+    """Lines are joined, comments removed and files included; URLs and paths on the node are unchanged."""
     (folder / "sub").mkdir()
     (folder / "requirements.txt").write_text(
         "# what we need\n\n-r sub/more.txt\n--requirement=sub/again.txt\ntorch==2.0 \\\n  --hash=sha256:00  # pinned\n"
@@ -267,9 +301,9 @@ def test_requirements_files_are_read(folder: Path):
      "foo@file:foo.whl", "file:foo.whl", "--find-links=wheels", "-fwheels", "--no-index -f ./w",
      "--editable src/x#egg=x"],
 )  # fmt: skip
-def test_lines_that_mean_this_disk_are_refused(folder: Path, line: str):
-    """Whatever pip would take for a relative path is an error before it fails on a node."""
-    with pytest.raises(ValueError, match="means a place on this machine"):
+def test_relative_path_in_requirements_is_an_error(folder: Path, line: str):
+    """A line that pip reads as a relative path is an error here, before it fails on a node."""
+    with pytest.raises(ValueError, match="Path of this machine in requirements"):
         resolve_local_code({"pip": ["numpy", line]}, folders=[folder])
 
 
@@ -282,8 +316,8 @@ def test_lines_that_mean_this_disk_are_refused(folder: Path, line: str):
      "-e ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/x[dev]",
      "foo @ ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/w/foo.whl", "foo ; sys_platform == 'a/b'"],
 )  # fmt: skip
-def test_other_lines_are_sent_as_they_are(folder: Path, line: str):
-    """Names, addresses, and places that may be on the nodes are left alone."""
+def test_other_requirement_lines_are_unchanged(folder: Path, line: str):
+    """Package names, URLs and absolute paths, which may exist on the nodes, are sent unchanged."""
     assert resolve_local_code({"pip": ["a", line]}, folders=[folder]).runtime_env["pip"] == ["a", line]
 
 
@@ -291,39 +325,39 @@ def test_other_lines_are_sent_as_they_are(folder: Path, line: str):
 @hypothesis.given(lines=st.lists(st.text(alphabet="ab#\\ \t", max_size=5)), end=st.sampled_from(["\n", "\r\n", "\f"]))
 @example(lines=["# see docs in C:\\x \\", "numpy==1.0", "pandas"], end="\n")
 @example(lines=["a", "foo==1 \\"], end="\n")
-def test_requirements_are_read_as_by_pip(lines: list[str], end: str):
-    """Lines are joined, and comments go, as pip does it."""
+def test_requirement_lines_are_those_of_pip(lines: list[str], end: str):
+    """Lines are joined and comments removed as pip does."""
     from pip._internal.req.req_file import preprocess
 
     text = end.join(lines)
     assert list(logical_lines(text)) == [line.strip() for _, line in preprocess(text) if line.strip()]
 
 
-def test_a_requirements_file_may_begin_with_a_mark(folder: Path):
-    """A byte order mark, as Windows writes it, and a backslash at a file's end, are no part of what a file says."""
+def test_byte_order_mark_and_final_backslash_are_ignored(folder: Path):
+    """A byte order mark and a backslash at the end of a requirements file are ignored."""
     (folder / "b.txt").write_text("foo==1 \\")
     (folder / "r.txt").write_text("-r b.txt\nbar==2\n", encoding="utf-8-sig")
     assert resolve_local_code({"pip": "r.txt"}, folders=[folder]).runtime_env["pip"] == ["foo==1", "bar==2"]
 
 
-def test_comments_in_a_list_are_no_part_of_a_line(folder: Path):
+def test_comments_in_a_list_of_requirements_are_removed(folder: Path):
     """A list of requirements is read as the lines of a file."""
     (folder / "r.txt").write_text("a\n")
     given = ["-r r.txt  # base", "# nothing", f"-r file://{folder}/r.txt", "b"]
     assert resolve_local_code({"pip": given}, folders=[folder]).runtime_env["pip"] == ["a", "a", "b"]
 
 
-def test_files_that_include_the_same_over_and_over_are_refused(folder: Path):
-    """Sixteen files that include the next one twice would make 65,536 lines of one: an error."""
+def test_too_many_included_requirements_files_is_an_error(folder: Path):
+    """Sixteen files that include the next one twice would become 65,536 lines."""
     for number in range(16):
         (folder / f"r{number}.txt").write_text(f"-r r{number + 1}.txt\n" * 2)
     (folder / "r16.txt").write_text("numpy\n")
-    with pytest.raises(ValueError, match="more than 1000 files are included"):
+    with pytest.raises(ValueError, match="Too many requirements files: .* more than 1000"):
         resolve_local_code({"pip": "r0.txt"}, folders=[folder])
 
 
-def test_constraints_travel_in_the_working_directory(folder: Path):
-    """A constraints file is read with what it includes, goes into the package, and its line leads there."""
+def test_constraints_are_added_to_the_working_dir(folder: Path):
+    """A constraints file with its included files is added to the package, and its line refers to that file."""
     (folder / "requirements.txt").write_text("-c constraints.txt\ntorch\n")
     (folder / "constraints.txt").write_text("torch<3\n-c more.txt\n")
     (folder / "more.txt").write_text("numpy<2\n")
@@ -336,20 +370,20 @@ def test_constraints_travel_in_the_working_directory(folder: Path):
         assert held.data.startswith(b"torch<3\n-c ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/.ray-jobs-constraints-")
         assert code.runtime_env["working_dir"] == package.uri
 
-    with pytest.raises(ValueError, match=r"constraints \(-c\) travel in the package of a local working_dir"):
+    with pytest.raises(ValueError, match=r"Constraints \(-c\) need a local working_dir"):
         resolve_local_code({"pip": "requirements.txt", "working_dir": "s3://b/c.zip"}, folders=[folder])
 
 
-def test_files_that_include_each_other_are_refused(folder: Path):
-    """A circle of -r lines is an error instead of an endless list."""
+def test_requirements_files_that_include_each_other_is_an_error(folder: Path):
+    """A loop of -r lines is an error."""
     (folder / "a.txt").write_text("-r b.txt\n")
     (folder / "b.txt").write_text("-r a.txt\n")
-    with pytest.raises(ValueError, match="includes itself"):
+    with pytest.raises(ValueError, match="Requirements file includes itself"):
         resolve_local_code({"pip": "a.txt"}, folders=[folder])
 
 
-def test_conda_files_are_read(folder: Path):
-    """A conda file is sent as what it says, its pip requirements included; a name of an environment stays one."""
+def test_conda_file_is_replaced_by_its_contents(folder: Path):
+    """A conda file is replaced by its contents with its pip requirements; an environment name is unchanged."""
     (folder / "env.yaml").write_text(
         yaml.safe_dump({"name": "x", "dependencies": ["python=3.11", {"pip": ["-r requirements.txt", "b"]}]})
     )
@@ -360,7 +394,7 @@ def test_conda_files_are_read(folder: Path):
     assert code.runtime_env["conda"] == {"name": "x", "dependencies": ["python=3.11", {"pip": ["a", "b"]}]}
     assert resolve_local_code({"conda": "an-environment"}, folders=[folder]).runtime_env == {"conda": "an-environment"}
     (folder / "env.yaml").write_text("- a list\n")
-    with pytest.raises(ValueError, match="holds no conda environment"):
+    with pytest.raises(ValueError, match="Not a conda environment: .*env.yaml"):
         resolve_local_code({"conda": "env.yaml"}, folders=[folder])
 
 
@@ -377,6 +411,6 @@ def test_conda_files_are_read(folder: Path):
         ({"conda": "env.yml"}, True),
     ],
 )
-def test_what_is_worth_a_look(given: Any, expected: bool):
-    """A runtime environment without paths costs nothing."""
+def test_runtime_env_with_paths_has_local_code(given: Any, expected: bool):
+    """A runtime environment without paths is recognised without reading files."""
     assert has_local_code(given) is expected

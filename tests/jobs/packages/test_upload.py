@@ -1,14 +1,18 @@
-"""The engine that has packages on the cluster, driven by hand and by both clients."""
+"""The engine that uploads packages, driven by hand and by both clients."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import logging
 import os
+import tempfile
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import IO, Any, ClassVar
@@ -27,7 +31,8 @@ from airflow_provider_rayjobs.exceptions import (
 from airflow_provider_rayjobs.jobs import AsyncRayJobsClient, RayJobsClient, endpoints
 from airflow_provider_rayjobs.jobs.access import Access
 from airflow_provider_rayjobs.jobs.packages.local_code import LIMIT, LocalCode, resolve_local_code
-from airflow_provider_rayjobs.jobs.packages.upload import Body, upload_packages
+from airflow_provider_rayjobs.jobs.packages.upload import Body, pack, upload_packages
+from airflow_provider_rayjobs.jobs.progress import finish
 from airflow_provider_rayjobs.jobs.steps import Interrupted, LogMessage, RunBlocking, Send, Sleep, Upload, interruptible
 
 ADDRESS = "http://127.0.0.1:8265"
@@ -35,7 +40,7 @@ MISSING = "Package gcs://x does not exist"
 
 
 class Cluster:
-    """What a head does with packages and submissions, as recorded from Ray 2.60."""
+    """A head's answers to packages and submissions, as recorded from Ray 2.60."""
 
     def __init__(self, failures: list[Exception | int] | None = None, *, forgets: bool = False) -> None:
         self.packages: dict[str, bytes] = {}
@@ -94,8 +99,8 @@ def code(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_package_is_sent_once(submit: Callable[..., str], code: Path):
-    """Asked first, sent because it is missing, asked again, submitted; the next time asked and submitted alone."""
+def test_unchanged_directory_is_not_uploaded_again(submit: Callable[..., str], code: Path):
+    """The first submission asks, uploads and asks again; the second one only asks."""
     cluster = Cluster()
 
     submit(cluster, runtime_env={"working_dir": str(code)})
@@ -109,10 +114,10 @@ def test_a_package_is_sent_once(submit: Callable[..., str], code: Path):
 
 
 @pytest.mark.parametrize("failure", [httpx.WriteError("cut"), httpx.ReadTimeout("slow"), 503])
-def test_a_cut_upload_is_repeated(
+def test_interrupted_upload_is_retried(
     submit: Callable[..., str], code: Path, failure: Any, caplog: pytest.LogCaptureFixture
 ):
-    """An upload that breaks off is sent again from its start, which the log says."""
+    """A failed upload is sent again from its start, with a note in the log."""
     cluster = Cluster([failure])
 
     submit(cluster, runtime_env={"py_modules": [str(code / "main.py")]})
@@ -124,7 +129,7 @@ def test_a_cut_upload_is_repeated(
 
 
 class Challenged(httpx.Auth):
-    """An authentication that shows what it has only when it is asked."""
+    """An authentication that sends credentials only after a 401."""
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         answer = yield request
@@ -134,7 +139,7 @@ class Challenged(httpx.Auth):
 
 
 class Challenging(BaseHTTPRequestHandler):
-    """A head behind a proxy that asks for a proof at each request."""
+    """A head behind a proxy that answers 401 to requests without credentials."""
 
     protocol_version = "HTTP/1.1"
     packages: ClassVar[dict[str, bytes]] = {}
@@ -143,7 +148,7 @@ class Challenging(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
         name = self.path.rpartition("/")[2]
         if self.headers.get("authorization") != "Proof 1":
-            status, said = 401, b"who are you"
+            status, said = 401, b"unauthorized"
         elif self.command == "PUT":
             self.packages[name] = body
             status, said = 200, b""
@@ -174,8 +179,8 @@ def challenging() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["blocking", "on_a_loop"])
-def test_an_upload_is_sent_again_after_a_challenge(challenging: str, code: Path, is_async: bool):
-    """An authentication that answers a challenge sends the whole package anew."""
+def test_upload_is_sent_again_after_a_401_challenge(challenging: str, code: Path, is_async: bool):
+    """An authentication that answers a challenge sends the whole package again."""
     access, environment = Access(auth=Challenged()), {"working_dir": str(code)}
 
     async def submit() -> str:
@@ -192,8 +197,8 @@ def test_an_upload_is_sent_again_after_a_challenge(challenging: str, code: Path,
     assert zipfile.ZipFile(io.BytesIO(body)).read("main.py") == b"print(1)\n"
 
 
-def test_a_login_page_is_no_package(code: Path):
-    """A page in place of the answer is an error, and not a package that is there already."""
+def test_login_page_is_not_an_existing_package(code: Path):
+    """An HTML page instead of Ray's answer is an error."""
 
     def page(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, html="<html><title>Sign in</title></html>")
@@ -205,44 +210,44 @@ def test_a_login_page_is_no_package(code: Path):
         client.submit_job("true", runtime_env={"working_dir": str(code)})
 
 
-def test_an_upload_that_stays_away_is_an_error(submit: Callable[..., str], code: Path):
-    """A cluster that cannot be reached, or does not keep what it took, is an error; nothing is submitted."""
+def test_upload_that_never_succeeds_is_an_error(submit: Callable[..., str], code: Path):
+    """An unreachable cluster, or one that loses the package, is an error, and no job is submitted."""
     away = Cluster([httpx.ConnectError("no")] * 20)
     with pytest.raises(RayApiUnreachableError, match=r"Retried for 2 s\. No job was submitted") as error:
         submit(away, runtime_env={"working_dir": str(code)})
     assert error.value.sent is False
 
     forgetful = Cluster(forgets=True)
-    with pytest.raises(RayPackageError, match="does not hold it when asked"):
+    with pytest.raises(RayPackageError, match="Package lost: the cluster accepted _ray_pkg_.* but does not have it"):
         submit(forgetful, runtime_env={"working_dir": str(code)})
 
     assert away.submitted == forgetful.submitted == []
 
 
-def test_a_proxy_that_takes_less_is_said(submit: Callable[..., str], code: Path):
-    """413 for a small package means a proxy, and the error says how to raise its limit."""
+def test_status_413_explains_the_limit_of_a_proxy(submit: Callable[..., str], code: Path):
+    """413 for a small package comes from a proxy, and the error says how to raise its limit."""
     cluster = Cluster([413])
     with pytest.raises(RayApiRejectedError, match="nginx: client_max_body_size"):
         submit(cluster, runtime_env={"working_dir": str(code)})
     assert cluster.submitted == []
 
 
-def test_what_is_too_large_is_said_before_it_is_sent(submit: Callable[..., str], code: Path):
-    """A package of 101 MiB is an error with its largest entries; nothing is sent."""
+def test_too_large_package_is_an_error_before_the_upload(submit: Callable[..., str], code: Path):
+    """A package of 101 MiB is an error with its largest files, and nothing is uploaded."""
     with (code / "model.bin").open("wb") as file:
         for _ in range(101):
             file.write(os.urandom(2**20))
     cluster = Cluster()
 
-    with pytest.raises(ValueError, match=r"takes no package of 100 MiB or more[\s\S]* 101\.0 MiB  model\.bin"):
+    with pytest.raises(ValueError, match=r"accepts less than 100 MiB[\s\S]* 101\.0 MiB  model\.bin"):
         submit(cluster, runtime_env={"working_dir": str(code)})
 
     assert cluster.asked == ["GET"]
     submit(cluster, runtime_env={"working_dir": str(code), "excludes": ["/model.bin"]})
 
 
-def test_nothing_is_sent_for_a_submission_that_is_wrong(submit: Callable[..., str], code: Path):
-    """Whatever can be known to be wrong is said before a package is sent: other fields, and misspelt keys first."""
+def test_nothing_is_uploaded_for_an_invalid_submission(submit: Callable[..., str], code: Path):
+    """Invalid arguments and misspelt keys are errors before any request."""
     cluster = Cluster()
     with pytest.raises(ValueError, match="submission_id"):
         submit(cluster, runtime_env={"working_dir": str(code)}, submission_id="a/b")
@@ -251,15 +256,13 @@ def test_nothing_is_sent_for_a_submission_that_is_wrong(submit: Callable[..., st
     assert cluster.asked == []
 
 
-def test_secrets_are_told_and_packed_if_wanted(
-    submit: Callable[..., str], code: Path, caplog: pytest.LogCaptureFixture
-):
-    """What looks like a secret is named in the log and left out; ``package_secrets`` packs it."""
+def test_log_names_secrets_that_are_left_out(submit: Callable[..., str], code: Path, caplog: pytest.LogCaptureFixture):
+    """A secret is left out with a warning; ``package_secrets`` packs it."""
     (code / ".env").write_text("A=b")
     cluster = Cluster()
 
     submit(cluster, runtime_env={"working_dir": str(code)})
-    assert "left out, as they look like secrets: .env. package_secrets says" in caplog.text
+    assert "left out as secrets, by name: .env. Set package_secrets" in caplog.text
     submit(cluster, runtime_env={"working_dir": str(code)}, package_secrets=[".env"])
 
     held = [zipfile.ZipFile(io.BytesIO(body)).namelist() for body in cluster.packages.values()]
@@ -269,7 +272,7 @@ def test_secrets_are_told_and_packed_if_wanted(
 def drive(
     code: LocalCode, take: Callable[[Any], None], *, held: set[str], seconds: float = 0.0
 ) -> tuple[list[str], list[str]]:
-    """Run the engine with a clock of its own, which goes on by ``seconds`` with each upload."""
+    """Run the engine with a clock that advances by ``seconds`` with each upload."""
     now = 1000.0
     asked, notes = [], []
     engine = upload_packages(code, 10)
@@ -299,8 +302,8 @@ def drive(
         take(step)
 
 
-def test_a_package_is_asked_for_again_when_others_took_long(code: Path):
-    """What was asked for keeps for ten minutes: when the uploads took longer than two, it is asked for again."""
+def test_package_is_asked_for_again_after_long_uploads(code: Path):
+    """Ray keeps a package for ten minutes after a request for it; the engine asks again after two."""
     (code / "other.py").touch()
     packages = resolve_local_code({"py_modules": [str(code / "main.py"), str(code / "other.py")]})
     one, two = (package.name for package in packages.packages)
@@ -312,8 +315,8 @@ def test_a_package_is_asked_for_again_when_others_took_long(code: Path):
     assert slow == [*quick, f"GET {one}"]
 
 
-def test_one_line_tells_of_each_package(code: Path):
-    """Name, files, size, whether it was sent, and how long it took are in one line of the log."""
+def test_log_has_one_line_per_package(code: Path):
+    """The line has the name, the number of files, the size, the upload and the times."""
     packages = resolve_local_code({"working_dir": str(code)})
     [name] = (package.name for package in packages.packages)
 
@@ -326,8 +329,8 @@ def test_one_line_tells_of_each_package(code: Path):
     assert there[0].endswith("named in 0.0 s, already on the cluster.")
 
 
-def test_constraints_are_sent_with_an_empty_directory_too(submit: Callable[..., str], code: Path):
-    """Where nothing but constraints has to travel, or the directory is empty, the package holds them alone."""
+def test_constraints_are_uploaded_without_other_files(submit: Callable[..., str], code: Path):
+    """With an empty working_dir, or none, the package contains only the constraints."""
     (code / "empty").mkdir()
     (code / "c.txt").write_text("a<2\n")
     cluster = Cluster()
@@ -342,8 +345,8 @@ def test_constraints_are_sent_with_an_empty_directory_too(submit: Callable[..., 
     assert cluster.asked == ["GET", "PUT", "GET", "POST", "GET", "POST"]
 
 
-def test_a_slow_upload_tells_how_far_it_is():
-    """Every five seconds a line says how much was sent; an upload that takes less says nothing."""
+def test_slow_upload_logs_its_progress():
+    """There is a note every 5 s, and none for a fast upload."""
 
     def lines(speed: float) -> list[str]:
         clock = iter(range(1000))
@@ -356,11 +359,11 @@ def test_a_slow_upload_tells_how_far_it_is():
     assert lines(0.01) == []
     slow = lines(0.25)
     assert len(slow) == 3
-    assert slow[0] == "Uploading _ray_pkg_0.zip: 5 of 20 MiB (25 %)."
+    assert slow[0] == "Uploading _ray_pkg_0.zip: 5 of 20 MiB."
 
 
 class Slow:
-    """A storage that takes a package in three turns."""
+    """A storage that takes a package in three pieces, each longer than a turn."""
 
     def __init__(self) -> None:
         self.turns = 0
@@ -376,13 +379,14 @@ class Slow:
         try:
             for turn in (1, 2, 3):
                 self.turns = turn
-                yield turn * 2**20
+                time.sleep(0.3)
+                yield 2**20
         finally:
             self.closed = True
 
 
-def test_a_slow_storage_tells_how_far_it_is(code: Path):
-    """A storage that takes long is told about every five seconds, and stops between two turns."""
+def test_slow_storage_logs_its_progress(code: Path):
+    """There is a note every 5 s, and the storing can be stopped between two turns."""
     with (code / "large").open("wb") as file:
         file.truncate(LIMIT)
     slow = Slow()
@@ -406,8 +410,8 @@ def test_a_slow_storage_tells_how_far_it_is(code: Path):
     assert slow.closed
 
 
-def test_an_upload_is_interrupted(code: Path):
-    """A task that is killed while it packs or sends ends at once; the job was never submitted."""
+def test_packing_and_upload_can_be_interrupted(code: Path):
+    """A kill ends the engine at each of its steps and within the upload; no job is submitted."""
     (code / "data").write_bytes(os.urandom(2_000_000))
     packages = resolve_local_code({"working_dir": str(code)})
     cluster = Cluster()
@@ -428,12 +432,12 @@ def test_an_upload_is_interrupted(code: Path):
         break
     else:
         pytest.fail("it was never let to its end")
-    assert count > 15  # that is, in the midst of the upload, too
+    assert count > 15  # so many that the upload was interrupted as well
 
 
 @pytest.mark.parametrize("seconds", [0.05, 0.3, 0.6])
-def test_a_cancelled_coroutine_leaves_nothing_at_work(code: Path, seconds: float):
-    """A coroutine that is cancelled while it packs ends as cancelled, when the thread has let go of its file."""
+def test_cancelled_coroutine_waits_for_its_thread(code: Path, seconds: float):
+    """A coroutine cancelled during packing ends after its thread has finished the turn."""
     (code / "text").write_text(os.urandom(40_000_000).hex())
     cluster = Cluster()
 
@@ -446,8 +450,8 @@ def test_a_cancelled_coroutine_leaves_nothing_at_work(code: Path, seconds: float
     assert cluster.submitted == []
 
 
-def test_a_second_cancellation_waits_as_well():
-    """Who is cancelled twice still closes nothing before the thread is done with it."""
+def test_second_cancellation_waits_for_the_thread():
+    """A coroutine that is cancelled twice closes the engine only after the thread has finished."""
     order: list[str] = []
     begun, go_on = threading.Event(), threading.Event()
 
@@ -477,31 +481,69 @@ def test_a_second_cancellation_waits_as_well():
     assert order == ["worked", "closed"]
 
 
-def test_an_archive_that_changes_is_noticed(submit: Callable[..., str], code: Path):
-    """An archive is sent as it was when it was named, or not at all."""
+def test_archive_that_changes_after_naming_is_an_error(submit: Callable[..., str], code: Path):
+    """An archive is uploaded with the contents that were named, or not at all."""
     with zipfile.ZipFile(code / "a.zip", "w") as archive:
         archive.writestr("a.py", "")
     packages = resolve_local_code({"working_dir": str(code / "a.zip")})
     with zipfile.ZipFile(code / "a.zip", "a") as archive:
         archive.writestr("b.py", "")
 
-    with pytest.raises(RayPackageError, match=r"a\.zip changed while"):
+    with pytest.raises(RayPackageError, match=r"File changed during packing: /.*/a\.zip"):
         drive(packages, lambda _: None, held=set())
 
 
-def test_a_temporary_file_that_cannot_be_made_is_said(code: Path, monkeypatch: pytest.MonkeyPatch):
-    """Without a place for temporary files nothing is sent, and the error says what to set."""
-    import tempfile
-
+def test_missing_temporary_directory_is_an_error(code: Path, monkeypatch: pytest.MonkeyPatch):
+    """The error says to set TMPDIR, and nothing is uploaded."""
     monkeypatch.setattr(tempfile, "tempdir", str(code / "nowhere"))
     with pytest.raises(RayPackageError, match="temporary file.*TMPDIR"):
         drive(resolve_local_code({"working_dir": str(code)}), lambda _: None, held=set())
 
 
-def test_no_temporary_file_is_left(code: Path, tmp_path_factory: Any, monkeypatch: pytest.MonkeyPatch):
-    """The package's file has no name, and so outlives nothing."""
-    import tempfile
+class Disk(io.BytesIO):
+    """A temporary file on a disk with limited room; ``flush`` writes the last bytes."""
 
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+
+    def write(self, data: Any, /) -> int:
+        if self.tell() > self.room > 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data)
+
+    def flush(self) -> None:
+        if self.tell() > self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("room", [0, 1_000_000])
+@pytest.mark.parametrize("what", [".", "a.zip"])
+def test_full_disk_is_an_error_before_the_upload(code: Path, room: int, what: str, monkeypatch: pytest.MonkeyPatch):
+    """A disk that is full, at once or for the last bytes, is an error that says what to do."""
+    (code / "noise").write_bytes(os.urandom(3_000_000))
+    with zipfile.ZipFile(code / "a.zip", "w") as archive:
+        archive.write(code / "noise")
+    [package] = resolve_local_code({"working_dir": what}, folders=[code]).packages
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: Disk(room))
+
+    with ExitStack() as stack, pytest.raises(RayPackageError, match="No space left on device.*TMPDIR"):
+        finish(pack(package, None, stack))
+
+
+def test_packing_stops_at_the_limit(code: Path):
+    """A package that reaches the limit is not written to its end."""
+    (code / "noise").write_bytes(os.urandom(5_000_000))
+    [package] = resolve_local_code({"working_dir": str(code)}).packages
+    with ExitStack() as stack:
+        written: list[int] = []
+        with pytest.raises(ValueError, match="Package too large"):
+            written.extend(pack(package, 2_000_000, stack))
+    assert 2_000_000 <= sum(written) < 4_000_000
+
+
+def test_temporary_file_has_no_name(code: Path, tmp_path_factory: Any, monkeypatch: pytest.MonkeyPatch):
+    """No file appears in the temporary directory, so that none can remain."""
     place = tmp_path_factory.mktemp("tmp")
     monkeypatch.setattr(tempfile, "tempdir", str(place))
     seen = []
@@ -511,8 +553,8 @@ def test_no_temporary_file_is_left(code: Path, tmp_path_factory: Any, monkeypatc
     assert seen == []
 
 
-def test_errors_of_the_connection_are_told_apart():
-    """What never left this machine is known not to have been sent, for an upload as for any request."""
+def test_upload_that_was_never_sent_is_marked_unsent():
+    """A refused connection is an error with ``sent=False``, as for any request."""
 
     def engine() -> Any:
         yield Upload(endpoints.put_package("a.zip", 1), Body(io.BytesIO(b"a"), 1, "a.zip"))
