@@ -185,7 +185,7 @@ def _diagnose_token(status_code: int, access: Access) -> tuple[str, str]:
             f"It is wrong, or Ray did not read it: Ray ignores {RAY_AUTHORIZATION} in a request with {AUTHORIZATION}, "
             f"so the reverse proxy must remove that. The request carried {sent}."
         )
-    return "token rejected by Ray", f"It is wrong, expired, or of another cluster. The request carried {sent}."
+    return "token rejected by Ray", f"The token is wrong, expired, or of another cluster. The request carried {sent}."
 
 
 def _diagnose_login(answer: Answer, proxy: str) -> tuple[str, str]:
