@@ -186,13 +186,7 @@ def with_retries(step: Send | ReadLog | Upload, retry_timeout: float) -> Engine[
 
 @contextmanager
 def raising_unreachable(retry_timeout: float, consequence: str, *, sent: bool = True) -> Iterator[None]:
-    """
-    Turn a failure that outlasted its retries into :class:`RayApiUnreachableError`; a TLS error stays what it is.
-
-    :param retry_timeout: seconds, for the message.
-    :param consequence: a sentence on what this means for the job.
-    :param sent: whether the job may have been submitted.
-    """
+    """Raise a failure that outlasted its retries, except of TLS, as :class:`RayApiUnreachableError`."""
     try:
         yield
     except RayApiTLSError:
