@@ -27,6 +27,7 @@ from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.logs.trickle import FlushTimer, LogBudget
 from airflow_provider_rayjobs.jobs.models import JobDetails
 from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, stop_and_wait
+from airflow_provider_rayjobs.jobs.tls import certificate_mtimes
 from airflow_provider_rayjobs.log_checkpoint import LogCheckpoint
 from airflow_provider_rayjobs.masking import mask_soon, masking_env_vars
 
@@ -283,7 +284,7 @@ class _Shared:
 
 # A client costs 24 ms of the event loop (its TLS context), so triggers of one cluster share one. Clients
 # belong to the loop that they were made on; the outer dictionary forgets loops that are gone.
-_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Cluster, tuple[int, ...]], _Shared]] = (
+_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, Cluster, tuple[int, ...]], _Shared]] = (
     WeakKeyDictionary()
 )
 
@@ -292,8 +293,8 @@ _shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Cluster, tuple[
 async def shared_client(hook: RayJobsHook, cluster: Cluster) -> AsyncIterator[AsyncRayJobsClient]:
     """Lend the client for a cluster on this event loop; the last one to leave closes it."""
     clients = _shared.setdefault(asyncio.get_running_loop(), {})
-    # a certificate that was replaced is shown, or believed, from the next trigger on
-    key = (cluster, cluster.access.mtimes())
+    # a certificate that was replaced is shown, or believed, from the next trigger on; errors name the connection
+    key = (hook.ray_conn_id, cluster, certificate_mtimes(cluster.access))
     if key not in clients:
         clients[key] = _Shared(hook.async_client_of(cluster))
     shared = clients[key]

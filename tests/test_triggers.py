@@ -268,7 +268,7 @@ def test_an_unknown_job_ends_the_trigger_with_its_error(ray_head: RayHead, monke
         pytest.param(
             RayJobTrigger("job-1", "ray_nobody", unreachable_timeout=0),
             RayApiUnreachableError,
-            "no answer",
+            "Connection refused: could not get job job-1 at http://127.0.0.1:9 ",
             id="no head",
         ),
     ],
