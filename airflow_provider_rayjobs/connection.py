@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from airflow_provider_rayjobs.jobs.access import Access
-from airflow_provider_rayjobs.jobs.client import check_address, redact_address
+from airflow_provider_rayjobs.jobs.redaction import redact_address
+from airflow_provider_rayjobs.jobs.tls import check_certificates
+from airflow_provider_rayjobs.jobs.transport import check_address
 
 if TYPE_CHECKING:
     import httpx
@@ -117,7 +119,7 @@ def parse_connection(connection: Connection, *, check_token_file: bool = True) -
     with naming_source(f"connection {connection.conn_id}"):
         cluster = _cluster_of(connection, _read_extra(connection))
         if check_token_file:
-            cluster.access.check_token_file()
+            cluster.access.current_token()  # raises for an unusable token file
     return cluster
 
 
@@ -134,7 +136,7 @@ def parse_environment(*, check_token_file: bool = True) -> Cluster:
     with naming_source(f"environment variable {' or '.join(TOKEN_VARIABLES)}"):
         access = Access(token=token and token.strip(), token_file=None if token else token_file)
         if check_token_file:
-            access.check_token_file()
+            access.current_token()  # raises for an unusable token file
     return Cluster(address, dashboard_url=address, access=access)
 
 
@@ -176,7 +178,7 @@ def _access_of(connection: Connection, extra: Mapping[str, Any]) -> Access:
         token, password = password, None
     extras = {name: extra[name] for name in _ACCESS_EXTRAS & extra.keys()}
     access = Access(token=token, login=login, password=password, **extras)
-    access.check_certificates()
+    check_certificates(access)
     return access
 
 

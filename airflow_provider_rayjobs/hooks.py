@@ -13,8 +13,9 @@ from airflow_provider_rayjobs.connection import Cluster, naming_source, parse_co
 from airflow_provider_rayjobs.exceptions import RayJobsError
 from airflow_provider_rayjobs.jobs import endpoints, follow
 from airflow_provider_rayjobs.jobs.access import OFF
-from airflow_provider_rayjobs.jobs.client import AsyncRayJobsClient, OnLog, RayJobsClient
+from airflow_provider_rayjobs.jobs.client import AsyncRayJobsClient, RayJobsClient
 from airflow_provider_rayjobs.jobs.models import JobDetails, RayVersion
+from airflow_provider_rayjobs.jobs.steps import OnLog
 from airflow_provider_rayjobs.jobs.submit import CodeOptions
 from airflow_provider_rayjobs.masking import amask_secret, mask_secret, mask_soon, token_masker
 
@@ -105,13 +106,18 @@ class RayJobsHook(BaseHook):
                 logger=self.log,
                 on_token=None if is_quiet else token_masker(mask_secret),
                 access=cluster.full_access(),
+                label=f"connection {self.ray_conn_id}",
             )
 
     def async_client_of(self, cluster: Cluster) -> AsyncRayJobsClient:
         """Return a client for the running event loop without looking the connection up again."""
         with naming_source(f"connection {self.ray_conn_id}"):
             return AsyncRayJobsClient(
-                cluster.address, logger=self.log, on_token=token_masker(mask_soon), access=cluster.full_access()
+                cluster.address,
+                logger=self.log,
+                on_token=token_masker(mask_soon),
+                access=cluster.full_access(),
+                label=f"connection {self.ray_conn_id}",
             )
 
     def test_connection(self) -> tuple[bool, str]:

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 # Not from common.compat: our minimum version of it has no mask_secret. This path is the same since Airflow 3.1.
 from airflow.sdk import log
 
-from airflow_provider_rayjobs.jobs.access import MIN_SECRET_LENGTH
 from airflow_provider_rayjobs.jobs.models import JobDetails
+from airflow_provider_rayjobs.jobs.redaction import MIN_SECRET_LENGTH
 from airflow_provider_rayjobs.jobs.steps import Engine, Step, map_steps
 
 T = TypeVar("T")

@@ -26,6 +26,7 @@ from airflow_provider_rayjobs.jobs.logs.options import LOGS_OFF, LogOptions
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.models import JobDetails
 from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, stop_and_wait
+from airflow_provider_rayjobs.jobs.tls import certificate_mtimes
 from airflow_provider_rayjobs.log_budget import FlushTimer, LogBudget
 from airflow_provider_rayjobs.log_checkpoint import CheckpointedShare
 from airflow_provider_rayjobs.masking import mask_soon, masking_env_vars
@@ -252,7 +253,7 @@ class _Shared:
 
 # The TLS context of a client costs 24 ms of the event loop, so triggers of one cluster share a client. A client belongs
 # to one event loop; the outer dictionary forgets loops that are gone.
-_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Cluster, tuple[int, ...]], _Shared]] = (
+_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, Cluster, tuple[int, ...]], _Shared]] = (
     WeakKeyDictionary()
 )
 
@@ -261,8 +262,9 @@ _shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Cluster, tuple[
 async def shared_client(hook: RayJobsHook, cluster: Cluster) -> AsyncIterator[AsyncRayJobsClient]:
     """Lend the client for a cluster on this event loop. The last user closes it."""
     clients = _shared.setdefault(asyncio.get_running_loop(), {})
-    # a trigger that starts after a certificate file was replaced gets a client that has read the new file
-    key = (cluster, cluster.access.mtimes())
+    # A client's errors name its connection. A trigger that starts after a certificate file was replaced gets a client
+    # that has read the new file.
+    key = (hook.ray_conn_id, cluster, certificate_mtimes(cluster.access))
     if key not in clients:
         clients[key] = _Shared(hook.async_client_of(cluster))
     shared = clients[key]

@@ -67,7 +67,7 @@ def test_fields_make_the_address(fields: dict[str, Any], address: str | None):
         pytest.param(
             {"host": "head/a", "extra": {"base_path": "b"}}, "extra base_path is b, but host contains a", id="two paths"
         ),
-        pytest.param({"host": "head..example.com"}, "is no address", id="no host's name"),
+        pytest.param({"host": "head..example.com"}, "is not a valid address", id="no host's name"),
         pytest.param({"host": "head", "extra": {"base_pth": "x"}}, "unknown extra base_pth", id="unknown"),
         pytest.param({"host": "head", "extra": {"base_path": 1}}, "extra base_path must be text, not int", id="text"),
         pytest.param(
@@ -84,7 +84,7 @@ def test_fields_make_the_address(fields: dict[str, Any], address: str | None):
             "password and extra token_file both contain a token",
             id="token and file",
         ),
-        pytest.param({"host": "head", "login": "me"}, "login and password make the basic", id="login alone"),
+        pytest.param({"host": "head", "login": "me"}, "login and password belong together", id="login alone"),
         pytest.param(
             {"host": "head", "extra": {"token_file": "/no/such/file"}},
             "token_file /no/such/file cannot be read: No such file",
@@ -92,20 +92,20 @@ def test_fields_make_the_address(fields: dict[str, Any], address: str | None):
         ),
         pytest.param({"host": "head", "extra": {"token_file": "/dev/null"}}, "/dev/null is empty", id="no token"),
         pytest.param(
-            {"host": "head", "extra": {"verify": "/no/such/ca"}}, "verify: /no/such/ca cannot be read", id="no CA"
+            {"host": "head", "extra": {"verify": "/no/such/ca"}}, "verify /no/such/ca cannot be read", id="no CA"
         ),
         pytest.param(
             {"host": "head", "extra": {"verify": __file__}}, "holds no certificates", id="CA file without certificates"
         ),
         pytest.param({"host": "head", "extra": {"verify": False}}, "verify must be text: system, off", id="verify"),
-        pytest.param({"host": "head", "extra": {"verify": "false"}}, "verify is 'system'", id="verify as text"),
+        pytest.param({"host": "head", "extra": {"verify": "false"}}, "verify must be 'system'", id="verify as text"),
         pytest.param(
             {"host": "head", "extra": {"client_cert": "/no/such/cert"}},
-            "client_cert: /no/such/cert cannot be read",
+            "client_cert /no/such/cert cannot be read",
             id="no certificate",
         ),
         pytest.param(
-            {"host": "head", "extra": {"client_cert": __file__}}, "are no certificate with its key", id="cert"
+            {"host": "head", "extra": {"client_cert": __file__}}, "are not a certificate and its key", id="cert"
         ),
         pytest.param(
             {"host": "head", "extra": {"client_key": "/a"}}, "without client_cert", id="client_key without client_cert"
@@ -117,7 +117,7 @@ def test_fields_make_the_address(fields: dict[str, Any], address: str | None):
         pytest.param(
             {"host": "head", "extra": {"read_timeout": True}}, "read_timeout must be a number", id="time as bool"
         ),
-        pytest.param({"host": "head", "extra": {"proxy": "me:secret@proxy"}}, "proxy is no address", id="proxy"),
+        pytest.param({"host": "head", "extra": {"proxy": "me:secret@proxy"}}, "proxy must be an address", id="proxy"),
         pytest.param({"host": "head", "extra": {"auth": "nowhere.Auth"}}, "cannot be imported", id="no module"),
         pytest.param({"host": "head", "extra": {"auth": "json.Auth"}}, "cannot be imported", id="no class"),
         pytest.param(
@@ -276,7 +276,7 @@ def test_auth_is_created_with_auth_kwargs():
     [
         ({"auth_kwargs": {"unknown": "secret"}}, "cannot be created with auth_kwargs"),
         ({"auth_kwargs": {"audience": "wrong"}}, "cannot be created: LookupError"),
-        ({"auth_kwargs": {"audience": "a"}, "headers": {"Authorization": "secret"}}, "auth and headers both claim"),
+        ({"auth_kwargs": {"audience": "a"}, "headers": {"Authorization": "secret"}}, "auth and headers both set"),
     ],
 )
 def test_auth_that_cannot_be_created_is_named(extra: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch):

@@ -233,7 +233,9 @@ def test_unreachable_head_fails_task_with_address_and_advice(run: DagRun):
     log = run.log("cannot_reach_head")
 
     assert run.state("cannot_reach_head") == "failed"
-    assert "no answer from http://127.0.0.1:9 (ConnectError" in log
+    assert "Connection refused: could not " in log
+    assert " at http://127.0.0.1:9 (connection ray_jobs_unreachable). " in log
+    assert "Cause: ConnectError" in log
     assert "Check that the Ray head runs" in log
 
 
@@ -335,7 +337,7 @@ def test_connection_form_shows_fields_and_tests_connection(airflow: LocalAirflow
     assert good["status"]
     assert good["message"].startswith(f"Ray 2.60.0 at {ray_head.address}, session session_")
     assert not bad["status"]
-    assert "no answer from http://127.0.0.1:9" in bad["message"]
+    assert "Connection refused: could not get the Ray version at http://127.0.0.1:9 (connection " in bad["message"]
 
 
 def _is_running(client: RayJobsClient, submission_id: str) -> bool:

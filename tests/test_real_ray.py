@@ -187,10 +187,13 @@ def test_token_is_sent_and_missing_or_wrong_token_is_reported():
     with RayHead(num_cpus=1, environment={"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}) as head:
         with RayJobsClient(head.address, token=token) as client:
             assert follow(client, client.submit_job("true"))[0].status == JobStatus.SUCCEEDED
-        for wrong, problem in ((None, "is missing"), ("marked-secret-that-is-wrong-0123", "is wrong")):
+        for wrong, problem in (
+            (None, "missing, Ray requires one"),
+            ("marked-secret-that-is-wrong-0123", "rejected by Ray"),
+        ):
             with (
                 RayJobsClient(head.address, token=wrong) as client,
-                pytest.raises(RayApiAuthError, match=f"The token {problem}") as caught,
+                pytest.raises(RayApiAuthError, match=f"token {problem}: could not submit job ") as caught,
             ):
                 client.submit_job("true")
             assert "marked-secret" not in str(caught.value)
@@ -201,7 +204,7 @@ def test_unreachable_head_error_names_address():
     with RayJobsClient("http://127.0.0.1:9", retry_timeout=0) as client, pytest.raises(RayApiConnectionError) as caught:
         client.get_version()
 
-    assert "no answer from http://127.0.0.1:9" in str(caught.value)
+    assert "Connection refused: could not get the Ray version at http://127.0.0.1:9. " in str(caught.value)
 
 
 def _wait_until(condition: Callable[[], Any], timeout: float = 60.0) -> None:

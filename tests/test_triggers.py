@@ -166,7 +166,7 @@ def test_unknown_job(ray_head: RayHead, monkeypatch: pytest.MonkeyPatch):
         pytest.param(
             RayJobTrigger("job-1", "ray_unreachable", unreachable_timeout=0),
             RayApiUnreachableError,
-            "no answer",
+            "Connection refused: could not get job job-1 at http://127.0.0.1:9 ",
             id="no head",
         ),
     ],

@@ -1,8 +1,8 @@
 """
-Why a client was not let in, and what to do about it: from how a connection failed, or from what answered.
+Why a request failed, and what to do about it: from the error of a connection, or from an answer that denies access.
 
-Between us and Ray there may be an ingress with a login of its own. Ray's refusals are known by their words; whatever
-else refuses is somebody else, and says so here.
+A reverse proxy (or ingress) in front of Ray may require a login of its own. Ray's refusals are known by their words;
+every other refusal is the proxy's.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import html
 import re
 import socket
 import ssl
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
 from urllib.parse import urljoin, urlsplit
+from urllib.request import getproxies
 
 from airflow_provider_rayjobs.exceptions import (
     RayApiAddressError,
@@ -24,251 +25,207 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobsError,
 )
 from airflow_provider_rayjobs.jobs.access import AUTHORIZATION, RAY_AUTHORIZATION, SYSTEM, Access
+from airflow_provider_rayjobs.jobs.requests import Answer
 
-if TYPE_CHECKING:
-    from airflow_provider_rayjobs.jobs.requests import Answer
+E = TypeVar("E", bound=RayJobsError)
+# An error's class; the fact, in words that a reader searches for; and the fix, by the names of Access's fields.
+Diagnosis = tuple[type[E], str, str]
 
-CHECK_ADDRESS = "Check host, port, schema and base path of the connection: they must lead to a Ray dashboard."
+CHECK_ADDRESS = "Check host, port, schema and base path of the address: it must be that of a Ray dashboard."
+_ASK_FOR_LOGIN = "If a reverse proxy requires a login, ask its administrator for one; set login, headers or auth."
+_SET_PROXY_LOGIN = "set proxy with a user and a password (http://user:password@host:port)."
 
-# OpenSSL's numbers for why a certificate is not believed. Source: ``openssl/x509_vfy.h``.
-_NOT_YET_VALID = 9
-_EXPIRED = 10
+# Why OpenSSL rejects a certificate, by its numbers. Source: ``openssl/x509_vfy.h``.
 _UNKNOWN_AUTHORITY = (2, 18, 19, 20, 21)
-_OTHER_NAME = (62, 64)
-# OpenSSL's words for how a server ends a handshake for our certificate, or for want of one. It does so before it reads
-# a request. Whatever else ends a TLS connection, such as an end without a word, is an outage like others.
-_ABOUT_OUR_CERTIFICATE = re.compile(
+_REJECTIONS = {
+    9: ("is not valid yet", "Check the clocks of both machines."),
+    10: ("has expired", "It must be renewed on the server."),
+    **dict.fromkeys((62, 64), ("is for another name", "Use a host in the address that the certificate names.")),
+}
+# OpenSSL's words for a server that ends the handshake because of the client's certificate, or because there is none.
+# It does so before it reads a request. Any other end of a TLS connection is an outage.
+_CLIENT_CERTIFICATE_ALERT = re.compile(
     "ALERT_(CERTIFICATE|BAD_CERTIFICATE|NO_CERTIFICATE|UNSUPPORTED_CERTIFICATE|UNKNOWN_CA|HANDSHAKE_FAILURE|ACCESS_DENIED)"
 )
-# And for what is heard, in the handshake, from somebody who speaks another protocol.
+# OpenSSL's words for a server that speaks another protocol.
 _NO_TLS = re.compile("WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|HTTP_REQUEST|UNKNOWN_PROTOCOL|ALERT_PROTOCOL_VERSION")
-# What a server says that speaks TLS at a port that was asked without: nginx, then Go's net/http (Traefik, Caddy).
-_WANTS_TLS = ("plain HTTP request was sent to HTTPS port", "HTTP request to an HTTPS server")
-# What httpx says of a head that goes away in the middle of an answer: it is a head all the same.
+# The answers of TLS servers to plain HTTP: of nginx, then of Go's net/http (Traefik, Caddy).
+_TLS_REQUIRED = ("plain HTTP request was sent to HTTPS port", "HTTP request to an HTTPS server")
+# httpx's words for a head that goes away in the middle of an answer: it does speak HTTP.
 _CUT_OFF = re.compile("server disconnected|peer closed", re.IGNORECASE)
-_TRANSPORT = ("httpx", "httpcore", "anyio")
-# What nginx says, in a page with status 400, of a client's certificate.
-_NO_CERTIFICATE = "No required SSL certificate was sent"
-_WRONG_CERTIFICATE = "The SSL certificate error"
+# What httpx's errors mean, by the names of their classes.
+_FACTS = {
+    "ConnectError": "Connection failed",
+    "ConnectTimeout": "Connection timeout after {connect:.12g} s",
+    "PoolTimeout": "Timeout after {pool:.12g} s without a free connection",
+    "ReadTimeout": "Timeout after {read:.12g} s",
+    "WriteTimeout": "Timeout after {write:.12g} s while sending",
+    **dict.fromkeys(("ReadError", "WriteError", "CloseError", "RemoteProtocolError"), "Connection lost"),
+}
 
 
-def diagnose_failure(error: Exception, address: str, access: Access) -> tuple[type[RayApiConnectionError], str]:
-    """
-    Return the error class and the advice for a connection that did not come about, or broke.
-
-    :param error: the transport's, with what it was raised from.
-    :param address: that was asked.
-    """
+def diagnose_failure(
+    error: Exception, address: str, access: Access, timeouts: Mapping[str, float | None]
+) -> Diagnosis[RayApiConnectionError]:
+    """Diagnose an error of httpx or ``ssl``, with the request's timeouts ``connect``, ``read``, ``write``, ``pool``."""
+    name = type(error).__name__  # only transport.py and client.py import httpx
+    fact = _FACTS.get(name, "Request failed").format_map(timeouts)
     for cause in _causes(error):
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return RayApiTLSError, _about_certificate(cause, access)
-        if isinstance(cause, ssl.SSLError) and _ABOUT_OUR_CERTIFICATE.search(cause.reason or ""):
-            return RayApiTLSError, _about_our_certificate(access)
-        if isinstance(cause, ssl.SSLError) and _NO_TLS.search(cause.reason or "") and _is(error, "ConnectError"):
-            return RayApiTLSError, (
-                f"Port {urlsplit(address).port or 443} speaks no TLS that we do: the connection's schema is http, or "
-                "the port is another one."
-            )
+        if isinstance(cause, ssl.SSLError) and (tls := _diagnose_tls(cause, name, address, access)):
+            return RayApiTLSError, f"TLS handshake failed, {tls[0]}", tls[1]
         if isinstance(cause, socket.gaierror):
-            return RayApiConnectionError, f"This machine knows no such name.{_by_proxy(access)} {CHECK_ADDRESS}"
-    if _is(error, "ProxyError"):
-        return RayApiConnectionError, (
-            f"The proxy {access.proxy_origin or 'that the environment names'} does not let us through; 407 means that "
-            "it wants a user and a password, in the connection's proxy (http://user:password@host:port)."
-        )
-    if _is(error, "RemoteProtocolError") and not _CUT_OFF.match(str(error)):
-        return RayApiConnectionError, (
-            "Something answers there, and not as a Ray dashboard does: it may be a port of another service of Ray's "
-            f"(6379, 10001), or one that speaks TLS. {CHECK_ADDRESS}"
-        )
-    return RayApiConnectionError, (
-        f"Check that the Ray head runs, that this machine may reach it, and the address in the Airflow connection."
-        f"{_by_proxy(access)}"
-    )
-
-
-def _is(error: Exception, name: str) -> bool:
-    """Tell whether an error is one of httpx's: by its name, as ``client.py`` alone imports httpx."""
-    return type(error).__name__ == name
+            return RayApiConnectionError, *_diagnose_lookup(address, access)
+        if isinstance(cause, ConnectionRefusedError):
+            fact = "Connection refused"
+    advice = "Check that the Ray head runs, that this machine can reach it, and the address."
+    if name == "ProxyError":
+        fact = f"HTTP proxy {access.proxy_origin or 'of the environment'} refused the request"
+        advice = f"If it requires a login (407), {_SET_PROXY_LOGIN}"
+    elif name == "RemoteProtocolError" and not _CUT_OFF.match(str(error)):
+        fact = "Answer is not HTTP"
+        advice = f"The port may be that of another service of Ray (6379, 10001), or speak TLS. {CHECK_ADDRESS}"
+    elif name == "LocalProtocolError":
+        fact, advice = "Request is not valid HTTP", "Check headers and auth."
+    elif access.proxy:
+        advice = f"{advice} The request went to the HTTP proxy {access.proxy_origin}."
+    return RayApiConnectionError, fact, advice
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what it was raised from, up to an error that the caller was handling."""
     seen: set[int] = set()
     cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
+    while cause is not None and id(cause) not in seen and not isinstance(cause, RayJobsError):
         seen.add(id(cause))
         yield cause
-        # The transport's own errors say by __context__ alone what they come from: httpcore raises them again "from
-        # None". That of every other error, such as the socket's, is what the caller was handling at the time.
-        is_transports = type(cause).__module__.partition(".")[0] in _TRANSPORT
-        cause = cause.__cause__ or (cause.__context__ if is_transports else None)
-        if isinstance(cause, RayJobsError):
-            return
+        # Errors of the transport name their cause by __context__ alone: httpcore raises them "from None". The
+        # __context__ of any other error, such as the socket's, is what the caller was handling at the time.
+        is_of_transport = type(cause).__module__.partition(".")[0] in ("httpx", "httpcore", "anyio")
+        cause = cause.__cause__ or (cause.__context__ if is_of_transport else None)
 
 
-def _by_proxy(access: Access) -> str:
-    return f" It was tried through the proxy {access.proxy_origin}." if access.proxy else ""
+def _diagnose_lookup(address: str, access: Access) -> tuple[str, str]:
+    if access.proxy:
+        return f"DNS lookup failed for the HTTP proxy {access.proxy_origin}", "Check the host of proxy."
+    proxy = " or the HTTP proxy of the environment" if getproxies() else ""
+    return f"DNS lookup failed for {urlsplit(address).hostname}{proxy}", "Check the host of the address."
 
 
-def _about_certificate(error: ssl.SSLCertVerificationError, access: Access) -> str:
-    believed = "this machine" if access.verify == SYSTEM else f"verify ({access.verify})"
-    code = getattr(error, "verify_code", 0)  # what OpenSSL did not make has none
-    if code == _EXPIRED:
-        return "The server's certificate has expired. Whoever runs it has to renew it."
-    if code == _NOT_YET_VALID:
-        return "The server's certificate is not valid yet. Look at the clocks of both machines."
-    if code in _OTHER_NAME:
-        return (
-            "The server's certificate is for another name. Use a name in the connection's host that it was issued for."
-        )
+def _diagnose_tls(error: ssl.SSLError, name: str, address: str, access: Access) -> tuple[str, str] | None:
+    """Return the fact and the advice for an error about TLS; ``None`` for a lost connection."""
+    reason = getattr(error, "reason", None) or ""  # missing in an error that OpenSSL did not make
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _diagnose_certificate(error, access)
+    if _CLIENT_CERTIFICATE_ALERT.search(reason):
+        if access.client_cert is None:
+            return "the server ended it", "It may require a client certificate: set client_cert and client_key."
+        return f"the server rejected client_cert ({access.client_cert})", "Use a certificate that the server trusts."
+    if name == "ConnectError" and _NO_TLS.search(reason):
+        fact = f"port {urlsplit(address).port or 443} does not speak TLS, or only other versions of it"
+        return fact, "Change the schema of the address to http, or its port."
+    return None
+
+
+def _diagnose_certificate(error: ssl.SSLCertVerificationError, access: Access) -> tuple[str, str]:
+    code = getattr(error, "verify_code", 0)
+    reason = f"was rejected ({getattr(error, 'verify_message', error)})"
+    fact, advice = _REJECTIONS.get(code, (reason, "Check that certificate."))
     if code in _UNKNOWN_AUTHORITY:
-        return (
-            f"The server's certificate comes from an authority that {believed} does not know. Give the file with the "
-            "authority's certificate as the connection's verify."
-        )
-    return f"The server's certificate is not believed: {getattr(error, 'verify_message', error)}."
+        trust = "this machine" if access.verify == SYSTEM else f"verify ({access.verify})"
+        fact = f"comes from an authority that {trust} does not trust"
+        advice = "Set verify to a file with the authority's certificate."
+    return f"the server's certificate {fact}", advice
 
 
-def _about_our_certificate(access: Access) -> str:
-    if access.client_cert is None:
-        return (
-            "The server ended the TLS handshake, as one does that wants a client's certificate: give client_cert and "
-            "client_key in the connection."
-        )
-    return f"The server ended the TLS handshake: it does not accept our certificate ({access.client_cert})."
-
-
-def diagnose_answer(answer: Answer) -> tuple[type[RayApiResponseError], str] | None:
-    """Return the error class and the advice for an answer that keeps us out; ``None`` for every other one."""
-    text = answer.text
+def diagnose_answer(answer: Answer) -> Diagnosis[RayApiResponseError] | None:
+    """Diagnose an answer that denies access, or that no dashboard sends; return ``None`` for every other one."""
+    text, proxy = answer.text, _name_proxy(answer)
     match answer.status_code:
-        case 401 | 403 if _is_from_ray(answer):
-            return RayApiAuthError, _about_token(answer)
+        case 401 | 403 if text.startswith(("Unauthorized: ", "Forbidden: ")) and "authentication token" in text:
+            return RayApiAuthError, *_diagnose_token(answer.status_code, answer.access)
         case 401:
-            return RayApiAuthError, _about_proxy_login(answer)
+            return RayApiAuthError, *_diagnose_login(answer, proxy)
         case 403:
-            return RayApiAuthError, (
-                f"It is not Ray that refuses, but {_who(answer)}: it does not let in who shows "
-                f"{answer.access.describe()}. Ask whoever runs it what it wants."
-            )
+            advice = f"The request carried {answer.access.describe()}. Ask the proxy's administrator what it requires."
+            return RayApiAuthError, f"access denied by {proxy}, not by Ray", advice
         case 407:
-            return RayApiAuthError, (
-                "A proxy on the way wants a user and a password, in the connection's proxy "
-                "(http://user:password@host:port)."
-            )
-        case 400 if _NO_CERTIFICATE in text:
-            return RayApiAuthError, (
-                f"{_capital(_who(answer))} wants a client's certificate: give client_cert and client_key in the "
-                "connection."
-            )
-        case 400 if _WRONG_CERTIFICATE in text:
-            return RayApiAuthError, (
-                f"{_capital(_who(answer))} does not accept our client certificate: it has expired, or comes from "
-                "another authority."
-            )
-        case 400 if any(words in text for words in _WANTS_TLS):
-            return RayApiAddressError, "This port speaks TLS: the connection's schema is https."
+            return RayApiAuthError, "the HTTP proxy requires a login", f"To log in, {_SET_PROXY_LOGIN}"
+        case 400 if "No required SSL certificate was sent" in text:  # nginx, in a page
+            return RayApiAuthError, f"client certificate required by {proxy}", "Set client_cert and client_key."
+        case 400 if "The SSL certificate error" in text:  # nginx as well
+            advice = "It has expired, or comes from an authority that the proxy does not trust."
+            return RayApiAuthError, f"client_cert rejected by {proxy}", advice
+        case 400 if any(words in text for words in _TLS_REQUIRED):
+            return RayApiAddressError, "this port speaks TLS", "Change the schema of the address to https."
         case 301 | 302 | 303 | 307 | 308:
-            return RayApiAddressError, _about_redirect(answer)
-        case 200 if is_html_page(answer):
-            return RayApiAddressError, (
-                f"A page came instead of the answer{_title(answer)}, as from a login. {_LOGIN} {CHECK_ADDRESS}"
-            )
+            return RayApiAddressError, *_diagnose_redirect(answer)
+        case 200 if answer.content_type.startswith("text/html"):
+            fact = f"an HTML page{_quote_title(answer)} instead of Ray's answer"
+            return RayApiAddressError, fact, f"It may be a login page. {_ASK_FOR_LOGIN} {CHECK_ADDRESS}"
         case _:
             return None
 
 
-def is_html_page(answer: Answer) -> bool:
-    """Tell whether an answer is made for people."""
-    return answer.content_type.startswith("text/html")
-
-
-_LOGIN = (
-    "If a proxy before Ray wants a login, ask whoever runs it how programs get in; the connection has login and "
-    "password, headers and auth for that."
-)
-
-
-def _is_from_ray(answer: Answer) -> bool:
-    return answer.text.startswith(("Unauthorized: ", "Forbidden: ")) and "authentication token" in answer.text
-
-
-def _about_token(answer: Answer) -> str:
-    access = answer.access
-    shown = access.describe()
-    if answer.status_code == 401:
-        if access.has_token:
-            header = access.token_header_name
-            other = RAY_AUTHORIZATION if header == AUTHORIZATION else AUTHORIZATION
-            return (
-                f"The token is missing, as Ray sees it, although it was sent in {header}: a proxy on the "
-                f"way takes it out. Let it pass that header on, or set the connection's token_header to {other}."
-            )
-        return (
-            "The token is missing: Ray wants one. It is the password of the Airflow connection (token, where the "
-            "password belongs to a login), or in the file that token_file names."
+def _diagnose_token(status_code: int, access: Access) -> tuple[str, str]:
+    sent, header = access.describe(), access.token_header_name
+    if status_code == 401 and not access.has_token:
+        return "token missing, Ray requires one", "Set token or token_file."
+    if status_code == 401:
+        other = RAY_AUTHORIZATION if header == AUTHORIZATION else AUTHORIZATION
+        return "token missing, although it was sent", (
+            f"A reverse proxy removed the header {header}. Let it pass that header on, or set token_header to {other}."
         )
     if not access.has_token:
-        return (
-            f"The token is wrong: Ray takes for one what reaches it in {AUTHORIZATION} ({shown} was sent). The proxy "
-            f"before Ray has to take its own {AUTHORIZATION} out, and the connection needs a token for Ray."
+        return "token rejected by Ray, although none was sent", (
+            f"The request carried {sent}. Ray reads any {AUTHORIZATION} as its token, so the reverse proxy must remove "
+            "that header. Ray needs token or token_file."
         )
-    if access.token_header_name == RAY_AUTHORIZATION:
-        return (
-            f"The token is wrong ({shown} was sent), or hidden: Ray does not read {RAY_AUTHORIZATION} where "
-            f"any {AUTHORIZATION} reaches it, so the proxy before Ray has to take that out."
+    if header == RAY_AUTHORIZATION:
+        return "token rejected by Ray", (
+            f"It is wrong, or Ray did not read it: Ray ignores {RAY_AUTHORIZATION} in a request with {AUTHORIZATION}, "
+            f"so the reverse proxy must remove that. The request carried {sent}."
         )
-    return (
-        f"The token is wrong, of another cluster, or not valid any more ({shown} was sent). It is the password "
-        "of the Airflow connection, or in the file that token_file names."
-    )
+    return "token rejected by Ray", f"The token is wrong, expired, or of another cluster. The request carried {sent}."
 
 
-def _about_proxy_login(answer: Answer) -> str:
-    wanted = answer.redact(answer.headers.get("www-authenticate", ""))
-    scheme = wanted.partition(" ")[0]
-    realm = re.search(r'realm="?([^",]{1,80})', wanted)
-    place = f" for {realm.group(1)!r}" if realm else ""
-    asks = f"It is not Ray that refuses, but {_who(answer)}"
-    if scheme.lower() == "basic":
-        if answer.access.login is not None:
-            return f"{asks}: it does not accept the connection's login and password{place}."
-        return (
-            f"{asks}: it wants basic authentication{place}. Give the connection a login and its password; a token of "
-            "Ray's then goes into token or token_file."
-        )
-    kind = f" ({scheme}{place})" if scheme else ""
-    return f"{asks}: it wants a login{kind}, and {answer.access.describe()} was sent. {_LOGIN}"
+def _diagnose_login(answer: Answer, proxy: str) -> tuple[str, str]:
+    challenge = answer.redact(answer.headers.get("www-authenticate", ""))
+    scheme = challenge.partition(" ")[0].lower()
+    found = re.search(r'realm="?([^",]{1,80})', challenge)
+    realm = f" for {found.group(1)!r}" if found else ""
+    if scheme == "basic" and answer.access.login is not None:
+        return f"login and password rejected by {proxy}, not by Ray", f"Check login and password{realm}."
+    advice = f"It requires {scheme} authentication{realm}. " if scheme else ""
+    if scheme == "basic":
+        advice += "Set login and password; a token for Ray goes into token or token_file."
+    else:
+        advice += f"The request carried {answer.access.describe()}. {_ASK_FOR_LOGIN}"
+    return f"login required by {proxy}, not by Ray", advice
 
 
-def _about_redirect(answer: Answer) -> str:
+def _diagnose_redirect(answer: Answer) -> tuple[str, str]:
+    here = urlsplit(answer.address)
     try:
-        here = urlsplit(answer.address)
         there = urlsplit(urljoin(f"{answer.address}/", answer.redact(answer.headers.get("location", ""))))
-        origin = f"{there.scheme}://{there.netloc.rpartition('@')[2]}"
     except ValueError:
-        return f"It leads elsewhere, to no address. This is not a Ray dashboard. {CHECK_ADDRESS}"
+        return "redirect to an invalid address", f"This is not a Ray dashboard. {CHECK_ADDRESS}"
+    origin = f"{there.scheme}://{there.netloc.rpartition('@')[2]}"
     if there.hostname == here.hostname and there.scheme != here.scheme:
-        return f"It leads to {origin}: give that as the connection's address (schema and port)."
+        return f"redirect to {origin}", "Use that as the address (schema and port)."
     if there.netloc == here.netloc:
-        return f"It leads to {there.path} here, as to a login or another base path. {_LOGIN} {CHECK_ADDRESS}"
-    return (
-        f"It leads to {origin}, as to a login; redirects are not followed, so no credentials go there. This is not a "
-        f"Ray dashboard, or somebody stands before it. {_LOGIN} {CHECK_ADDRESS}"
-    )
+        hint = "It may lead to a login page, or to another base path."
+        return f"redirect to {there.path}", f"{hint} {_ASK_FOR_LOGIN} {CHECK_ADDRESS}"
+    hint = "It may lead to a login page. It was not followed, so no credentials went there."
+    return f"redirect to {origin}", f"{hint} {_ASK_FOR_LOGIN} {CHECK_ADDRESS}"
 
 
-def _who(answer: Answer) -> str:
+def _name_proxy(answer: Answer) -> str:
     server = re.sub(r"[^A-Za-z0-9 ._/-]", "", answer.redact(answer.headers.get("server", "")))[:40].strip()
-    return f"a proxy before it ({server})" if server else "a proxy before it"
+    return f"a reverse proxy ({server})" if server else "a reverse proxy"
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _title(answer: Answer) -> str:
+def _quote_title(answer: Answer) -> str:
     found = re.search(r"<title[^>]*>([^<]{1,2000})", answer.text[:20_000], re.IGNORECASE)
-    # without secrets before it is cut: of half a secret nobody would know that it is one
+    # redacted before it is shortened: half a secret is not recognised
     title = " ".join(answer.redact(html.unescape(found.group(1))).split())[:80] if found else ""
-    return f", titled {title!r}" if title else ""
+    return f", titled {title!r}," if title else ""

@@ -1,36 +1,31 @@
-"""The Ray Jobs API's own nouns: what a job is, how it ends, what a submission says."""
+"""The nouns of the Ray Jobs API: jobs, submissions, versions and resources, under Ray's own names."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
 
 class _OpenEnum(StrEnum):
-    """A closed set of Ray's words that a newer Ray may open: an unknown word is kept, and says so of itself."""
+    """An enumeration of Ray that keeps unknown values, as a newer Ray may add some."""
 
     @classmethod
     def _missing_(cls, value: object) -> _OpenEnum | None:
         if not isinstance(value, str):
             return None
-        word = str.__new__(cls, value)
-        word._name_ = word._value_ = value
-        return word
+        member = str.__new__(cls, value)
+        member._name_ = member._value_ = value
+        return member
 
     @property
     def is_known(self) -> bool:
-        """Tell whether this version of the package knows the word."""
         return self.name in type(self).__members__
 
 
 class JobStatus(_OpenEnum):
-    """
-    Where a job stands. A word that we do not know is not terminal: a new Ray must not break running DAGs.
-
-    Source: Ray ``dashboard/modules/job/common.py``, ``JobStatus``.
-    """
+    """The status of a job (Ray ``dashboard/modules/job/common.py``). An unknown status is not terminal."""
 
     PENDING = "PENDING"
     RUNNING = "RUNNING"
@@ -39,25 +34,19 @@ class JobStatus(_OpenEnum):
     FAILED = "FAILED"
 
     def is_terminal(self) -> bool:
-        """Tell whether the job has ended, in whichever way; a terminal status never changes again."""
+        """Tell whether the job has ended; a terminal status never changes again."""
         return self in (JobStatus.STOPPED, JobStatus.SUCCEEDED, JobStatus.FAILED)
 
 
 class JobType(_OpenEnum):
-    """How a job came to be: through the Jobs API, or by a driver that connected by itself (``ray.init``)."""
+    """How a job was started: through the Jobs API, or by a driver that called ``ray.init`` (interactive)."""
 
     SUBMISSION = "SUBMISSION"
     DRIVER = "DRIVER"
 
 
 class JobErrorType(_OpenEnum):
-    """
-    Why a job FAILED, as far as Ray knows (Ray 2.49 to 2.51 and later; older heads leave it out).
-
-    Only ``JOB_ENTRYPOINT_COMMAND_ERROR`` means that the user's code ran and ended non-zero.
-
-    Source: Ray ``dashboard/modules/job/common.py``, ``JobErrorType``.
-    """
+    """Why a job FAILED (since about Ray 2.50). Only ``JOB_ENTRYPOINT_COMMAND_ERROR`` means that the user's code ran."""
 
     RUNTIME_ENV_SETUP_FAILURE = "RUNTIME_ENV_SETUP_FAILURE"
     JOB_SUPERVISOR_ACTOR_START_TIMEOUT = "JOB_SUPERVISOR_ACTOR_START_TIMEOUT"
@@ -72,29 +61,29 @@ class JobErrorType(_OpenEnum):
 @dataclass(frozen=True)
 class RayVersion:
     """
-    What answers at an address.
+    The versions of the Jobs API and of Ray, and the name of the Ray session.
 
-    :param version: the version of the Jobs API, ``"4"`` in Ray 2.
-    :param ray_version: e.g. ``"2.60.0"``.
-    :param session_name: names this life of the cluster: another one means that the cluster was started anew
-        and its jobs are gone. ``None`` on heads older than about 2.40.
+    Another session means that the head was restarted and its jobs are gone. Heads before about 2.40 do not name it.
     """
 
     version: str
     ray_version: str
     session_name: str | None = None
 
+    @classmethod
+    def from_json(cls, answer: Mapping[str, Any]) -> RayVersion:
+        return cls(str(answer["version"]), str(answer["ray_version"]), answer.get("session_name"))
+
     def release(self) -> tuple[int, int]:
-        """Return major and minor, ``(0, 0)`` for a version that does not read like one."""
+        """Return major and minor version; ``(0, 0)`` for a version of another form."""
         major, _, rest = self.ray_version.partition(".")
         minor = rest.partition(".")[0]
         return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else (0, 0)
 
 
-# Where Ray's message on a failed job turns into a copy of the log's end.
+# From here on Ray's message on a failed job is a copy of the log's end.
 LOG_EXCERPT_MARKER = ", last available logs"
-# What may leave a worker in an event or an XCom. The runtime environment, the entrypoint and the metadata
-# stay: Ray returns env_vars in clear text, and an event is a row in Airflow's database.
+# Without the runtime environment, whose env_vars are in clear text, the entrypoint and the metadata.
 _PUBLIC_FIELDS = (
     "type", "job_id", "submission_id", "status", "message", "error_type", "start_time", "end_time",
     "driver_agent_http_address", "driver_node_id", "driver_exit_code",
@@ -104,14 +93,13 @@ _PUBLIC_FIELDS = (
 @dataclass(frozen=True)
 class JobDetails:
     """
-    A job as Ray describes it, under Ray's own names.
+    A job as Ray describes it. All times are Unix milliseconds by the head's clock. No repr shows ``env_vars``.
 
     :param job_id: the Ray Core job id, e.g. ``02000000``; unset until the driver connects to Ray.
-    :param start_time: of the submission, Unix milliseconds, by the head's clock.
-    :param end_time: Unix milliseconds, by the head's clock.
+    :param start_time: of the submission.
     :param message: Ray's sentence on the status; for FAILED it may end in the last log lines.
-    :param driver_exit_code: unset while the job runs and when it was stopped.
-    :param seen_at: when the head said so, Unix milliseconds by its own clock, to the second.
+    :param driver_exit_code: unset while the job runs, and for a stopped job.
+    :param seen_at: when the head described the job, to the second.
     """
 
     type: JobType
@@ -124,7 +112,6 @@ class JobDetails:
     start_time: int | None = None
     end_time: int | None = None
     metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
-    # Holds env_vars in clear text: kept out of every repr, and so out of logs and tracebacks.
     runtime_env: Mapping[str, Any] = field(default_factory=dict, repr=False)
     driver_info: Mapping[str, Any] | None = field(default=None, repr=False)
     driver_agent_http_address: str | None = None
@@ -134,30 +121,14 @@ class JobDetails:
 
     @classmethod
     def from_json(cls, answer: Mapping[str, Any]) -> JobDetails:
-        """Read Ray's JSON; fields that we do not know are left out, as newer heads may add some."""
-        error_type = answer.get("error_type")
-        return cls(
-            type=JobType(answer["type"]),
-            status=JobStatus(answer["status"]),
-            error_type=None if error_type is None else JobErrorType(error_type),
-            entrypoint=answer.get("entrypoint") or "",
-            metadata=answer.get("metadata") or {},
-            runtime_env=answer.get("runtime_env") or {},
-            **{
-                name: answer.get(name)
-                for name in (
-                    "submission_id", "job_id", "message", "start_time", "end_time", "driver_info",
-                    "driver_agent_http_address", "driver_node_id", "driver_exit_code",
-                )
-            },
-        )  # fmt: skip
+        """Read Ray's JSON without unknown fields, as a newer Ray may add some."""
+        given = {one.name: answer[one.name] for one in fields(cls) if answer.get(one.name) is not None}
+        if "error_type" in given:
+            given["error_type"] = JobErrorType(given["error_type"])
+        return cls(**{**given, "type": JobType(answer["type"]), "status": JobStatus(answer["status"]), "seen_at": None})
 
     def to_event(self) -> dict[str, Any]:
-        """
-        Return what may travel through Airflow's database: plain JSON types, and no secret of the job's.
-
-        Ray's message goes without its copy of the log's end: whatever a job prints is masked in logs, and in no row.
-        """
+        """Return plain JSON types without the job's secrets; of Ray's message, the part before its log excerpt."""
         everything = asdict(self)
         everything["message"] = self.message and self.message.partition(LOG_EXCERPT_MARKER)[0]
         return {
@@ -168,19 +139,19 @@ class JobDetails:
 
     @property
     def name(self) -> str:
-        """The id to call the job by: the submission id, or the Ray Core job id of an interactive job."""
+        """The submission id, or the Ray Core job id of an interactive job."""
         return self.submission_id or self.job_id or "?"
 
     @property
     def duration(self) -> float | None:
-        """Seconds from submission to end by the head's clock; ``None`` while the job has not ended."""
+        """Seconds from submission to end; ``None`` while the job has not ended."""
         if self.start_time is None or self.end_time is None:
             return None
         return (self.end_time - self.start_time) / 1000
 
     @property
     def age(self) -> float | None:
-        """Seconds from submission to when the head described the job, both by its own clock."""
+        """Seconds from submission to when the head described the job."""
         if self.start_time is None or self.seen_at is None:
             return None
         return max(self.seen_at - self.start_time, 0) / 1000
@@ -188,22 +159,17 @@ class JobDetails:
 
 @dataclass(frozen=True)
 class ClusterResources:
-    """
-    What a cluster has, and what of it is in use.
-
-    :param nodes: the resources of each node, name to quantity (memory in bytes).
-    :param used: of the whole cluster, by the same names.
-    """
+    """The resources of each node, and those in use in the whole cluster: name to quantity, memory in bytes."""
 
     nodes: tuple[Mapping[str, float], ...] = ()
     used: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, answer: Mapping[str, Any]) -> ClusterResources:
-        """Read the autoscaler's report; a head without one says nothing, which is no error."""
+        """Read the autoscaler's report; a head without one is no error."""
         report = ((answer.get("data") or {}).get("clusterStatus") or {}).get("loadMetricsReport") or {}
         nodes = tuple(shape for shape, count in report.get("nodeTypes") or () for _ in range(count))
-        # The dashboard turns the names here, and not those of the nodes, from snake_case into camelCase.
+        # The dashboard changes the names here, but not those of the nodes, from snake_case to camelCase.
         usage = {_plain(name): use for name, (use, _) in (report.get("usage") or {}).items()}
         return cls(nodes, {name: usage[_plain(name)] for node in nodes for name in node if _plain(name) in usage})
 
@@ -214,14 +180,7 @@ def _plain(name: str) -> str:
 
 @dataclass(frozen=True)
 class JobSubmission:
-    """
-    What is sent to Ray to start a job; made, and checked, by :func:`~.submission.build_submission`.
-
-    :param submission_id: ours, chosen before anything is sent; Ray refuses an id twice.
-    :param entrypoint: a shell command.
-    :param metadata: text to text; holds the nonce by which a submission recognises its own job.
-    :param entrypoint_memory: bytes.
-    """
+    """A submission, made and checked by :func:`~.submission.build_submission`; ``entrypoint_memory`` is in bytes."""
 
     submission_id: str
     entrypoint: str = field(repr=False)
@@ -234,15 +193,15 @@ class JobSubmission:
     entrypoint_label_selector: Mapping[str, str] | None = None
 
     def demand(self) -> dict[str, float]:
-        """Return what the job needs on one node before its entrypoint starts: Ray's names, memory in bytes."""
-        asked = {
+        """Return the resources that the entrypoint needs on one node, by Ray's names; memory in bytes."""
+        requested = {
             "CPU": self.entrypoint_num_cpus,
             "GPU": self.entrypoint_num_gpus,
             "memory": self.entrypoint_memory,
             **(self.entrypoint_resources or {}),
         }
-        return {name: quantity for name, quantity in asked.items() if quantity}
+        return {name: quantity for name, quantity in requested.items() if quantity}
 
     def to_json(self) -> dict[str, Any]:
-        """Return the request's body; what is not set is left out, as older heads refuse fields they do not know."""
+        """Return the JSON of the submission without unset fields: older heads reject fields that they do not know."""
         return {name: value for name, value in vars(self).items() if value is not None}

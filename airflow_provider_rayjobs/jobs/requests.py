@@ -1,4 +1,4 @@
-"""What is sent to a head and what comes back, without transport: the requests and their answers."""
+"""Requests to a Ray head, and its answers, without HTTP."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
+from airflow_provider_rayjobs.jobs import redaction
 from airflow_provider_rayjobs.jobs.access import READ_TIMEOUT, Access
 
 T = TypeVar("T")
 
-# For each piece of an upload to be taken, and for the answer once all of it was: the head stores it first.
+# Seconds for the head to take the next bytes of an upload, and to answer at its end: it stores the upload first.
 UPLOAD_TIMEOUT = 120.0
 
 
@@ -19,60 +20,51 @@ class Request(Generic[T]):
     """
     One request to the head, and how to read its answer.
 
-    :param about: what is asked, for messages: ``"get job nightly-1"``.
-    :param path: below the cluster's address, with its leading slash.
-    :param read: turns the JSON of a 200 into the answer.
-    :param repeatable: whether sending it twice does what sending it once does.
-    :param timeout: seconds to wait for the answer's next bytes; the usual 30 stand for the client's own.
-    :param stamp: puts the time of the answer, Unix milliseconds by the head's clock, into what was read.
-    :param has_content: whether a 200 holds JSON; without, ``read`` is given ``None``.
+    :param action: for errors: ``"get job nightly-1"`` becomes "could not get job nightly-1".
+    :param read: turns the JSON of an answer into the result.
+    :param idempotent: whether sending it twice has the same effect as once.
+    :param timeout: seconds for the next bytes of the answer; ``READ_TIMEOUT`` stands for the client's ``read_timeout``.
+    :param with_time: adds the time of the answer, Unix milliseconds by the head's clock, to the result.
+    :param expects_json: ``False`` for an answer without JSON; ``read`` then gets ``None``.
     """
 
-    purpose: str
+    action: str
     method: str
     path: str
     read: Callable[[Any], T]
     params: Mapping[str, str] | None = None
-    body: Mapping[str, Any] | None = field(default=None, repr=False)
+    payload: Mapping[str, Any] | None = field(default=None, repr=False)
     idempotent: bool = True
     timeout: float = READ_TIMEOUT
-    stamp: Callable[[T, int], T] | None = None
-    has_content: bool = True
+    with_time: Callable[[T, int], T] | None = None
+    expects_json: bool = True
 
 
 @dataclass(frozen=True)
 class LogRequest:
-    """
-    A request whose answer is a log's bytes, to be read piece by piece and never held whole.
+    """A request for a log, as bytes or (``is_json``) as a text in JSON. The answer is read in chunks."""
 
-    :param is_json: whether the answer is JSON that holds the log's text.
-    """
-
-    purpose: str
+    action: str
     path: str
     params: Mapping[str, str] | None = None
     is_json: bool = False
     timeout: float = READ_TIMEOUT
     method: ClassVar[str] = "GET"
-    body: ClassVar[None] = None
+    payload: ClassVar[None] = None
     idempotent: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
 class UploadRequest:
-    """
-    A request whose body is sent piece by piece and never held whole.
+    """A request whose content, of ``size`` bytes, is sent in chunks."""
 
-    :param size: of the body, in bytes.
-    """
-
-    purpose: str
+    action: str
     path: str
     size: int
     timeout: float = UPLOAD_TIMEOUT
     params: ClassVar[None] = None
     method: ClassVar[str] = "PUT"
-    body: ClassVar[None] = None
+    payload: ClassVar[None] = None
     idempotent: ClassVar[bool] = True
 
 
@@ -82,13 +74,13 @@ AnyRequest = Request[Any] | LogRequest | UploadRequest
 @dataclass(frozen=True)
 class Answer:
     """
-    What came back, stripped of its transport.
+    An answer, its content read.
 
-    :param address: the cluster's, for messages.
-    :param time: when it was sent, Unix milliseconds by the head's clock.
+    :param address: of the cluster; ``label`` is the caller's name for it.
+    :param time: by the head's clock, Unix milliseconds.
     :param headers: ``location``, ``server`` and ``www-authenticate``.
-    :param access: with which it was asked for.
-    :param sent: what was secret in that request: a token's file may hold another token by now.
+    :param access: the credentials of the request.
+    :param sent_secrets: those in the request itself: the token file may hold another token by now.
     """
 
     status_code: int
@@ -98,12 +90,22 @@ class Answer:
     time: int = 0
     headers: Mapping[str, str] = field(default_factory=dict)
     access: Access = field(default_factory=Access, repr=False)
-    sent: tuple[str, ...] = field(default=(), repr=False)
+    sent_secrets: tuple[str, ...] = field(default=(), repr=False)
+    label: str = ""
+
+    @property
+    def place(self) -> str:
+        return f"{self.address} ({self.label})" if self.label else self.address
 
     @property
     def text(self) -> str:
         return self.content.decode("utf-8", errors="replace").strip()
 
     def redact(self, text: str) -> str:
-        """Return words of this answer without what is secret in them; before anything is cut off."""
-        return self.access.redact(text, self.sent)
+        """Return a text of this answer without secrets. Redact first, then shorten."""
+        return redaction.redact(text, (*self.access.secrets(), *self.sent_secrets))
+
+
+def error_message(fact: str, request: AnyRequest, place: str, advice: str) -> str:
+    """Return the text of an error: the fact in searchable words, what was asked, where, and the fix."""
+    return f"{fact}: could not {request.action} at {place}. {advice}"

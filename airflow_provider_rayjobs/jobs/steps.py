@@ -1,24 +1,36 @@
 """
-What an engine may ask of its driver.
+The contract between engines and their drivers, and the parts that engines share.
 
-An engine is a generator that does no I/O and has no clock. It yields steps and is sent their results; errors
-of the cluster (:class:`~airflow_provider_rayjobs.exceptions.RayJobsError`) are thrown into it at the step
-that met them.
+An engine is a generator without I/O and without a clock. It yields steps and is sent their results. An error of the
+cluster (:class:`~airflow_provider_rayjobs.exceptions.RayJobsError`) is thrown into it at the step that failed. The
+clients are the drivers: one blocks, the other runs on an event loop.
 
 ================  ==============================================================================================
 yields            is sent
 ================  ==============================================================================================
-``Send``          the parsed answer; the driver sends the request once, the engine decides about retries
+``Send``          the result; the driver sends the request once, the engine decides about retries
 ``ReadLog``       nothing; the driver feeds the log's bytes to the sink and emits the records that it returns
-``Upload``        nothing; the driver sends the body's bytes once and logs the messages that come with them
-``RunBlocking``   the result of the call; it may block briefly, so the async driver runs it in a thread
-``EmitRecord``    nothing; one record of the job's log for the caller's ``on_log``
-``LogMessage``    nothing; a message of this package for the log
+``Upload``        nothing; the driver sends the content once and logs the messages that come with it
+``RunBlocking``   the result of a call that may block; the async driver runs it in a thread
+``EmitRecord``    nothing; the driver passes one record of the job's log to ``on_log``
+``LogMessage``    nothing; the driver logs a message of this package
 ``Sleep``         the time afterwards, in seconds of a monotonic clock; ``Sleep(0)`` asks for the time
 ================  ==============================================================================================
 
-:mod:`.client` holds the two drivers, one that blocks and one for an event loop. Everything else that runs an
-engine is a test.
+An engine that waits for the end of a job, and polls again after a lost answer::
+
+    def wait(submission_id: str) -> Engine[JobStatus]:
+        while True:
+            try:
+                details = yield Send(endpoints.get_job(submission_id))
+            except RayApiConnectionError as error:
+                yield LogMessage(f"{error} Polling again.")
+            else:
+                if details.status.is_terminal():
+                    return details.status
+            yield Sleep(5)
+
+    status = client.run(wait("nightly-1"))
 """
 
 from __future__ import annotations
@@ -28,7 +40,7 @@ import random
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from airflow_provider_rayjobs.exceptions import (
     RayApiBusyError,
@@ -48,20 +60,20 @@ class Send:
 
 
 class LogSink(Protocol):
-    """Whatever takes the bytes of a read of a log: a :class:`~.logs.text.LogCursor`, a file, a text."""
+    """Takes the bytes of a log: :class:`~.logs.cursor.LogCursor`, a file, a buffer."""
 
     @property
     def wants_more(self) -> bool:
-        """Tell whether the rest of the read is of any use."""
+        """Tell whether the sink can use the rest of this read."""
 
     def begin(self) -> None:
-        """Say that a new read begins, with the log's first byte."""
+        """Begin a read, with the first byte of the log."""
 
     def feed(self, data: bytes) -> Iterator[str]:
-        """Take the next bytes and yield records to be shown."""
+        """Take the next bytes, and yield the log records that they complete."""
 
     def flush(self) -> Iterator[str]:
-        """Take note that the read came to the log's present end, and yield records to be shown."""
+        """Take the end of the read as the present end of the log, and yield the remaining log records."""
 
 
 @dataclass(frozen=True)
@@ -71,27 +83,24 @@ class ReadLog:
 
 
 class UploadBody(Protocol):
-    """The body of an upload, read anew for each try."""
-
-    def chunks(self, clock: Callable[[], float], note: Callable[[LogMessage], object]) -> Iterator[bytes]:
-        """Yield the bytes; the clock is the driver's, and it logs the notes."""
+    def chunks(self, clock: Callable[[], float], log: Callable[[LogMessage], object], /) -> Iterator[bytes]:
+        """Yield the bytes from the start."""
 
 
-def _never() -> bool:
-    return False
+def _do_nothing() -> None:
+    pass
 
 
 @dataclass(frozen=True)
 class Upload:
-    """``before`` is called before each piece is sent; what it raises ends the upload."""
+    """``before`` is called before each chunk is sent; an exception of it ends the upload."""
 
     request: UploadRequest
     body: UploadBody
-    before: Callable[[], object] = _never
+    before: Callable[[], object] = _do_nothing
 
-    def chunks(self, clock: Callable[[], float], note: Callable[[LogMessage], object]) -> Iterator[bytes]:
-        """Yield the body's bytes."""
-        for chunk in self.body.chunks(clock, note):
+    def chunks(self, clock: Callable[[], float], log: Callable[[LogMessage], object]) -> Iterator[bytes]:
+        for chunk in self.body.chunks(clock, log):
             self.before()
             yield chunk
 
@@ -119,28 +128,37 @@ class Sleep:
 
 Step = Send | ReadLog | Upload | RunBlocking | EmitRecord | LogMessage | Sleep
 Engine = Generator[Step, Any, T]
+OnLog = Callable[[str], object]
 
-# Pieces, in seconds, that the pauses of an interruptible engine are cut into.
-_PIECE = 0.25
 
-# Seconds between repeated requests: the first soon enough for a hiccup, the last rare enough for an outage.
+@dataclass(frozen=True)
+class Finished(Generic[T]):
+    value: T
+
+
+def advance(engine: Engine[T], outcome: Any = None) -> Step | Finished[T]:
+    """Run an engine to its next step. Throw the last outcome if it is a :class:`RayJobsError`, otherwise send it."""
+    try:
+        return engine.throw(outcome) if isinstance(outcome, RayJobsError) else engine.send(outcome)
+    except StopIteration as end:
+        return Finished(end.value)
+
+
+# Seconds after which an interruptible engine notices an interruption while it sleeps.
+_SLICE = 0.25
+# Seconds of the backoff between retries: short for a hiccup, long for an outage.
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 10.0
 
 
 def send(request: Request[T], retry_timeout: float) -> Engine[T]:
-    """
-    Send a request, and again after failures that may pass, where repeating is safe.
-
-    :param retry_timeout: seconds after the first failure in which further tries are begun; 0 for none. How long the
-        first try took, as a time-out may, does not count.
-    """
+    """Send a request. Retry it if that is safe, until ``retry_timeout`` seconds after the first failure; 0: never."""
     answer: T = yield from with_retries(Send(request), retry_timeout)
     return answer
 
 
 def with_retries(step: Send | ReadLog | Upload, retry_timeout: float) -> Engine[Any]:
-    """Take a step as :func:`send` sends a request."""
+    """Perform a step with the retries of :func:`send`."""
     pause = _FIRST_PAUSE
     failed_at: float | None = None
     while True:
@@ -156,13 +174,11 @@ def with_retries(step: Send | ReadLog | Upload, retry_timeout: float) -> Engine[
                 raise
             if failed_at is None:
                 failed_at = now
-                yield LogMessage(f"{error} Trying again for {retry_timeout:.0f} s.", logging.WARNING)
+                yield LogMessage(f"{error} Retrying for {retry_timeout:.0f} s.", logging.WARNING)
         else:
             if failed_at is not None:
                 now = yield Sleep(0)
-                yield LogMessage(
-                    f"Could {step.request.purpose} after all, {now - failed_at:.0f} s after the first failure."
-                )
+                yield LogMessage(f"Retry succeeded after {now - failed_at:.0f} s: {step.request.action}.")
             return answer
         yield Sleep(wait)
         pause = min(pause * 2, _LONGEST_PAUSE)
@@ -170,13 +186,7 @@ def with_retries(step: Send | ReadLog | Upload, retry_timeout: float) -> Engine[
 
 @contextmanager
 def raising_unreachable(retry_timeout: float, consequence: str, *, sent: bool = True) -> Iterator[None]:
-    """
-    Turn a failure that outlasted its retries into :class:`RayApiUnreachableError`; a TLS error stays what it is.
-
-    :param retry_timeout: seconds, for the message.
-    :param consequence: a sentence on what this means for the job.
-    :param sent: whether the job may have been submitted.
-    """
+    """Raise a failure that outlasted its retries, except of TLS, as :class:`RayApiUnreachableError`."""
     try:
         yield
     except RayApiTLSError:
@@ -186,73 +196,62 @@ def raising_unreachable(retry_timeout: float, consequence: str, *, sent: bool = 
 
 
 class Interrupted(BaseException):
-    """Whoever runs an engine was asked to end; no error, and nothing for those who handle errors."""
+    """The caller asked a running engine to end. It is not an ``Exception``, so that no handler of errors catches it."""
 
 
 def map_steps(
-    engine: Engine[T], take: Callable[[Step], Engine[Any]], before: Callable[[], object] = _never
+    engine: Engine[T], perform: Callable[[Step], Engine[Any]], before: Callable[[], object] = _do_nothing
 ) -> Engine[T]:
     """
-    Run an engine, and take its steps in a way of one's own.
+    Run an engine, but perform each of its steps by the engine ``perform(step)``.
 
-    :param take: an engine for one step, answered as the step is.
-    :param before: called each time before the engine goes on; what it raises ends the engine.
+    ``before`` is called before the engine continues; an exception of it ends the engine.
     """
-    answer: Any = None
-    failure: RayJobsError | None = None
+    outcome: Any = None
     with closing(engine):
         while True:
             before()
+            step = advance(engine, outcome)
+            if isinstance(step, Finished):
+                return step.value
             try:
-                step = engine.throw(failure) if failure else engine.send(answer)
-            except StopIteration as end:
-                result: T = end.value
-                return result
-            failure = None
-            try:
-                answer = yield from take(step)
+                outcome = yield from perform(step)
             except RayJobsError as error:
-                failure = error
+                outcome = error
 
 
 def interruptible(engine: Engine[T], is_interrupted: Callable[[], bool]) -> Engine[T]:
     """
-    Run an engine until its end is asked for: the mark is read before each step, each piece of an upload, and in pauses.
+    Run an engine; close it and raise :class:`Interrupted` as soon as ``is_interrupted``.
 
-    A signal handler can do no more than leave a mark: the pause that it interrupts goes on afterwards.
-
-    :raises Interrupted: as soon as the mark is seen; the engine is closed.
+    That is asked before each step and each chunk of an upload, and four times a second during a sleep.
     """
 
-    def obey() -> None:
+    def check() -> None:
         if is_interrupted():
             raise Interrupted
 
-    def take(step: Step) -> Engine[Any]:
-        if isinstance(step, Sleep):
-            return (yield from _in_pieces(step.seconds, is_interrupted))
-        return (yield replace(step, before=obey) if isinstance(step, Upload) else step)
+    def perform(step: Step) -> Engine[Any]:
+        if not isinstance(step, Sleep):
+            return (yield replace(step, before=check) if isinstance(step, Upload) else step)
+        now: float = yield Sleep(0)
+        end = now + step.seconds
+        while now < end and not is_interrupted():
+            now = yield Sleep(min(_SLICE, end - now))
+        return now
 
-    return map_steps(engine, take, obey)
-
-
-def _in_pieces(seconds: float, is_interrupted: Callable[[], bool]) -> Engine[float]:
-    now: float = yield Sleep(0)
-    end = now + seconds
-    while now < end and not is_interrupted():
-        now = yield Sleep(min(_PIECE, end - now))
-    return now
+    return map_steps(engine, perform, check)
 
 
 def may_retry(request: AnyRequest, error: RayJobsError) -> bool:
-    """Tell whether sending a request again is safe, and of use."""
+    """Tell whether a request may be sent again after an error: it can succeed, and cannot take effect twice."""
     if isinstance(error, RayApiTLSError):
-        return False  # certificates do not mend themselves
+        return False  # a certificate must be changed first
     if isinstance(error, RayApiConnectionError):
         return request.idempotent or not error.sent
     return request.idempotent and isinstance(error, RayApiBusyError)
 
 
 def with_jitter(pause: float) -> float:
-    """Draw half of a pause by lot, so that many tasks do not come back to a tired head all at once."""
+    """Randomise half of a delay, so that many callers do not retry at the same moment."""
     return pause * random.uniform(0.5, 1)  # noqa: S311  (no secret)

@@ -1,4 +1,4 @@
-"""How a client gets in: what it shows to whom, and what it never shows."""
+"""Credentials: which request carries which, and that no text shows them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ import pytest
 from airflow_provider_rayjobs.exceptions import RayApiAddressError, RayApiConnectionError, RayJobsError
 from airflow_provider_rayjobs.jobs import AsyncRayJobsClient, RayJobsClient, endpoints
 from airflow_provider_rayjobs.jobs.access import Access
+from airflow_provider_rayjobs.jobs.redaction import redact
 from airflow_provider_rayjobs.jobs.requests import Request
+from airflow_provider_rayjobs.jobs.tls import certificate_mtimes, check_certificates
 
 ADDRESS = "http://ray-head:8265"
 SECRET = "m4rked-s3cret"
@@ -31,14 +33,14 @@ Respond = Callable[[httpx.Request], httpx.Response]
 
 
 class Wire:
-    """Answers every request alike, and remembers them."""
+    """Gives every request the same answer. Records the requests."""
 
     def __init__(self, answer: Respond | None = None) -> None:
         self.answer = answer or (lambda _: httpx.Response(200, json=VERSION))
         self.requests: list[httpx.Request] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
-        # as they were sent: an authentication changes a request that it sends again
+        # a copy: an authentication class changes a request that it sends again
         self.requests.append(httpx.Request(request.method, request.url, headers=list(request.headers.raw)))
         return self.answer(request)
 
@@ -72,7 +74,7 @@ def basic(login: str, password: str) -> str:
 
 
 class Signature(httpx.Auth):
-    """Stands for IAP, SigV4 and the like: claims Authorization."""
+    """Stands for IAP, SigV4 and the like: sets Authorization."""
 
     def auth_flow(self, request: httpx.Request):
         request.headers["Authorization"] = "Signature made-by-the-user"
@@ -90,15 +92,15 @@ class Broken(httpx.Auth):
     [
         pytest.param({}, None, None, id="nothing"),
         pytest.param({"token": "t"}, "Bearer t", None, id="token"),
-        pytest.param({"token": "t", "token_header": "X-Ray-Authorization"}, None, "Bearer t", id="told where"),
+        pytest.param({"token": "t", "token_header": "X-Ray-Authorization"}, None, "Bearer t", id="token_header"),
         pytest.param({"login": "me", "password": "pw"}, basic("me", "pw"), None, id="basic"),
         pytest.param({"login": "me", "password": "pw", "token": "t"}, basic("me", "pw"), "Bearer t", id="both"),
         pytest.param({"headers": {"authorization": "Key k"}, "token": "t"}, "Key k", "Bearer t", id="header"),
         pytest.param({"auth": Signature(), "token": "t"}, "Signature made-by-the-user", "Bearer t", id="class"),
     ],
 )
-def test_who_owns_authorization(ask, access: dict[str, Any], authorization: str | None, ray: str | None):
-    """Ray's token goes into Authorization, and into X-Ray-Authorization where somebody else owns that."""
+def test_token_goes_into_the_free_header(ask, access: dict[str, Any], authorization: str | None, ray: str | None):
+    """Ray's token goes into Authorization, or into X-Ray-Authorization if another field sets that header."""
     wire = Wire()
 
     ask(Access(**access), wire)
@@ -108,8 +110,8 @@ def test_who_owns_authorization(ask, access: dict[str, Any], authorization: str 
     assert request.headers.get("x-ray-authorization") == ray
 
 
-def test_a_token_file_is_read_for_each_request(ask, tmp_path: Path):
-    """A token that rotates is the new one in the next request, without its last newline."""
+def test_token_file_is_read_for_each_request(ask, tmp_path: Path):
+    """The next request carries a rotated token, without its final newline."""
     file = tmp_path / "token"
     file.write_text("first\n")
 
@@ -124,8 +126,8 @@ def test_a_token_file_is_read_for_each_request(ask, tmp_path: Path):
 
 
 @pytest.mark.parametrize(("content", "said"), [(None, "No such file"), (b" \n", "is empty"), (b"a\nb", "newline")])
-def test_a_token_file_that_holds_none_is_an_outage_that_may_pass(ask, tmp_path: Path, content: bytes | None, said: str):
-    """While a file is replaced nothing is sent, and the error says which file it is."""
+def test_unusable_token_file_is_an_outage(ask, tmp_path: Path, content: bytes | None, said: str):
+    """While a token file is missing or empty nothing is sent, and the error names the file."""
     file = tmp_path / "token"
     if content is not None:
         file.write_bytes(content)
@@ -138,8 +140,8 @@ def test_a_token_file_that_holds_none_is_an_outage_that_may_pass(ask, tmp_path: 
     assert (caught.value.sent, wire.requests) == (False, [])
 
 
-def test_headers_go_with_each_request(ask):
-    """Headers of the user's are sent as they are."""
+def test_headers_are_sent_unchanged(ask):
+    """The user's headers are sent unchanged."""
     wire = Wire()
 
     ask(Access(headers={"X-Tenant": "a"}), wire)
@@ -147,8 +149,8 @@ def test_headers_go_with_each_request(ask):
     assert wire.requests[0].headers["x-tenant"] == "a"
 
 
-def test_an_authentication_of_the_users_may_ask_twice(ask):
-    """What httpx.Auth can do works here: a digest answers a challenge."""
+def test_auth_class_may_answer_a_challenge(ask):
+    """An ``httpx.Auth`` may send a request twice, as digest authentication does."""
 
     def challenge(request: httpx.Request) -> httpx.Response:
         if "authorization" in request.headers:
@@ -162,17 +164,19 @@ def test_an_authentication_of_the_users_may_ask_twice(ask):
     assert [request.headers["x-ray-authorization"] for request in wire.requests] == ["Bearer t"] * 2
 
 
-def test_an_authentication_that_fails_is_an_outage_that_may_pass(ask):
-    """Whatever a class of the user's raises is a failure of the connection; what it says may hold a secret."""
-    with pytest.raises(RayApiConnectionError, match="auth Broken failed with LookupError") as caught:
+def test_error_of_the_auth_class_is_an_outage(ask):
+    """Any error of the user's class becomes a connection error, without its text."""
+    with pytest.raises(
+        RayApiConnectionError, match="^auth Broken raised LookupError: could not get the Ray version"
+    ) as caught:
         ask(Access(auth=Broken()), Wire())
 
     assert caught.value.sent is False
     assert SECRET not in str(caught.value)
 
 
-def test_time_outs_are_the_users(ask):
-    """The time to connect and to answer can be chosen."""
+def test_timeouts_can_be_set(ask):
+    """The timeouts to connect and to read are those of the access."""
     wire = Wire()
     seen: list[Any] = []
     wire.answer = lambda request: seen.append(request.extensions["timeout"]) or httpx.Response(200, json=VERSION)
@@ -182,19 +186,19 @@ def test_time_outs_are_the_users(ask):
     assert (seen[0]["connect"], seen[0]["read"]) == (3, 77)
 
 
-def test_a_requests_own_time_out_stays():
-    """What has to be quick, or has to be waited for, is so whatever the time-outs of the connection."""
+def test_timeout_of_a_request_wins():
+    """A request with a timeout of its own keeps it."""
     with RayJobsClient(ADDRESS, access=Access(read_timeout=77)) as client:
-        hasty = client._arguments(Request("stop", "POST", "/", bool, timeout=1.0))
-        submission = client._arguments(Request("submit", "POST", "/", bool, timeout=endpoints.SUBMIT_TIMEOUT))
+        hasty = client._codec.encode(Request("stop", "POST", "/", bool, timeout=1.0))
+        submission = client._codec.encode(Request("submit", "POST", "/", bool, timeout=endpoints.SUBMIT_TIMEOUT))
 
     assert (hasty["timeout"].read, hasty["timeout"].connect) == (1.0, 1.0)
     assert submission["timeout"].read == endpoints.SUBMIT_TIMEOUT
 
 
 @pytest.mark.parametrize("location", ["https://elsewhere.example.com/login?next=x", "/login", "https://ray-head:8265/"])
-def test_a_redirect_is_not_followed(ask, location: str):
-    """Whatever lets us in goes to the address of the connection and nowhere else."""
+def test_redirect_carries_no_credentials(ask, location: str):
+    """A redirect is not followed, so no credentials go to another address."""
     wire = Wire(lambda _: httpx.Response(302, headers={"location": location}))
     access = Access(login="me", password=SECRET, token="t", headers={"X-Key": SECRET})
 
@@ -211,8 +215,8 @@ EVERYTHING = {
 }  # fmt: skip
 
 
-def test_nothing_secret_is_in_a_repr():
-    """An access, and clients with it, can be printed; and they can be compared and kept as keys."""
+def test_repr_hides_secrets():
+    """No repr of an access or its clients shows a secret; an access can be compared and hashed."""
     access = Access(**EVERYTHING)
 
     assert SECRET not in repr(access) + str(access) + f"{access.describe()} {access.proxy_origin}"
@@ -227,11 +231,11 @@ def test_nothing_secret_is_in_a_repr():
         pytest.param(lambda _: httpx.Response(401, text="Unauthorized: Missing authentication token"), id="401"),
         pytest.param(lambda request: httpx.Response(403, text=f"not for {dict(request.headers)}"), id="quoted"),
         pytest.param(lambda _: httpx.Response(200, html="<title>Log in</title>"), id="page"),
-        pytest.param(lambda _: httpx.Response(302, headers={"location": "//["}), id="nowhere"),
+        pytest.param(lambda _: httpx.Response(302, headers={"location": "//["}), id="invalid location"),
     ],
 )
-def test_nothing_secret_is_in_an_error(ask, answer: Respond, caplog: pytest.LogCaptureFixture):
-    """Neither in its text, its traceback and its pickle, nor in what httpx logs about it at level DEBUG."""
+def test_errors_and_debug_logs_hide_secrets(ask, answer: Respond, caplog: pytest.LogCaptureFixture):
+    """No error shows a secret in text, traceback or pickle, nor do httpx's logs at level DEBUG."""
     caplog.set_level(logging.DEBUG)
     access = Access(token=SECRET, login="me", password=SECRET, headers={"X-Key": SECRET})
 
@@ -245,14 +249,16 @@ def test_nothing_secret_is_in_an_error(ask, answer: Respond, caplog: pytest.LogC
     assert basic("me", SECRET) not in seen
 
 
-def test_nothing_secret_is_in_what_is_logged_of_a_proxy(caplog: pytest.LogCaptureFixture):
-    """A proxy that is not there is named without its password, in errors and in httpx's logs."""
+def test_proxy_is_named_without_its_password(caplog: pytest.LogCaptureFixture):
+    """Errors and httpx's logs name an unreachable HTTP proxy without its password."""
     caplog.set_level(logging.DEBUG)
     access = Access(proxy=f"http://me:{SECRET}@127.0.0.1:9", token=SECRET)
 
     with (
         RayJobsClient(ADDRESS, access=access, retry_timeout=0) as client,
-        pytest.raises(RayApiConnectionError, match=r"proxy http://127\.0\.0\.1:9\.") as caught,
+        pytest.raises(
+            RayApiConnectionError, match=r"^Connection refused: .* HTTP proxy http://127\.0\.0\.1:9\."
+        ) as caught,
     ):
         client.get_version()
 
@@ -262,58 +268,71 @@ def test_nothing_secret_is_in_what_is_logged_of_a_proxy(caplog: pytest.LogCaptur
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        pytest.param({"token": "a", "token_file": "b"}, "token and token_file were both given", id="two tokens"),
+        pytest.param({"token": "a", "token_file": "b"}, "token and token_file are both given", id="two tokens"),
         pytest.param({"token": f"Bearer {SECRET}"}, "begins with 'Bearer '", id="Bearer"),
         pytest.param({"token": f"{SECRET}\n"}, "no HTTP header can hold", id="newline"),
-        pytest.param({"login": "me"}, "one is missing", id="no password"),
+        pytest.param({"login": "me"}, "One is missing", id="no password"),
         pytest.param({"login": "a:b", "password": SECRET}, "holds a colon", id="colon"),
-        pytest.param({"headers": {"a b": SECRET}}, "'a b' is no name", id="header's name"),
+        pytest.param({"headers": {"a b": SECRET}}, "'a b' is not a valid header name", id="header's name"),
         pytest.param({"headers": {"X-Key": f"{SECRET}\n"}}, "the value of X-Key holds", id="header's value"),
         pytest.param({"token": ""}, "the token is empty", id="empty token"),
         pytest.param({"token": " "}, "the token is empty", id="blank token"),
-        pytest.param({"token": f"{SECRET} "}, "the token has a blank at an end", id="blank after a token"),
-        pytest.param({"headers": {"X-Key": f" {SECRET}"}}, "the value of X-Key has a blank", id="blank in a header"),
+        pytest.param({"token": f"{SECRET} "}, "the token begins or ends with a space", id="space after a token"),
+        pytest.param(
+            {"headers": {"X-Key": f" {SECRET}"}}, "the value of X-Key begins or ends with", id="space in a header"
+        ),
         pytest.param({"headers": {"X-Key": ""}}, "the value of X-Key is empty", id="empty header"),
-        pytest.param({"headers": {f"X-Key: {SECRET}": "a"}}, "what holds a colon is no name", id="value in a name"),
-        pytest.param({"token": "abc", "token_header": SECRET}, "token_header is Auth", id="token in token_header"),
+        pytest.param(
+            {"headers": {f"X-Key: {SECRET}": "a"}}, "a name with a colon is not a valid", id="value in a name"
+        ),
+        pytest.param({"token": "abc", "token_header": SECRET}, "token_header must be Auth", id="token in token_header"),
         pytest.param({"token_header": "X-Ray-Authorization"}, "without a token", id="header of no token"),
         pytest.param({"headers": {"X-Key": 1}}, "the value of X-Key must be text, not int", id="header's kind"),
         pytest.param(
             {"login": "me", "password": SECRET, "headers": {"Authorization": SECRET}},
-            "login and headers both claim the header Authorization",
+            "login and headers both set the header Authorization",
             id="two owners",
         ),
         pytest.param(
-            {"auth": Signature(), "login": "me", "password": SECRET}, "login and auth both claim", id="class and login"
+            {"auth": Signature(), "login": "me", "password": SECRET}, "login and auth both set", id="class and login"
         ),
         pytest.param(
             {"token": SECRET, "token_header": "X-Ray-Authorization", "headers": {"x-ray-authorization": SECRET}},
-            "headers holds X-Ray-Authorization, where the token goes",
+            "headers sets X-Ray-Authorization, which carries the token",
             id="the token's header",
         ),
-        pytest.param({"token_header": "Cookie"}, "token_header is Authorization or X-Ray-Authorization", id="cookie"),
+        pytest.param(
+            {"token_header": "Cookie"}, "token_header must be Authorization or X-Ray-Authorization", id="cookie"
+        ),
         pytest.param(
             {"token": SECRET, "token_header": "Authorization", "login": "me", "password": SECRET},
-            "which belongs to login",
+            "which login sets",
             id="taken",
         ),
-        pytest.param({"verify": False}, "verify is 'system'", id="a flag"),
-        pytest.param({"verify": "True"}, "verify is 'system'", id="a word for a flag"),
-        pytest.param({"client_key": "/a"}, "client_key was given without client_cert", id="key alone"),
-        pytest.param({"proxy": f"ftp://me:{SECRET}@proxy"}, "proxy is no address of a proxy", id="proxy's schema"),
-        pytest.param({"proxy": f"me:{SECRET}@proxy:3128"}, "proxy is no address of a proxy", id="no schema"),
-        pytest.param({"proxy": f"http://me:{SECRET}@proxy:port"}, "proxy is no address of a proxy", id="proxy's port"),
+        pytest.param({"verify": False}, "verify must be 'system'", id="a flag"),
+        pytest.param({"verify": "True"}, "verify must be 'system'", id="a word for a flag"),
+        pytest.param({"client_key": "/a"}, "client_key is given without client_cert", id="key alone"),
+        pytest.param({"proxy": f"ftp://me:{SECRET}@proxy"}, "proxy must be an address such as", id="proxy's schema"),
+        pytest.param({"proxy": f"me:{SECRET}@proxy:3128"}, "proxy must be an address such as", id="no schema"),
+        pytest.param(
+            {"proxy": f"http://me:{SECRET}@proxy:port"}, "proxy must be an address such as", id="proxy's port"
+        ),
         pytest.param({"connect_timeout": 0}, "connect_timeout must be a number of seconds", id="no time"),
         pytest.param({"read_timeout": "1"}, "read_timeout must be a number of seconds", id="text for a time"),
-        pytest.param({"read_timeout": float("inf")}, "read_timeout must be a number of seconds", id="for ever"),
+        pytest.param({"read_timeout": float("inf")}, "read_timeout must be a number of seconds", id="no limit"),
     ],
 )
-def test_what_can_never_work_is_said_by_name(fields: dict[str, Any], said: str):
-    """A mistake names its field, and shows nothing secret."""
+def test_invalid_field_is_named(fields: dict[str, Any], said: str):
+    """The error about an invalid field names it and quotes no secret."""
     with pytest.raises(ValueError, match=said) as caught:
         Access(**fields)
 
     assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+def read_files(access: Access) -> None:
+    access.current_token()
+    check_certificates(access)
 
 
 PASTED = f"-----BEGIN PRIVATE KEY-----\n{SECRET}\n-----END PRIVATE KEY-----\n"
@@ -321,11 +340,11 @@ PASTED = f"-----BEGIN PRIVATE KEY-----\n{SECRET}\n-----END PRIVATE KEY-----\n"
 
 @pytest.mark.parametrize("name", ["token_file", "verify", "client_cert", "client_key"])
 @pytest.mark.parametrize("content", [PASTED, PASTED.replace("\n", " "), f"{SECRET}\n", SECRET * 100])
-def test_what_is_pasted_in_place_of_a_path_is_not_shown(name: str, content: str):
-    """A key or a token in the field of a path is refused by the field's name before a file of that name is sought."""
+def test_file_content_in_place_of_a_path_is_rejected(name: str, content: str):
+    """A key or a token in the field of a path is rejected by the field's name and not quoted."""
     certificate = {"client_cert": "/none"} if name == "client_key" else {}
 
-    with pytest.raises(ValueError, match=f"{name} is the content, not the path of a file") as caught:
+    with pytest.raises(ValueError, match=f"{name} must be the path of a file, not its content") as caught:
         Access(**certificate | {name: content})
 
     assert SECRET not in "".join(traceback.format_exception(caught.value))
@@ -333,38 +352,38 @@ def test_what_is_pasted_in_place_of_a_path_is_not_shown(name: str, content: str)
 
 @pytest.mark.parametrize("name", ["token_file", "verify", "client_cert"])
 @pytest.mark.parametrize("value", [SECRET, SECRET * 40])
-def test_what_is_no_path_is_not_shown(name: str, value: str):
-    """A name without a folder, of no file, may be a token in the wrong field; too long a name is no other error."""
+def test_name_without_a_folder_is_not_quoted(name: str, value: str):
+    """A file name without a folder may be a token in the wrong field, so no error quotes it."""
     with pytest.raises(ValueError, match=f"{name}.* cannot be read") as caught:
-        Access(**{name: value}).check_files()
+        read_files(Access(**{name: value}))
 
     assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
-def test_a_folder_without_certificates_is_said(tmp_path: Path):
-    """OpenSSL would say nothing of it, and believe nobody."""
-    with pytest.raises(ValueError, match="holds no certificates by their hashes"):
-        Access(verify=str(tmp_path)).check_files()
+def test_folder_without_certificates_is_an_error(tmp_path: Path):
+    """OpenSSL accepts such a folder, and then trusts no certificate."""
+    with pytest.raises(ValueError, match="holds no hashed certificates"):
+        check_certificates(Access(verify=str(tmp_path)))
 
 
-def test_certificates_are_looked_at_once_for_each_state_of_their_files(tmp_path: Path):
-    """A second look at the same files costs nothing; files that were replaced are looked at again."""
+def test_certificates_are_read_once_for_each_state_of_their_files(tmp_path: Path):
+    """A second check of the same files costs nothing; replaced files are read again."""
     file = tmp_path / "ca.pem"
     file.write_bytes(Path(certifi.where()).read_bytes())
     access = Access(verify=str(file))
-    access.check_files()
-    mtimes = access.mtimes()
+    check_certificates(access)
+    mtimes = certificate_mtimes(access)
     began = time.perf_counter()
     for _ in range(100):
-        access.check_files()
+        check_certificates(access)
     seconds = time.perf_counter() - began
     file.write_text("no certificate")
     os.utime(file, (1, 1))
 
     assert seconds < 0.1
-    assert access.mtimes() != mtimes
+    assert certificate_mtimes(access) != mtimes
     with pytest.raises(ValueError, match="holds no certificates"):
-        access.check_files()
+        check_certificates(access)
 
 
 @pytest.mark.parametrize(
@@ -387,14 +406,14 @@ def test_certificates_are_looked_at_once_for_each_state_of_their_files(tmp_path:
     ],
 )
 @pytest.mark.parametrize("given", ["token", "token_file", "header", "auth"])
-def test_an_answer_that_quotes_what_was_sent_is_scrubbed(
+def test_credentials_quoted_by_an_answer_are_redacted(
     ask, tmp_path: Path, quote: Callable[[str], httpx.Response], given: str
 ):
-    """Wherever it stands, before anything is cut off, and also where the token's file holds another one by now."""
+    """Credentials are redacted before the quote is shortened, even if the token file holds another token by now."""
     file = tmp_path / "token"
     file.write_text(f"{SECRET}-of-old")
 
-    class Mine(httpx.Auth):
+    class BearerAuth(httpx.Auth):
         def auth_flow(self, request: httpx.Request):
             request.headers["Authorization"] = f"Bearer {SECRET}-made"
             yield request
@@ -405,7 +424,7 @@ def test_an_answer_that_quotes_what_was_sent_is_scrubbed(
 
     access = {
         "token": {"token": SECRET}, "token_file": {"token_file": str(file)},
-        "header": {"headers": {"Authorization": f"Bearer {SECRET}"}}, "auth": {"auth": Mine()},
+        "header": {"headers": {"Authorization": f"Bearer {SECRET}"}}, "auth": {"auth": BearerAuth()},
     }  # fmt: skip
     with pytest.raises(RayJobsError) as caught:
         ask(Access(**access[given]), Wire(answer))
@@ -414,15 +433,15 @@ def test_an_answer_that_quotes_what_was_sent_is_scrubbed(
     assert "***" in str(caught.value)
 
 
-def test_the_longest_secret_is_scrubbed_first():
-    """Where one secret begins another nothing of either is left."""
+def test_longest_secret_is_redacted_first():
+    """Where one secret begins with another, no part of either remains."""
     access = Access(headers={"X-Key": "abcdef", "X-Secret": "abcdef-the-rest"})
 
-    assert access.redact("said abcdef-the-rest") == "said ***"
+    assert redact("said abcdef-the-rest", access.secrets()) == "said ***"
 
 
-def test_a_header_that_says_nothing_secret_is_no_secret():
-    """A header's short value is left in logs, unless the header's name tells that it is secret."""
+def test_short_value_of_a_plain_header_is_not_secret():
+    """A short header value is secret only if the name suggests it."""
     access = Access(headers={"X-Forwarded-Proto": "https", "X-Api-Key": "k3y", "X-Tenant": "marked-tenant"})
 
     assert set(access.secrets()) == {"k3y", "marked-tenant"}
@@ -434,12 +453,14 @@ class Unsendable(httpx.Auth):
         yield request
 
 
-def test_a_header_that_cannot_be_sent_is_not_shown():
-    """What a class of the user's adds may be no header: nothing was sent, and no traceback shows it."""
+def test_invalid_header_of_the_auth_class_is_not_quoted():
+    """An invalid header of the user's class is not sent, and no traceback quotes it."""
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
         RayJobsClient(f"http://127.0.0.1:{server.getsockname()[1]}", access=Access(auth=Unsendable())) as client,
-        pytest.raises(RayApiConnectionError, match="what was to be sent is no HTTP") as caught,
+        pytest.raises(
+            RayApiConnectionError, match="^Request is not valid HTTP: could not get the Ray version"
+        ) as caught,
     ):
         client.send(endpoints.get_version())
 
@@ -447,37 +468,37 @@ def test_a_header_that_cannot_be_sent_is_not_shown():
     assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
-def test_an_authentication_that_fails_shows_nothing_in_its_traceback(ask):
-    """What a class of the user's says of its failure may hold what it was given."""
+def test_traceback_hides_the_error_of_the_auth_class(ask):
+    """The error of the user's class may quote credentials, so no traceback shows it."""
     with pytest.raises(RayApiConnectionError) as caught:
         ask(Access(auth=Broken()), Wire())
 
     assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
-def test_whoever_masks_is_told_of_a_token_before_it_is_sent(ask, tmp_path: Path):
-    """A token that its file holds since a moment ago is known before anybody can quote it."""
+def test_on_token_is_called_before_the_token_is_sent(ask, tmp_path: Path):
+    """``on_token`` gets a new token of the token file before the request that carries it."""
     file = tmp_path / "token"
     file.write_text("first\n")
-    told: list[str] = []
+    tokens: list[str] = []
 
     def rotate(_: httpx.Request) -> httpx.Response:
-        assert told
+        assert tokens
         file.write_text("second\n")
         return httpx.Response(200, json=VERSION)
 
-    ask(Access(token_file=str(file)), Wire(rotate), times=2, on_token=told.append)
+    ask(Access(token_file=str(file)), Wire(rotate), times=2, on_token=tokens.append)
 
-    assert told == ["first", "second"]
+    assert tokens == ["first", "second"]
 
 
-def test_two_ways_to_give_a_token_are_one_too_many():
-    """A client takes a token, or an access that has one."""
-    with pytest.raises(ValueError, match="token and access were both given"):
+def test_token_and_access_exclude_each_other():
+    """A client takes a token or an access."""
+    with pytest.raises(ValueError, match="token and access are both given"):
         RayJobsClient(ADDRESS, token="a", access=Access())
 
 
-def test_a_socks_proxy_needs_its_package():
-    """What is missing for it is said by name, where it is missing."""
-    with pytest.raises(ValueError, match="the package socksio has to be installed"):
+def test_socks_proxy_requires_socksio():
+    """The error about a SOCKS proxy names the missing package."""
+    with pytest.raises(ValueError, match="needs the package socksio"):
         RayJobsClient(ADDRESS, access=Access(proxy=f"socks5://me:{SECRET}@proxy:1080"))

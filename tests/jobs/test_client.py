@@ -1,4 +1,4 @@
-"""Both clients, over one set of cases: what goes over the wire, and what is made of what comes back."""
+"""Both clients, over one set of cases: the requests that they send, and the results and errors that they return."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobsError,
 )
 from airflow_provider_rayjobs.jobs import AsyncRayJobsClient, JobStatus, JobSubmission, RayJobsClient, endpoints
-from airflow_provider_rayjobs.jobs.client import check_address
 from airflow_provider_rayjobs.jobs.logs.cursor import LogCursor
 from airflow_provider_rayjobs.jobs.steps import EmitRecord, ReadLog, Sleep
+from airflow_provider_rayjobs.jobs.transport import check_address
 
 SAMPLES = Path(__file__).parents[1] / "samples" / "2.60.0"
 ADDRESS = "http://ray-head:8265"
@@ -44,7 +44,7 @@ Call = Callable[..., Any]
 
 
 def sample(name: str) -> httpx.Response:
-    """Return a recorded answer; a file that is no JSON has its status code in its name."""
+    """Return a recorded answer. The name of a file without JSON holds the status code."""
     code = 200 if name.endswith(".json") or name == "log_file.txt" else int(name.split(".")[1])
     return httpx.Response(code, content=(SAMPLES / name).read_bytes(), headers={"content-type": "text/plain"})
 
@@ -52,20 +52,20 @@ def sample(name: str) -> httpx.Response:
 class Cut(httpx.SyncByteStream, httpx.AsyncByteStream):
     """A body that breaks off."""
 
-    def __init__(self, *pieces: bytes) -> None:
-        self.pieces = pieces
+    def __init__(self, *chunks: bytes) -> None:
+        self.chunks = chunks
 
     def __iter__(self) -> Iterator[bytes]:
-        yield from self.pieces
+        yield from self.chunks
         raise httpx.ReadError("cut")
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        for piece in self:
-            yield piece
+        for chunk in self:
+            yield chunk
 
 
 class Wire:
-    """Answers requests from a script, an error thrown; the last answer stays. Remembers what was asked."""
+    """Answers requests from a script; an error in it is raised, and its last entry repeats. Records the requests."""
 
     def __init__(self, *answers: httpx.Response | httpx.HTTPError | Respond) -> None:
         self.answers = list(answers)
@@ -77,7 +77,7 @@ class Wire:
         if isinstance(answer, httpx.HTTPError):
             raise answer
         if isinstance(answer, httpx.Response) and not isinstance(answer.stream, Cut):
-            # a response can be read once, and cases are shared
+            # a response can be read once, and the cases share it
             return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
         return answer(request) if callable(answer) else answer
 
@@ -87,7 +87,7 @@ class Wire:
 
 
 def blocking(name: str, wire: Respond | None, *arguments: Any, address: str = ADDRESS, **options: Any) -> Any:
-    """Call a method of a blocking client that is made for it; ``client_`` options are the client's."""
+    """Call a method of a new blocking client; options with the prefix ``client_`` go to its constructor."""
     settings = {key.removeprefix("client_"): options.pop(key) for key in list(options) if key.startswith("client_")}
     transport = None if wire is None else httpx.MockTransport(wire)
     with RayJobsClient(address, transport=transport, **settings) as client:
@@ -95,7 +95,7 @@ def blocking(name: str, wire: Respond | None, *arguments: Any, address: str = AD
 
 
 def on_a_loop(name: str, wire: Respond | None, *arguments: Any, address: str = ADDRESS, **options: Any) -> Any:
-    """Do the same with the other client, on an event loop of its own."""
+    """Do the same with the async client, on an event loop of its own."""
     settings = {key.removeprefix("client_"): options.pop(key) for key in list(options) if key.startswith("client_")}
     transport = None if wire is None else httpx.MockTransport(wire)
 
@@ -111,8 +111,8 @@ def call(request: pytest.FixtureRequest) -> Call:
     return request.param
 
 
-def test_twins() -> None:
-    """The two clients have the same methods with the same arguments and answers, but for closing."""
+def test_both_clients_have_the_same_methods() -> None:
+    """The two clients have the same methods with the same signatures, except for closing."""
 
     def methods(client: type) -> dict[str, str]:
         return {
@@ -139,8 +139,10 @@ def test_twins() -> None:
     ],
 )
 @pytest.mark.parametrize("base", ["", "/team-a/ray"], ids=["root", "base path"])
-def test_requests(call: Call, name: str, answer: str, expected: Any, asked: str, base: str) -> None:
-    """Each method sends one request, below the base path of the address, with a timeout, and returns its answer."""
+def test_each_method_sends_one_request(
+    call: Call, name: str, answer: str, expected: Any, asked: str, base: str
+) -> None:
+    """Each method sends one request with a timeout, below the base path of the address, and returns its result."""
     wire = Wire(sample(answer))
     arguments = () if name in ("get_version", "list_jobs") else ("a/b",)
 
@@ -161,8 +163,8 @@ def test_requests(call: Call, name: str, answer: str, expected: Any, asked: str,
     assert "authorization" not in request.headers
 
 
-def test_submission(call: Call) -> None:
-    """A submission is one POST of what was asked for, and nothing else; its id is returned."""
+def test_submission_is_one_post(call: Call) -> None:
+    """A submission is one POST with the given options and the nonce, and returns its id."""
     wire = Wire(sample("submitted.json"))
 
     submission_id = call("submit_job", wire, ["echo", "a b"], submission_id="mine", entrypoint_num_cpus=1)
@@ -183,8 +185,8 @@ def test_submission(call: Call) -> None:
         pytest.param({"runtime_env": {"config": {"a": float("nan")}}}, id="not a number"),
     ],
 )
-def test_wrong_submissions(call: Call, options: dict[str, Any]) -> None:
-    """Of a submission that can never work nothing is sent, and the error names its field."""
+def test_invalid_submission_is_not_sent(call: Call, options: dict[str, Any]) -> None:
+    """A submission that can never work raises an error that names the field, and nothing is sent."""
     wire = Wire(sample("submitted.json"))
 
     with pytest.raises(ValueError, match=f"^{next(iter(options))}"):
@@ -192,25 +194,28 @@ def test_wrong_submissions(call: Call, options: dict[str, Any]) -> None:
     assert wire.requests == []
 
 
-@pytest.mark.parametrize("ours", [True, False], ids=["ours", "somebody else's"])
-def test_lost_submission(call: Call, ours: bool) -> None:
-    """A submission whose answer was lost is found again by its nonce, and never taken for somebody else's."""
+@pytest.mark.parametrize("is_own", [True, False], ids=["own job", "another job"])
+def test_lost_answer_to_a_submission_is_recovered_by_the_nonce(call: Call, is_own: bool) -> None:
+    """After a lost answer the client recognises its own job by the nonce, and only that one."""
     sent: list[dict[str, Any]] = []
 
     def accept(request: httpx.Request) -> httpx.Response:
         sent.append(json.loads(request.content))
         raise httpx.ReadTimeout("late")
 
-    def show(request: httpx.Request) -> httpx.Response:
-        metadata = sent[0]["metadata"] if ours else {"submission_nonce": "theirs"}
+    def describe(request: httpx.Request) -> httpx.Response:
+        metadata = sent[0]["metadata"] if is_own else {"submission_nonce": "theirs"}
         return httpx.Response(200, json={"type": "SUBMISSION", "status": "PENDING", "metadata": metadata})
 
-    wire = Wire(accept, sample("duplicate_id.500.txt"), show)
+    wire = Wire(accept, sample("duplicate_id.500.txt"), describe)
 
-    if ours:
+    if is_own:
         assert call("submit_job", wire, "true", submission_id="mine") == "mine"
     else:
-        with pytest.raises(RayJobExistsError, match="submit job mine at http://ray-head:8265: HTTP 500"):
+        with pytest.raises(
+            RayJobExistsError,
+            match="HTTP 500, the submission id is taken: could not submit job mine at http://ray-head:8265",
+        ):
             call("submit_job", wire, "true", submission_id="mine")
     assert wire.asked == ["POST /api/jobs/", "POST /api/jobs/", "GET /api/jobs/mine"]
     assert wire.requests[0].content == wire.requests[1].content
@@ -221,12 +226,12 @@ def test_lost_submission(call: Call, ours: bool) -> None:
     [
         pytest.param(httpx.Response(503, text="busy"), id="503"),
         pytest.param(httpx.ConnectError("refused"), id="refused"),
-        pytest.param(httpx.ReadTimeout("late"), id="answer lost"),
+        pytest.param(httpx.ReadTimeout("late"), id="lost answer"),
         pytest.param(httpx.RemoteProtocolError("garbage"), id="garbage"),
     ],
 )
-def test_failures_that_pass(call: Call, failure: httpx.Response | httpx.HTTPError) -> None:
-    """A request that may be repeated is repeated after a failure that may pass."""
+def test_idempotent_request_is_retried(call: Call, failure: httpx.Response | httpx.HTTPError) -> None:
+    """An idempotent request is retried after a temporary failure."""
     wire = Wire(failure, sample("job_running.json"))
 
     assert call("get_job", wire, "a", client_retry_timeout=5).status == JobStatus.RUNNING
@@ -236,12 +241,14 @@ def test_failures_that_pass(call: Call, failure: httpx.Response | httpx.HTTPErro
 @pytest.mark.parametrize(
     ("failure", "tries"),
     [
-        pytest.param(httpx.ReadTimeout("late"), 1, id="answer lost"),
+        pytest.param(httpx.ReadTimeout("late"), 1, id="lost answer"),
         pytest.param(httpx.Response(503, text="busy"), 1, id="503"),
         pytest.param(httpx.ConnectError("refused"), 2, id="never sent"),
     ],
 )
-def test_deletion_is_sent_once(call: Call, failure: httpx.Response | httpx.HTTPError, tries: int) -> None:
+def test_deletion_is_retried_only_if_it_was_never_sent(
+    call: Call, failure: httpx.Response | httpx.HTTPError, tries: int
+) -> None:
     """A deletion that may have reached the head is not sent again."""
     wire = Wire(failure, sample("deleted.json"))
 
@@ -254,32 +261,50 @@ def test_deletion_is_sent_once(call: Call, failure: httpx.Response | httpx.HTTPE
 
 
 @pytest.mark.parametrize(
-    ("failure", "sent"),
+    ("failure", "sent", "fact"),
     [
-        pytest.param(httpx.ConnectError("refused"), False, id="refused"),
-        pytest.param(httpx.ConnectTimeout("late"), False, id="no connection in time"),
-        pytest.param(httpx.PoolTimeout("late"), False, id="no free connection"),
-        pytest.param(httpx.ReadTimeout("late"), True, id="no answer in time"),
-        pytest.param(httpx.WriteError("cut"), True, id="cut while sending"),
-        pytest.param(httpx.RemoteProtocolError("garbage"), True, id="garbage"),
-        pytest.param(httpx.TooManyRedirects("round"), True, id="anything of httpx's"),
+        pytest.param(httpx.ConnectError("no route"), False, "Connection failed", id="not connected"),
+        pytest.param(httpx.ConnectTimeout("late"), False, "Connection timeout after 10 s", id="connection timeout"),
+        pytest.param(
+            httpx.PoolTimeout("late"), False, "Timeout after 30 s without a free connection", id="pool timeout"
+        ),
+        pytest.param(httpx.ReadTimeout("late"), True, "Timeout after 30 s", id="read timeout"),
+        pytest.param(httpx.WriteTimeout("late"), True, "Timeout after 30 s while sending", id="write timeout"),
+        pytest.param(httpx.WriteError("cut"), True, "Connection lost", id="cut while sending"),
+        pytest.param(httpx.RemoteProtocolError("garbage"), True, "Answer is not HTTP", id="garbage"),
+        pytest.param(httpx.TooManyRedirects("round"), True, "Request failed", id="another error of httpx"),
     ],
 )
-def test_connection_errors(call: Call, failure: httpx.HTTPError, sent: bool) -> None:
-    """Every failure of the connection is one error that says what, where, how, and whether it may have arrived."""
+def test_connection_error_leads_with_the_fact(call: Call, failure: httpx.HTTPError, sent: bool, fact: str) -> None:
+    """Each error of httpx becomes one error: the fact, the request, the address, the cause, and whether it was sent."""
     with pytest.raises(RayApiConnectionError) as caught:
         call("get_job", Wire(failure), "a", client_retry_timeout=0)
 
     assert caught.value.sent is sent
     assert caught.value.__cause__ is failure
-    assert str(caught.value).startswith(
-        f"Could not get job a: no answer from {ADDRESS} ({type(failure).__name__}: {failure})."
-    )
+    assert str(caught.value).startswith(f"{fact}: could not get job a at {ADDRESS}. ")
+    assert str(caught.value).endswith(f" Cause: {type(failure).__name__}: {failure}.")
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        pytest.param(httpx.ConnectError("refused"), id="no answer"),
+        pytest.param(httpx.Response(404, text="Job a does not exist"), id="answer"),
+        pytest.param(httpx.Response(200, text="?"), id="answer of something else"),
+    ],
+)
+def test_errors_name_the_label_of_the_address(call: Call, failure: httpx.Response | httpx.HTTPError) -> None:
+    """Errors add the caller's name for the address, so that a reader knows which configuration is meant."""
+    with pytest.raises(RayJobsError) as caught:
+        call("get_job", Wire(failure), "a", client_label="connection mine", client_retry_timeout=0)
+
+    assert f"{ADDRESS} (connection mine)" in str(caught.value)
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
-def test_redirects(call: Call, code: int) -> None:
-    """A redirect is not followed: the token goes to the address of the connection and nowhere else."""
+def test_redirect_is_not_followed(call: Call, code: int) -> None:
+    """A redirect is an error, so the token goes to no other address."""
     wire = Wire(httpx.Response(code, headers={"location": "https://elsewhere.example.com/"}))
 
     with pytest.raises(RayApiAddressError, match=f"HTTP {code}"):
@@ -287,8 +312,8 @@ def test_redirects(call: Call, code: int) -> None:
     assert len(wire.requests) == 1
 
 
-def test_token(call: Call) -> None:
-    """The token is sent as a Bearer token with every request, the log's included."""
+def test_token_is_sent_with_every_request(call: Call) -> None:
+    """The token is sent as a bearer token with every request, that for the log included."""
     wire = Wire(sample("job_succeeded.json"), sample("version.json"), sample("log_file.txt"))
 
     assert call("get_job_logs", wire, "a", client_token=SECRET) == LOG.decode()
@@ -296,8 +321,8 @@ def test_token(call: Call) -> None:
 
 
 @pytest.mark.parametrize("kind", [RayJobsClient, AsyncRayJobsClient])
-def test_token_in_no_repr(kind: type[RayJobsClient | AsyncRayJobsClient]) -> None:
-    """A client's repr tells its address, and not its token."""
+def test_repr_hides_the_token(kind: type[RayJobsClient | AsyncRayJobsClient]) -> None:
+    """A client's repr shows its address and not its token."""
     client = kind(ADDRESS + "/", token=SECRET)
 
     assert repr(client) == f"{kind.__name__}('{ADDRESS}')"
@@ -312,8 +337,8 @@ def test_token_in_no_repr(kind: type[RayJobsClient | AsyncRayJobsClient]) -> Non
         pytest.param(httpx.ConnectError("refused"), id="refused"),
     ],
 )
-def test_token_in_no_error(call: Call, failure: httpx.Response | httpx.HTTPError) -> None:
-    """No error shows the token, neither in its text nor in its traceback."""
+def test_errors_hide_the_token(call: Call, failure: httpx.Response | httpx.HTTPError) -> None:
+    """No error shows the token, neither in its text nor in its traceback nor in its pickle."""
     with pytest.raises(RayJobsError) as caught:
         call("get_version", Wire(failure), client_token=SECRET, client_retry_timeout=0)
 
@@ -322,8 +347,8 @@ def test_token_in_no_error(call: Call, failure: httpx.Response | httpx.HTTPError
 
 
 @pytest.mark.parametrize("token", [f"{SECRET}\n", f"{SECRET}\x00", f"{SECRET}ü"], ids=["newline", "NUL", "not ASCII"])
-def test_token_that_no_header_can_hold(call: Call, token: str) -> None:
-    """A token that cannot be sent is no reason to show it either."""
+def test_error_about_an_invalid_token_hides_it(call: Call, token: str) -> None:
+    """The error about a token that no HTTP header can hold does not quote it."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises((RayJobsError, ValueError)) as caught:
@@ -333,8 +358,8 @@ def test_token_that_no_header_can_hold(call: Call, token: str) -> None:
     assert SECRET not in repr(vars(caught.value)) + repr(caught.value.args)
 
 
-def test_log_that_is_cut(call: Call) -> None:
-    """A log that breaks off is a failure of the connection, and the next read goes on exactly there."""
+def test_log_continues_after_a_lost_connection(call: Call) -> None:
+    """A log that is cut off is a connection error, and the next read continues at that byte."""
     text = "".join(f"line {number}\n" for number in range(20_000)).encode()
     cut = httpx.Response(200, stream=Cut(text[:20_000], text[20_000:150_001]))
     wire, log, shown = Wire(cut, httpx.Response(200, content=text)), LogCursor(), []
@@ -351,7 +376,8 @@ def test_log_that_is_cut(call: Call) -> None:
 
     caught, before = call("run", wire, engine(), shown.append)
 
-    assert str(caught).startswith(f"Could not read the log of job a: no answer from {ADDRESS} (ReadError: cut).")
+    assert str(caught).startswith(f"Connection lost: could not read the log of job a at {ADDRESS}. ")
+    assert str(caught).endswith("Cause: ReadError: cut.")
     assert 0 < before < len(shown)
     assert "\n".join(shown).encode() + b"\n" == text
     assert [request.url.params["lines"] for request in wire.requests] == ["-1", "-1"]
@@ -364,8 +390,8 @@ def test_log_that_is_cut(call: Call) -> None:
         pytest.param(httpx.Response(200, html="<html>log in"), RayApiAddressError, id="login page"),
     ],
 )
-def test_log_that_there_is_not(call: Call, answer: httpx.Response, error: type[Exception]) -> None:
-    """An error, or a page, in place of a log is the error that it is, and nothing of it is shown as log."""
+def test_error_page_is_not_shown_as_log(call: Call, answer: httpx.Response, error: type[Exception]) -> None:
+    """An error or a login page in place of a log is raised, and no line of it is emitted."""
     shown: list[str] = []
 
     def engine() -> Any:
@@ -376,8 +402,8 @@ def test_log_that_there_is_not(call: Call, answer: httpx.Response, error: type[E
     assert shown == []
 
 
-def test_following(call: Call, caplog: pytest.LogCaptureFixture) -> None:
-    """A job is followed to its end: its log is handed over as it comes, and what happened on the way is logged."""
+def test_follow_job_emits_the_log_and_logs_outages(call: Call, caplog: pytest.LogCaptureFixture) -> None:
+    """A job is followed to its end, its log is emitted as it arrives, and an outage is logged at its start and end."""
     caplog.set_level(logging.INFO, "airflow_provider_rayjobs")
     wire = Wire(
         sample("job_running.json"),
@@ -397,16 +423,16 @@ def test_following(call: Call, caplog: pytest.LogCaptureFixture) -> None:
     assert wire.requests[-1].url.params["filename"] == "job-driver-sample-failed.log"
 
 
-def test_following_without_a_log(call: Call) -> None:
-    """Without a taker for the log none is read."""
+def test_follow_job_without_on_log_reads_no_log(call: Call) -> None:
+    """Without ``on_log`` the client polls the status alone."""
     wire = Wire(sample("job_pending.json"), sample("job_succeeded.json"))
 
     assert call("follow_job", wire, "a", poll_interval=0).status == "SUCCEEDED"
     assert wire.asked == [f"GET {JOB}"] * 2
 
 
-def test_following_ends(call: Call) -> None:
-    """Following ends where the job is unknown, or the cluster out of reach for too long."""
+def test_follow_job_ends_for_an_unknown_job_or_a_long_outage(call: Call) -> None:
+    """Following ends with an error if the job is unknown or the outage exceeds ``unreachable_timeout``."""
     with pytest.raises(RayJobNotFoundError, match="Job nobody-1 does not exist"):
         call("follow_job", Wire(sample("unknown_job.404.txt")), "nobody-1")
     with pytest.raises(RayApiUnreachableError, match="unreachable_timeout is 0 s"):
@@ -415,23 +441,23 @@ def test_following_ends(call: Call) -> None:
     assert call("follow_job", wire, "a", poll_interval=0.01, missing_timeout=60).status == "SUCCEEDED"
 
 
-def test_notes_go_to_the_given_logger(call: Call) -> None:
-    """Notes go to the logger that a client is given."""
-    notes: list[tuple[Any, ...]] = []
+def test_messages_go_to_the_given_logger(call: Call) -> None:
+    """Messages go to the logger that the client was given."""
+    messages: list[tuple[Any, ...]] = []
 
     class Logger:
         def log(self, level: int, message: Any, /, *arguments: Any) -> None:
-            notes.append((level, message % arguments))
+            messages.append((level, message % arguments))
 
     wire = Wire(httpx.ConnectError("refused"), sample("job_succeeded.json"))
     call("follow_job", wire, "100%s", poll_interval=0.01, client_logger=Logger())
 
-    assert [level for level, _ in notes] == [logging.WARNING, logging.INFO]
-    assert notes[0][1].startswith("No usable answer about Ray job 100%s.")
+    assert [level for level, _ in messages] == [logging.WARNING, logging.INFO]
+    assert messages[0][1].startswith("No usable answer about Ray job 100%s.")
 
 
-def test_engines_are_closed(call: Call) -> None:
-    """When somebody who reads along fails, the engine is closed and the failure is passed on as it is."""
+def test_error_of_on_log_closes_the_engine(call: Call) -> None:
+    """An error that ``on_log`` raises closes the engine and reaches the caller unchanged."""
     closed = []
 
     def engine() -> Any:
@@ -448,8 +474,8 @@ def test_engines_are_closed(call: Call) -> None:
     assert closed == [True]
 
 
-def test_records_that_nobody_reads(call: Call) -> None:
-    """An engine may show records where nobody reads along, and asks for the time with a sleep of no length."""
+def test_engine_runs_without_on_log(call: Call) -> None:
+    """Without ``on_log`` records are dropped; ``Sleep(0)`` returns the time at once."""
 
     def engine() -> Any:
         before = yield Sleep(0)
@@ -460,8 +486,8 @@ def test_records_that_nobody_reads(call: Call) -> None:
     assert call("run", Wire(sample("version.json")), engine()) >= 0.001
 
 
-def test_steps_that_there_are_not(call: Call) -> None:
-    """An engine that asks for what no driver knows is a mistake that does not pass unseen."""
+def test_unknown_step_is_an_assertion_error(call: Call) -> None:
+    """A step that the drivers do not know raises an AssertionError."""
 
     def engine() -> Any:
         yield "something"
@@ -470,8 +496,8 @@ def test_steps_that_there_are_not(call: Call) -> None:
         call("run", Wire(sample("version.json")), engine())
 
 
-def test_one_request(call: Call) -> None:
-    """A request can be sent once, without an engine and its patience."""
+def test_send_does_not_retry(call: Call) -> None:
+    """``send`` sends one request once, with its own timeout."""
     wire = Wire(httpx.Response(503))
 
     with pytest.raises(RayApiBusyError):
@@ -489,8 +515,8 @@ def test_one_request(call: Call) -> None:
         ("http://[::1]:8265/", "http://[::1]:8265"),
     ],
 )
-def test_addresses(given: str, address: str) -> None:
-    """An address is kept with its base path, and without its last slash."""
+def test_address_keeps_its_base_path(given: str, address: str) -> None:
+    """An address is kept with its base path and without its last slash."""
     assert check_address(given) == address
 
 
@@ -504,16 +530,16 @@ def test_addresses(given: str, address: str) -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("make", [check_address, RayJobsClient, AsyncRayJobsClient])
-def test_wrong_addresses(make: Callable[[str], Any], address: str) -> None:
-    """What cannot be the address of a dashboard is refused at once, and no secret in it is shown."""
+def test_invalid_address_is_rejected_without_quoting_a_secret(make: Callable[[str], Any], address: str) -> None:
+    """An address that is not that of a dashboard is rejected by the constructor, and the error quotes no secret."""
     with pytest.raises(ValueError, match="address") as caught:
         make(address)
 
     assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
-def test_client_alone() -> None:
-    """The client needs neither Airflow nor Ray."""
+def test_client_imports_neither_airflow_nor_ray() -> None:
+    """The client can be imported without Airflow and Ray."""
     code = (
         "import sys; sys.modules.update(dict.fromkeys(['airflow', 'ray'])); "
         "import airflow_provider_rayjobs.jobs, airflow_provider_rayjobs.exceptions"
@@ -522,8 +548,8 @@ def test_client_alone() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_text_of_old_heads(call: Call) -> None:
-    """The text of a log is read out of its JSON while it arrives; one that breaks off, or is none, is an error."""
+def test_log_text_is_decoded_from_json(call: Call) -> None:
+    """The log of an old head is decoded from JSON as it arrives; incomplete or other JSON is an error."""
 
     def read(answer: httpx.Response) -> list[str]:
         log, shown = LogCursor(), []
@@ -535,14 +561,16 @@ def test_text_of_old_heads(call: Call) -> None:
         return shown
 
     assert read(httpx.Response(200, json={"logs": "one\n zwei ü\n"})) == ["one\n zwei ü"]
-    with pytest.raises(RayApiAddressError, match="not what the Ray Jobs API says"):
+    with pytest.raises(
+        RayApiAddressError, match=r"HTTP 200, not an answer of the Ray Jobs API \(the JSON is cut off\): could not read"
+    ):
         read(httpx.Response(200, content=b'{"logs": "one\\n'))
     with pytest.raises(RayApiAddressError, match="does not begin with a text named logs"):
         read(httpx.Response(200, json={"something": "else", "that": "has nothing to do with it"}))
 
 
-def test_saving_a_log(call: Call, tmp_path: Path) -> None:
-    """A log goes to a file byte for byte, whatever breaks on the way; one that cannot be had leaves what was there."""
+def test_failed_download_leaves_the_file_as_it_was(call: Call, tmp_path: Path) -> None:
+    """A log is saved byte for byte after interruptions, and a failed download leaves the existing file."""
     data = b"\xff\x00" * 100_000
     path = tmp_path / "job.log"
     path.write_text("before")

@@ -1,7 +1,8 @@
-"""Why a client was not let in, told from what answered; with real proxies and certificates: tests/secured."""
+"""Why access was denied, from recorded answers and errors; tests/secured does it with real proxies and certificates."""
 
 from __future__ import annotations
 
+import socket
 import ssl
 from typing import Any
 
@@ -36,100 +37,111 @@ def answer(code: int, text: str = "", access: dict[str, Any] | None = None, **he
 @pytest.mark.parametrize(
     ("given", "kind", "said"),
     [
-        pytest.param(answer(401, RAY_401), RayApiAuthError, "Ray wants one. It is the password", id="none"),
+        pytest.param(
+            answer(401, RAY_401),
+            RayApiAuthError,
+            "HTTP 401, token missing, Ray requires one: could not get the Ray version at",
+            id="missing",
+        ),
         pytest.param(
             answer(401, RAY_401, TOKEN),
             RayApiAuthError,
             "token_header to X-Ray-Authorization",
-            id="lost",
+            id="removed",
         ),
         pytest.param(
             answer(401, RAY_401, TOKEN | LOGIN),
             RayApiAuthError,
             "token_header to Authorization",
-            id="the other taken out",
+            id="other header removed",
         ),
-        pytest.param(answer(403, RAY_403, TOKEN), RayApiAuthError, "is wrong, of another", id="wrong"),
+        pytest.param(
+            answer(403, RAY_403, TOKEN), RayApiAuthError, "HTTP 403, token rejected by Ray: could not", id="wrong"
+        ),
         pytest.param(
             answer(403, RAY_403, LOGIN),
             RayApiAuthError,
-            "has to take its own Authorization out",
-            id="stray",
+            "Ray reads any Authorization as its token, so the reverse proxy must remove",
+            id="no token",
         ),
         pytest.param(
             answer(403, RAY_403, TOKEN | LOGIN),
             RayApiAuthError,
-            "Ray does not read X-Ray-Authorization",
+            "Ray ignores X-Ray-Authorization in a request with Authorization",
             id="hidden",
         ),
         pytest.param(
             answer(401, "<html>", **BASIC),
             RayApiAuthError,
-            "a proxy before it (nginx/1.22.1): it wants basic authentication for 'the ingress'",
-            id="basic wanted",
+            "login required by a reverse proxy (nginx/1.22.1), not by Ray",
+            id="basic required",
         ),
         pytest.param(
             answer(401, "<html>", LOGIN, **BASIC),
             RayApiAuthError,
-            "does not accept the connection's login and password for 'the ingress'",
-            id="basic refused",
+            "login and password rejected by a reverse proxy (nginx/1.22.1), not by Ray",
+            id="basic rejected",
         ),
         pytest.param(
             answer(401, "no", TOKEN, www_authenticate="Bearer"),
             RayApiAuthError,
-            "it wants a login (Bearer), and a token in Authorization was sent",
-            id="another kind",
+            "It requires bearer authentication. The request carried a token in Authorization.",
+            id="bearer required",
         ),
-        pytest.param(answer(403, "<html>"), RayApiAuthError, "who shows no credentials", id="proxy's 403"),
-        pytest.param(answer(407), RayApiAuthError, "wants a user and a password", id="forward proxy"),
+        pytest.param(
+            answer(403, "<html>"), RayApiAuthError, "access denied by a reverse proxy, not by Ray", id="proxy's 403"
+        ),
+        pytest.param(answer(407), RayApiAuthError, "the HTTP proxy requires a login", id="HTTP proxy"),
         pytest.param(
             answer(200, "<html><title>\n Sign in &amp; go</title>"),
             RayApiAddressError,
-            "titled 'Sign in & go'",
+            "an HTML page, titled 'Sign in & go', instead of Ray's answer",
             id="page",
         ),
         pytest.param(
             answer(302, location=SEE),
             RayApiAddressError,
-            "leads to https://sso.example.com, as to a login",
+            "HTTP 302, redirect to https://sso.example.com: could not",
             id="login",
         ),
         pytest.param(
             answer(301, location="https://ray.example.com/"),
             RayApiAddressError,
-            "It leads to https://ray.example.com: give that",
+            "HTTP 301, redirect to https://ray.example.com: could not",
             id="to https",
         ),
-        pytest.param(answer(302, location="/login?a=b"), RayApiAddressError, "It leads to /login here", id="here"),
-        pytest.param(answer(302, location="//["), RayApiAddressError, "to no address", id="nowhere"),
+        pytest.param(
+            answer(302, location="/login?a=b"), RayApiAddressError, "redirect to /login: could not", id="same host"
+        ),
+        pytest.param(answer(302, location="//["), RayApiAddressError, "redirect to an invalid address", id="invalid"),
         pytest.param(
             answer(400, "<title>400 The plain HTTP request was sent to HTTPS port</title>"),
             RayApiAddressError,
-            "the connection's schema is https",
-            id="TLS wanted by nginx",
+            "this port speaks TLS: could not",
+            id="TLS required by nginx",
         ),
         pytest.param(
             answer(400, "Client sent an HTTP request to an HTTPS server."),
             RayApiAddressError,
-            "the connection's schema is https",
-            id="TLS wanted by Go",
+            "this port speaks TLS: could not",
+            id="TLS required by Go",
         ),
         pytest.param(
             answer(400, "<title>400 No required SSL certificate was sent</title>"),
             RayApiAuthError,
-            "wants a client's certificate: give client_cert",
+            "client certificate required by a reverse proxy: could not",
             id="no certificate",
         ),
         pytest.param(
             answer(400, "<title>400 The SSL certificate error</title>"),
             RayApiAuthError,
-            "does not accept our client certificate",
+            "client_cert rejected by a reverse proxy: could not",
             id="wrong certificate",
         ),
     ],
 )
-def test_each_refusal_has_words_of_its_own(given: Answer, kind: type[Exception], said: str):
-    """Who refuses, and what to do about it, is in the message; no part of an address that may hold a secret is."""
+def test_refusal_names_its_source_and_the_fix(given: Answer, kind: type[Exception], said: str):
+    """The error says what refused and what to do; it quotes no part of an address that may hold a secret."""
     error = endpoints.error_for_answer(endpoints.get_version(), given)
 
     assert type(error) is kind
@@ -139,34 +151,36 @@ def test_each_refusal_has_words_of_its_own(given: Answer, kind: type[Exception],
 
 
 @pytest.mark.parametrize("code", [200, 400, 404, 500, 502])
-def test_what_keeps_nobody_out_is_somebody_elses_subject(code: int):
-    """Answers about jobs are read by their endpoints."""
+def test_other_answers_have_no_diagnosis(code: int):
+    """Answers about jobs are left to the endpoints."""
     assert diagnose_answer(answer(code, "Job a does not exist")) is None
 
 
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        pytest.param(httpx.ProxyError("407 Proxy Authentication Required"), "The proxy http://proxy:3128 does not let"),
-        pytest.param(httpx.RemoteProtocolError("illegal status line"), "a port of another service of Ray's"),
+        pytest.param(httpx.ProxyError("407"), "HTTP proxy http://proxy:3128 refused the request", id="HTTP proxy"),
+        pytest.param(httpx.RemoteProtocolError("illegal status line"), "Answer is not HTTP", id="another protocol"),
+        pytest.param(httpx.RemoteProtocolError("Server disconnected without"), "Connection lost", id="cut off"),
         pytest.param(
-            httpx.RemoteProtocolError("Server disconnected without sending a response."), "Check that the Ray"
+            httpx.ConnectError("no route"), "The request went to the HTTP proxy http://proxy:3128.", id="hint"
         ),
-        pytest.param(httpx.ConnectError("refused"), "It was tried through the proxy http://proxy:3128."),
+        pytest.param(httpx.ConnectTimeout("late"), "Connection timeout after 3.5 s", id="timeout"),
     ],
 )
-def test_what_a_transport_says_becomes_advice(error: Exception, said: str):
-    """A proxy is named without its password."""
-    kind, advice = diagnose_failure(error, "http://ray:8265", Access(proxy="http://me:m4rked@proxy:3128"))
+def test_transport_error_has_a_diagnosis(error: Exception, said: str):
+    """Each kind of transport error has its fact and advice; the HTTP proxy is named without its password."""
+    access = Access(proxy="http://me:m4rked@proxy:3128")
+    kind, fact, advice = diagnose_failure(error, "http://ray:8265", access, {"connect": 3.5})
 
     assert kind is RayApiConnectionError
-    assert said in advice
-    assert "m4rked" not in advice
+    assert said in f"{fact} {advice}"
+    assert "m4rked" not in f"{fact} {advice}"
 
 
 @pytest.mark.parametrize("handled", [ssl.SSLCertVerificationError("another's"), RayApiTLSError("another's")])
-def test_what_the_caller_was_handling_is_no_cause(handled: Exception):
-    """A port that refuses is that also where it is asked while an error about a certificate is handled."""
+def test_error_that_the_caller_handles_is_not_a_cause(handled: Exception):
+    """A refused connection is diagnosed as that, even while the caller handles an error about a certificate."""
 
     def ask() -> None:
         try:
@@ -175,36 +189,39 @@ def test_what_the_caller_was_handling_is_no_cause(handled: Exception):
             with RayJobsClient("http://127.0.0.1:9", retry_timeout=0) as client:
                 client.get_version()
 
-    with pytest.raises(RayApiConnectionError, match="Check that the Ray head runs") as caught:
+    with pytest.raises(
+        RayApiConnectionError,
+        match="^Connection refused: could not get the Ray version at .* Check that the Ray head runs",
+    ) as caught:
         ask()
 
     assert type(caught.value) is RayApiConnectionError
 
 
-def test_an_error_about_a_certificate_that_openssl_did_not_make_is_one():
-    """It has no number; its words say what is wrong."""
+def test_certificate_error_without_a_number_is_quoted():
+    """A certificate error that OpenSSL did not make has no number, so its words are quoted."""
     error = httpx.ConnectError("no")
     error.__cause__ = ssl.SSLCertVerificationError("some other check")
 
-    kind, advice = diagnose_failure(error, "https://ray:8265", Access())
+    kind, fact, _ = diagnose_failure(error, "https://ray:8265", Access(), {})
 
     assert kind is RayApiTLSError
-    assert "is not believed: " in advice
+    assert fact.startswith("TLS handshake failed, the server's certificate was rejected (")
 
 
 @pytest.mark.parametrize("kind", [ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLError])
-def test_a_tls_connection_that_breaks_is_an_outage_like_others(kind: type[ssl.SSLError]):
-    """An end without a word says nothing of certificates, and nothing of whether the request has arrived."""
+def test_lost_tls_connection_is_an_outage(kind: type[ssl.SSLError]):
+    """A lost TLS connection is a connection error that may be retried, and not one about certificates."""
     cause = kind(8, "[SSL: UNEXPECTED_EOF_WHILE_READING] EOF occurred in violation of protocol")
     cause.reason = "UNEXPECTED_EOF_WHILE_READING"
     error = httpx.ReadError(str(cause))
     error.__cause__ = cause
 
-    def cut(_: httpx.Request) -> httpx.Response:
+    def cut_off(_: httpx.Request) -> httpx.Response:
         raise error
 
     with (
-        RayJobsClient("https://ray:8265", transport=httpx.MockTransport(cut), retry_timeout=0) as client,
+        RayJobsClient("https://ray:8265", transport=httpx.MockTransport(cut_off), retry_timeout=0) as client,
         pytest.raises(RayApiConnectionError) as caught,
     ):
         client.get_version()
@@ -212,3 +229,31 @@ def test_a_tls_connection_that_breaks_is_an_outage_like_others(kind: type[ssl.SS
     assert type(caught.value) is RayApiConnectionError
     assert caught.value.sent is True
     assert may_retry(endpoints.get_version(), caught.value)
+
+
+@pytest.mark.parametrize(
+    ("access", "environment", "fact"),
+    [
+        pytest.param(Access(), "", "DNS lookup failed for ray", id="no proxy"),
+        pytest.param(
+            Access(), "http://proxy:3128", "DNS lookup failed for ray or the HTTP proxy of the", id="HTTPS_PROXY"
+        ),
+        pytest.param(
+            Access(proxy="http://me:m4rked@proxy:3128"), "", "DNS lookup failed for the HTTP proxy", id="proxy"
+        ),
+    ],
+)
+def test_failed_dns_lookup_names_the_host(monkeypatch: pytest.MonkeyPatch, access: Access, environment: str, fact: str):
+    """The host is that of the address, or that of the HTTP proxy in between."""
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", environment)
+    error = httpx.ConnectError("no name")
+    error.__cause__ = socket.gaierror(-2, "Name or service not known")
+
+    kind, said, _ = diagnose_failure(error, "https://ray:8265", access, {})
+
+    assert kind is RayApiConnectionError
+    assert said.startswith(fact)
+    assert "m4rked" not in said

@@ -1,4 +1,4 @@
-"""The API as descriptions: what is sent, and what each recorded answer means."""
+"""The endpoints: what each sends, and what each recorded answer means."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ LOGIN = b"<!DOCTYPE html><html><body>Please sign in at example.com</body></html>
 
 
 def sample(name: str) -> Answer:
-    """Return a recorded answer; a file that is no JSON has its status code in its name."""
+    """Return a recorded answer. The name of a file without JSON holds the status code."""
     code = 200 if name.endswith(".json") else int(name.split(".")[1])
     return Answer(code, (SAMPLES / name).read_bytes(), ADDRESS, "text/plain; charset=utf-8")
 
 
 @pytest.mark.parametrize(
-    ("request_", "method", "path", "body", "idempotent"),
+    ("request_", "method", "path", "payload", "idempotent"),
     [
         pytest.param(endpoints.get_version(), "GET", "/api/version", None, True, id="version"),
         pytest.param(
@@ -57,39 +57,46 @@ def sample(name: str) -> Answer:
         pytest.param(endpoints.get_cluster_status(), "GET", "/api/cluster_status", None, True, id="cluster"),
     ],
 )
-def test_requests(request_: Request[Any], method: str, path: str, body: Any, idempotent: bool) -> None:
-    """Each request says what Ray wants to hear, with ids quoted and nothing in the body that was not set."""
-    assert (request_.method, request_.path, request_.params, request_.body) == (method, path, None, body)
+def test_request_of_each_endpoint(
+    request_: Request[Any], method: str, path: str, payload: Any, idempotent: bool
+) -> None:
+    """Each request has Ray's path with a quoted id, and a payload without unset fields."""
+    assert (request_.method, request_.path, request_.params, request_.payload) == (method, path, None, payload)
     assert request_.idempotent is idempotent
     assert 0 < request_.timeout <= endpoints.SUBMIT_TIMEOUT
 
 
-def test_log_file_request() -> None:
-    """A log file is asked for whole, by its name and node, never by the id that makes the head search."""
+def test_log_file_is_requested_by_name() -> None:
+    """A log file is requested by its name and node: with an id the head would search for it."""
     request = endpoints.get_log_file("a", "node")
 
-    assert (request.method, request.path, request.body, request.idempotent) == ("GET", "/api/v0/logs/file", None, True)
+    assert (request.method, request.path, request.payload, request.idempotent) == (
+        "GET",
+        "/api/v0/logs/file",
+        None,
+        True,
+    )
     assert request.params == {"node_id": "node", "filename": "job-driver-a.log", "lines": "-1", "timeout": "3600"}
 
 
-def test_log_text_request() -> None:
-    """The text of a log comes inside JSON, with the id quoted."""
+def test_log_text_is_requested_as_json() -> None:
+    """The request for the text of a log expects JSON and quotes the id."""
     request = endpoints.get_log_text("a/b")
 
     assert (request.path, request.is_json, request.params) == ("/api/jobs/a%2Fb/logs", True, None)
 
 
 @pytest.mark.parametrize(
-    ("status_code", "content_type", "is_log"),
+    ("status_code", "content_type", "is_success"),
     [(200, "text/plain", True), (206, "text/plain", False), (404, "text/plain", False), (200, "text/html; a", False)],
 )
-def test_only_a_200_that_is_no_html_page_is_a_log(status_code: int, content_type: str, is_log: bool) -> None:
-    """An error and the page of a proxy are never shown as the job's log."""
-    assert endpoints.is_log(status_code, content_type) is is_log
+def test_success_is_a_200_that_is_no_html_page(status_code: int, content_type: str, is_success: bool) -> None:
+    """An error, or the page of a proxy, is not taken for an answer without JSON."""
+    assert endpoints.is_success(status_code, content_type) is is_success
 
 
-def test_submission_may_take_long() -> None:
-    """A submission waits longer for its answer than other requests, as leaving early can orphan a job."""
+def test_submission_has_a_longer_timeout() -> None:
+    """A submission waits longer for its answer, as an early end can orphan a job."""
     assert endpoints.submit_job(JobSubmission("a", "true")).timeout > endpoints.get_job("a").timeout
 
 
@@ -110,12 +117,12 @@ def test_submission_may_take_long() -> None:
         pytest.param(endpoints.delete_job("a"), "deleted.json", True, id="deleted"),
     ],
 )
-def test_answers(request_: Request[Any], name: str, expected: Any) -> None:
-    """Each recorded answer is read as what was asked for."""
+def test_answer_of_each_endpoint(request_: Request[Any], name: str, expected: Any) -> None:
+    """Each recorded answer is read as the result of its request."""
     assert parse_answer(request_, sample(name)) == expected
 
 
-def test_jobs_as_answers() -> None:
+def test_jobs_and_logs_are_read() -> None:
     """A job and the list of jobs are read as details, interactive jobs included, and a log as its text."""
     assert parse_answer(endpoints.get_job("a"), sample("job_failed.json")).driver_exit_code == 3
     jobs = parse_answer(endpoints.list_jobs(), sample("jobs_list.json"))
@@ -125,8 +132,8 @@ def test_jobs_as_answers() -> None:
     assert "\none\nzwei ü\nthree" in log
 
 
-def test_answers_of_older_heads() -> None:
-    """An older head's version without a session, and its submission answered by job_id alone, are read as well."""
+def test_answers_of_older_heads_are_read() -> None:
+    """A version without a session, and a submission answered by ``job_id`` alone, are read."""
     version = Answer(200, b'{"version": "4", "ray_version": "2.9.3"}', ADDRESS)
     submitted = Answer(200, b'{"job_id": "a"}', ADDRESS)
 
@@ -187,33 +194,32 @@ def test_answers_of_older_heads() -> None:
           for code in (301, 302, 303, 307, 308)),
     ],
 )  # fmt: skip
-def test_errors(answer: Answer, kind: type[RayApiResponseError], gist: str) -> None:
-    """An answer other than 200 becomes the error that Ray's words mean, and says what, where and which code."""
+def test_error_follows_rays_words(answer: Answer, kind: type[RayApiResponseError], gist: str) -> None:
+    """An answer other than 200 becomes the error that Ray's words mean, with status, request, address and quote."""
     with pytest.raises(RayApiResponseError) as caught:
         parse_answer(endpoints.get_job("nightly-1"), answer)
 
     assert type(caught.value) is kind
     assert caught.value.status_code == answer.status_code
-    assert str(caught.value).startswith(
-        f"Could not get job nightly-1 at http://ray-head:8265: HTTP {answer.status_code}. "
-    )
-    assert f"It said: {gist}" in str(caught.value)
+    assert str(caught.value).startswith(f"HTTP {answer.status_code}, ")
+    assert ": could not get job nightly-1 at http://ray-head:8265. " in str(caught.value)
+    assert f"The answer says: {gist}" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "Traceback" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [LOGIN, b"", b" \n"], ids=["page", "nothing", "blank"])
-def test_pages_are_not_quoted(content: bytes) -> None:
-    """Of an HTML page, and of an empty answer, no message quotes anything."""
+def test_html_page_is_not_quoted(content: bytes) -> None:
+    """An HTML page and an empty answer are not quoted."""
     error = error_for_answer(endpoints.get_log_file("a", "node"), Answer(502, content, ADDRESS, "text/html"))
 
     assert isinstance(error, RayApiBusyError)
     assert "sign in" not in str(error)
-    assert "It said" not in str(error)
+    assert "The answer says" not in str(error)
 
 
-def test_long_answers_are_cut() -> None:
-    """Of a long answer a message quotes the beginning."""
+def test_long_answer_is_shortened() -> None:
+    """Of a long answer the beginning is quoted."""
     error = error_for_answer(endpoints.get_version(), Answer(418, b"x" * 5000 + b"\xff", ADDRESS))
 
     assert str(error).endswith(f"{'x' * 500} ...")
@@ -240,41 +246,44 @@ def test_long_answers_are_cut() -> None:
         pytest.param(endpoints.submit_job(JobSubmission("a", "b")), b"{}", id="a submission without an id"),
     ],
 )
-def test_answers_of_something_else(request_: Request[Any], content: bytes) -> None:
-    """A 200 that is not what Ray's API says means that something else answers at this address."""
+def test_unexpected_200_means_a_wrong_address(request_: Request[Any], content: bytes) -> None:
+    """A 200 that is not an answer of Ray's API means that the address is wrong."""
     with pytest.raises(RayApiAddressError, match="Check host, port, schema and base path") as caught:
         parse_answer(request_, Answer(200, content, ADDRESS, "text/html; charset=utf-8"))
 
     assert caught.value.status_code == 200
-    assert "the answer is text/html, not" in str(caught.value)
+    assert str(caught.value).startswith("HTTP 200, an HTML page instead of Ray's answer: could not ")
     assert "sign in" not in str(caught.value)
 
 
-def test_answer_of_no_type() -> None:
-    """An answer that does not even state its type is described as such."""
-    with pytest.raises(RayApiAddressError, match="the answer is of no stated type"):
+def test_answer_without_a_content_type_is_named() -> None:
+    """The error about an answer without a content type says so."""
+    with pytest.raises(
+        RayApiAddressError,
+        match=r"^HTTP 200, not an answer of the Ray Jobs API \(no content type\): could not get the Ray version",
+    ):
         parse_answer(endpoints.get_version(), Answer(200, b"?", ADDRESS))
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in SAMPLES.glob("*.json")))
-def test_samples_are_json(name: str) -> None:
-    """Recorded answers name no path of the machine they were recorded on."""
+def test_samples_name_no_local_path(name: str) -> None:
+    """Recorded answers are JSON and name no path of the machine of the recording."""
     content = (SAMPLES / name).read_text()
 
     assert json.loads(content)
     assert "/tmp/" not in content
 
 
-def test_cluster_status() -> None:
-    """The autoscaler's report is read as what the cluster has, and what of it is in use."""
+def test_cluster_status_is_read() -> None:
+    """The autoscaler's report is read as the resources of the cluster and those in use."""
     cluster = parse_answer(endpoints.get_cluster_status(), sample("cluster_status.json"))
 
     assert [(node["CPU"], node["special_chip"]) for node in cluster.nodes] == [(4, 2)]
     assert (cluster.used["CPU"], cluster.used["special_chip"]) == (2, 1)
 
 
-def test_a_job_is_stamped_with_the_time_of_its_answer() -> None:
-    """A job knows when the head described it, by the head's clock, and so how old it was then."""
+def test_job_has_the_time_of_its_answer() -> None:
+    """A job has the time of its answer by the head's clock, and so its age."""
     answer = replace(sample("job_running.json"), time=0)
     submitted = parse_answer(endpoints.get_job("a"), answer).start_time
     assert submitted is not None
@@ -285,8 +294,8 @@ def test_a_job_is_stamped_with_the_time_of_its_answer() -> None:
     assert "seen_at" not in details.to_event()
 
 
-def test_other_answers_have_no_stamp() -> None:
-    """What says nothing about time is read the same whenever it was answered."""
+def test_version_has_no_time() -> None:
+    """The result of a request without ``with_time`` does not depend on the time of its answer."""
     answer = sample("version.json")
 
     assert parse_answer(endpoints.get_version(), replace(answer, time=5)) == parse_answer(
@@ -294,8 +303,8 @@ def test_other_answers_have_no_stamp() -> None:
     )
 
 
-def test_nothing_that_is_sent_or_came_is_in_a_repr():
-    """A request's body may hold env_vars, an answer's content somebody's secret."""
-    request = Request("submit", "POST", "/", bool, body={"runtime_env": {"env_vars": {"A": "m4rked"}}})
+def test_repr_hides_payload_and_content():
+    """A payload may hold ``env_vars``, and the content of an answer other secrets."""
+    request = Request("submit", "POST", "/", bool, payload={"runtime_env": {"env_vars": {"A": "m4rked"}}})
 
     assert "m4rked" not in f"{request!r} {Answer(200, b'm4rked', 'http://a')!r}"

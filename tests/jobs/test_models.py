@@ -1,4 +1,4 @@
-"""What a job is: Ray's words, Ray's JSON, and what of it may leave a worker."""
+"""Jobs, submissions and resources: Ray's values, Ray's JSON, and what may be stored of them."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ def job(name: str) -> JobDetails:
         pytest.param("STOPPED", True, id="was stopped"),
         pytest.param("SUCCEEDED", True, id="is done"),
         pytest.param("FAILED", True, id="has failed"),
-        pytest.param("SUSPENDED", False, id="a word of a newer Ray"),
-        pytest.param("", False, id="no word at all"),
+        pytest.param("SUSPENDED", False, id="unknown"),
+        pytest.param("", False, id="empty"),
     ],
 )
-def test_status_is_terminal(status: str, terminal: bool) -> None:
-    """Three statuses are final; a word that we do not know is not."""
+def test_three_statuses_are_terminal(status: str, terminal: bool) -> None:
+    """Three statuses are terminal, and an unknown status is not."""
     assert JobStatus(status).is_terminal() is terminal
     assert JobStatus(status) == status
 
 
-@pytest.mark.parametrize("words", [JobStatus, JobType, JobErrorType])
-def test_ray_words(words: type[JobStatus] | type[JobType] | type[JobErrorType]) -> None:
-    """Words that we do not know are kept as they are, through pickles and copies too, and say that they are unknown."""
-    unknown = words("BRAND_NEW")
+@pytest.mark.parametrize("enum", [JobStatus, JobType, JobErrorType])
+def test_unknown_enum_value_is_kept(enum: type[JobStatus] | type[JobType] | type[JobErrorType]) -> None:
+    """Unknown values are kept, through pickles and copies too, and are marked as unknown."""
+    unknown = enum("BRAND_NEW")
 
     assert (unknown.value, str(unknown), unknown.is_known) == ("BRAND_NEW", "BRAND_NEW", False)
     assert "BRAND_NEW" in repr(unknown)
-    assert unknown == words("BRAND_NEW") == pickled(unknown) == copy.deepcopy(unknown)
+    assert unknown == enum("BRAND_NEW") == pickled(unknown) == copy.deepcopy(unknown)
     assert {unknown: 1}["BRAND_NEW"] == 1
-    assert "BRAND_NEW" not in words.__members__
-    assert all(word.is_known and pickled(word) is word for word in words)
+    assert "BRAND_NEW" not in enum.__members__
+    assert all(member.is_known and pickled(member) is member for member in enum)
     with pytest.raises(ValueError, match="7 is not a valid"):
-        words(7)
+        enum(7)
 
 
 @pytest.mark.parametrize(
@@ -76,8 +76,8 @@ def test_ray_words(words: type[JobStatus] | type[JobType] | type[JobErrorType]) 
         pytest.param("driver", ("DRIVER", "SUCCEEDED", None, None, "03000000"), id="interactive"),
     ],
 )
-def test_details_of_recorded_jobs(name: str, facts: tuple[object, ...]) -> None:
-    """A recorded answer becomes details with Ray's words as our types, called by the id that Ray knows it by."""
+def test_recorded_job_is_read(name: str, facts: tuple[object, ...]) -> None:
+    """A recorded answer becomes details with our enumerations, named by the id that Ray knows."""
     details = job(name)
 
     assert (details.type, details.status, details.error_type, details.driver_exit_code, details.name) == facts
@@ -86,8 +86,8 @@ def test_details_of_recorded_jobs(name: str, facts: tuple[object, ...]) -> None:
     assert details.error_type is None or details.error_type.is_known
 
 
-def test_details_keep_what_ray_says() -> None:
-    """Everything that a caller may ask for is read from Ray's answer under Ray's own names."""
+def test_details_have_rays_fields() -> None:
+    """Details have Ray's fields under Ray's own names."""
     details = job("succeeded")
 
     assert details.entrypoint == "echo one; echo 'zwei ü'; printf three"
@@ -100,8 +100,8 @@ def test_details_keep_what_ray_says() -> None:
     assert job("driver").driver_info == {"id": "03000000", "node_ip_address": "192.0.2.2", "pid": "11993"}
 
 
-def test_details_of_other_rays() -> None:
-    """Fields that a newer Ray adds are left out, and those that an older Ray does not have yet are unset."""
+def test_fields_of_other_ray_versions() -> None:
+    """Unknown fields of a newer Ray are dropped; missing fields of an older Ray are unset."""
     details = JobDetails.from_json({"type": "SUBMISSION", "status": "RUNNING", "colour": "red"})
 
     assert details == JobDetails(JobType.SUBMISSION, JobStatus.RUNNING)
@@ -110,8 +110,8 @@ def test_details_of_other_rays() -> None:
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_details_repr(name: str) -> None:
-    """What may hold secrets is in no repr: environment, entrypoint, metadata."""
+def test_details_repr_hides_secrets(name: str) -> None:
+    """No repr shows the runtime environment, the entrypoint or the metadata."""
     shown = repr(job(name))
 
     for secret in ("hunter2", "API_KEY", "runtime_env=", "entrypoint=", "echo one", "metadata", "5a3c", "driver_info"):
@@ -120,8 +120,8 @@ def test_details_repr(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_details_as_event(name: str) -> None:
-    """An event is plain JSON without the job's secrets, and from it the job's end can be told just as well."""
+def test_event_has_no_secrets_and_can_be_read_back(name: str) -> None:
+    """An event is plain JSON without the job's secrets, and keeps all facts about the job's end."""
     details = job(name)
 
     event = details.to_event()
@@ -139,8 +139,8 @@ def test_details_as_event(name: str) -> None:
     assert "before\n" not in str(event)
 
 
-def test_unknown_words_as_event() -> None:
-    """A status and an error type of a newer Ray go through an event as they are."""
+def test_event_keeps_unknown_enum_values() -> None:
+    """An event keeps a status and an error type of a newer Ray."""
     details = JobDetails(JobType("NEW"), JobStatus("NEWER"), error_type=JobErrorType("NEWEST"))
 
     event = details.to_event()
@@ -158,18 +158,18 @@ def test_unknown_words_as_event() -> None:
         pytest.param("3.0.0.dev0", (3, 0), id="development"),
         pytest.param("2.47", (2, 47), id="two numbers"),
         pytest.param("2", (0, 0), id="one number"),
-        pytest.param("nightly", (0, 0), id="a word"),
+        pytest.param("nightly", (0, 0), id="no number"),
         pytest.param("2.x", (0, 0), id="a placeholder"),
         pytest.param("", (0, 0), id="nothing"),
     ],
 )
 def test_release(version: str, release: tuple[int, int]) -> None:
-    """A release is the version's first two numbers, and older than all when there are none."""
+    """A release is the version's first two numbers, and ``(0, 0)`` for any other form."""
     assert RayVersion("4", version).release() == release
 
 
-def test_submission_as_json() -> None:
-    """A submission's body has what was set, under Ray's names, and nothing that was not."""
+def test_submission_json_has_the_set_fields() -> None:
+    """The JSON of a submission has the set fields under Ray's names, and no others."""
     submission = JobSubmission("a", "true", metadata={"b": "c"}, entrypoint_num_gpus=0, entrypoint_memory=5)
 
     assert submission.to_json() == {
@@ -181,8 +181,8 @@ def test_submission_as_json() -> None:
     }
 
 
-def test_submission_repr() -> None:
-    """A submission's repr does not show what may hold secrets either."""
+def test_submission_repr_hides_secrets() -> None:
+    """No repr shows the entrypoint, the runtime environment or the metadata."""
     submission = JobSubmission("a", "run --key hunter1", {"env_vars": {"K": "hunter2"}}, {"m": "hunter3"})
 
     assert "hunter" not in repr(submission)
@@ -193,20 +193,20 @@ def test_submission_repr() -> None:
     ("start_time", "seen_at", "age"),
     [
         pytest.param(1_795_406_831_854, 1_795_406_834_000, 2.146, id="seconds"),
-        pytest.param(1_795_406_831_854, 1_795_406_831_000, 0, id="within the second, which is all a date tells"),
+        pytest.param(1_795_406_831_854, 1_795_406_831_000, 0, id="within a second, the precision of the answer"),
         pytest.param(None, 1_795_406_834_000, None, id="no start"),
         pytest.param(1_795_406_831_854, None, None, id="not seen"),
     ],
 )
 def test_age(start_time: int | None, seen_at: int | None, age: float | None) -> None:
-    """A job's age runs from its submission to when the head described it, is never negative, and may be unknown."""
+    """A job's age runs from its submission to the time of the answer. It is never negative, and may be unknown."""
     details = JobDetails(JobType.SUBMISSION, JobStatus.RUNNING, start_time=start_time, seen_at=seen_at)
 
     assert details.age == age
 
 
-def test_cluster_of_the_recorded_answer() -> None:
-    """What a cluster has, and what of it is in use, is told by Ray's names, however the dashboard spells them."""
+def test_recorded_cluster_status_is_read() -> None:
+    """Resources have the nodes' names, although the dashboard spells those in use differently."""
     answer = json.loads((SAMPLES / "cluster_status.json").read_text())
 
     cluster = ClusterResources.from_json(answer)
@@ -220,8 +220,8 @@ def test_cluster_of_the_recorded_answer() -> None:
     assert cluster.used.keys() == node.keys()
 
 
-def test_nodes_of_one_shape() -> None:
-    """Nodes that are alike are told one by one, each with all that it has."""
+def test_nodes_of_one_shape_are_listed_one_by_one() -> None:
+    """Nodes of the same shape are listed one by one."""
     small, large = {"CPU": 4.0}, {"CPU": 8.0, "GPU": 1.0}
     report = {"nodeTypes": [[small, 2], [large, 1]], "usage": {"CPU": [3.0, 16.0]}}
 
@@ -241,7 +241,7 @@ def test_nodes_of_one_shape() -> None:
     ],
 )
 def test_cluster_without_a_report(answer: dict[str, Any]) -> None:
-    """A head that does not say what its cluster has is no error: nothing is known then."""
+    """A head without an autoscaler report yields empty resources and no error."""
     assert ClusterResources.from_json(answer) == ClusterResources()
 
 
@@ -249,7 +249,7 @@ def test_cluster_without_a_report(answer: dict[str, Any]) -> None:
     ("fields", "demand"),
     [
         pytest.param({}, {}, id="nothing"),
-        pytest.param({"entrypoint_num_cpus": 0, "entrypoint_resources": {"a": 0}}, {}, id="nothing of something"),
+        pytest.param({"entrypoint_num_cpus": 0, "entrypoint_resources": {"a": 0}}, {}, id="zero"),
         pytest.param(
             {
                 "entrypoint_num_cpus": 0.5,
@@ -263,5 +263,5 @@ def test_cluster_without_a_report(answer: dict[str, Any]) -> None:
     ],
 )
 def test_demand(fields: dict[str, Any], demand: dict[str, float]) -> None:
-    """What a submission needs on one node is told by the names by which Ray tells what a node has."""
+    """The demand of a submission has Ray's names for the resources of a node."""
     assert JobSubmission("a", "true", **fields).demand() == demand

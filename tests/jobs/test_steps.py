@@ -1,8 +1,9 @@
-"""What engines share: sending again what may pass, where repeating is safe."""
+"""The parts that engines share: retries, interruption, and the contract itself."""
 
 from __future__ import annotations
 
 import logging
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -15,17 +16,19 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobNotFoundError,
     RayJobsError,
 )
-from airflow_provider_rayjobs.jobs import endpoints
+from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType, endpoints, steps
 from airflow_provider_rayjobs.jobs.logs.cursor import LogCursor
 from airflow_provider_rayjobs.jobs.steps import (
     EmitRecord,
     Engine,
+    Finished,
     Interrupted,
     LogMessage,
     ReadLog,
     Send,
     Sleep,
     Step,
+    advance,
     interruptible,
     may_retry,
     send,
@@ -43,53 +46,53 @@ UNSENT = RayApiConnectionError("refused", sent=False)
     ("error", "read", "delete"),
     [
         pytest.param(BUSY, True, False, id="busy"),
-        pytest.param(LOST, True, False, id="answer lost"),
+        pytest.param(LOST, True, False, id="lost answer"),
         pytest.param(UNSENT, True, True, id="never sent"),
         pytest.param(RayJobNotFoundError("no", status_code=404), False, False, id="unknown job"),
         pytest.param(RayApiAuthError("no", status_code=403), False, False, id="wrong token"),
         pytest.param(RayJobsError("no"), False, False, id="anything else"),
     ],
 )
-def test_may_repeat(error: RayJobsError, read: bool, delete: bool) -> None:
-    """What may pass is asked again, but a deletion only when it never left this machine."""
+def test_may_retry(error: RayJobsError, read: bool, delete: bool) -> None:
+    """A temporary failure may be retried, that of a deletion only if the request was never sent."""
     assert may_retry(endpoints.get_job("a"), error) is read
     assert may_retry(endpoints.get_log_file("a", "node"), error) is read
     assert may_retry(endpoints.delete_job("a"), error) is delete
 
 
 @pytest.mark.parametrize("step", [Send(endpoints.get_job("a")), ReadLog(endpoints.get_log_file("a", "n"), LogCursor())])
-def test_repeated_by_hand(step: Send | ReadLog) -> None:
-    """An engine takes its step, says a failure once, sleeps, takes it again, and says when it is over."""
+def test_retry_step_by_step(step: Send | ReadLog) -> None:
+    """A failed step is logged once, repeated after a backoff, and its success is logged."""
     engine = with_retries(step, retry_timeout=10)
 
     assert next(engine) == step
     assert engine.throw(BUSY) == Sleep(0)
-    assert engine.send(101.0) == LogMessage("busy Trying again for 10 s.", logging.WARNING)
-    pause = next(engine)
-    assert isinstance(pause, Sleep)
-    assert 0.25 <= pause.seconds <= 0.5
+    assert engine.send(101.0) == LogMessage("busy Retrying for 10 s.", logging.WARNING)
+    delay = next(engine)
+    assert isinstance(delay, Sleep)
+    assert 0.25 <= delay.seconds <= 0.5
     assert engine.send(101.5) == step
     assert engine.throw(BUSY) == Sleep(0)
     assert isinstance(engine.send(102.0), Sleep)
     assert engine.send(103.0) == step
     assert engine.send("answer") == Sleep(0)
-    assert engine.send(104.0).message.endswith(" after all, 3 s after the first failure.")
+    assert engine.send(104.0).message.startswith("Retry succeeded after 3 s: ")
     with pytest.raises(StopIteration) as end:
         next(engine)
     assert end.value.value == "answer"
 
 
 @pytest.mark.parametrize("retry_timeout", [0, 1, 30, 600])
-def test_patience(retry_timeout: float) -> None:
-    """Pauses grow from half a second to ten, and when another try would come too late the error is raised."""
-    clock, pauses = 0.0, []
+def test_backoff_grows_until_the_timeout(retry_timeout: float) -> None:
+    """Delays grow from half a second to ten; the error is raised when another retry would exceed the timeout."""
+    clock, delays = 0.0, []
 
     def drive(step: Any) -> None:
         nonlocal clock
         while True:
             if isinstance(step, Sleep):
                 clock += step.seconds
-                pauses.extend([step.seconds] if step.seconds else [])
+                delays.extend([step.seconds] if step.seconds else [])
                 step = engine.send(clock)
             else:
                 step = next(engine) if isinstance(step, LogMessage) else engine.throw(BUSY)
@@ -100,23 +103,23 @@ def test_patience(retry_timeout: float) -> None:
 
     assert caught.value is BUSY
     assert retry_timeout - 10 <= clock <= retry_timeout
-    assert all(min(10, 0.5 * 2**n) / 2 <= pause <= min(10, 0.5 * 2**n) for n, pause in enumerate(pauses))
+    assert all(min(10, 0.5 * 2**n) / 2 <= delay <= min(10, 0.5 * 2**n) for n, delay in enumerate(delays))
 
 
-def test_a_first_try_that_took_long_is_repeated() -> None:
-    """Patience counts from the first failure: a time-out longer than all of it is followed by a second try."""
+def test_timeout_counts_from_the_first_failure() -> None:
+    """A first try that took longer than the whole ``retry_timeout`` is retried."""
     engine = send(endpoints.submit_job(build_submission("true")), retry_timeout=30)
     submission = next(engine)
     engine.throw(LOST)
     engine.send(120.0)
-    pause = next(engine)
+    delay = next(engine)
 
-    assert isinstance(pause, Sleep)
-    assert engine.send(120.0 + pause.seconds) == submission
+    assert isinstance(delay, Sleep)
+    assert engine.send(120.0 + delay.seconds) == submission
 
 
-def test_final_errors() -> None:
-    """An error that will not pass is raised at once."""
+def test_permanent_error_is_raised_at_once() -> None:
+    """An error that no retry can help is raised at once."""
     engine = send(endpoints.get_job("a"), retry_timeout=10)
     next(engine)
 
@@ -124,19 +127,19 @@ def test_final_errors() -> None:
         engine.throw(RayJobNotFoundError("no", status_code=404))
 
 
-def test_jitter() -> None:
-    """A pause is shortened by up to a half, by lot."""
-    pauses = {with_jitter(8) for _ in range(100)}
+def test_jitter_halves_a_delay_at_most() -> None:
+    """A delay is shortened by a random part of up to a half."""
+    delays = {with_jitter(8) for _ in range(100)}
 
-    assert len(pauses) > 1
-    assert 4 <= min(pauses) <= max(pauses) <= 8
+    assert len(delays) > 1
+    assert 4 <= min(delays) <= max(delays) <= 8
 
 
 @pytest.mark.parametrize(
     ("failures", "was_retried"), [pytest.param([], False, id="first try"), pytest.param([LOST], True, id="second try")]
 )
-def test_final_errors_say_whether_the_request_was_repeated(failures: list[RayJobsError], was_retried: bool) -> None:
-    """An error that will not pass says whether the same request was sent before and its answer lost."""
+def test_permanent_error_says_whether_the_request_was_retried(failures: list[RayJobsError], was_retried: bool) -> None:
+    """A permanent error says whether the same request was sent before and its answer lost."""
     engine = send(endpoints.submit_job(build_submission("true")), retry_timeout=10)
     next(engine)
     for failure in failures:
@@ -153,8 +156,8 @@ def test_final_errors_say_whether_the_request_was_repeated(failures: list[RayJob
 JOB = Send(endpoints.get_job("a"))
 
 
-class Mark:
-    """What a signal handler leaves: not set, until it is."""
+class Flag:
+    """A flag as a signal handler sets it."""
 
     def __init__(self) -> None:
         self.is_set = False
@@ -163,8 +166,8 @@ class Mark:
         return self.is_set
 
 
-def takes(steps: list[Step], closed: list[bool] | None = None) -> Engine[list[Any]]:
-    """Take these steps, and return what came back for each, errors too; note when it is closed."""
+def perform_all(steps: list[Step], closed: list[bool] | None = None) -> Engine[list[Any]]:
+    """Yield these steps and return their outcomes, errors included; record the closing."""
     answers: list[Any] = []
     try:
         for step in steps:
@@ -179,7 +182,7 @@ def takes(steps: list[Step], closed: list[bool] | None = None) -> Engine[list[An
 
 
 def drive(engine: Engine[Any], do: Callable[[Step], Any]) -> tuple[Any, list[Step]]:
-    """Run an engine to its end, an error in place of an answer thrown; return its result and its steps."""
+    """Run an engine to its end with ``do`` as its driver, which returns errors; return the result and the steps."""
     steps = [next(engine)]
     try:
         while True:
@@ -189,21 +192,21 @@ def drive(engine: Engine[Any], do: Callable[[Step], Any]) -> tuple[Any, list[Ste
         return end.value, steps
 
 
-def test_interruptible_that_nobody_interrupts() -> None:
-    """Without an interruption the steps, their answers, their errors and the result are the engine's own."""
-    steps: list[Step] = [JOB, LogMessage("a note"), EmitRecord("a line"), JOB, JOB]
+def test_interruptible_changes_nothing_without_an_interruption() -> None:
+    """Without an interruption steps, results, errors and the return value are the engine's own."""
+    steps: list[Step] = [JOB, LogMessage("a message"), EmitRecord("a line"), JOB, JOB]
     answers = ["one", None, None, BUSY, "two"]
     script = iter(answers)
 
-    result, taken = drive(interruptible(takes(steps), Mark()), lambda step: next(script))
+    result, taken = drive(interruptible(perform_all(steps), Flag()), lambda step: next(script))
 
     assert taken == steps
     assert result == answers
 
 
-def test_interruptible_raises_what_the_engine_raises() -> None:
-    """An error that the engine does not bear is raised, and is no interruption."""
-    engine = interruptible(send(endpoints.get_job("a"), retry_timeout=0), Mark())
+def test_interruptible_raises_errors_of_the_engine() -> None:
+    """An error that the engine does not handle is raised, and is no interruption."""
+    engine = interruptible(send(endpoints.get_job("a"), retry_timeout=0), Flag())
     next(engine)
 
     with pytest.raises(RayJobNotFoundError):
@@ -211,8 +214,8 @@ def test_interruptible_raises_what_the_engine_raises() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0, 0.1, 1.0])
-def test_pauses_in_pieces(seconds: float) -> None:
-    """A pause is cut into pieces of a quarter of a second, and the engine is told the time at its end."""
+def test_interruptible_sleeps_in_slices(seconds: float) -> None:
+    """A sleep is cut into slices of a quarter of a second, and the engine is sent the time at its end."""
     clock = 50.0
 
     def sleep(step: Step) -> float:
@@ -221,50 +224,89 @@ def test_pauses_in_pieces(seconds: float) -> None:
         clock += step.seconds
         return clock
 
-    result, steps = drive(interruptible(takes([Sleep(seconds)]), Mark()), sleep)
+    result, steps = drive(interruptible(perform_all([Sleep(seconds)]), Flag()), sleep)
 
     assert result == [clock]
     assert clock == pytest.approx(50.0 + seconds)
     assert all(isinstance(step, Sleep) and step.seconds <= 0.25 for step in steps)
 
 
-def test_interrupted_before_it_began() -> None:
-    """A mark that is there already ends an engine before its first step."""
-    mark, closed = Mark(), []
-    mark.is_set = True
+def test_interrupted_before_the_first_step() -> None:
+    """A flag that is set already ends an engine before its first step."""
+    flag, closed = Flag(), []
+    flag.is_set = True
 
     with pytest.raises(Interrupted):
-        next(interruptible(takes([JOB], closed), mark))
+        next(interruptible(perform_all([JOB], closed), flag))
     assert closed == []
 
 
 @pytest.mark.parametrize("answer", ["an answer", BUSY], ids=["answer", "error"])
 def test_interrupted_between_two_steps(answer: Any) -> None:
-    """A mark that is left during a request ends the engine after it, whatever came of it, and closes it."""
-    mark, closed = Mark(), []
-    engine = interruptible(takes([JOB, JOB], closed), mark)
+    """A flag that is set during a request closes the engine after it, whether it failed or not."""
+    flag, closed = Flag(), []
+    engine = interruptible(perform_all([JOB, JOB], closed), flag)
     next(engine)
-    mark.is_set = True
+    flag.is_set = True
 
     with pytest.raises(Interrupted):
         engine.throw(answer) if isinstance(answer, RayJobsError) else engine.send(answer)
     assert closed == [True]
 
 
-def test_interrupted_in_a_pause() -> None:
-    """A mark that is left during a long pause ends the engine within a quarter of a second."""
-    mark, closed = Mark(), []
-    engine = interruptible(takes([Sleep(600), JOB], closed), mark)
+def test_interrupted_during_a_sleep() -> None:
+    """A flag that is set during a long sleep closes the engine within a quarter of a second."""
+    flag, closed = Flag(), []
+    engine = interruptible(perform_all([Sleep(600), JOB], closed), flag)
     assert next(engine) == Sleep(0)
     assert engine.send(0.0) == Sleep(0.25)
     assert engine.send(0.25) == Sleep(0.25)
-    mark.is_set = True
+    flag.is_set = True
 
     with pytest.raises(Interrupted):
         engine.send(0.5)
     assert closed == [True]
 
 
-def test_an_interruption_is_no_error() -> None:
-    """Nobody who handles errors, of the cluster or any other, takes an interruption for one."""
+def test_interruption_is_not_an_exception() -> None:
+    """No handler of exceptions catches an interruption."""
     assert not issubclass(Interrupted, Exception)
+
+
+def test_advance_sends_results_and_throws_errors() -> None:
+    """``advance`` starts an engine, passes on each outcome, and returns the engine's value at the end."""
+    engine = perform_all([JOB, Sleep(1)])
+
+    assert advance(engine) == JOB
+    assert advance(engine, BUSY) == Sleep(1)
+    assert advance(engine, 5.0) == Finished([BUSY, 5.0])
+
+
+def test_advance_raises_errors_of_the_engine() -> None:
+    """An error that the engine does not handle leaves ``advance`` unchanged."""
+    engine = send(endpoints.get_job("a"), retry_timeout=0)
+    advance(engine)
+    error = RayJobNotFoundError("no", status_code=404)
+
+    with pytest.raises(RayJobNotFoundError) as caught:
+        advance(engine, error)
+    assert caught.value is error
+
+
+def test_worked_example_of_the_contract() -> None:
+    """The engine in the module's docstring polls again after a lost answer and returns the terminal status."""
+    example = textwrap.dedent(str(steps.__doc__).partition("::\n")[2]).partition("status = ")[0]
+    names = vars(steps) | {
+        "endpoints": endpoints,
+        "JobStatus": JobStatus,
+        "RayApiConnectionError": RayApiConnectionError,
+    }
+    exec(example, names)  # noqa: S102  (our own documentation)
+    running, ended = (JobDetails(JobType.SUBMISSION, status) for status in (JobStatus.RUNNING, JobStatus.STOPPED))
+    outcomes = iter([LOST, None, None, running, None, ended])
+
+    result, taken = drive(names["wait"]("a"), lambda step: next(outcomes))
+
+    assert result == JobStatus.STOPPED
+    assert [type(step) for step in taken] == [Send, LogMessage, Sleep, Send, Sleep, Send]
+    assert taken[1:3] == [LogMessage("cut off Polling again."), Sleep(5)]

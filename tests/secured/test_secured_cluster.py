@@ -170,7 +170,7 @@ def test_token_rotation_is_tolerated_while_a_job_is_followed(token_head: RayHead
         details = client.follow_job(job, poll_interval=0.5)
 
     assert details.status == "SUCCEEDED"
-    assert "The token is wrong, of another cluster, or not valid any more" in messages[0]
+    assert "HTTP 403, token rejected by Ray: could not " in messages[0]
     assert "Ray answers about job" in messages[-1]
     assert not any(secret in "".join(messages) for secret in SECRETS)
 
@@ -190,9 +190,9 @@ def test_error_distinguishes_missing_token_from_wrong_token(token_head: RayHead,
         async with AsyncRayJobsClient(token_head.address, access=Access(**access), retry_timeout=0) as client:
             await client.get_version()
 
-    with pytest.raises(RayApiAuthError, match="The token is missing: Ray wants one"):
+    with pytest.raises(RayApiAuthError, match="HTTP 401, token missing, Ray requires one: could not "):
         request_version()
-    with pytest.raises(RayApiAuthError, match="The token is wrong, of another cluster") as caught:
+    with pytest.raises(RayApiAuthError, match="HTTP 403, token rejected by Ray: could not ") as caught:
         request_version(token=WRONG_TOKEN)
     assert WRONG_TOKEN not in str(caught.value)
     request_version(token=TOKEN, token_header="X-Ray-Authorization")
@@ -204,40 +204,48 @@ def test_error_distinguishes_missing_token_from_wrong_token(token_head: RayHead,
         pytest.param(
             "strips_authorization",
             {},
-            "although it was sent in Authorization: a proxy on the way takes it out",
+            "token missing, although it was sent: could not",
             id="proxy removes authorization header",
         ),
         pytest.param(
-            "basic_forwarded", {}, "Ray does not read X-Ray-Authorization where any", id="proxy forwards login to Ray"
+            "basic_forwarded", {}, "Ray ignores X-Ray-Authorization in a request with", id="proxy forwards login to Ray"
         ),
         pytest.param(
             "basic",
             {"password": WRONG_TOKEN},
-            "does not accept the connection's login and password",
+            "login and password rejected by a reverse proxy",
             id="wrong password",
         ),
         pytest.param(
-            "basic", {"extra": {"token": WRONG_TOKEN}}, "The token is wrong", id="wrong token after correct login"
+            "basic",
+            {"extra": {"token": WRONG_TOKEN}},
+            "token rejected by Ray: could not",
+            id="wrong token after correct login",
         ),
         pytest.param(
             "mtls",
             {"extra": {"client_cert": ""}},
-            "client_key was given without client_cert",
+            "client_key is given without client_cert",
             id="client key without certificate",
         ),
         pytest.param(
             "mtls",
             {"extra": {"client_cert": "", "client_key": ""}},
-            "wants a client's certificate",
+            "client certificate required by a reverse proxy",
             id="no client certificate",
         ),
         pytest.param(
             "mtls",
             {"extra": {"verify": ""}},
-            "an authority that this machine does not know",
+            "an authority that this machine does not trust",
             id="unknown certificate authority",
         ),
-        pytest.param("mtls", {"extra": {"base_path": "/team-b"}}, "This is not a Ray dashboard", id="wrong base path"),
+        pytest.param(
+            "mtls",
+            {"extra": {"base_path": "/team-b"}},
+            "HTTP 404, this is not the Ray Jobs API: could not",
+            id="wrong base path",
+        ),
     ],
 )
 def test_test_connection_names_the_mistake(
@@ -367,7 +375,7 @@ def test_wrong_token_fails_the_task_at_once(airflow: LocalAirflow, run_id: str, 
 
     assert airflow.task_instance("secured", run_id, f"wrong_credentials_{mode}")["state"] == "failed"
     assert "RayApiAuthError" in log
-    assert "The token is wrong, of another cluster, or not valid any more" in log
+    assert "HTTP 403, token rejected by Ray: could not " in log
 
 
 @pytest.mark.airflow

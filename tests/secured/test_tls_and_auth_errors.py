@@ -25,6 +25,7 @@ from airflow_provider_rayjobs.exceptions import (
 )
 from airflow_provider_rayjobs.jobs import Access, AsyncRayJobsClient, RayJobsClient, endpoints
 from airflow_provider_rayjobs.jobs.steps import may_retry
+from airflow_provider_rayjobs.jobs.tls import check_certificates
 
 VERSION_RESPONSE = 'default_type application/json; return 200 \'{"version": "4", "ray_version": "2.60.0"}\';'
 SECRET = "m4rked-s3cret"
@@ -141,11 +142,15 @@ def test_certificate_of_a_private_authority_is_accepted(
 @pytest.mark.parametrize(
     ("server", "verify", "text"),
     [
-        ("valid", "system", "an authority that this machine does not know"),
+        ("valid", "system", "an authority that this machine does not trust"),
         ("valid", "other CA", "an authority that verify ("),
-        ("expired", "private CA", "The server's certificate has expired."),
-        ("other host name", "private CA", "The server's certificate is for another name."),
-        ("no tls", "private CA", "speaks no TLS that we do: the connection's schema is http"),
+        ("expired", "private CA", "TLS handshake failed, the server's certificate has expired: could not"),
+        (
+            "other host name",
+            "private CA",
+            "TLS handshake failed, the server's certificate is for another name: could not",
+        ),
+        ("no tls", "private CA", "does not speak TLS, or only other versions of it: could not"),
     ],
     ids=["CA unknown to the system", "CA not in verify", "expired", "other host name", "no TLS"],
 )
@@ -171,7 +176,7 @@ def test_error_for_http_address_of_a_tls_port_names_the_schema(get_version, serv
     """The error says that the port speaks TLS and needs the schema https."""
     address = servers["valid"].address.replace("https:", "http:")
 
-    assert_error(RayApiAddressError, "This port speaks TLS: the connection's schema is https.", get_version, address)
+    assert_error(RayApiAddressError, "HTTP 400, this port speaks TLS: could not", get_version, address)
 
 
 @pytest.mark.parametrize("password", [None, "key password"], ids=["plain key", "encrypted key"])
@@ -209,9 +214,11 @@ def test_error_names_missing_or_rejected_client_certificate(
     address, verify = servers["mtls"].address, str(authority.cert)
     files = other_authority.issue("foreign")
 
-    assert_error(RayApiAuthError, "wants a client's certificate: give client_cert", get_version, address, verify=verify)
     assert_error(
-        RayApiAuthError, "does not accept our client certificate", get_version, address, verify=verify,
+        RayApiAuthError, "client certificate required by a reverse proxy (nginx", get_version, address, verify=verify
+    )
+    assert_error(
+        RayApiAuthError, "client_cert rejected by a reverse proxy (nginx", get_version, address, verify=verify,
         client_cert=str(files.cert), client_key=str(files.key),
     )  # fmt: skip
 
@@ -240,7 +247,7 @@ def test_error_names_missing_client_certificate_after_failed_handshake(
 
     with listening(handle) as port:
         assert_error(
-            RayApiTLSError, "as one does that wants a client's certificate: give client_cert", get_version,
+            RayApiTLSError, "TLS handshake failed, the server ended it: could not", get_version,
             f"https://127.0.0.1:{port}", verify=str(authority.cert),
         )  # fmt: skip
 
@@ -248,31 +255,31 @@ def test_error_names_missing_client_certificate_after_failed_handshake(
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        pytest.param({"client_cert": "{cert}"}, "are no certificate with its key", id="certificate without key"),
+        pytest.param({"client_cert": "{cert}"}, "are not a certificate and its key", id="certificate without key"),
         pytest.param(
             {"client_cert": "{cert}", "client_key": "{other_key}"},
-            "are no certificate with",
+            "are not a certificate and",
             id="key of another certificate",
         ),
         pytest.param(
             {"client_cert": "{encrypted_cert}", "client_key": "{encrypted_key}"},
-            "are no certificate",
+            "are not a certificate",
             id="no key password",
         ),
         pytest.param(
             {"client_cert": "{encrypted_cert}", "client_key": "{encrypted_key}", "client_key_password": SECRET},
-            "are no certificate",
+            "are not a certificate",
             id="wrong key password",
         ),
         pytest.param(
-            {"client_cert": "{cert}", "client_key": "/none"}, "client_key: /none cannot be read", id="missing key file"
+            {"client_cert": "{cert}", "client_key": "/none"}, "client_key /none cannot be read", id="missing key file"
         ),
     ],
 )
 def test_unusable_client_key_is_an_error_before_the_first_request(
     authority: CertificateAuthority, fields: dict[str, str], text: str
 ):
-    """The error comes from ``check_files``. OpenSSL does not ask for a password on the terminal."""
+    """The error comes from ``check_certificates``. OpenSSL does not ask for a password on the terminal."""
     plain, encrypted = authority.issue("a"), authority.issue("encrypted", key_password="right")
     paths = {
         "cert": plain.cert,
@@ -282,7 +289,7 @@ def test_unusable_client_key_is_an_error_before_the_first_request(
     }
 
     with pytest.raises(ValueError, match=text) as caught:
-        Access(**{name: value.format(**paths) for name, value in fields.items()}).check_files()
+        check_certificates(Access(**{name: value.format(**paths) for name, value in fields.items()}))
 
     assert SECRET not in str(caught.value)
 
@@ -291,12 +298,12 @@ def test_unusable_client_key_is_an_error_before_the_first_request(
     ("server", "error_class", "text"),
     [
         ("basic", RayApiAuthError, "(nginx/"),
-        ("basic", RayApiAuthError, "it wants basic authentication for 'team a'"),
-        ("forbidden", RayApiAuthError, "It is not Ray that refuses, but a proxy before it"),
-        ("login page", RayApiAddressError, "titled 'Sign in', as from a login"),
-        ("redirect to login", RayApiAddressError, "leads to https://sso.example.com, as to a login"),
-        ("redirect to https", RayApiAddressError, ": give that as the connection's address"),
-        ("not ray", RayApiAddressError, "This is not a Ray dashboard"),
+        ("basic", RayApiAuthError, "It requires basic authentication for 'team a'"),
+        ("forbidden", RayApiAuthError, "HTTP 403, access denied by a reverse proxy"),
+        ("login page", RayApiAddressError, "an HTML page, titled 'Sign in', instead of Ray's answer"),
+        ("redirect to login", RayApiAddressError, "HTTP 302, redirect to https://sso.example.com: could not"),
+        ("redirect to https", RayApiAddressError, "HTTP 301, redirect to https://127.0.0.1:"),
+        ("not ray", RayApiAddressError, "HTTP 404, this is not the Ray Jobs API"),
     ],
     ids=[
         "server software",
@@ -321,7 +328,7 @@ def test_wrong_login_is_not_taken_for_a_wrong_token(get_version, servers):
 
     assert get_version(address, login="me", password="right") == "2.60.0"
     assert_error(
-        RayApiAuthError, "does not accept the connection's login and password for 'team a'", get_version, address,
+        RayApiAuthError, "Check login and password for 'team a'", get_version, address,
         login="me", password=SECRET,
     )  # fmt: skip
 
@@ -334,9 +341,14 @@ def test_errors_for_wrong_protocol_port_and_host_name_differ(get_version):
         connection.sendall(b"\x00\x00\x12\x04\x00\x00\x00\x00\x00")  # the first bytes of gRPC
 
     with listening(handle) as port:
-        assert_error(RayApiConnectionError, "not as a Ray dashboard does", get_version, f"http://127.0.0.1:{port}")
-    assert_error(RayApiConnectionError, "Check that the Ray head runs", get_version, "http://127.0.0.1:9")
-    assert_error(RayApiConnectionError, "This machine knows no such name", get_version, "http://unknown.invalid:8265")
+        assert_error(RayApiConnectionError, "Answer is not HTTP: could not", get_version, f"http://127.0.0.1:{port}")
+    assert_error(RayApiConnectionError, "Connection refused: could not", get_version, "http://127.0.0.1:9")
+    assert_error(
+        RayApiConnectionError,
+        "DNS lookup failed for unknown.invalid: could not",
+        get_version,
+        "http://unknown.invalid:8265",
+    )
 
 
 def test_http_proxy_gets_its_credentials_and_is_named_without_them(get_version, servers):
@@ -350,11 +362,15 @@ def test_http_proxy_gets_its_credentials_and_is_named_without_them(get_version, 
     with listening(handle) as port:
         proxy = f"http://me:{SECRET}@127.0.0.1:{port}"
         assert_error(
-            RayApiAuthError, "A proxy on the way wants a user and a password", get_version,
+            RayApiAuthError, "HTTP 407, the HTTP proxy requires a login: could not", get_version,
             "http://ray.example.com:8265", proxy=proxy,
         )  # fmt: skip
         error = assert_error(
-            RayApiConnectionError, "does not let us through", get_version, "https://ray.example.com", proxy=proxy
+            RayApiConnectionError,
+            " refused the request: could not",
+            get_version,
+            "https://ray.example.com",
+            proxy=proxy,
         )
 
     assert [request.split(b" ", 2)[:2] for request in requests] == [

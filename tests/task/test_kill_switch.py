@@ -170,7 +170,7 @@ def test_stop(respond: Respond, count: int, seconds: float, summary: str) -> Non
     ("respond", "words"),
     [
         pytest.param(after(9, STOPPED), "ReadTimeout", id="never answers"),
-        pytest.param(hang_up, "no answer from", id="hangs up"),
+        pytest.param(hang_up, "Connection lost", id="hangs up"),
         pytest.param(answer(502, b"proxy"), "HTTP 502", id="a proxy"),
         pytest.param(answer(401, b"token"), "HTTP 401", id="an expired token"),
         pytest.param(answer(200, b"<html>"), "Check host, port", id="a page"),

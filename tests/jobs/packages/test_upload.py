@@ -125,7 +125,7 @@ def test_interrupted_upload_is_retried(
     assert cluster.asked == ["GET", "PUT", "PUT", "GET", "POST"]
     [body] = cluster.packages.values()
     assert zipfile.ZipFile(io.BytesIO(body)).read("main.py") == b"print(1)\n"
-    assert "Could not upload package _ray_pkg_" in caplog.text
+    assert "could not upload package _ray_pkg_" in caplog.text
 
 
 class Challenged(httpx.Auth):
@@ -205,7 +205,7 @@ def test_login_page_is_not_an_existing_package(code: Path):
 
     with (
         RayJobsClient(ADDRESS, retry_timeout=0, transport=httpx.MockTransport(page)) as client,
-        pytest.raises(RayApiResponseError, match="Could not look for package"),
+        pytest.raises(RayApiResponseError, match="could not look for package"),
     ):
         client.submit_job("true", runtime_env={"working_dir": str(code)})
 

@@ -1,0 +1,251 @@
+"""HTTP in the terms of httpx, for both clients: settings, request arguments, responses, errors. It sends nothing."""
+
+from __future__ import annotations
+
+import email.utils
+import ssl
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from contextlib import aclosing, contextmanager, suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+import httpx
+
+from airflow_provider_rayjobs import __version__
+from airflow_provider_rayjobs.exceptions import RayApiAddressError, RayApiConnectionError, RayApiTLSError
+from airflow_provider_rayjobs.jobs import redaction, tls
+from airflow_provider_rayjobs.jobs.access import READ_TIMEOUT, Access
+from airflow_provider_rayjobs.jobs.diagnosis import CHECK_ADDRESS, diagnose_failure
+from airflow_provider_rayjobs.jobs.endpoints import is_success
+from airflow_provider_rayjobs.jobs.logs.json_text import JsonText
+from airflow_provider_rayjobs.jobs.requests import Answer, AnyRequest, LogRequest, UploadRequest, error_message
+from airflow_provider_rayjobs.jobs.steps import LogSink, OnLog
+
+_IDENTIFYING_HEADERS = ("location", "server", "www-authenticate")
+# A request without an answer ends in one of these. On an event loop httpx does not translate a TLS alert that arrives
+# after the handshake of TLS 1.3, for instance that the server requires a client certificate.
+_FAILURES = (httpx.HTTPError, ssl.SSLError)
+# The request never left this machine, so sending it again is safe.
+_NEVER_SENT = (
+    httpx.ConnectError, httpx.ConnectTimeout, httpx.LocalProtocolError, httpx.PoolTimeout, httpx.ProxyError,
+    httpx.UnsupportedProtocol,
+)  # fmt: skip
+
+
+class HttpCodec:
+    """Translates requests into arguments for httpx, and its responses and errors into ours."""
+
+    def __init__(self, address: str, access: Access, label: str, on_token: Callable[[str], object] | None) -> None:
+        self.address = address
+        self.place = f"{address} ({label})" if label else address
+        self._label = label
+        self._access = access
+        self._on_token = on_token
+
+    def client_settings(self, transport: Any) -> dict[str, Any]:
+        """Return the arguments of a blocking or async httpx client with a given httpx transport."""
+        access = self._access
+        # TLS settings take 25 ms; a client without any https URL gets some that trust no certificate
+        needs_tls = any(urlsplit(url).scheme == "https" for url in (self.address, access.proxy or ""))
+        context = tls.create_context(access) if needs_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        return {
+            "base_url": self.address,
+            # Ray refuses every write with the User-Agent of a browser.
+            "headers": {"User-Agent": f"airflow-provider-rayjobs/{__version__}", "Accept": "*/*"},
+            "timeout": access.connect_timeout,
+            "follow_redirects": False,  # they would carry credentials to another host
+            "verify": context,
+            "proxy": None if access.proxy is None else _proxy(access.proxy, context),
+            "auth": _GuardedAuth(access.auth) if access.auth else None,
+            "transport": transport,
+        }
+
+    def encode(self, request: AnyRequest) -> dict[str, Any]:
+        """Return the arguments of one request, and read the token file for it."""
+        access = self._access
+        try:
+            headers = access.request_headers()
+        except ValueError as error:
+            message = error_message("Token file is not usable", request, self.place, str(error))
+            raise RayApiConnectionError(message, sent=False) from None
+        if self._on_token is not None and access.token_file is not None:
+            self._on_token(headers[access.token_header_name].removeprefix("Bearer "))
+        if isinstance(request, UploadRequest):
+            headers |= {"Content-Length": str(request.size), "Content-Type": "application/octet-stream"}
+        return {
+            "method": request.method,
+            "url": request.path,
+            "params": request.params,
+            "json": request.payload,
+            "timeout": self._timeout(request),
+            "headers": headers,
+        }
+
+    def _timeout(self, request: AnyRequest) -> httpx.Timeout:
+        timeout = self._access.read_timeout if request.timeout == READ_TIMEOUT else request.timeout
+        return httpx.Timeout(timeout, connect=min(self._access.connect_timeout, timeout))
+
+    def decode(self, response: httpx.Response) -> Answer:
+        """Translate a response whose content was read."""
+        return Answer(
+            response.status_code,
+            response.content,
+            self.address,
+            response.headers.get("content-type", ""),
+            _time_of(response.headers.get("date")),
+            {name: value for name, value in response.headers.items() if name in _IDENTIFYING_HEADERS},
+            self._access,
+            tuple(redaction.header_secrets(response.request.headers)),
+            self._label,
+        )
+
+    @contextmanager
+    def translate_errors(self, request: AnyRequest) -> Iterator[None]:
+        """Raise errors of httpx as :class:`RayApiConnectionError` or its subclass for TLS."""
+        try:
+            yield
+        except _FAILURES as error:
+            raise self._connection_error(request, error) from error
+
+    def _connection_error(self, request: AnyRequest, error: Exception) -> RayApiConnectionError:
+        if isinstance(error, _AuthError):
+            message = error_message(str(error), request, self.place, "Its text is not shown: it may hold a secret.")
+            return RayApiConnectionError(message, sent=False)
+        if isinstance(error, httpx.LocalProtocolError):
+            # It quotes the header that cannot be sent, and so does its cause.
+            error.args = ("not shown, as it may hold a secret",)
+            error.__cause__ = error.__context__ = None
+        timeouts = self._timeout(request).as_dict()
+        kind, fact, advice = diagnose_failure(error, self.address, self._access, timeouts)
+        cause = redaction.redact(f"{type(error).__name__}: {error}", self._access.secrets()).rstrip(":. ")
+        return kind(
+            f"{error_message(fact, request, self.place, advice)} Cause: {cause}.",
+            sent=not isinstance(error, _NEVER_SENT) and kind is not RayApiTLSError,
+        )
+
+
+class LogReceiver:
+    """Passes a log, which is the body of an answer or a text in its JSON, to a sink, and emits the sink's records."""
+
+    chunk_size: ClassVar[int] = 64 * 1024
+
+    def __init__(self, request: LogRequest, log: LogSink, emit: OnLog, codec: HttpCodec) -> None:
+        self._request = request
+        self._log = log
+        self._emit = emit
+        self._place = codec.place
+        self._json = JsonText() if request.is_json else None
+
+    def accepts(self, response: httpx.Response) -> bool:
+        """Tell whether a response is a log, and if so, begin it."""
+        if is_log := is_success(response.status_code, response.headers.get("content-type", "")):
+            self._log.begin()
+        return is_log
+
+    def feed(self, chunk: bytes) -> bool:
+        """Pass on the next bytes of the answer, and return whether the sink needs more."""
+        try:
+            data = self._json.decode(chunk) if self._json else chunk
+        except ValueError as error:
+            raise self._error(str(error)) from error
+        for record in self._log.feed(data):
+            self._emit(record)
+        return self._log.wants_more
+
+    def finish(self) -> None:
+        """Take the end of the answer as the present end of the log."""
+        if self._json and not self._json.is_whole:
+            raise self._error("the JSON is cut off")
+        for record in self._log.flush():
+            self._emit(record)
+
+    def _error(self, reason: str) -> RayApiAddressError:
+        fact = f"HTTP 200, not an answer of the Ray Jobs API ({reason})"
+        return RayApiAddressError(error_message(fact, self._request, self._place, CHECK_ADDRESS), status_code=200)
+
+
+@dataclass(frozen=True)
+class UploadBytes:
+    """The content of an upload, from the start in each iteration: after a challenge httpx sends a request again."""
+
+    chunks: Callable[[], Iterator[bytes]]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self.chunks()
+
+
+@dataclass(frozen=True)
+class AsyncUploadBytes:
+    """:class:`UploadBytes`, read on the event loop: each chunk takes a fraction of a millisecond."""
+
+    chunks: Callable[[], Iterator[bytes]]
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for chunk in self.chunks():
+            yield chunk
+
+
+class _AuthError(httpx.RequestError):
+    """The user's authentication class raised an error, whose text is left out: it may quote a credential."""
+
+
+class _GuardedAuth(httpx.Auth):
+    """The user's authentication class. Its errors become connection errors: many pass, as a metadata server's do."""
+
+    def __init__(self, auth: httpx.Auth) -> None:
+        self._auth = auth
+
+    @contextmanager
+    def _translate_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  (code of the user's)
+            raise _AuthError(f"auth {type(self._auth).__name__} raised {type(error).__name__}") from None
+
+    def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        with self._translate_errors():
+            yield from self._auth.sync_auth_flow(request)
+
+    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
+        with self._translate_errors(), suppress(StopAsyncIteration):
+            async with aclosing(self._auth.async_auth_flow(request)) as flow:
+                request = await anext(flow)
+                while True:
+                    request = await flow.asend((yield request))
+
+
+def check_address(address: str) -> str:
+    """Return an http or https URL without a last slash, and raise :class:`ValueError` for any other address."""
+    shown = redaction.redact_address(address)
+    try:
+        parts = urlsplit(address)
+        httpx.URL(address)
+        _ = parts.port  # raises for an invalid port
+        (parts.hostname or "").encode("idna")  # raises for an invalid host name
+    except (ValueError, httpx.InvalidURL):
+        # without their text, which may quote a password
+        raise ValueError(f"{shown} is not a valid address: its host or its port is wrong.") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        # ray:// belongs to Ray Client, another service
+        raise ValueError(f"{shown} is not the address of a Ray dashboard, such as http://ray-head:8265 (not ray://).")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError(f"the address of {parts.hostname!r} must hold no credentials, query or fragment.")
+    return address.rstrip("/")
+
+
+def _proxy(url: str, context: ssl.SSLContext) -> httpx.Proxy:
+    scheme = urlsplit(url).scheme
+    if scheme.startswith("socks") and find_spec("socksio") is None:
+        raise ValueError(f"proxy has the schema {scheme}, which needs the package socksio: install it.")
+    return httpx.Proxy(url, ssl_context=context if scheme == "https" else None)
+
+
+def _time_of(date: str | None) -> int:
+    """Return the time of a ``Date`` header, or this machine's where a proxy removed it: Unix milliseconds."""
+    try:
+        return int(email.utils.parsedate_to_datetime(date or "").timestamp() * 1000)
+    except ValueError:
+        return int(time.time() * 1000)
