@@ -63,7 +63,7 @@ class LogSink(Protocol):
     """Takes the bytes of a log: :class:`~.logs.cursor.LogCursor`, a file, a buffer."""
 
     @property
-    def wants_more(self) -> bool:
+    def needs_more(self) -> bool:
         """Tell whether the sink can use the rest of this read."""
 
     def begin(self) -> None:

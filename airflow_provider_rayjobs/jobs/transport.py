@@ -153,7 +153,7 @@ class LogReceiver:
             raise self._error(str(error)) from error
         for record in self._log.feed(data):
             self._emit(record)
-        return self._log.wants_more
+        return self._log.needs_more
 
     def finish(self) -> None:
         """Take the end of the answer as the present end of the log."""

@@ -97,7 +97,7 @@ class LogCursor:
         self.is_mismatch = False
 
     @property
-    def wants_more(self) -> bool:
+    def needs_more(self) -> bool:
         """Tell whether the rest of the read is needed."""
         return not (self.is_mismatch or self.is_throttled)
 

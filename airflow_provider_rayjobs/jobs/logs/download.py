@@ -18,7 +18,7 @@ from airflow_provider_rayjobs.jobs.steps import Engine, ReadLog, send, with_retr
 class LogCopy:
     """Writes what a read of a log brings into a file, byte for byte: a :class:`.LogSink`."""
 
-    wants_more = True
+    needs_more = True
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

@@ -38,9 +38,9 @@ class HeadTail:
         return not self.is_ending and self.shown >= self._head
 
     @property
-    def wants_more(self) -> bool:
-        """See :meth:`.LogCursor.wants_more`."""
-        return self.log.wants_more and not self.is_waiting
+    def needs_more(self) -> bool:
+        """See :meth:`.LogCursor.needs_more`."""
+        return self.log.needs_more and not self.is_waiting
 
     def begin(self) -> None:
         """See :meth:`.LogCursor.begin`."""

@@ -120,7 +120,7 @@ def test_refused_records(data: bytes, sizes: list[int], allowances: list[int]) -
         shown += records
         assert len(records) <= allowance
         assert b"".join(taken[: len(records)]) == data[offset : first.offset]
-        assert first.is_throttled == (not first.wants_more) == (b"\n" in data[first.offset :])
+        assert first.is_throttled == (not first.needs_more) == (b"\n" in data[first.offset :])
     second = in_another_process(first)
     shown += [*read(second, data, sizes), *second.finish()]
 
@@ -297,10 +297,10 @@ def test_replaced_log(data: bytes, shown: int, change: int) -> None:
 
     assert read(log, other, [1000]) == []
     assert log.is_mismatch
-    assert not log.wants_more
+    assert not log.needs_more
 
     log.restart()
-    assert log.wants_more
+    assert log.needs_more
     assert read(log, other, [1000]) == read(LogCursor(), other, [1000])
 
 

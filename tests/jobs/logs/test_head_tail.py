@@ -25,7 +25,7 @@ def test_limit(live: bool, total: int, limit: int, seen: int) -> None:
     log.begin()
     first = [*log.feed(b"".join(data.splitlines(keepends=True)[:seen])), *log.flush()]
     assert log.log.offset == len("".join(f"{line}\n" for line in lines_of(first)))
-    assert log.wants_more != log.is_waiting
+    assert log.needs_more != log.is_waiting
     log.is_ending = True
     log.begin()
     rest = [*log.feed(data), *log.flush()]
@@ -36,7 +36,7 @@ def test_limit(live: bool, total: int, limit: int, seen: int) -> None:
     assert early == lines[:head]
     assert early + lines_of(last) == (lines if total <= limit else lines[:head] + lines[total - (limit - head) :])
     assert log.left_out == max(total - limit, 0)
-    assert log.wants_more
+    assert log.needs_more
 
 
 def test_limit_across_processes() -> None:

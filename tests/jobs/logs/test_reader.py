@@ -93,10 +93,10 @@ class Head:
         size = 0
         if limit != 0:
             log.begin()
-            while size < len(data) and log.wants_more:
+            while size < len(data) and log.needs_more:
                 self.shown += log.feed(data[size : size + 65536])
                 size += 65536
-            if log.wants_more and limit is None:
+            if log.needs_more and limit is None:
                 self.shown += log.flush()
         size = min(size, len(data))
         self.read.append((kind, size))
@@ -104,7 +104,7 @@ class Head:
         self.clock += 0.005 + size / self.speed
         if limit == 0:
             return BUSY
-        return LOST if limit is not None and log.wants_more else None
+        return LOST if limit is not None and log.needs_more else None
 
     @property
     def text(self) -> str:
