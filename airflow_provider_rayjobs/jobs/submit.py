@@ -14,7 +14,7 @@ from airflow_provider_rayjobs.exceptions import RayJobExistsError
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobSubmission
 from airflow_provider_rayjobs.jobs.packages.paths import has_local_code
-from airflow_provider_rayjobs.jobs.progress import in_turns
+from airflow_provider_rayjobs.jobs.progress import run_in_slices
 from airflow_provider_rayjobs.jobs.steps import Engine, LogMessage, raising_unreachable, send
 from airflow_provider_rayjobs.jobs.submission import NONCE, SubmissionOptions, build_submission, check_runtime_env_keys
 
@@ -48,7 +48,7 @@ def submit_with_code(entrypoint: str | Sequence[str], options: CodeOptions, retr
         from airflow_provider_rayjobs.jobs.packages.upload import upload_packages  # noqa: PLC0415
 
         check_runtime_env_keys(runtime_env)
-        code = yield from in_turns(find_packages(runtime_env, secrets=secrets), "Hashing local code")
+        code = yield from run_in_slices(find_packages(runtime_env, secrets=secrets), "Hashing local code")
         submission = build_submission(entrypoint, **{**arguments, "runtime_env": code.runtime_env})
         yield from upload_packages(code, retry_timeout)
     yield from submit_job(submission, retry_timeout)
