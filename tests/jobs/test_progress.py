@@ -52,12 +52,12 @@ def drive(engine: Engine[str]) -> tuple[str, int, list[str]]:
                 messages.append(message)
 
 
-def test_long_work_is_one_step_per_slice_with_notes():
+def test_long_work_is_one_step_per_slice_with_messages():
     """A slice ends after a quarter of a second; a message is due every 5 s of the engine's clock."""
     assert drive(run_in_slices(Reading(3).work(), "Reading", 3 * 2**20)) == ("result", 4, ["Reading: 2 of 3 MiB."])
 
 
-def test_short_work_is_one_step_without_notes():
+def test_short_work_is_one_step_without_messages():
     """Work that ends within a quarter of a second is one step."""
     assert drive(run_in_slices(Reading(0).work(), "Reading")) == ("result", 1, [])
 
