@@ -242,7 +242,7 @@ class RayJobSubmitOperator(BaseOperator):
             return None
         # Imported here, because parsing a DAG file imports this module.
         from airflow_provider_rayjobs.jobs.packages.local_code import find_packages  # noqa: PLC0415
-        from airflow_provider_rayjobs.jobs.progress import in_turns  # noqa: PLC0415
+        from airflow_provider_rayjobs.jobs.progress import run_in_slices  # noqa: PLC0415
         from airflow_provider_rayjobs.package_storage import open_storage  # noqa: PLC0415
 
         check_runtime_env_keys(runtime_env)
@@ -252,7 +252,7 @@ class RayJobSubmitOperator(BaseOperator):
             secrets=template_values.as_package_secrets(self.package_secrets),
             storage=None if template_values.is_unset(self.package_storage) else open_storage(self.package_storage),
         )
-        return (yield from in_turns(packages, "Hashing local code"))
+        return (yield from run_in_slices(packages, "Hashing local code"))
 
     def plan(
         self, context: Context, submission_id: str, nonce: str | None = None, *, runtime_env: Any = None

@@ -245,7 +245,7 @@ def test_kill_interrupts_the_reading_of_local_code(
     for name in ("a", "b", "c"):
         (tmp_path / name).write_bytes(bytes(2**20))
     operator = RayJobSubmitOperator(task_id="t", entrypoint="true", runtime_env={"working_dir": str(tmp_path)})
-    for name in ("_INTERVAL", "_TURN"):
+    for name in ("_INTERVAL", "_SLICE"):
         monkeypatch.setattr(f"airflow_provider_rayjobs.jobs.progress.{name}", 0.0)
     switch = CountedSwitch(checks)
     logger = logging.getLogger("airflow.task.local_code")

@@ -15,20 +15,19 @@ from airflow_provider_rayjobs.jobs.redaction import describe_unreadable, header_
 if TYPE_CHECKING:
     import httpx
 
-# The headers from which Ray reads its token, in this order. It reads the second only in a request without the first.
+# The headers from which Ray reads its token. Ray reads the second only in a request without the first.
 # Source: Ray 2.60 ``_private/authentication/http_token_authentication.py``.
 AUTHORIZATION = "Authorization"
 RAY_AUTHORIZATION = "X-Ray-Authorization"
 
-# Values of ``verify`` besides a path: trust this machine's certificates; trust any certificate, which is no protection.
+# Values of ``verify`` besides a path: trust this machine's certificates, or check no certificate.
 SYSTEM = "system"
 OFF = "off"
-_NO_PATHS = ("", "true", "false", "yes", "no", "on", "1", "0")
+_NOT_PATHS = ("", "true", "false", "yes", "no", "on", "1", "0")
 
-# Seconds to connect to the head: it is near, or not there.
+# Seconds to connect to the head. A reachable head accepts a connection within milliseconds.
 CONNECT_TIMEOUT = 10.0
-# Seconds for the next bytes of an answer. The head answers most requests in milliseconds. This allows for a head under
-# load, and is short enough that a follower notices an outage within a minute.
+# Seconds for the next bytes of an answer: enough for a head under load, and an outage is noticed within a minute.
 READ_TIMEOUT = 30.0
 
 # Shortest header value, in characters, that is secret under any header name: "https" and "team-a" are not.
@@ -40,24 +39,24 @@ _PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 @dataclass(frozen=True)
 class Access:
     """
-    All that a client needs besides the address.
+    Everything that a client needs besides the address.
 
-    The header ``Authorization`` carries Ray's token. If ``login``, ``auth`` or ``headers`` sets that header,
-    ``X-Ray-Authorization`` carries the token: Ray reads it in a request without ``Authorization``.
+    The header ``Authorization`` carries Ray's token. If ``login``, ``auth`` or ``headers`` sets that header, the
+    client sends the token in ``X-Ray-Authorization``. Ray reads it if a reverse proxy removes ``Authorization``.
 
     :param token: Ray's authentication token.
-    :param token_file: a file with the token, read for each request: such tokens rotate.
-    :param token_header: ``X-Ray-Authorization`` if a reverse proxy removes ``Authorization`` although no field sets it.
-    :param login: with ``password``, for the basic authentication of a reverse proxy.
+    :param token_file: a file with the token. The client reads it for each request, because such tokens rotate.
+    :param token_header: another header for the token: ``X-Ray-Authorization`` if a proxy removes ``Authorization``.
+    :param login: the user for basic authentication at a reverse proxy; requires ``password``.
     :param headers: sent with each request.
     :param auth: any :class:`httpx.Auth`.
     :param verify: trusted certificates: ``system``, ``off``, or the file (or OpenSSL folder) of a private authority.
     :param client_cert: a PEM file with the client's certificate, for mTLS; its key may be in it, or in ``client_key``.
-    :param client_key_password: of an encrypted key.
-    :param proxy: the HTTP proxy, e.g. ``http://me:secret@proxy:3128``; that of the environment when not given.
+    :param client_key_password: the password of an encrypted key.
+    :param proxy: the HTTP proxy, e.g. ``http://me:secret@proxy:3128``; by default that of the environment variables.
     :param connect_timeout: seconds to connect to the head.
     :param read_timeout: seconds for the next bytes of an answer; a submission always has 120.
-    :raises ValueError: for a field that can never work, naming it.
+    :raises ValueError: a field cannot work; the error names it.
     """
 
     token: str | None = field(default=None, repr=False)
@@ -83,10 +82,10 @@ class Access:
         if (self.login is None) != (self.password is None):
             raise ValueError("login and password belong together, for basic authentication. One is missing.")
         if self.login is not None and ":" in self.login:
-            raise ValueError("login holds a colon, which basic authentication cannot send.")
+            raise ValueError("login contains a colon, which basic authentication cannot send.")
         for name in ("token_file", "verify", "client_cert", "client_key"):
             path = getattr(self, name)
-            # first, so that no error about a missing file quotes a pasted key
+            # Checked first: an error about a missing file would quote a pasted key.
             if isinstance(path, str) and ("-----BEGIN" in path or len(path) > 1024 or not path.isprintable()):
                 raise ValueError(f"{name} must be the path of a file, not its content. Write the content to a file.")
         for name, value in self.headers.items():
@@ -101,20 +100,20 @@ class Access:
 
     def _check_token_header(self) -> None:
         if self.token_header not in (None, AUTHORIZATION, RAY_AUTHORIZATION):
-            # without the value, which may be the token
+            # The value is not quoted: it may be the token.
             raise ValueError(f"token_header must be {AUTHORIZATION} or {RAY_AUTHORIZATION}.")
         if self.token_header is not None and not self.has_token:
             raise ValueError("token_header is given without a token. Set token or token_file, or leave it out.")
-        users = self._users_of_authorization()
-        if len(users) > 1:
-            raise ValueError(f"{' and '.join(users)} both set the header {AUTHORIZATION}. Leave one out.")
+        fields = self._authorization_fields()
+        if len(fields) > 1:
+            raise ValueError(f"{' and '.join(fields)} both set the header {AUTHORIZATION}. Leave one out.")
         if self.has_token and self.token_header_name.lower() in map(str.lower, self.headers):
             raise ValueError(f"headers sets {self.token_header_name}, which carries the token. Leave one out.")
-        if users and self.token_header == AUTHORIZATION:
-            raise ValueError(f"token_header is {AUTHORIZATION}, which {users[0]} sets. Leave one out.")
+        if fields and self.token_header == AUTHORIZATION:
+            raise ValueError(f"token_header is {AUTHORIZATION}, which {fields[0]} sets. Leave one out.")
 
     def _check_tls(self) -> None:
-        if not isinstance(self.verify, str) or self.verify.lower() in _NO_PATHS:
+        if not isinstance(self.verify, str) or self.verify.lower() in _NOT_PATHS:
             raise ValueError(
                 f"verify must be {SYSTEM!r} (this machine's certificates), {OFF!r} (no check) or the path of a file "
                 f"with trusted certificates, not {self.verify!r}."
@@ -122,8 +121,8 @@ class Access:
         if self.client_cert is None and (self.client_key is not None or self.client_key_password is not None):
             raise ValueError("client_key is given without client_cert, its certificate.")
 
-    def _users_of_authorization(self) -> list[str]:
-        """Return the fields, other than the token's, that set the header ``Authorization``."""
+    def _authorization_fields(self) -> list[str]:
+        """Return the names of the fields, other than the token's, that set the header ``Authorization``."""
         in_headers = AUTHORIZATION.lower() in map(str.lower, self.headers)
         is_set = {"login": self.login is not None, "auth": self.auth is not None, "headers": in_headers}
         return [name for name in is_set if is_set[name]]
@@ -134,7 +133,7 @@ class Access:
 
     @property
     def token_header_name(self) -> str:
-        return self.token_header or (RAY_AUTHORIZATION if self._users_of_authorization() else AUTHORIZATION)
+        return self.token_header or (RAY_AUTHORIZATION if self._authorization_fields() else AUTHORIZATION)
 
     @property
     def proxy_origin(self) -> str:
@@ -143,7 +142,7 @@ class Access:
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if self.proxy else ""
 
     def request_headers(self) -> dict[str, str]:
-        """Return the headers of one request. See :meth:`current_token` for the errors."""
+        """Return the headers of one request, or raise :class:`ValueError` for an unusable token file."""
         headers = dict(self.headers)
         if self.login is not None:
             headers[AUTHORIZATION] = f"Basic {_basic(self.login, self.password or '')}"
@@ -152,7 +151,7 @@ class Access:
         return headers
 
     def current_token(self) -> str | None:
-        """Return Ray's token as it is now, or raise :class:`ValueError` for a token file that is not usable."""
+        """Return Ray's current token, or raise :class:`ValueError` for an unusable token file."""
         if self.token_file is None:
             return self.token
         try:
@@ -165,7 +164,7 @@ class Access:
         return token
 
     def describe(self) -> str:
-        """Return which credentials a request carries, without their values."""
+        """Name the credentials that a request carries, without their values."""
         source = f"from {self.token_file} " if self.token_file else ""
         is_sent = {
             f"a token {source}in {self.token_header_name}": self.has_token,
@@ -177,7 +176,7 @@ class Access:
         return " and ".join(name for name, is_given in is_sent.items() if is_given) or "no credentials"
 
     def secrets(self) -> Iterator[str]:
-        """Yield every secret, in each form in which it is sent; of the token file, the present token."""
+        """Yield every secret in each form in which the client sends it, with the current token of a token file."""
         try:
             given = [self.current_token()]
         except ValueError:
@@ -200,7 +199,7 @@ def _check_token(subject: str, token: str) -> None:
 
 def _check_header(name: str, value: str) -> None:
     if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
-        # the text after a colon may be the value
+        # A name with a colon is not quoted: the text after the colon may be a secret.
         shown = repr(name) if ":" not in str(name) else "a name with a colon"
         raise ValueError(f"headers: {shown} is not a valid header name.")
     if not isinstance(value, str):
@@ -214,7 +213,7 @@ def _check_header_value(subject: str, value: str) -> None:
     if value != value.strip(" "):
         raise ValueError(f"{subject} begins or ends with a space.")
     if not (value.isascii() and value.isprintable()):
-        raise ValueError(f"{subject} holds a character that no HTTP header can hold, such as a newline.")
+        raise ValueError(f"{subject} contains a character that no HTTP header can hold, such as a newline.")
 
 
 def _check_proxy(proxy: str) -> None:
@@ -225,10 +224,10 @@ def _check_proxy(proxy: str) -> None:
     except ValueError:
         is_address = False
     if not is_address or parts.query or parts.fragment or parts.path not in ("", "/"):
-        # without the value, which may hold a password
+        # The value is not quoted: it may contain a password.
         raise ValueError(
             "proxy must be an address such as http://proxy:3128 or http://user:password@proxy:3128, with one of the "
-            f"schemas {', '.join(_PROXY_SCHEMES)}."
+            f"schemes {', '.join(_PROXY_SCHEMES)}."
         )
 
 

@@ -1,4 +1,4 @@
-"""The clients: they send single requests and drive engines (:mod:`.steps` is their contract)."""
+"""The two clients, blocking and async: they send single requests, and drive engines (see :mod:`.steps`)."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ class RayJobsClient(_BaseClient[httpx.Client]):
     """
     A blocking client of the Ray Jobs API.
 
-    :param address: of the head's dashboard, e.g. ``http://ray-head:8265`` or ``https://ray.example.com/team-a``.
+    :param address: the address of the dashboard, e.g. ``http://ray-head:8265`` or ``https://ray.example.com/team-a``.
     :param token: Ray's authentication token, sent as ``Authorization: Bearer``; short for ``Access(token=...)``.
     :param access: all other credentials, TLS settings, the HTTP proxy and timeouts: :class:`~.access.Access`.
     :param label: the caller's name for the address: errors add it, e.g. ``http://ray-head:8265 (production)``.
     :param retry_timeout: seconds for which a method retries a request that fails.
-    :param logger: for messages on outages and incomplete logs.
+    :param logger: receives messages about outages and incomplete logs.
     :param on_token: called with the token of a token file before each request, so that a new one can be masked in logs.
-    :param transport: of httpx, for tests.
+    :param transport: an httpx transport, for tests.
     """
 
     _http_type = httpx.Client
@@ -89,26 +89,26 @@ class RayJobsClient(_BaseClient[httpx.Client]):
         """
         Submit a job exactly once, even if an answer is lost, and return its submission id.
 
-        The local code in its runtime environment (``working_dir``, ``py_modules``, requirements files) is packed and
-        uploaded first, unless the cluster has it. Relative paths start at the working directory.
+        The client first uploads the local code of the runtime environment (``working_dir``, ``py_modules``,
+        requirements files), unless the cluster has it. Relative paths start at the current directory.
 
-        :param entrypoint: a shell command; or a list of its arguments, which is quoted.
+        :param entrypoint: a shell command; or a list of arguments, which the client quotes for the shell.
         :param options: see :class:`~.submission.SubmissionOptions` and :class:`~.submit.CodeOptions`.
-        :raises ValueError: for an option that can never work; nothing was submitted.
-        :raises RayPackageError: for local code that cannot be packed; nothing was submitted.
+        :raises ValueError: an option cannot work; nothing was submitted.
+        :raises RayPackageError: the local code cannot be packed; nothing was submitted.
         """
         return self.run(submit_with_code(entrypoint, options, self.retry_timeout))
 
     def get_job(self, submission_id: str) -> JobDetails:
-        """Return a job's current state; the id may be a Ray Core job id as well."""
+        """Return a job's current state, by its submission id or its Ray Core job id."""
         return self.run(send(endpoints.get_job(submission_id), self.retry_timeout))
 
     def list_jobs(self) -> list[JobDetails]:
-        """Return all jobs that the cluster remembers, interactive ones included. Each costs the head 0.3 ms."""
+        """Return all jobs that the cluster remembers, interactive ones included. The head needs 0.3 ms for each job."""
         return self.run(send(endpoints.list_jobs(), self.retry_timeout))
 
     def stop_job(self, submission_id: str) -> bool:
-        """Ask Ray to stop a job, which takes seconds. Return ``False`` for a job that has ended."""
+        """Ask Ray to stop a job, without waiting for its end. Return ``False`` if it has ended already."""
         return self.run(send(endpoints.stop_job(submission_id), self.retry_timeout))
 
     def delete_job(self, submission_id: str) -> bool:
@@ -116,14 +116,14 @@ class RayJobsClient(_BaseClient[httpx.Client]):
         return self.run(send(endpoints.delete_job(submission_id), self.retry_timeout))
 
     def get_job_logs(self, submission_id: str) -> str:
-        """Return the present log of a driver as one text."""
+        """Return the current log of a driver as one text."""
         return self.run(get_job_logs(submission_id, self.retry_timeout))
 
     def save_job_logs(self, submission_id: str, path: str | PathLike[str]) -> int:
         """
-        Write the present log of a driver to a file, without holding it in memory, and return its size in bytes.
+        Write the current log of a driver to a file, without holding it in memory, and return its size in bytes.
 
-        An existing file is replaced at the end. Before Ray 2.47 a head gives the log as text, with other line ends.
+        A failed download leaves an existing file unchanged. Heads before Ray 2.47 change the line ends of the log.
         """
         with whole_file(Path(path)) as file:
             return self.run(save_job_logs(submission_id, file, self.retry_timeout))
@@ -131,17 +131,17 @@ class RayJobsClient(_BaseClient[httpx.Client]):
     def follow_job(
         self, submission_id: str, *, on_log: OnLog | None = None, **options: Unpack[follow.FollowOptions]
     ) -> JobDetails:
-        """Follow a job to its terminal status; ``on_log`` gets each log record, many lines without a final newline."""
+        """Follow a job to its terminal status; ``on_log`` gets log records: many lines, without a final newline."""
         engine = follow.follow_job(submission_id, reader=LogReader() if on_log else None, **options)
         return self.run(engine, on_log)
 
     def run(self, engine: Engine[T], on_log: OnLog | None = None) -> T:
-        """Drive an engine to its end, and call ``on_log`` with the records that it emits."""
+        """Run an engine to its end, and call ``on_log`` with the records that it emits."""
         with closing(engine):
             step = steps.advance(engine)
             while not isinstance(step, steps.Finished):
                 try:
-                    outcome = self._perform(step, on_log or _ignore)
+                    outcome = self._perform(step, on_log or (lambda _: None))
                 except RayJobsError as error:
                     outcome = error
                 step = steps.advance(engine, outcome)
@@ -155,8 +155,7 @@ class RayJobsClient(_BaseClient[httpx.Client]):
                 return self._read_log(request, log, emit)
             case steps.Upload(request) as upload:
                 content = UploadBytes(lambda: upload.chunks(time.monotonic, self._log))
-                answer = self._exchange(request, content)
-                return endpoints.check_answer(request, answer)
+                return endpoints.check_answer(request, self._exchange(request, content))
             case steps.RunBlocking(call):
                 return call()
             case steps.EmitRecord(record):
@@ -202,7 +201,7 @@ class RayJobsClient(_BaseClient[httpx.Client]):
 
 
 class AsyncRayJobsClient(_BaseClient[httpx.AsyncClient]):
-    """:class:`RayJobsClient` for an event loop, its twin: the same arguments, the same methods, awaited."""
+    """:class:`RayJobsClient` for an event loop, with the same arguments and methods."""
 
     _http_type = httpx.AsyncClient
 
@@ -244,7 +243,7 @@ class AsyncRayJobsClient(_BaseClient[httpx.AsyncClient]):
             step = steps.advance(engine)
             while not isinstance(step, steps.Finished):
                 try:
-                    outcome = await self._perform(step, on_log or _ignore)
+                    outcome = await self._perform(step, on_log or (lambda _: None))
                 except RayJobsError as error:
                     outcome = error
                 step = steps.advance(engine, outcome)
@@ -258,8 +257,7 @@ class AsyncRayJobsClient(_BaseClient[httpx.AsyncClient]):
                 return await self._read_log(request, log, emit)
             case steps.Upload(request) as upload:
                 content = AsyncUploadBytes(lambda: upload.chunks(time.monotonic, self._log))
-                answer = await self._exchange(request, content)
-                return endpoints.check_answer(request, answer)
+                return endpoints.check_answer(request, await self._exchange(request, content))
             case steps.RunBlocking(call):
                 return await _run_in_thread(call)
             case steps.EmitRecord(record):
@@ -305,7 +303,7 @@ class AsyncRayJobsClient(_BaseClient[httpx.AsyncClient]):
 
 
 async def _run_in_thread(call: Callable[[], T]) -> T:
-    """Run a blocking call beside the event loop, always to its end: a cancelled caller closes what it works with."""
+    """Run a blocking call in a thread. A cancelled caller waits for its end: the call may use files of the caller."""
     work = asyncio.ensure_future(asyncio.to_thread(call))
     cancelled: asyncio.CancelledError | None = None
     while not work.done():
@@ -317,7 +315,3 @@ async def _run_in_thread(call: Callable[[], T]) -> T:
         work.exception()  # marks it as retrieved
         raise cancelled
     return work.result()
-
-
-def _ignore(record: str) -> None:
-    pass

@@ -1,8 +1,8 @@
 """
-Why a request failed, and what to do about it: from the error of a connection, or from an answer that denies access.
+Find the cause and the fix of a failed request: a connection error, or an answer that denies access.
 
-A reverse proxy (or ingress) in front of Ray may require a login of its own. Ray's refusals are known by their words;
-every other refusal is the proxy's.
+A reverse proxy (or ingress) in front of Ray may require a login of its own. Ray's refusals are recognised by their
+wording. Every other refusal comes from the proxy.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ from airflow_provider_rayjobs.jobs.access import AUTHORIZATION, RAY_AUTHORIZATIO
 from airflow_provider_rayjobs.jobs.requests import Answer
 
 E = TypeVar("E", bound=RayJobsError)
-# An error's class; the fact, in words that a reader searches for; and the fix, by the names of Access's fields.
+# The class of the error, the fact in searchable words, and the fix in terms of the fields of ``Access``.
 Diagnosis = tuple[type[E], str, str]
 
 CHECK_ADDRESS = "Check host, port, schema and base path of the address: it must be that of a Ray dashboard."
 _ASK_FOR_LOGIN = "If a reverse proxy requires a login, ask its administrator for one; set login, headers or auth."
 _SET_PROXY_LOGIN = "set proxy with a user and a password (http://user:password@host:port)."
 
-# Why OpenSSL rejects a certificate, by its numbers. Source: ``openssl/x509_vfy.h``.
+# OpenSSL's codes for a rejected certificate. Source: ``openssl/x509_vfy.h``.
 _UNKNOWN_AUTHORITY = (2, 18, 19, 20, 21)
 _REJECTIONS = {
     9: ("is not valid yet", "Check the clocks of both machines."),
     10: ("has expired", "It must be renewed on the server."),
     **dict.fromkeys((62, 64), ("is for another name", "Use a host in the address that the certificate names.")),
 }
-# OpenSSL's words for a server that ends the handshake because of the client's certificate, or because there is none.
-# It does so before it reads a request. Any other end of a TLS connection is an outage.
+# OpenSSL's reasons if the server rejects or misses the client's certificate. The server sends these alerts before it
+# reads a request. Any other end of a TLS connection is an outage.
 _CLIENT_CERTIFICATE_ALERT = re.compile(
     "ALERT_(CERTIFICATE|BAD_CERTIFICATE|NO_CERTIFICATE|UNSUPPORTED_CERTIFICATE|UNKNOWN_CA|HANDSHAKE_FAILURE|ACCESS_DENIED)"
 )
-# OpenSSL's words for a server that speaks another protocol.
+# OpenSSL's reasons if the server speaks another protocol.
 _NO_TLS = re.compile("WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|HTTP_REQUEST|UNKNOWN_PROTOCOL|ALERT_PROTOCOL_VERSION")
-# The answers of TLS servers to plain HTTP: of nginx, then of Go's net/http (Traefik, Caddy).
+# How TLS servers answer plain HTTP: nginx, then Go's net/http (Traefik, Caddy).
 _TLS_REQUIRED = ("plain HTTP request was sent to HTTPS port", "HTTP request to an HTTPS server")
-# httpx's words for a head that goes away in the middle of an answer: it does speak HTTP.
+# httpx's messages if a server that speaks HTTP disconnects in the middle of an answer.
 _CUT_OFF = re.compile("server disconnected|peer closed", re.IGNORECASE)
-# What httpx's errors mean, by the names of their classes.
+# The facts behind httpx's errors, by class name.
 _FACTS = {
     "ConnectError": "Connection failed",
     "ConnectTimeout": "Connection timeout after {connect:.12g} s",
@@ -92,14 +92,14 @@ def diagnose_failure(
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what it was raised from, up to an error that the caller was handling."""
+    """Yield an error and its causes, without the errors that the caller was handling meanwhile."""
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen and not isinstance(cause, RayJobsError):
         seen.add(id(cause))
         yield cause
-        # Errors of the transport name their cause by __context__ alone: httpcore raises them "from None". The
-        # __context__ of any other error, such as the socket's, is what the caller was handling at the time.
+        # httpcore raises its errors "from None", so only their __context__ holds the cause. The __context__ of any
+        # other error, such as the socket's, is an error that the caller was handling.
         is_of_transport = type(cause).__module__.partition(".")[0] in ("httpx", "httpcore", "anyio")
         cause = cause.__cause__ or (cause.__context__ if is_of_transport else None)
 
@@ -138,7 +138,7 @@ def _diagnose_certificate(error: ssl.SSLCertVerificationError, access: Access) -
 
 
 def diagnose_answer(answer: Answer) -> Diagnosis[RayApiResponseError] | None:
-    """Diagnose an answer that denies access, or that no dashboard sends; return ``None`` for every other one."""
+    """Diagnose an answer that denies access, or that no dashboard sends. Return ``None`` for any other answer."""
     text, proxy = answer.text, _name_proxy(answer)
     match answer.status_code:
         case 401 | 403 if text.startswith(("Unauthorized: ", "Forbidden: ")) and "authentication token" in text:
@@ -226,6 +226,6 @@ def _name_proxy(answer: Answer) -> str:
 
 def _quote_title(answer: Answer) -> str:
     found = re.search(r"<title[^>]*>([^<]{1,2000})", answer.text[:20_000], re.IGNORECASE)
-    # redacted before it is shortened: half a secret is not recognised
+    # Redacted before it is shortened: half a secret would not be recognised.
     title = " ".join(answer.redact(html.unescape(found.group(1))).split())[:80] if found else ""
     return f", titled {title!r}," if title else ""

@@ -1,8 +1,8 @@
 """
 The Ray Jobs REST API: for each endpoint, the request and how to read its answer.
 
-Source: Ray 2.60 ``dashboard/modules/job/job_head.py`` and ``dashboard/modules/state/state_head.py``. The HTTP status
-does not say enough: a 500 may carry the traceback of "this id is taken". So Ray's words are read first.
+Source: Ray 2.60 ``dashboard/modules/job/job_head.py`` and ``dashboard/modules/state/state_head.py``. Ray's HTTP status
+is ambiguous: a 500 may mean that the submission id is taken. So Ray's wording decides which error an answer is.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ def list_jobs() -> Request[list[JobDetails]]:
 
 
 def stop_job(submission_id: str) -> Request[bool]:
-    """Describe the request to stop a job. Ray answers before the job stops, and ``False`` if it has ended already."""
+    """Describe the request to stop a job. Ray answers before the job stops, or ``False`` if it has ended already."""
     path = f"{_job_path(submission_id)}/stop"
     return Request(f"stop job {submission_id}", "POST", path, lambda answer: bool(answer["stopped"]))
 
 
 def delete_job(submission_id: str) -> Request[bool]:
-    """Describe the request to delete the record of a job that has ended. Repeated, it fails: the job is unknown."""
+    """Describe the request to delete Ray's record of an ended job. A second request fails: the job is unknown."""
     path = _job_path(submission_id)
     return Request(
         f"delete job {submission_id}", "DELETE", path, lambda answer: bool(answer["deleted"]), idempotent=False
@@ -88,12 +88,12 @@ def get_cluster_status() -> Request[ClusterResources]:
 
 
 def get_package(name: str) -> Request[None]:
-    """Describe the question whether the cluster holds a package. Once asked for, Ray keeps the package for 600 s."""
+    """Describe the request that looks for a package. Ray keeps the package for 600 s after this request."""
     return Request(f"look for package {name}", "GET", _package_path(name), lambda _: None, expects_json=False)
 
 
 def put_package(name: str, size: int) -> UploadRequest:
-    """Describe the upload of a package of less than 100 MiB. Unlike :func:`get_package`, it makes Ray keep nothing."""
+    """Describe the upload of a package of less than 100 MiB. Ray may delete it unless :func:`get_package` follows."""
     return UploadRequest(f"upload package {name}", _package_path(name), size)
 
 
@@ -101,8 +101,8 @@ def get_log_text(submission_id: str) -> LogRequest:
     r"""
     Describe the request for a driver's whole log as text, which every Ray version has.
 
-    For this the head holds the log in memory, turns ``\r\n`` and ``\r`` into ``\n``, and fails for bytes that are not
-    UTF-8. So its log offsets differ from those of :func:`get_log_file`.
+    The head holds the log in memory, turns ``\r\n`` and ``\r`` into ``\n``, and fails for bytes that are not UTF-8. So
+    its log offsets differ from those of :func:`get_log_file`.
     """
     return LogRequest(f"read the log of job {submission_id}", f"{_job_path(submission_id)}/logs", is_json=True)
 
@@ -111,12 +111,12 @@ def get_log_file(submission_id: str, node_id: str) -> LogRequest:
     """
     Describe the request for a driver's log file, as bytes (Ray 2.47 and later).
 
-    It names the file: for a ``submission_id`` the head would search all jobs that it ever ran.
+    The request names the file. Given a ``submission_id``, the head would search all jobs that it ever ran.
     """
     return LogRequest(
         f"read the log of job {submission_id}",
         "/api/v0/logs/file",
-        # without this timeout the head cuts the answer off after 30 s
+        # By default the head cuts the answer off after 30 s.
         {"node_id": node_id, "filename": log_name(submission_id), "lines": "-1", "timeout": str(_LOG_TIMEOUT)},
     )
 
@@ -149,20 +149,20 @@ def parse_answer(request: Request[T], answer: Answer) -> T:
 
 
 def check_answer(request: AnyRequest, answer: Answer) -> None:
-    """Raise the error for an answer without JSON that is no success."""
+    """Raise an error if a request that expects no JSON has failed."""
     if not is_success(answer.status_code, answer.content_type):
         raise error_for_answer(request, answer)
 
 
 def is_success(status_code: int, content_type: str) -> bool:
-    """Tell an answer without JSON, such as a log, from an error and from a proxy's login page."""
+    """Tell whether an answer without JSON, such as a log, is neither an error nor a proxy's login page."""
     return status_code == 200 and not content_type.startswith("text/html")
 
 
 def error_for_answer(request: AnyRequest, answer: Answer) -> RayApiResponseError:
-    """Return the error that an answer means: by Ray's words first, then by the HTTP status."""
+    """Return the error for an unsuccessful or unexpected answer."""
     kind, fact, advice = diagnose_answer(answer) or _diagnose_status(answer)
-    message = error_message(f"HTTP {answer.status_code}, {fact}", request, answer.place, advice)
+    message = error_message(f"HTTP {answer.status_code}, {fact}", request, answer.labelled_address, advice)
     if quoted := _quote(answer):
         message = f"{message} The answer says: {quoted}{'' if quoted.endswith('.') else '.'}"
     return kind(message, status_code=answer.status_code)
@@ -193,8 +193,8 @@ def _diagnose_status(answer: Answer) -> Diagnosis[RayApiResponseError]:
             return RayApiPackageNotFoundError, "package not found", "The cluster does not hold it."
         case 413:
             advice = (
-                "Ray takes 100 MiB; a lower limit is that of a reverse proxy (nginx: client_max_body_size). Raise it, "
-                "exclude files that the job does not need, or give the URI of a package."
+                "Ray's limit is 100 MiB. A reverse proxy may have a lower one (nginx: client_max_body_size): raise it. "
+                "Or exclude files that the job does not need, or give the URI of a package."
             )
             return RayApiRejectedError, "request too large", advice
         case 429 | 502 | 503 | 504 as code:
@@ -207,7 +207,7 @@ def _diagnose_status(answer: Answer) -> Diagnosis[RayApiResponseError]:
 
 
 def _quote(answer: Answer, limit: int = 500) -> str:
-    """Quote an answer: of a traceback the last line, of HTML nothing, nor of a 200, which may hold ``env_vars``."""
+    """Quote an error, or the last line of a traceback. Quote no HTML, and no 200: it may hold ``env_vars``."""
     text = answer.redact(answer.text)
     if answer.status_code == 200 or text.startswith("<"):
         return ""

@@ -1,8 +1,8 @@
 """
-Follow a job until a terminal status: an engine (:mod:`.steps` is its contract).
+Follow a job to its terminal status; engines (see :mod:`.steps`).
 
-Following is polling with short requests. A log tail would hold one of the 100 connections of the head's Jobs API until
-the job ends, and the head hangs for all clients when the last one is taken.
+The client polls with short requests. A log tail would hold one of the 100 connections of the head's Jobs API until the
+job ends. Once all of them are taken, the head hangs for all clients.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobStatus
 from airflow_provider_rayjobs.jobs.steps import Engine, LogMessage, Send, Sleep
 
-# Seconds between the first polls, and their growth up to ``poll_interval``: a short job is followed closely. A poll
-# takes 4 ms of the head.
+# Seconds between the first two polls. The delay grows up to ``poll_interval``, so that the end of a short job is
+# noticed soon. The head needs 4 ms for a poll.
 FIRST_DELAY = 0.5
 DELAY_GROWTH = 1.4
 MIN_POLL_INTERVAL = 0.1  # a head answers about 250 polls a second, for all clients together
@@ -60,8 +60,7 @@ def follow_job(
     :param reader: reads the job's log; ``None`` for no log.
     :param limits: how long the job may wait and run.
     :param session: the Ray session in which the job was submitted.
-    :return: the ended job, after all of its log was emitted. If :attr:`.LogReader.hands_over`, the job as it is
-        when the log is handed over.
+    :return: the ended job, after its whole log was emitted; or the running job, if :attr:`.LogReader.hands_over`.
     :raises RayJobNotFoundError: the cluster does not know the job.
     :raises RayJobLostError: the cluster does not know the job, and the head was restarted since the submission.
     :raises RayJobTimeoutError: a time limit expired; the job still runs.
@@ -72,7 +71,7 @@ def follow_job(
     missing_until = now + missing_timeout
     max_delay = max(poll_interval, MIN_POLL_INTERVAL)
     delay = min(FIRST_DELAY, max_delay)
-    unknown: JobStatus | None = None
+    unknown_status: JobStatus | None = None
     while True:
         remaining = float("inf")
         try:
@@ -88,11 +87,11 @@ def follow_job(
             yield from outage.record_failure(error, now)
         else:
             yield from outage.record_success(now)
-            if not details.status.is_known and details.status != unknown:
-                unknown = details.status
+            if not details.status.is_known and details.status != unknown_status:
+                unknown_status = details.status
                 yield LogMessage(
-                    f"Ray job {submission_id} has status {unknown}, which this client does not know. It is followed as "
-                    "a job that has not ended.",
+                    f"Ray job {submission_id} has status {unknown_status}, which this client does not know. It is "
+                    "followed as a job that has not ended.",
                     logging.WARNING,
                 )
             if reader is not None:
@@ -106,7 +105,7 @@ def follow_job(
 
 
 def _get_job(submission_id: str, session: str | None) -> Engine[JobDetails]:
-    """Get a job. An unknown job is lost if the cluster runs another Ray session."""
+    """Get a job. A job is lost if the cluster does not know it and runs another Ray session."""
     try:
         details: JobDetails = yield Send(endpoints.get_job(submission_id))
         return details
@@ -135,8 +134,8 @@ class Outage:
     """
     A time without usable answers. It is logged once at its start and once at its end.
 
-    Every error counts, apart from "no such job": error pages of a proxy, expired credentials and a restarting head are
-    temporary, and the job runs on meanwhile.
+    Every error counts except "job not found". A proxy's error pages, expired credentials and a restarting head are
+    temporary, and the job continues to run.
     """
 
     job: str
@@ -144,11 +143,7 @@ class Outage:
     since: float | None = None
 
     def record_failure(self, error: RayJobsError, now: float) -> Engine[None]:
-        """
-        Record a failed poll.
-
-        :raises RayApiUnreachableError: the outage exceeds its timeout.
-        """
+        """Record a failed poll. Raise :class:`RayApiUnreachableError` if the outage exceeds its timeout."""
         if self.since is None:
             self.since = now
             yield LogMessage(

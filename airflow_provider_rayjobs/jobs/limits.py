@@ -26,9 +26,8 @@ class Limits:
 
     :param pending_timeout: for a job that has not started.
     :param job_timeout: for a job that has not ended.
-    :param execution_timeout: the same, for a limit of the caller that has this name.
-    :param is_confirmed: whether Ray confirmed the submission. A job without confirmation is abandoned if it has not
-        started after 20 minutes.
+    :param execution_timeout: a second limit for a job that has not ended; errors show this name.
+    :param is_confirmed: whether Ray confirmed the submission. Other jobs are abandoned if PENDING after 20 minutes.
     """
 
     pending_timeout: float | None = None
@@ -37,20 +36,16 @@ class Limits:
     is_confirmed: bool = True
 
     def to_json(self) -> dict[str, Any]:
-        """Return a form that can be stored."""
+        """Return the limits as JSON types."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any] | None) -> Limits:
-        """Read what :meth:`to_json` returned."""
+        """Read the result of :meth:`to_json`; ``None`` means no limits."""
         return cls(**(stored or {}))
 
     def check(self, details: JobDetails) -> None:
-        """
-        Check the limits that apply to the job's status.
-
-        :raises RayJobTimeoutError: the job has not ended and a limit expired; ``limit`` names it.
-        """
+        """Raise :class:`RayJobTimeoutError` if a limit that applies to the job's status has expired."""
         age = details.age
         if age is None or details.status.is_terminal():
             return
@@ -84,18 +79,19 @@ NO_LIMITS = Limits()
 
 def describe_shortage(demand: Mapping[str, float], cluster: ClusterResources | None) -> str:
     """
-    Compare what a job that does not start requests with what its cluster has.
+    Explain why a job does not start: compare its demand with the resources of the cluster.
 
-    :param demand: what the job needs on one node, under Ray's names.
-    :param cluster: ``None`` if the request for it failed.
+    :param demand: the resources that the job needs on one node, under Ray's names.
+    :param cluster: ``None`` if its resources are unknown.
     """
-    requested = f"The job requests {_list(demand)} on one node." if demand else "The job requests no resources."
+    needs = ", ".join(f"{_format(name, number)} {name}" for name, number in demand.items())
+    requested = f"The job requests {needs} on one node." if demand else "The job requests no resources."
     if cluster is None or not cluster.nodes:
         return f"{requested} The resources of the cluster are unknown."
     shown = sorted({name for node in cluster.nodes for name in node} & {"CPU", "GPU", "memory"} | demand.keys())
     total = {name: sum(node.get(name, 0.0) for node in cluster.nodes) for name in shown}
     usage = ", ".join(
-        f"{_quantity(name, cluster.used.get(name, 0.0))} of {_quantity(name, total[name])} {name}" for name in shown
+        f"{_format(name, cluster.used.get(name, 0.0))} of {_format(name, total[name])} {name}" for name in shown
     )
     reason = _explain_shortage(demand, cluster.nodes)
     return f"{requested} The cluster has {len(cluster.nodes)} node(s); in use: {usage}. {reason}"
@@ -110,9 +106,5 @@ def _explain_shortage(demand: Mapping[str, float], nodes: Sequence[Mapping[str, 
     return f"No node has enough {', '.join(lacking)}." if lacking else "No single node has enough of all of them."
 
 
-def _list(quantities: Mapping[str, float]) -> str:
-    return ", ".join(f"{_quantity(name, number)} {name}" for name, number in quantities.items())
-
-
-def _quantity(name: str, number: float) -> str:
+def _format(name: str, number: float) -> str:
     return f"{number / _GIB:.1f} GiB" if name == "memory" else f"{number:.12g}"

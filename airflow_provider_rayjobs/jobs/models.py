@@ -1,9 +1,9 @@
-"""The nouns of the Ray Jobs API: jobs, submissions, versions and resources, under Ray's own names."""
+"""The data types of the Ray Jobs API: jobs, submissions, versions and resources, under Ray's own names."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
@@ -63,7 +63,7 @@ class RayVersion:
     """
     The versions of the Jobs API and of Ray, and the name of the Ray session.
 
-    Another session means that the head was restarted and its jobs are gone. Heads before about 2.40 do not name it.
+    Another session means that the head was restarted and its jobs are gone. Heads before about 2.40 do not report it.
     """
 
     version: str
@@ -81,9 +81,9 @@ class RayVersion:
         return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else (0, 0)
 
 
-# From here on Ray's message on a failed job is a copy of the log's end.
+# After these words, Ray's message on a failed job quotes the end of the log.
 LOG_EXCERPT_MARKER = ", last available logs"
-# Without the runtime environment, whose env_vars are in clear text, the entrypoint and the metadata.
+# The fields that may be stored. Runtime environment (``env_vars``), entrypoint and metadata may hold secrets.
 _PUBLIC_FIELDS = (
     "type", "job_id", "submission_id", "status", "message", "error_type", "start_time", "end_time",
     "driver_agent_http_address", "driver_node_id", "driver_exit_code",
@@ -96,10 +96,10 @@ class JobDetails:
     A job as Ray describes it. All times are Unix milliseconds by the head's clock. No repr shows ``env_vars``.
 
     :param job_id: the Ray Core job id, e.g. ``02000000``; unset until the driver connects to Ray.
-    :param start_time: of the submission.
-    :param message: Ray's sentence on the status; for FAILED it may end in the last log lines.
+    :param start_time: the time of the submission.
+    :param message: Ray's explanation of the status; for FAILED it may end with the last log lines.
     :param driver_exit_code: unset while the job runs, and for a stopped job.
-    :param seen_at: when the head described the job, to the second.
+    :param seen_at: the time of the head's answer, to the second.
     """
 
     type: JobType
@@ -128,13 +128,13 @@ class JobDetails:
         return cls(**{**given, "type": JobType(answer["type"]), "status": JobStatus(answer["status"]), "seen_at": None})
 
     def to_event(self) -> dict[str, Any]:
-        """Return plain JSON types without the job's secrets; of Ray's message, the part before its log excerpt."""
-        everything = asdict(self)
-        everything["message"] = self.message and self.message.partition(LOG_EXCERPT_MARKER)[0]
+        """Return the job as JSON types, without secrets and without the log excerpt in Ray's message."""
+        public = {name: getattr(self, name) for name in _PUBLIC_FIELDS}
+        public["message"] = self.message and self.message.partition(LOG_EXCERPT_MARKER)[0]
         return {
             name: str(value) if isinstance(value, StrEnum) else value
-            for name in _PUBLIC_FIELDS
-            if (value := everything[name]) is not None
+            for name, value in public.items()
+            if value is not None
         }
 
     @property
@@ -151,7 +151,7 @@ class JobDetails:
 
     @property
     def age(self) -> float | None:
-        """Seconds from submission to when the head described the job."""
+        """Seconds from submission to the head's answer; ``None`` if either time is unknown."""
         if self.start_time is None or self.seen_at is None:
             return None
         return max(self.seen_at - self.start_time, 0) / 1000
@@ -169,7 +169,7 @@ class ClusterResources:
         """Read the autoscaler's report; a head without one is no error."""
         report = ((answer.get("data") or {}).get("clusterStatus") or {}).get("loadMetricsReport") or {}
         nodes = tuple(shape for shape, count in report.get("nodeTypes") or () for _ in range(count))
-        # The dashboard changes the names here, but not those of the nodes, from snake_case to camelCase.
+        # The dashboard turns snake_case into camelCase in "usage", but not in "nodeTypes".
         usage = {_plain(name): use for name, (use, _) in (report.get("usage") or {}).items()}
         return cls(nodes, {name: usage[_plain(name)] for node in nodes for name in node if _plain(name) in usage})
 

@@ -1,7 +1,7 @@
 """
-Long work in turns, with progress notes.
+Run long work in time slices, and log its progress.
 
-Long work is a generator that yields the number of bytes done since its last yield. An engine runs it through
+Long work is a generator that yields the number of bytes processed since its last yield. An engine runs it in
 ``RunBlocking`` steps of a quarter of a second, so that :func:`.steps.interruptible` can end it between two steps.
 """
 
@@ -16,17 +16,17 @@ from typing import TypeVar
 from airflow_provider_rayjobs.jobs.steps import Engine, LogMessage, RunBlocking, Sleep
 
 T = TypeVar("T")
-# Long work with a result.
+# Long work and its result.
 Progress = Generator[int, None, T]
 
 MIB = 1024 * 1024
-# Seconds of work in one step, and between two notes.
-_TURN = 0.25
+# Seconds of work in one step, and between two messages.
+_SLICE = 0.25
 _INTERVAL = 5.0
 
 
 def finish(work: Progress[T]) -> T:
-    """Run long work to its end and return its result. Blocks."""
+    """Run long work to its end without slices, and return its result."""
     while True:
         try:
             next(work)
@@ -35,18 +35,13 @@ def finish(work: Progress[T]) -> T:
             return result
 
 
-def in_turns(work: Progress[T], what: str, size: int | None = None) -> Engine[T]:
-    """
-    Run long work in turns.
-
-    :param what: begins each note, e.g. ``Packing /dags``.
-    :param size: total bytes; ``None`` if unknown.
-    """
+def run_in_slices(work: Progress[T], title: str, size: int | None = None) -> Engine[T]:
+    """Run long work in time slices. ``title`` begins each message; ``size`` is the total in bytes, if known."""
     done = 0
 
     def advance() -> StopIteration | None:
         nonlocal done
-        end = time.monotonic() + _TURN
+        end = time.monotonic() + _SLICE
         while True:
             try:
                 done += next(work)
@@ -56,24 +51,24 @@ def in_turns(work: Progress[T], what: str, size: int | None = None) -> Engine[T]
                 return None
 
     with closing(work):
-        news = Throttle(what, size, (yield Sleep(0)))
+        progress = ProgressLog(title, size, (yield Sleep(0)))
         while (last := (yield RunBlocking(advance))) is None:
-            yield from news.after(done, (yield Sleep(0)))
+            yield from progress.messages(done, (yield Sleep(0)))
     result: T = last.value
     return result
 
 
 @dataclass
-class Throttle:
-    """The progress notes of long work that begins ``now``, in seconds of any clock: one every 5 s."""
+class ProgressLog:
+    """The progress messages of long work: one every 5 s, by a clock of the caller's choice."""
 
-    what: str
+    title: str
     size: int | None
-    now: float
+    last_message: float
 
-    def after(self, done: int, now: float) -> Iterator[LogMessage]:
-        """Yield a note if one is due and the work is not complete."""
-        if now >= self.now + _INTERVAL and done != self.size:
-            self.now = now
+    def messages(self, done: int, now: float) -> Iterator[LogMessage]:
+        """Yield a message if one is due and the work is not complete."""
+        if now >= self.last_message + _INTERVAL and done != self.size:
+            self.last_message = now
             total = "" if self.size is None else f" of {self.size // MIB}"
-            yield LogMessage(f"{self.what}: {done // MIB}{total} MiB.")
+            yield LogMessage(f"{self.title}: {done // MIB}{total} MiB.")

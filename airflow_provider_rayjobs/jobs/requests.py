@@ -11,7 +11,7 @@ from airflow_provider_rayjobs.jobs.access import READ_TIMEOUT, Access
 
 T = TypeVar("T")
 
-# Seconds for the head to take the next bytes of an upload, and to answer at its end: it stores the upload first.
+# Seconds for the head to take the next bytes of an upload, and to answer after it has stored the upload.
 UPLOAD_TIMEOUT = 120.0
 
 
@@ -42,7 +42,7 @@ class Request(Generic[T]):
 
 @dataclass(frozen=True)
 class LogRequest:
-    """A request for a log, as bytes or (``is_json``) as a text in JSON. The answer is read in chunks."""
+    """A request for a log, as bytes or (``is_json``) as a text in JSON. The client reads the answer in chunks."""
 
     action: str
     path: str
@@ -56,7 +56,7 @@ class LogRequest:
 
 @dataclass(frozen=True)
 class UploadRequest:
-    """A request whose content, of ``size`` bytes, is sent in chunks."""
+    """A request with ``size`` bytes of content, which the client sends in chunks."""
 
     action: str
     path: str
@@ -74,13 +74,13 @@ AnyRequest = Request[Any] | LogRequest | UploadRequest
 @dataclass(frozen=True)
 class Answer:
     """
-    An answer, its content read.
+    An answer with its whole content.
 
-    :param address: of the cluster; ``label`` is the caller's name for it.
-    :param time: by the head's clock, Unix milliseconds.
+    :param address: the address of the cluster; ``label`` is the caller's name for it.
+    :param time: Unix milliseconds by the head's clock.
     :param headers: ``location``, ``server`` and ``www-authenticate``.
     :param access: the credentials of the request.
-    :param sent_secrets: those in the request itself: the token file may hold another token by now.
+    :param sent_secrets: the secrets in the request's headers. The token file of ``access`` may have changed since.
     """
 
     status_code: int
@@ -94,7 +94,7 @@ class Answer:
     label: str = ""
 
     @property
-    def place(self) -> str:
+    def labelled_address(self) -> str:
         return f"{self.address} ({self.label})" if self.label else self.address
 
     @property
@@ -102,10 +102,10 @@ class Answer:
         return self.content.decode("utf-8", errors="replace").strip()
 
     def redact(self, text: str) -> str:
-        """Return a text of this answer without secrets. Redact first, then shorten."""
+        """Return a text from this answer without secrets. Redact first, then shorten."""
         return redaction.redact(text, (*self.access.secrets(), *self.sent_secrets))
 
 
-def error_message(fact: str, request: AnyRequest, place: str, advice: str) -> str:
-    """Return the text of an error: the fact in searchable words, what was asked, where, and the fix."""
-    return f"{fact}: could not {request.action} at {place}. {advice}"
+def error_message(fact: str, request: AnyRequest, address: str, advice: str) -> str:
+    """Return the text of an error: the fact in searchable words, the action, the address, and the fix."""
+    return f"{fact}: could not {request.action} at {address}. {advice}"

@@ -60,20 +60,20 @@ class Send:
 
 
 class LogSink(Protocol):
-    """Takes the bytes of a log: :class:`~.logs.cursor.LogCursor`, a file, a buffer."""
+    """Receives the bytes of a log: :class:`~.logs.cursor.LogCursor`, a file, a buffer."""
 
     @property
     def needs_more(self) -> bool:
         """Tell whether the sink can use the rest of this read."""
 
     def begin(self) -> None:
-        """Begin a read, with the first byte of the log."""
+        """Begin a read at the first byte of the log."""
 
     def feed(self, data: bytes) -> Iterator[str]:
         """Take the next bytes, and yield the log records that they complete."""
 
     def flush(self) -> Iterator[str]:
-        """Take the end of the read as the present end of the log, and yield the remaining log records."""
+        """End a read at the current end of the log, and yield the remaining log records."""
 
 
 @dataclass(frozen=True)
@@ -87,21 +87,17 @@ class UploadBody(Protocol):
         """Yield the bytes from the start."""
 
 
-def _do_nothing() -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Upload:
-    """``before`` is called before each chunk is sent; an exception of it ends the upload."""
+    """The upload of a package. ``check`` runs before each chunk; an exception from it ends the upload."""
 
     request: UploadRequest
     body: UploadBody
-    before: Callable[[], object] = _do_nothing
+    check: Callable[[], object] = lambda: None
 
     def chunks(self, clock: Callable[[], float], log: Callable[[LogMessage], object]) -> Iterator[bytes]:
         for chunk in self.body.chunks(clock, log):
-            self.before()
+            self.check()
             yield chunk
 
 
@@ -144,22 +140,22 @@ def advance(engine: Engine[T], outcome: Any = None) -> Step | Finished[T]:
         return Finished(end.value)
 
 
-# Seconds after which an interruptible engine notices an interruption while it sleeps.
+# Seconds within which an interruptible engine notices an interruption while it sleeps.
 _SLICE = 0.25
-# Seconds of the backoff between retries: short for a hiccup, long for an outage.
-_FIRST_PAUSE = 0.5
-_LONGEST_PAUSE = 10.0
+# Seconds of the backoff between retries.
+_FIRST_DELAY = 0.5
+_MAX_DELAY = 10.0
 
 
 def send(request: Request[T], retry_timeout: float) -> Engine[T]:
-    """Send a request. Retry it if that is safe, until ``retry_timeout`` seconds after the first failure; 0: never."""
+    """Send a request. If a retry is safe, retry until ``retry_timeout`` seconds after the first failure; 0: never."""
     answer: T = yield from with_retries(Send(request), retry_timeout)
     return answer
 
 
 def with_retries(step: Send | ReadLog | Upload, retry_timeout: float) -> Engine[Any]:
     """Perform a step with the retries of :func:`send`."""
-    pause = _FIRST_PAUSE
+    delay = _FIRST_DELAY
     failed_at: float | None = None
     while True:
         try:
@@ -168,9 +164,9 @@ def with_retries(step: Send | ReadLog | Upload, retry_timeout: float) -> Engine[
             if not may_retry(step.request, error):
                 error.was_retried = failed_at is not None
                 raise
-            wait = with_jitter(pause)
+            pause = with_jitter(delay)
             now = yield Sleep(0)
-            if now + wait > (now if failed_at is None else failed_at) + retry_timeout:
+            if now + pause > (now if failed_at is None else failed_at) + retry_timeout:
                 raise
             if failed_at is None:
                 failed_at = now
@@ -180,13 +176,13 @@ def with_retries(step: Send | ReadLog | Upload, retry_timeout: float) -> Engine[
                 now = yield Sleep(0)
                 yield LogMessage(f"Retry succeeded after {now - failed_at:.0f} s: {step.request.action}.")
             return answer
-        yield Sleep(wait)
-        pause = min(pause * 2, _LONGEST_PAUSE)
+        yield Sleep(pause)
+        delay = min(delay * 2, _MAX_DELAY)
 
 
 @contextmanager
 def raising_unreachable(retry_timeout: float, consequence: str, *, sent: bool = True) -> Iterator[None]:
-    """Raise a failure that outlasted its retries, except of TLS, as :class:`RayApiUnreachableError`."""
+    """Turn a temporary error after the last retry into :class:`RayApiUnreachableError`."""
     try:
         yield
     except RayApiTLSError:
@@ -196,21 +192,17 @@ def raising_unreachable(retry_timeout: float, consequence: str, *, sent: bool = 
 
 
 class Interrupted(BaseException):
-    """The caller asked a running engine to end. It is not an ``Exception``, so that no handler of errors catches it."""
+    """The caller ended a running engine. A ``BaseException``, so that handlers of ``Exception`` do not catch it."""
 
 
 def map_steps(
-    engine: Engine[T], perform: Callable[[Step], Engine[Any]], before: Callable[[], object] = _do_nothing
+    engine: Engine[T], perform: Callable[[Step], Engine[Any]], check: Callable[[], object] = lambda: None
 ) -> Engine[T]:
-    """
-    Run an engine, but perform each of its steps by the engine ``perform(step)``.
-
-    ``before`` is called before the engine continues; an exception of it ends the engine.
-    """
+    """Run an engine with each step replaced by those of ``perform(step)``. ``check`` runs before each and may raise."""
     outcome: Any = None
     with closing(engine):
         while True:
-            before()
+            check()
             step = advance(engine, outcome)
             if isinstance(step, Finished):
                 return step.value
@@ -222,9 +214,9 @@ def map_steps(
 
 def interruptible(engine: Engine[T], is_interrupted: Callable[[], bool]) -> Engine[T]:
     """
-    Run an engine; close it and raise :class:`Interrupted` as soon as ``is_interrupted``.
+    Run an engine. Close it and raise :class:`Interrupted` once ``is_interrupted`` returns true.
 
-    That is asked before each step and each chunk of an upload, and four times a second during a sleep.
+    It is called before each step and each chunk of an upload, and four times a second during a sleep.
     """
 
     def check() -> None:
@@ -233,7 +225,7 @@ def interruptible(engine: Engine[T], is_interrupted: Callable[[], bool]) -> Engi
 
     def perform(step: Step) -> Engine[Any]:
         if not isinstance(step, Sleep):
-            return (yield replace(step, before=check) if isinstance(step, Upload) else step)
+            return (yield replace(step, check=check) if isinstance(step, Upload) else step)
         now: float = yield Sleep(0)
         end = now + step.seconds
         while now < end and not is_interrupted():
@@ -252,6 +244,6 @@ def may_retry(request: AnyRequest, error: RayJobsError) -> bool:
     return request.idempotent and isinstance(error, RayApiBusyError)
 
 
-def with_jitter(pause: float) -> float:
+def with_jitter(delay: float) -> float:
     """Randomise half of a delay, so that many callers do not retry at the same moment."""
-    return pause * random.uniform(0.5, 1)  # noqa: S311  (no secret)
+    return delay * random.uniform(0.5, 1)  # noqa: S311  (no secret)

@@ -1,5 +1,5 @@
 """
-Stop or delete a job; engines (:mod:`.steps` is their contract).
+Stop or delete a job; engines (see :mod:`.steps`).
 
 Ray's stop is asynchronous: Ray answers before the job has ended, and a PENDING job is stopped only when it starts.
 """
@@ -33,7 +33,7 @@ class StopResult:
     """
     The result of a stop.
 
-    :param has_ended: whether the job has ended, is unknown, is another submission's, or will be stopped when it starts.
+    :param has_ended: true also for a job that is unknown, is another submission's, or will be stopped when it starts.
     :param summary: the result as a sentence for the log.
     :param details: the job as last seen; ``None`` if it was never seen or is unknown.
     """
@@ -45,25 +45,26 @@ class StopResult:
 
 def stop_and_wait(submission_id: str, timeout: float = STOP_TIMEOUT, nonce: str | None = None) -> Engine[StopResult]:
     """
-    Stop a job and wait for its end; the stop is repeated. A timeout is returned, not raised.
+    Stop a job, repeat the stop until the job has ended, and return the result. A timeout is a result, not an error.
 
-    :param timeout: seconds for everything; at least one request is sent.
+    :param timeout: seconds for all requests and delays; at least one request is sent.
     :param nonce: the submission nonce; a job with another one is left alone.
     :raises RayApiRejectedError: the job is of type DRIVER, which Ray cannot stop.
     """
-    began = now = yield Sleep(0)
+    now = yield Sleep(0)
+    deadline = now + timeout
     delay = _FIRST_DELAY
     details: JobDetails | None = None
     is_accepted = False
     last_error = ""
     while True:
         try:
-            details = yield Send(_with_timeout(endpoints.get_job(submission_id), began + timeout - now))
+            details = yield Send(_with_timeout(endpoints.get_job(submission_id), deadline - now))
             if (summary := _summarize(submission_id, details, nonce, is_accepted)) is not None:
                 return StopResult(True, summary, details)
             last_error = ""
             now = yield Sleep(0)
-            stop = _with_timeout(endpoints.stop_job(submission_id), began + timeout - now)
+            stop = _with_timeout(endpoints.stop_job(submission_id), deadline - now)
             is_accepted = (yield Send(stop)) or is_accepted
         except RayJobNotFoundError:
             return StopResult(True, f"The cluster does not know job {submission_id}. There is nothing to stop.")
@@ -72,7 +73,7 @@ def stop_and_wait(submission_id: str, timeout: float = STOP_TIMEOUT, nonce: str 
         except RayJobsError as error:
             last_error = f" Last error: {error}"
         now = yield Sleep(0)
-        if now - began + delay > timeout:
+        if now + delay > deadline:
             summary = (
                 f"The end of job {submission_id} could not be confirmed within {timeout:.12g} s. Its last known status "
                 f"is {details.status if details else 'unknown'}. The job may still be running: look for it on the "
@@ -84,7 +85,7 @@ def stop_and_wait(submission_id: str, timeout: float = STOP_TIMEOUT, nonce: str 
 
 
 def _summarize(submission_id: str, details: JobDetails, nonce: str | None, is_accepted: bool) -> str | None:
-    """Return the summary of a job that needs no further stop; ``None`` for a job that must be stopped."""
+    """Return why a job needs no further stop; ``None`` for a job that must be stopped."""
     if nonce is not None and details.metadata.get(NONCE) != nonce:
         return f"Job {submission_id} belongs to another submission, as its {NONCE} shows. It is left alone."
     if details.status.is_terminal():

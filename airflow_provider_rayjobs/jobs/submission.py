@@ -1,5 +1,5 @@
 """
-Check a submission before anything is sent; no I/O.
+Check a submission before the client sends anything; no I/O.
 
 Ray checks little. It ignores an unknown key of a runtime environment silently, and a job whose id contains a slash can
 never be deleted.
@@ -58,7 +58,7 @@ RUNTIME_ENV_KEYS = frozenset({
     "env_vars", "_ray_release", "_ray_commit", "_inject_current_ray", "config", "worker_process_setup_hook",
     "_nsight", "nsight", "_rocprof_sys", "rocprof_sys", "image_uri", "mpi",
 })  # fmt: skip
-# A line of pip or uv that names a file, unless a URL or a variable that Ray expands on the node follows.
+# A line of pip or uv that names a local file. A URL, and the variable that Ray expands on the node, do not match.
 _FILE_OPTION = re.compile(
     r"\s*(-r|-c|--requirement|--constraint)\b(?!\s*=?\s*(\$\{RAY_RUNTIME_ENV_CREATE_WORKING_DIR\}|\w+://))"
 )
@@ -66,7 +66,7 @@ _FILE_OPTION = re.compile(
 # Linux limits an argument and an environment variable to 32 pages (128 KiB) with the final NUL: MAX_ARG_STRLEN. The
 # entrypoint is one argument; the runtime environment and the metadata are one variable.
 _ARGUMENT_LIMIT = 128 * 1024 - 1
-# What Ray adds to that variable.
+# Bytes reserved for data that Ray adds to that variable.
 _VARIABLE_MARGIN = 1024
 # aiohttp's default limit of a request body, which Ray keeps.
 _BODY_LIMIT = 1024 * 1024
@@ -96,7 +96,7 @@ def build_submission(entrypoint: str | Sequence[str], *, nonce: str | None = Non
     :param entrypoint: a shell command; or a list of arguments, which are quoted for the shell.
     :param nonce: the nonce of an earlier submission that is sent again.
     :param options: see :class:`SubmissionOptions`.
-    :raises ValueError: an option has a value that cannot work; names the field.
+    :raises ValueError: an option cannot work; the error names it.
     :raises TypeError: an option is unknown.
     """
     if unknown := options.keys() - SubmissionOptions.__annotations__.keys():
@@ -125,7 +125,7 @@ def build_submission(entrypoint: str | Sequence[str], *, nonce: str | None = Non
 
 
 def check_submission_id(submission_id: str) -> str:
-    """Return the id, if Ray can handle it."""
+    """Return the id, or raise :class:`ValueError` if Ray cannot handle it."""
     if not isinstance(submission_id, str) or not _SUBMISSION_ID.fullmatch(submission_id):
         raise ValueError(
             f"submission_id {submission_id!r} is invalid. Use 1 to {MAX_ID_LENGTH} of the characters A-Z a-z 0-9 _ . - "
@@ -135,7 +135,7 @@ def check_submission_id(submission_id: str) -> str:
 
 
 def check_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Return the metadata, if Ray can handle it and it leaves the nonce to the client."""
+    """Return a copy of the metadata, or raise :class:`ValueError` for a reserved key or a value that is not text."""
     checked = _text_dict("metadata", metadata)
     for key, advice in (
         ("job_submission_id", "Ray would record the driver under it. Use submission_id."),
@@ -147,11 +147,7 @@ def check_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def check_runtime_env(runtime_env: Mapping[str, Any]) -> None:
-    """
-    Check a runtime environment without local code.
-
-    :raises ValueError: it has an unknown key, a local path, ``env_vars`` that are not text, or no JSON form.
-    """
+    """Raise :class:`ValueError` for an unknown key, a local path, ``env_vars`` that are not text, or no JSON form."""
     check_runtime_env_keys(runtime_env)
     if (env_vars := runtime_env.get("env_vars")) is not None:
         _text_dict("runtime_env['env_vars']", env_vars)
@@ -178,11 +174,7 @@ def check_runtime_env(runtime_env: Mapping[str, Any]) -> None:
 
 
 def check_runtime_env_keys(runtime_env: Mapping[str, Any]) -> None:
-    """
-    Check the keys alone.
-
-    :raises ValueError: Ray does not know a key, and would ignore it silently.
-    """
+    """Raise :class:`ValueError` for a key that Ray does not know and would ignore silently."""
     if not isinstance(runtime_env, Mapping):
         raise ValueError(f"runtime_env must be a dictionary, not {type(runtime_env).__name__}.")
     for key in runtime_env:
@@ -194,14 +186,13 @@ def check_runtime_env_keys(runtime_env: Mapping[str, Any]) -> None:
 
 def _check_requirements(key: str, value: Any) -> None:
     packages = value.get("packages") if isinstance(value, Mapping) else value
-    # text in place of the list is a file name
-    lines = [packages] if isinstance(packages, str) else packages or []
-    for line in lines:
-        if isinstance(packages, str) or _FILE_OPTION.match(str(line)):
-            raise ValueError(
-                f"runtime_env[{key!r}] names the file {line!r}, which the cluster would look for on its own disk. Give "
-                "the packages as a list."
-            )
+    # Text instead of a list is a file name.
+    files = [packages] if isinstance(packages, str) else [x for x in packages or [] if _FILE_OPTION.match(str(x))]
+    if files:
+        raise ValueError(
+            f"runtime_env[{key!r}] names the file {files[0]!r}, which the cluster would look for on its own disk. Give "
+            "the packages as a list."
+        )
 
 
 def _check_uri(field: str, value: Any) -> None:
@@ -218,7 +209,7 @@ def _command(entrypoint: str | Sequence[str]) -> str:
     elif isinstance(entrypoint, Sequence) and all(isinstance(argument, str) for argument in entrypoint):
         command = shlex.join(entrypoint)
     else:
-        # no value in the message: an argument may be a secret
+        # The value is not quoted: an argument may be a secret.
         raise ValueError("entrypoint must be a command, or a list of arguments as text.")
     if not command.strip():
         raise ValueError("entrypoint is empty. Give a command, or a list of arguments.")

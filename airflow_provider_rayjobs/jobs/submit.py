@@ -1,5 +1,5 @@
 """
-Submit a job; engines (:mod:`.steps` is their contract).
+Submit a job; engines (see :mod:`.steps`).
 
 Local code is packed and uploaded before the submission. A submission creates exactly one job, even if answers are lost.
 """
@@ -14,7 +14,7 @@ from airflow_provider_rayjobs.exceptions import RayJobExistsError
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobSubmission
 from airflow_provider_rayjobs.jobs.packages.paths import has_local_code
-from airflow_provider_rayjobs.jobs.progress import in_turns
+from airflow_provider_rayjobs.jobs.progress import run_in_slices
 from airflow_provider_rayjobs.jobs.steps import Engine, LogMessage, raising_unreachable, send
 from airflow_provider_rayjobs.jobs.submission import NONCE, SubmissionOptions, build_submission, check_runtime_env_keys
 
@@ -48,7 +48,7 @@ def submit_with_code(entrypoint: str | Sequence[str], options: CodeOptions, retr
         from airflow_provider_rayjobs.jobs.packages.upload import upload_packages  # noqa: PLC0415
 
         check_runtime_env_keys(runtime_env)
-        code = yield from in_turns(find_packages(runtime_env, secrets=secrets), "Hashing local code")
+        code = yield from run_in_slices(find_packages(runtime_env, secrets=secrets), "Hashing local code")
         submission = build_submission(entrypoint, **{**arguments, "runtime_env": code.runtime_env})
         yield from upload_packages(code, retry_timeout)
     yield from submit_job(submission, retry_timeout)
@@ -59,12 +59,12 @@ def submit_job(submission: JobSubmission, retry_timeout: float) -> Engine[bool]:
     """
     Submit a job exactly once.
 
-    After a lost answer the same submission is sent again. If Ray then says that the id is taken, the nonce in the
-    job's metadata tells whether the job is this submission's.
+    After a lost answer the client sends the same submission again. If Ray then says that the id is taken, the nonce in
+    the job's metadata tells whether the job is this submission's.
 
     :param retry_timeout: seconds for which a failed request is retried.
-    :return: whether Ray's answer to the submission arrived. Otherwise the job was found by its nonce, and Ray may
-        never start it (ray-project/ray issue 62766).
+    :return: whether Ray confirmed the submission. Otherwise the client found the job by its nonce, and Ray may never
+        start it (ray-project/ray issue 62766).
     :raises RayJobExistsError: the id belongs to the job of another submission.
     :raises RayApiUnreachableError: ``retry_timeout`` is exceeded; the job may exist.
     """
@@ -77,13 +77,13 @@ def submit_job(submission: JobSubmission, retry_timeout: float) -> Engine[bool]:
         existing: JobDetails = yield from send(endpoints.get_job(job), retry_timeout)
         if existing.metadata.get(NONCE) != submission.metadata[NONCE]:
             raise
-        yield from _warn_about_other_code(submission, existing)
+        yield from _warn_about_older_code(submission, existing)
         return False
     return True
 
 
-def _warn_about_other_code(submission: JobSubmission, existing: JobDetails) -> Engine[None]:
-    """Warn if the existing job of this submission runs other code than the submission would run now."""
+def _warn_about_older_code(submission: JobSubmission, existing: JobDetails) -> Engine[None]:
+    """Warn if this submission's existing job was submitted with other code."""
     if not existing.runtime_env:
         return
     for key in ("working_dir", "py_modules"):
@@ -97,13 +97,7 @@ def _warn_about_other_code(submission: JobSubmission, existing: JobDetails) -> E
 
 
 def get_session(submission_id: str, retry_timeout: float) -> Engine[str | None]:
-    """
-    Return the name of the current Ray session, before a job is submitted to it.
-
-    :param submission_id: the job to submit, for the error message.
-    :param retry_timeout: seconds for which a failed request is retried.
-    :raises RayApiUnreachableError: ``retry_timeout`` is exceeded.
-    """
+    """Return the name of the current Ray session. ``submission_id`` names the job to submit, for the error message."""
     with raising_unreachable(retry_timeout, f"Job {submission_id} was not submitted.", sent=False):
         version = yield from send(endpoints.get_version(), retry_timeout)
     return version.session_name

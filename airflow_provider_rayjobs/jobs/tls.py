@@ -1,4 +1,4 @@
-"""TLS contexts: which certificates the client trusts, and which certificate it sends."""
+"""TLS contexts: the certificates that the client trusts, and the certificate that it sends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HASHED_NAME = re.compile(r"[0-9a-f]{8}\.\d+")
 
 
 def create_context(access: Access) -> ssl.SSLContext:
-    """Read the certificates, in 25 ms for those of this machine; :class:`ValueError` for a file that is not usable."""
+    """Read the certificates (25 ms for this machine's), or raise :class:`ValueError` for an unusable file."""
     if access.verify == OFF:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
@@ -31,7 +31,7 @@ def create_context(access: Access) -> ssl.SSLContext:
 
 
 def check_certificates(access: Access) -> None:
-    """Read the named certificate files as :func:`create_context` does, once for each state of them."""
+    """Raise :class:`ValueError` for an unusable certificate file. Files are read again only after a change."""
     if access.verify not in (SYSTEM, OFF) or access.client_cert is not None:
         fields = access.verify, access.client_cert, access.client_key, access.client_key_password
         _check_certificates(*fields, certificate_mtimes(access))
@@ -45,7 +45,7 @@ def _check_certificates(
 
 
 def certificate_mtimes(access: Access) -> tuple[int, ...]:
-    """Return when each certificate file was modified, in nanoseconds; 0 for a missing file."""
+    """Return the modification time of each certificate file, in nanoseconds; 0 for a missing file."""
     paths = (None if access.verify in (SYSTEM, OFF) else access.verify, access.client_cert, access.client_key)
     return tuple(0 if path is None else _mtime(path) for path in paths)
 

@@ -1,4 +1,4 @@
-"""HTTP in the terms of httpx, for both clients: settings, request arguments, responses, errors. It sends nothing."""
+"""Translate requests, answers and errors to and from httpx, for both clients. Nothing here sends a request."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from airflow_provider_rayjobs.jobs.requests import Answer, AnyRequest, LogReques
 from airflow_provider_rayjobs.jobs.steps import LogSink, OnLog
 
 _IDENTIFYING_HEADERS = ("location", "server", "www-authenticate")
-# A request without an answer ends in one of these. On an event loop httpx does not translate a TLS alert that arrives
-# after the handshake of TLS 1.3, for instance that the server requires a client certificate.
+# Errors of a request without an answer. On an event loop httpx does not translate a TLS alert after the handshake of
+# TLS 1.3, for instance the alert that the server requires a client certificate.
 _FAILURES = (httpx.HTTPError, ssl.SSLError)
-# The request never left this machine, so sending it again is safe.
+# Errors of a request that never left this machine, so that a retry is safe.
 _NEVER_SENT = (
     httpx.ConnectError, httpx.ConnectTimeout, httpx.LocalProtocolError, httpx.PoolTimeout, httpx.ProxyError,
     httpx.UnsupportedProtocol,
@@ -40,20 +40,20 @@ class HttpCodec:
 
     def __init__(self, address: str, access: Access, label: str, on_token: Callable[[str], object] | None) -> None:
         self.address = address
-        self.place = f"{address} ({label})" if label else address
+        self.labelled_address = f"{address} ({label})" if label else address
         self._label = label
         self._access = access
         self._on_token = on_token
 
     def client_settings(self, transport: Any) -> dict[str, Any]:
-        """Return the arguments of a blocking or async httpx client with a given httpx transport."""
+        """Return the arguments for an httpx client, blocking or async."""
         access = self._access
-        # TLS settings take 25 ms; a client without any https URL gets some that trust no certificate
+        # Reading certificates takes 25 ms. A client without an https URL gets a context that trusts none.
         needs_tls = any(urlsplit(url).scheme == "https" for url in (self.address, access.proxy or ""))
         context = tls.create_context(access) if needs_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         return {
             "base_url": self.address,
-            # Ray refuses every write with the User-Agent of a browser.
+            # Ray rejects writes with the User-Agent of a browser.
             "headers": {"User-Agent": f"airflow-provider-rayjobs/{__version__}", "Accept": "*/*"},
             "timeout": access.connect_timeout,
             "follow_redirects": False,  # they would carry credentials to another host
@@ -64,12 +64,12 @@ class HttpCodec:
         }
 
     def encode(self, request: AnyRequest) -> dict[str, Any]:
-        """Return the arguments of one request, and read the token file for it."""
+        """Read the token file, and return the arguments for one request."""
         access = self._access
         try:
             headers = access.request_headers()
         except ValueError as error:
-            message = error_message("Token file is not usable", request, self.place, str(error))
+            message = error_message("Token file is not usable", request, self.labelled_address, str(error))
             raise RayApiConnectionError(message, sent=False) from None
         if self._on_token is not None and access.token_file is not None:
             self._on_token(headers[access.token_header_name].removeprefix("Bearer "))
@@ -89,7 +89,7 @@ class HttpCodec:
         return httpx.Timeout(timeout, connect=min(self._access.connect_timeout, timeout))
 
     def decode(self, response: httpx.Response) -> Answer:
-        """Translate a response whose content was read."""
+        """Translate a response after its content was read."""
         return Answer(
             response.status_code,
             response.content,
@@ -112,23 +112,24 @@ class HttpCodec:
 
     def _connection_error(self, request: AnyRequest, error: Exception) -> RayApiConnectionError:
         if isinstance(error, _AuthError):
-            message = error_message(str(error), request, self.place, "Its text is not shown: it may hold a secret.")
+            advice = "Its text is not shown: it may hold a secret."
+            message = error_message(str(error), request, self.labelled_address, advice)
             return RayApiConnectionError(message, sent=False)
         if isinstance(error, httpx.LocalProtocolError):
-            # It quotes the header that cannot be sent, and so does its cause.
+            # The error and its cause quote the invalid header.
             error.args = ("not shown, as it may hold a secret",)
             error.__cause__ = error.__context__ = None
         timeouts = self._timeout(request).as_dict()
         kind, fact, advice = diagnose_failure(error, self.address, self._access, timeouts)
         cause = redaction.redact(f"{type(error).__name__}: {error}", self._access.secrets()).rstrip(":. ")
         return kind(
-            f"{error_message(fact, request, self.place, advice)} Cause: {cause}.",
+            f"{error_message(fact, request, self.labelled_address, advice)} Cause: {cause}.",
             sent=not isinstance(error, _NEVER_SENT) and kind is not RayApiTLSError,
         )
 
 
 class LogReceiver:
-    """Passes a log, which is the body of an answer or a text in its JSON, to a sink, and emits the sink's records."""
+    """Feeds a log to a sink, and emits the sink's records. The log is the answer itself, or a text in its JSON."""
 
     chunk_size: ClassVar[int] = 64 * 1024
 
@@ -136,17 +137,17 @@ class LogReceiver:
         self._request = request
         self._log = log
         self._emit = emit
-        self._place = codec.place
+        self._address = codec.labelled_address
         self._json = JsonText() if request.is_json else None
 
     def accepts(self, response: httpx.Response) -> bool:
-        """Tell whether a response is a log, and if so, begin it."""
+        """Tell whether a response is a log. If so, begin to read it."""
         if is_log := is_success(response.status_code, response.headers.get("content-type", "")):
             self._log.begin()
         return is_log
 
     def feed(self, chunk: bytes) -> bool:
-        """Pass on the next bytes of the answer, and return whether the sink needs more."""
+        """Feed the next bytes of the answer to the sink, and tell whether it needs more."""
         try:
             data = self._json.decode(chunk) if self._json else chunk
         except ValueError as error:
@@ -156,7 +157,7 @@ class LogReceiver:
         return self._log.needs_more
 
     def finish(self) -> None:
-        """Take the end of the answer as the present end of the log."""
+        """End the read at the end of the answer, which is the current end of the log."""
         if self._json and not self._json.is_whole:
             raise self._error("the JSON is cut off")
         for record in self._log.flush():
@@ -164,12 +165,12 @@ class LogReceiver:
 
     def _error(self, reason: str) -> RayApiAddressError:
         fact = f"HTTP 200, not an answer of the Ray Jobs API ({reason})"
-        return RayApiAddressError(error_message(fact, self._request, self._place, CHECK_ADDRESS), status_code=200)
+        return RayApiAddressError(error_message(fact, self._request, self._address, CHECK_ADDRESS), status_code=200)
 
 
 @dataclass(frozen=True)
 class UploadBytes:
-    """The content of an upload, from the start in each iteration: after a challenge httpx sends a request again."""
+    """The content of an upload. Each iteration starts at the first byte: httpx may resend it after a challenge."""
 
     chunks: Callable[[], Iterator[bytes]]
 
@@ -179,7 +180,7 @@ class UploadBytes:
 
 @dataclass(frozen=True)
 class AsyncUploadBytes:
-    """:class:`UploadBytes`, read on the event loop: each chunk takes a fraction of a millisecond."""
+    """:class:`UploadBytes` for the async client. Reading blocks the event loop for less than 1 ms per chunk."""
 
     chunks: Callable[[], Iterator[bytes]]
 
@@ -189,11 +190,11 @@ class AsyncUploadBytes:
 
 
 class _AuthError(httpx.RequestError):
-    """The user's authentication class raised an error, whose text is left out: it may quote a credential."""
+    """The user's authentication class raised an error. Its text is left out: it may quote a credential."""
 
 
 class _GuardedAuth(httpx.Auth):
-    """The user's authentication class. Its errors become connection errors: many pass, as a metadata server's do."""
+    """Wraps the user's authentication class. Its errors become connection errors, because many are temporary."""
 
     def __init__(self, auth: httpx.Auth) -> None:
         self._auth = auth
@@ -202,7 +203,7 @@ class _GuardedAuth(httpx.Auth):
     def _translate_errors(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # noqa: BLE001  (code of the user's)
+        except Exception as error:  # noqa: BLE001  (user code)
             raise _AuthError(f"auth {type(self._auth).__name__} raised {type(error).__name__}") from None
 
     def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
@@ -218,7 +219,7 @@ class _GuardedAuth(httpx.Auth):
 
 
 def check_address(address: str) -> str:
-    """Return an http or https URL without a last slash, and raise :class:`ValueError` for any other address."""
+    """Return an http or https URL without a final slash. Raise :class:`ValueError` for any other address."""
     shown = redaction.redact_address(address)
     try:
         parts = urlsplit(address)
@@ -226,7 +227,7 @@ def check_address(address: str) -> str:
         _ = parts.port  # raises for an invalid port
         (parts.hostname or "").encode("idna")  # raises for an invalid host name
     except (ValueError, httpx.InvalidURL):
-        # without their text, which may quote a password
+        # The cause is not quoted: its text may contain a password.
         raise ValueError(f"{shown} is not a valid address: its host or its port is wrong.") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         # ray:// belongs to Ray Client, another service
@@ -239,12 +240,12 @@ def check_address(address: str) -> str:
 def _proxy(url: str, context: ssl.SSLContext) -> httpx.Proxy:
     scheme = urlsplit(url).scheme
     if scheme.startswith("socks") and find_spec("socksio") is None:
-        raise ValueError(f"proxy has the schema {scheme}, which needs the package socksio: install it.")
+        raise ValueError(f"proxy has the scheme {scheme}, which needs the package socksio: install it.")
     return httpx.Proxy(url, ssl_context=context if scheme == "https" else None)
 
 
 def _time_of(date: str | None) -> int:
-    """Return the time of a ``Date`` header, or this machine's where a proxy removed it: Unix milliseconds."""
+    """Return the time of a ``Date`` header in Unix milliseconds; without one, this machine's time."""
     try:
         return int(email.utils.parsedate_to_datetime(date or "").timestamp() * 1000)
     except ValueError:

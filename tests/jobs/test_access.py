@@ -74,7 +74,7 @@ def basic(login: str, password: str) -> str:
 
 
 class Signature(httpx.Auth):
-    """Stands for IAP, SigV4 and the like: sets Authorization."""
+    """An authentication class such as IAP or SigV4, which sets Authorization."""
 
     def auth_flow(self, request: httpx.Request):
         request.headers["Authorization"] = "Signature made-by-the-user"
@@ -176,7 +176,7 @@ def test_error_of_the_auth_class_is_an_outage(ask):
 
 
 def test_timeouts_can_be_set(ask):
-    """The timeouts to connect and to read are those of the access."""
+    """The client uses the connect and read timeouts of its access."""
     wire = Wire()
     seen: list[Any] = []
     wire.answer = lambda request: seen.append(request.extensions["timeout"]) or httpx.Response(200, json=VERSION)
@@ -186,8 +186,8 @@ def test_timeouts_can_be_set(ask):
     assert (seen[0]["connect"], seen[0]["read"]) == (3, 77)
 
 
-def test_timeout_of_a_request_wins():
-    """A request with a timeout of its own keeps it."""
+def test_request_timeout_overrides_read_timeout():
+    """A request with its own timeout does not use ``read_timeout``."""
     with RayJobsClient(ADDRESS, access=Access(read_timeout=77)) as client:
         hasty = client._codec.encode(Request("stop", "POST", "/", bool, timeout=1.0))
         submission = client._codec.encode(Request("submit", "POST", "/", bool, timeout=endpoints.SUBMIT_TIMEOUT))
@@ -272,9 +272,9 @@ def test_proxy_is_named_without_its_password(caplog: pytest.LogCaptureFixture):
         pytest.param({"token": f"Bearer {SECRET}"}, "begins with 'Bearer '", id="Bearer"),
         pytest.param({"token": f"{SECRET}\n"}, "no HTTP header can hold", id="newline"),
         pytest.param({"login": "me"}, "One is missing", id="no password"),
-        pytest.param({"login": "a:b", "password": SECRET}, "holds a colon", id="colon"),
+        pytest.param({"login": "a:b", "password": SECRET}, "contains a colon", id="colon"),
         pytest.param({"headers": {"a b": SECRET}}, "'a b' is not a valid header name", id="header's name"),
-        pytest.param({"headers": {"X-Key": f"{SECRET}\n"}}, "the value of X-Key holds", id="header's value"),
+        pytest.param({"headers": {"X-Key": f"{SECRET}\n"}}, "the value of X-Key contains", id="header's value"),
         pytest.param({"token": ""}, "the token is empty", id="empty token"),
         pytest.param({"token": " "}, "the token is empty", id="blank token"),
         pytest.param({"token": f"{SECRET} "}, "the token begins or ends with a space", id="space after a token"),
@@ -312,8 +312,8 @@ def test_proxy_is_named_without_its_password(caplog: pytest.LogCaptureFixture):
         pytest.param({"verify": False}, "verify must be 'system'", id="a flag"),
         pytest.param({"verify": "True"}, "verify must be 'system'", id="a word for a flag"),
         pytest.param({"client_key": "/a"}, "client_key is given without client_cert", id="key alone"),
-        pytest.param({"proxy": f"ftp://me:{SECRET}@proxy"}, "proxy must be an address such as", id="proxy's schema"),
-        pytest.param({"proxy": f"me:{SECRET}@proxy:3128"}, "proxy must be an address such as", id="no schema"),
+        pytest.param({"proxy": f"ftp://me:{SECRET}@proxy"}, "proxy must be an address such as", id="proxy's scheme"),
+        pytest.param({"proxy": f"me:{SECRET}@proxy:3128"}, "proxy must be an address such as", id="no scheme"),
         pytest.param(
             {"proxy": f"http://me:{SECRET}@proxy:port"}, "proxy must be an address such as", id="proxy's port"
         ),
@@ -361,13 +361,13 @@ def test_name_without_a_folder_is_not_quoted(name: str, value: str):
 
 
 def test_folder_without_certificates_is_an_error(tmp_path: Path):
-    """OpenSSL accepts such a folder, and then trusts no certificate."""
+    """A folder without certificates is an error, although OpenSSL accepts it and then trusts no certificate."""
     with pytest.raises(ValueError, match="holds no hashed certificates"):
         check_certificates(Access(verify=str(tmp_path)))
 
 
-def test_certificates_are_read_once_for_each_state_of_their_files(tmp_path: Path):
-    """A second check of the same files costs nothing; replaced files are read again."""
+def test_unchanged_certificate_files_are_read_once(tmp_path: Path):
+    """A second check does not read unchanged files again, but it reads replaced files."""
     file = tmp_path / "ca.pem"
     file.write_bytes(Path(certifi.where()).read_bytes())
     access = Access(verify=str(file))
@@ -409,7 +409,7 @@ def test_certificates_are_read_once_for_each_state_of_their_files(tmp_path: Path
 def test_credentials_quoted_by_an_answer_are_redacted(
     ask, tmp_path: Path, quote: Callable[[str], httpx.Response], given: str
 ):
-    """Credentials are redacted before the quote is shortened, even if the token file holds another token by now."""
+    """Credentials are redacted before the quote is shortened, even if the token file has changed since the request."""
     file = tmp_path / "token"
     file.write_text(f"{SECRET}-of-old")
 
@@ -434,7 +434,7 @@ def test_credentials_quoted_by_an_answer_are_redacted(
 
 
 def test_longest_secret_is_redacted_first():
-    """Where one secret begins with another, no part of either remains."""
+    """If one secret begins with another, no part of either remains."""
     access = Access(headers={"X-Key": "abcdef", "X-Secret": "abcdef-the-rest"})
 
     assert redact("said abcdef-the-rest", access.secrets()) == "said ***"
@@ -493,7 +493,7 @@ def test_on_token_is_called_before_the_token_is_sent(ask, tmp_path: Path):
 
 
 def test_token_and_access_exclude_each_other():
-    """A client takes a token or an access."""
+    """A client accepts a token or an access, but not both."""
     with pytest.raises(ValueError, match="token and access are both given"):
         RayJobsClient(ADDRESS, token="a", access=Access())
 

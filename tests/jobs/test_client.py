@@ -50,7 +50,7 @@ def sample(name: str) -> httpx.Response:
 
 
 class Cut(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A body that breaks off."""
+    """The body of a response whose connection is lost after the last chunk."""
 
     def __init__(self, *chunks: bytes) -> None:
         self.chunks = chunks
@@ -196,7 +196,7 @@ def test_invalid_submission_is_not_sent(call: Call, options: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("is_own", [True, False], ids=["own job", "another job"])
 def test_lost_answer_to_a_submission_is_recovered_by_the_nonce(call: Call, is_own: bool) -> None:
-    """After a lost answer the client recognises its own job by the nonce, and only that one."""
+    """After a lost answer the client recognises its own job by the nonce, and rejects any other job."""
     sent: list[dict[str, Any]] = []
 
     def accept(request: httpx.Request) -> httpx.Response:

@@ -244,7 +244,7 @@ def test_lost_tls_connection_is_an_outage(kind: type[ssl.SSLError]):
     ],
 )
 def test_failed_dns_lookup_names_the_host(monkeypatch: pytest.MonkeyPatch, access: Access, environment: str, fact: str):
-    """The host is that of the address, or that of the HTTP proxy in between."""
+    """The error names the host of the address, or that of the HTTP proxy."""
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)

@@ -91,7 +91,7 @@ def test_log_text_is_requested_as_json() -> None:
     [(200, "text/plain", True), (206, "text/plain", False), (404, "text/plain", False), (200, "text/html; a", False)],
 )
 def test_success_is_a_200_that_is_no_html_page(status_code: int, content_type: str, is_success: bool) -> None:
-    """An error, or the page of a proxy, is not taken for an answer without JSON."""
+    """Of the answers without JSON, neither an error nor a proxy's page is a success."""
     assert endpoints.is_success(status_code, content_type) is is_success
 
 
@@ -219,7 +219,7 @@ def test_html_page_is_not_quoted(content: bytes) -> None:
 
 
 def test_long_answer_is_shortened() -> None:
-    """Of a long answer the beginning is quoted."""
+    """The error quotes only the beginning of a long answer."""
     error = error_for_answer(endpoints.get_version(), Answer(418, b"x" * 5000 + b"\xff", ADDRESS))
 
     assert str(error).endswith(f"{'x' * 500} ...")

@@ -51,7 +51,7 @@ class Cluster:
     """
     A clock, and a script of answers for each kind of request; the last answer of a script repeats.
 
-    An error in place of an answer is thrown. For a log file, a pair is the data that arrives before the error.
+    An error in a script is thrown into the engine. A log file may be a pair: the data before an error, and the error.
     """
 
     jobs: Sequence[JobDetails | RayJobsError] = (SUCCEEDED,)
@@ -68,7 +68,7 @@ class Cluster:
 
     def drive(self, engine: Engine[Any]) -> Any:
         """Run an engine to its end and return its result."""
-        scripts = {name: last_stays(getattr(self, name)) for name in ("jobs", "version", "files", "texts")}
+        scripts = {name: repeat_last(getattr(self, name)) for name in ("jobs", "version", "files", "texts")}
         step = next(engine)
         while True:
             try:
@@ -117,7 +117,7 @@ class Cluster:
         return [message.message for message in self.messages if message.level == logging.WARNING]
 
 
-def last_stays(answers: Sequence[Any]) -> Iterator[Any]:
+def repeat_last(answers: Sequence[Any]) -> Iterator[Any]:
     yield from answers
     while True:
         yield answers[-1]
@@ -128,7 +128,7 @@ JOB, VERSION, FILE, TEXT = "/api/jobs/a", "/api/version", "/api/v0/logs/file", "
 
 @pytest.mark.parametrize("end", [SUCCEEDED, FAILED, STOPPED, NEVER_RAN], ids=lambda end: end.status)
 def test_job_is_followed_to_its_terminal_status(end: JobDetails) -> None:
-    """A job is followed to its terminal status, whichever it is, and returned as it ended."""
+    """A job is followed to any terminal status, and returned with that status."""
     cluster = Cluster(jobs=[PENDING, PENDING, RUNNING, end])
 
     assert cluster.drive(follow_job("a")) is end
@@ -378,7 +378,7 @@ def test_log_of_an_ended_job_is_retried(error: RayJobsError) -> None:
     ],
 )
 def test_unreadable_log_is_reported(version: Any, files: Any, texts: Any) -> None:
-    """An unreadable log is reported with its location, and does not change how the job ended."""
+    """An unreadable log is reported with its location, and does not change the job's result."""
     cluster = Cluster(jobs=[RUNNING, SUCCEEDED], version=version, files=files, texts=texts)
 
     assert cluster.drive(follow_job("a", reader=LogReader())) is SUCCEEDED
@@ -408,8 +408,8 @@ def test_text_replaces_a_file_of_which_nothing_was_emitted() -> None:
     assert "\n".join(cluster.shown) == "10%\n20%\n30%\ndone"
 
 
-def test_head_without_the_state_api() -> None:
-    """On a head without the file endpoint the text is read from the next read on, while the job runs."""
+def test_head_without_the_state_api_sends_the_log_as_text() -> None:
+    """If the head has no file endpoint, the next read requests the log as text, while the job runs."""
     no_endpoint = RayApiAddressError("no such path", status_code=404)
     cluster = Cluster(jobs=[RUNNING, RUNNING, SUCCEEDED], files=[no_endpoint], texts=["one\n", "one\ntwo\n"])
 
@@ -419,7 +419,7 @@ def test_head_without_the_state_api() -> None:
 
 
 def test_error_page_does_not_change_the_log_source() -> None:
-    """After a part of the file was emitted, a proxy's page does not change the source: offsets differ there."""
+    """After a part of the file was emitted, a proxy's page does not change the source: the text has other offsets."""
     page = RayApiAddressError("a page", status_code=404)
     cluster = Cluster(jobs=[RUNNING, RUNNING, SUCCEEDED], files=[b"one\n", page, b"one\ntwo\n"])
 
@@ -429,7 +429,7 @@ def test_error_page_does_not_change_the_log_source() -> None:
 
 
 def test_lost_log_file_is_reported() -> None:
-    """A file that is lost after a part was emitted is reported, and no emitted line counts as the last one."""
+    """A file that is lost after a part was emitted is reported, and the log's last lines are unknown."""
     reader = LogReader()
     cluster = Cluster(jobs=[RUNNING, FAILED], files=[b"one\ntwo\n", NO_FILE], texts=["other\n"])
 
@@ -440,8 +440,8 @@ def test_lost_log_file_is_reported() -> None:
     assert reader.log.ending == NO_ENDING
 
 
-def test_log_file_lost_for_a_moment_is_complete() -> None:
-    """A file error of a head that restarts is retried, and the log is complete."""
+def test_file_error_of_a_restarting_head_is_retried() -> None:
+    """A file error of a restarting head is retried, and the log is complete."""
     reader = LogReader()
     cluster = Cluster(jobs=[RUNNING, FAILED], files=[b"one\ntwo\n", NO_FILE, b"one\ntwo\nthree\n"])
 
@@ -489,10 +489,10 @@ answers = st.sampled_from([PENDING, RUNNING, LOST, BUSY, replace(RUNNING, status
     reads=st.lists(st.tuples(st.integers(0, 42), st.booleans()), min_size=30, max_size=30),
     broken=st.lists(st.integers(0, 42), max_size=3),
 )
-def test_every_history_has_one_end(
+def test_any_sequence_of_answers_has_one_result(
     history: list[Any], end: Any, reads: list[tuple[int, bool]], broken: list[int]
 ) -> None:
-    """In every history, following ends once, as the job ended, with each log line emitted once."""
+    """For any sequence of answers and errors, following returns the job's result and emits each log line once."""
     text = "".join(f"line {number}\n" for number in range(6)).encode()
     live = sum(isinstance(answer, JobDetails) and answer.driver_node_id is not None for answer in history)
     growing = sorted(reads)[:live]

@@ -17,7 +17,7 @@ GIB = 1024**3
 
 
 def job(status: str, age: float | None = 60.0) -> JobDetails:
-    """Return a job seen so many seconds after its submission; ``None`` if Ray does not tell the time."""
+    """Return a job of this age in seconds; ``None`` if Ray reports no time of submission."""
     times = {} if age is None else {"start_time": 1_000_000, "seen_at": 1_000_000 + int(age * 1000)}
     return JobDetails(JobType.SUBMISSION, JobStatus(status), submission_id="nightly-1", **times)
 

@@ -1,4 +1,4 @@
-"""Long work in turns, driven by hand, and its progress notes."""
+"""Long work in time slices, driven by hand, and its progress messages."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import pytest
 
 from airflow_provider_rayjobs.jobs.packages.digest import digest_tree
 from airflow_provider_rayjobs.jobs.packages.tree import Selection, select
-from airflow_provider_rayjobs.jobs.progress import Progress, finish, in_turns
+from airflow_provider_rayjobs.jobs.progress import Progress, finish, run_in_slices
 from airflow_provider_rayjobs.jobs.steps import Engine, Interrupted, LogMessage, RunBlocking, Sleep, interruptible
 
 
 class Reading:
-    """Long work: pieces of 1 MiB, each longer than a turn."""
+    """Long work: blocks of 1 MiB, each longer than a slice."""
 
-    def __init__(self, pieces: int) -> None:
-        self.pieces = pieces
+    def __init__(self, blocks: int) -> None:
+        self.blocks = blocks
         self.is_closed = False
 
     def work(self) -> Progress[str]:
         try:
-            for _ in range(self.pieces):
+            for _ in range(self.blocks):
                 time.sleep(0.3)
                 yield 2**20
         finally:
@@ -34,38 +34,38 @@ class Reading:
 
 
 def drive(engine: Engine[str]) -> tuple[str, int, list[str]]:
-    """Return an engine's result, its number of turns and its notes; each look at the clock takes 3 s."""
-    answer, now, turns = None, 100.0, 0
-    notes: list[str] = []
+    """Return an engine's result, its number of slices and its messages; each request for the time takes 3 s."""
+    answer, now, slices = None, 100.0, 0
+    messages: list[str] = []
     while True:
         try:
             step = engine.send(answer)
         except StopIteration as end:
-            return end.value, turns, notes
+            return end.value, slices, messages
         match step:
             case RunBlocking(call):
                 answer = call()
-                turns += 1
+                slices += 1
             case Sleep():
                 answer = now = now + 3
             case LogMessage(message):
-                notes.append(message)
+                messages.append(message)
 
 
-def test_long_work_is_one_step_per_turn_with_notes():
-    """A turn ends after a quarter of a second; a note is due every 5 s of the engine's clock."""
-    assert drive(in_turns(Reading(3).work(), "Reading", 3 * 2**20)) == ("result", 4, ["Reading: 2 of 3 MiB."])
+def test_long_work_is_one_step_per_slice_with_messages():
+    """A slice ends after a quarter of a second; a message is due every 5 s of the engine's clock."""
+    assert drive(run_in_slices(Reading(3).work(), "Reading", 3 * 2**20)) == ("result", 4, ["Reading: 2 of 3 MiB."])
 
 
-def test_short_work_is_one_step_without_notes():
+def test_short_work_is_one_step_without_messages():
     """Work that ends within a quarter of a second is one step."""
-    assert drive(in_turns(Reading(0).work(), "Reading")) == ("result", 1, [])
+    assert drive(run_in_slices(Reading(0).work(), "Reading")) == ("result", 1, [])
 
 
-def test_interrupted_work_is_closed_after_its_turn():
-    """A kill during a turn closes the work at the end of the turn."""
+def test_interrupted_work_is_closed_after_its_slice():
+    """An interruption during a slice closes the work at the end of the slice."""
     reading, marks = Reading(3), [False]
-    engine = interruptible(in_turns(reading.work(), "Reading"), lambda: marks[0])
+    engine = interruptible(run_in_slices(reading.work(), "Reading"), lambda: marks[0])
     next(engine)
     step = engine.send(0.0)
     assert isinstance(step, RunBlocking)
@@ -79,7 +79,7 @@ def test_interrupted_work_is_closed_after_its_turn():
 
 @pytest.mark.parametrize("sizes", [[0, 1], [600_000] * 9, [4 * 2**20, 4 * 2**20 + 1, 12 * 2**20, 524_288, 524_287]])
 def test_digests_from_several_threads_are_correct(tmp_path: Path, sizes: list[int]):
-    """Files that several threads hash in turns have the SHA-256 of their contents, and each byte is counted."""
+    """Files that several threads hash in slices have the SHA-256 of their contents, and each byte is counted."""
     for number, size in enumerate(sizes):
         (tmp_path / f"{number}").write_bytes(os.urandom(size))
     tree = finish(select(tmp_path, Selection()))
@@ -90,14 +90,14 @@ def test_digests_from_several_threads_are_correct(tmp_path: Path, sizes: list[in
     }
 
 
-def test_closed_naming_leaves_no_thread_or_open_file(tmp_path: Path):
-    """Naming that is closed between two turns releases its threads and files."""
+def test_closed_digest_leaves_no_thread_or_open_file(tmp_path: Path):
+    """A digest that is closed between two slices releases its threads and files."""
     for number in range(4):
         (tmp_path / f"{number}").write_bytes(bytes(6 * 2**20))
     files, threads = len(os.listdir("/proc/self/fd")), threading.active_count()  # noqa: PTH208
 
-    naming = digest_tree(finish(select(tmp_path, Selection())))
-    next(naming)
-    naming.close()
+    digest = digest_tree(finish(select(tmp_path, Selection())))
+    next(digest)
+    digest.close()
 
     assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == (files, threads)  # noqa: PTH208

@@ -157,7 +157,7 @@ JOB = Send(endpoints.get_job("a"))
 
 
 class Flag:
-    """A flag as a signal handler sets it."""
+    """The flag of a signal handler."""
 
     def __init__(self) -> None:
         self.is_set = False

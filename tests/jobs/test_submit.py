@@ -155,7 +155,7 @@ def test_submission_is_retried_for_retry_timeout(error: RayJobsError) -> None:
 def test_refusal_tells_whether_it_was_a_retry(
     failures: list[RayJobsError], error: RayApiRejectedError, was_retried: bool
 ) -> None:
-    """A refusal tells whether the submission was sent before: an earlier try may have created the job."""
+    """The error about a refusal tells whether the submission was sent before: that may have created the job."""
     with pytest.raises(RayApiRejectedError) as caught:
         drive(submit_job(SUBMISSION, 60), *failures, error)
 
@@ -179,8 +179,8 @@ def test_session_is_returned(answers: list[Any], session: str | None) -> None:
 
 
 @pytest.mark.parametrize("error", [BUSY, LOST], ids=["busy", "lost"])
-def test_session_that_cannot_be_had_is_an_error(error: RayJobsError) -> None:
-    """If the session cannot be had within ``retry_timeout``, the error says that nothing was submitted."""
+def test_unavailable_session_is_an_error(error: RayJobsError) -> None:
+    """If the head reports no session within ``retry_timeout``, the error says that nothing was submitted."""
     with pytest.raises(RayApiUnreachableError, match="Retried for 30 s. Job mine was not submitted") as caught:
         drive(get_session("mine", 30), *[error] * 100)
 

@@ -20,7 +20,7 @@ from airflow_provider_rayjobs.jobs.packages.digest import read_as_named
 from airflow_provider_rayjobs.jobs.packages.local_code import LIMIT, LocalCode, Package, PackageStorage, too_large
 from airflow_provider_rayjobs.jobs.packages.tree import printable
 from airflow_provider_rayjobs.jobs.packages.zip_file import write_zip
-from airflow_provider_rayjobs.jobs.progress import MIB, Progress, Throttle, in_turns
+from airflow_provider_rayjobs.jobs.progress import MIB, Progress, ProgressLog, run_in_slices
 from airflow_provider_rayjobs.jobs.steps import (
     Engine,
     LogMessage,
@@ -87,7 +87,7 @@ def _upload_if_missing(package: Package, retry_timeout: float, asked: dict[str, 
     if (yield from _exists(package, retry_timeout, asked)):
         return "already on the cluster"
     with ExitStack() as stack:
-        file = yield from in_turns(pack(package, LIMIT, stack), f"Packing {package.source}", package.tree.size)
+        file = yield from run_in_slices(pack(package, LIMIT, stack), f"Packing {package.source}", package.tree.size)
         size = file.tell()
         upload = Upload(endpoints.put_package(package.name, size), Body(file, size, package.name))
         for _ in range(2):
@@ -113,10 +113,10 @@ def _store(package: Package, storage: PackageStorage) -> Engine[str]:
     if (yield RunBlocking(lambda: storage.has(package.name))):
         return f"already at {package.uri}"
     with ExitStack() as stack:
-        file = yield from in_turns(pack(package, None, stack), f"Packing {package.source}", package.tree.size)
+        file = yield from run_in_slices(pack(package, None, stack), f"Packing {package.source}", package.tree.size)
         size = file.tell()
         yield LogMessage(f"Storing {package.name} ({size / MIB:.1f} MiB) at {package.uri} ...")
-        yield from in_turns(storage.put(package.name, file), f"Storing {package.name}", size)
+        yield from run_in_slices(storage.put(package.name, file), f"Storing {package.name}", size)
     return f"stored at {package.uri} ({size / MIB:.1f} MiB)"
 
 
@@ -169,9 +169,9 @@ class Body:
         """Yield the file's bytes, with progress notes."""
         self.file.seek(0)
         sent = 0
-        news = Throttle(f"Uploading {self.name}", self.size, clock())
+        progress = ProgressLog(f"Uploading {self.name}", self.size, clock())
         while chunk := self.file.read(_CHUNK):
             yield chunk
             sent += len(chunk)
-            for each in news.after(sent, clock()):
+            for each in progress.messages(sent, clock()):
                 note(each)
