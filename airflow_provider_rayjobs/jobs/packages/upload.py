@@ -1,8 +1,8 @@
 """
-The engine that brings packages to the cluster, or to a storage, before the job is submitted.
+The engine that uploads packages to the cluster, or to a storage, before the job is submitted.
 
-It asks for each package first: a package that exists is neither packed nor uploaded. Ray keeps a package for 10 minutes
-after it is asked for, but not after an upload. So the engine asks again after an upload, and after a long time.
+It first asks for each package, and packs and uploads only those that are missing. Ray keeps a package for 10 minutes
+after such a request, but not after an upload. So the engine asks again after an upload, and after a long time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import IO
 
 from airflow_provider_rayjobs.exceptions import RayApiPackageNotFoundError, RayPackageError
 from airflow_provider_rayjobs.jobs import endpoints
-from airflow_provider_rayjobs.jobs.packages.digest import read_as_named
+from airflow_provider_rayjobs.jobs.packages.digest import read_verified
 from airflow_provider_rayjobs.jobs.packages.local_code import LIMIT, LocalCode, Package, PackageStorage, too_large
 from airflow_provider_rayjobs.jobs.packages.tree import printable
 from airflow_provider_rayjobs.jobs.packages.zip_file import write_zip
@@ -32,7 +32,8 @@ from airflow_provider_rayjobs.jobs.steps import (
     with_retries,
 )
 
-# Ray's default is 600 s (``RAY_RUNTIME_ENV_URI_PIN_EXPIRATION_S``), and a cluster may have a shorter time.
+# Seconds between two requests for a package. Ray keeps it for 600 s by default, but a cluster may set less
+# (``RAY_RUNTIME_ENV_URI_PIN_EXPIRATION_S``).
 _ASK_AGAIN = 120.0
 _CHUNK = 256 * 1024
 _SECRETS_SHOWN = 10
@@ -83,7 +84,7 @@ def _warn(package: Package) -> Engine[None]:
 
 
 def _upload_if_missing(package: Package, retry_timeout: float, asked: dict[str, float]) -> Engine[str]:
-    """Return what was done, for the log."""
+    """Upload a package if the cluster does not have it, and describe the outcome for the log."""
     if (yield from _exists(package, retry_timeout, asked)):
         return "already on the cluster"
     with ExitStack() as stack:
@@ -148,30 +149,30 @@ def pack(package: Package, limit: int | None, stack: ExitStack) -> Progress[IO[b
 def _write(package: Package, file: IO[bytes]) -> Progress[None]:
     if package.is_archive:
         [entry] = package.tree.entries
-        for chunk in read_as_named(entry, package.digests[entry.name]):
+        for chunk in read_verified(entry, package.digests[entry.name]):
             file.write(chunk)
             yield len(chunk)
     else:
         yield from write_zip(package.tree, package.top, package.digests, file)
-    file.flush()  # a full disk is an error here, not during the upload
+    file.flush()  # so that a full disk is an error here, not during the upload
     yield 0
 
 
 @dataclass(frozen=True)
 class Body:
-    """The body of an upload: a file, which is read from its start for each try."""
+    """The content of an upload: a file, which each attempt reads from its start."""
 
     file: IO[bytes]
     size: int
     name: str
 
-    def chunks(self, clock: Callable[[], float], note: Callable[[LogMessage], object]) -> Iterator[bytes]:
-        """Yield the file's bytes, with progress notes."""
+    def chunks(self, clock: Callable[[], float], log: Callable[[LogMessage], object]) -> Iterator[bytes]:
+        """Yield the file's bytes, and log the progress."""
         self.file.seek(0)
         sent = 0
-        news = Throttle(f"Uploading {self.name}", self.size, clock())
+        progress = Throttle(f"Uploading {self.name}", self.size, clock())
         while chunk := self.file.read(_CHUNK):
             yield chunk
             sent += len(chunk)
-            for each in news.after(sent, clock()):
-                note(each)
+            for message in progress.after(sent, clock()):
+                log(message)
