@@ -28,7 +28,7 @@ _INCLUDE = re.compile(r"(?P<option>-r|--requirement|-c|--constraint)(?:\s*=\s*|\
 # Options whose value may be a path, and options that need a line of their own.
 _PATH_OPTION = re.compile(r"(?P<option>-e|--editable|-f|--find-links)(?:=|(?<=-[ef])|$)(?P<value>.*)")
 _INCLUDE_OPTION = re.compile(r"-[rc]|--(?:requirement|constraint)(?:=|$)")
-_NAMED = re.compile(r"[A-Za-z0-9][\w.-]*\s*(?:\[[^\]]*\])?\s*@\s*(?P<value>.*)", re.DOTALL)
+_DIRECT_REFERENCE = re.compile(r"[A-Za-z0-9][\w.-]*\s*(?:\[[^\]]*\])?\s*@\s*(?P<value>.*)", re.DOTALL)
 _EXTRAS = re.compile(r"\[[^\]]*\]$")
 _FILE_SCHEME = re.compile(r"^file:(//(localhost)?(?=/))?")
 _ARCHIVES = (".whl", ".zip", ".tar.gz", ".tar.bz2", ".tar.xz", ".tgz")
@@ -158,7 +158,7 @@ def _path_candidates(line: str) -> Iterator[str]:
     options = next((number for number, word in enumerate(words) if word.startswith("-")), len(words))
     requirement = " ".join(words[:options])
     bare = _EXTRAS.sub("", requirement.partition(";")[0].strip())
-    if named := _NAMED.fullmatch(requirement):
+    if named := _DIRECT_REFERENCE.fullmatch(requirement):
         yield named["value"].partition(" ;")[0]
     elif bare.startswith((".", "~", "file:")) or "/" in bare or bare.lower().endswith(_ARCHIVES):
         yield bare

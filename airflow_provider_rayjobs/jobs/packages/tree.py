@@ -112,7 +112,7 @@ class _Directory(NamedTuple):
 
     :param prefix: its path relative to the root, with a final ``/``; "" for the root.
     :param rules: of its parents, each with the length of its directory's prefix.
-    :param parents: device and inode number of each.
+    :param parents: device and inode number of each parent.
     :param is_linked: whether its path below the root contains a link.
     """
 
@@ -170,7 +170,7 @@ class _Walk:
         inside = _Directory(path, prefix, (*rules, *own), (*parents, identity), is_linked)
         for item in found:
             if not inside.leaves_out(prefix + item.name):
-                self._take(item, inside)
+                self._add(item, inside)
 
     def _own_rules(self, directory: str, *, is_root: bool) -> Iterator[IgnoreRules]:
         if is_root:
@@ -185,7 +185,7 @@ class _Walk:
                 except OSError as error:
                     raise unreadable(path, error) from error
 
-    def _take(self, found: os.DirEntry[str], directory: _Directory) -> None:
+    def _add(self, found: os.DirEntry[str], directory: _Directory) -> None:
         name = directory.prefix + found.name
         try:
             status = found.stat(follow_symlinks=False)

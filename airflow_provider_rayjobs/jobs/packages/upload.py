@@ -53,24 +53,24 @@ def upload_packages(code: LocalCode, retry_timeout: float) -> Engine[None]:
 
 
 def _provide(code: LocalCode, retry_timeout: float) -> Engine[None]:
-    asked: dict[str, float] = {}
+    asked_at: dict[str, float] = {}
     for package in code.packages:
         yield from _warn(package)
         began = yield Sleep(0)
         if package.storage is not None:
-            done = yield from _store(package, package.storage)
+            outcome = yield from _store(package, package.storage)
         else:
-            done = yield from _upload_if_missing(package, retry_timeout, asked)
+            outcome = yield from _upload_if_missing(package, retry_timeout, asked_at)
         now = yield Sleep(0)
-        took = "" if done.startswith("already") else f" in {now - began:.1f} s"
+        took = "" if outcome.startswith("already") else f" in {now - began:.1f} s"
         yield LogMessage(
             f"{package.owner} {package.source}: package {package.name}, {package.content}; named in "
-            f"{package.seconds:.1f} s, {done}{took}."
+            f"{package.seconds:.1f} s, {outcome}{took}."
         )
     for package in code.packages:
         now = yield Sleep(0)
-        if package.name in asked and now - asked[package.name] > _ASK_AGAIN:
-            yield from _upload_if_missing(package, retry_timeout, asked)
+        if package.name in asked_at and now - asked_at[package.name] > _ASK_AGAIN:
+            yield from _upload_if_missing(package, retry_timeout, asked_at)
 
 
 def _warn(package: Package) -> Engine[None]:
@@ -83,9 +83,9 @@ def _warn(package: Package) -> Engine[None]:
         yield LogMessage(message, logging.WARNING)
 
 
-def _upload_if_missing(package: Package, retry_timeout: float, asked: dict[str, float]) -> Engine[str]:
+def _upload_if_missing(package: Package, retry_timeout: float, asked_at: dict[str, float]) -> Engine[str]:
     """Upload a package if the cluster does not have it, and describe the outcome for the log."""
-    if (yield from _exists(package, retry_timeout, asked)):
+    if (yield from _exists(package, retry_timeout, asked_at)):
         return "already on the cluster"
     with ExitStack() as stack:
         file = yield from in_turns(pack(package, LIMIT, stack), f"Packing {package.source}", package.tree.size)
@@ -93,7 +93,7 @@ def _upload_if_missing(package: Package, retry_timeout: float, asked: dict[str, 
         upload = Upload(endpoints.put_package(package.name, size), Body(file, size, package.name))
         for _ in range(2):
             yield from with_retries(upload, retry_timeout)
-            if (yield from _exists(package, retry_timeout, asked)):
+            if (yield from _exists(package, retry_timeout, asked_at)):
                 return f"uploaded ({size / MIB:.1f} MiB)"
     raise RayPackageError(
         f"Package lost: the cluster accepted {package.name} ({size} bytes) twice, but does not have it. Nothing was "
@@ -101,8 +101,8 @@ def _upload_if_missing(package: Package, retry_timeout: float, asked: dict[str, 
     )
 
 
-def _exists(package: Package, retry_timeout: float, asked: dict[str, float]) -> Engine[bool]:
-    asked[package.name] = yield Sleep(0)
+def _exists(package: Package, retry_timeout: float, asked_at: dict[str, float]) -> Engine[bool]:
+    asked_at[package.name] = yield Sleep(0)
     try:
         yield from send(endpoints.get_package(package.name), retry_timeout)
     except RayApiPackageNotFoundError:
