@@ -20,17 +20,12 @@ BURST = 32 * 1024
 RECORD_BYTES = 4 * 1024
 # Bytes that Airflow adds to each record: time, task, run, location.
 _ENVELOPE_BYTES = 400
-# Seconds after its last read from which on a trigger is not waiting any more. Most triggers poll every 5 s.
+# Seconds after its last read for which a throttled trigger counts as waiting. Most triggers poll every 5 s.
 _ABSENT_AFTER = 15.0
 
 
 class LogBudget:
-    """
-    The token bucket that all triggers of a triggerer share.
-
-    :param rate: bytes per second.
-    :param burst: bytes at once.
-    """
+    """The token bucket of a triggerer: its triggers share ``rate`` bytes per second, ``burst`` bytes at once."""
 
     def __init__(self, rate: float = RATE, burst: int = BURST) -> None:
         self.burst = burst
@@ -77,7 +72,7 @@ class BudgetShare:
         if was_waiting:
             return self._may_take(self._wanted)
         rivals = self._rivals()
-        # a share that did not wait must not make up for earlier turns
+        # a share that did not wait may not catch up on earlier turns
         self.taken = max(self.taken, min(rivals)) if rivals else 0
         return True
 
@@ -113,7 +108,7 @@ class BudgetShare:
 
 class FlushTimer:
     """
-    A :class:`.ReadPolicy` that shows nothing. After an interval new lines end the following.
+    A :class:`.ReadPolicy` that shows nothing. After an interval, :func:`.follow_job` returns at new lines.
 
     :param interval: seconds from the first poll on.
     """

@@ -22,13 +22,13 @@ from airflow_provider_rayjobs.log_budget import BudgetShare, LogBudget
 KEY = "ray_job_log"
 # XComs per second of all triggers of a triggerer together.
 RATE = 4.0
-# A trigger that starts within so many seconds of its deferral has no checkpoint yet. A triggerer starts new triggers
-# within a second, and those of a lost triggerer after 30 s.
+# Seconds after a deferral in which its trigger can only start for the first time, without a checkpoint. A triggerer
+# starts new triggers within a second, and those of a lost triggerer after 30 s.
 _FIRST_RUN = 8.0
 # Airflow before 3.3 has no XComs for an event loop.
 _HAS_XCOMS = hasattr(BaseXCom, "aset")
 
-# when the next XCom may be written, by the event loop's clock
+# earliest time of the next XCom, on the event loop's clock
 _next_write = 0.0
 
 
@@ -65,7 +65,7 @@ class CheckpointedShare(BudgetShare):
         # without XComs there is no checkpoint to wait for
         self._has_checkpoint = not self._xcom
         self._has_shown = False
-        # set while a checkpoint is to be looked up or stored
+        # set while a checkpoint must be looked up or stored
         self._pending = asyncio.Event()
         is_first_run = deferred_at is not None and time.time() - deferred_at < _FIRST_RUN
         self._has_lookup = bool(self._xcom) and not is_first_run
@@ -123,8 +123,8 @@ class CheckpointedShare(BudgetShare):
             reader.restore(found["log"])
             self._has_checkpoint = True
             self._warn(
-                "The triggerer that followed job %s was lost. It had shown %d bytes of the job's log, which are in its "
-                "own log file. The last lines of them may be repeated here.",
+                "The triggerer that followed job %s was lost. The first %d bytes of the job's log were shown before, "
+                "some of them in that triggerer's own log file. The last lines of them may be repeated here.",
                 self._submission_id,
                 reader.log.offset,
             )

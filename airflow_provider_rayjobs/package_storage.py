@@ -50,7 +50,7 @@ def _expanded(path: str) -> str:
 
 @dataclass(frozen=True)
 class Storage:
-    """A storage at an object storage path of Airflow; ``scheme`` is Ray's."""
+    """A storage at an object storage path of Airflow; ``scheme`` is that of its URIs in Ray."""
 
     root: ObjectStoragePath
     scheme: str

@@ -33,9 +33,9 @@ from airflow_provider_rayjobs.masking import mask_soon, masking_env_vars
 
 # Shared by all triggers of this process.
 _log_budget = LogBudget()
-# The logger of a job's own lines, which tells them from ours in the task's log.
+# The logger of a job's own lines. Its name distinguishes them from this package's messages in the task's log.
 job_logger = structlog.get_logger("airflow.task.ray_job")
-# Least seconds between the start of a trigger and its event. Airflow needs up to 5 s (``[workers]
+# Minimum seconds between the start of a trigger and its event. Airflow needs up to 5 s (``[workers]
 # min_heartbeat_interval``) and a scheduler loop to notice that a deferred task's process has ended. If the task resumes
 # before that, Airflow fails it as killed (apache/airflow issues 66374, 67287, 72716). Seen on Airflow 3.3.2 for 2 of
 # 10 tasks that deferred for 4 s without this package, and for none of 12 with this minimum.

@@ -17,7 +17,7 @@ class HeadTail:
 
     :param log: the whole log.
     :param limit: lines.
-    :param live: whether half of the lines are the log's first ones, shown as they are printed. Otherwise all are last.
+    :param live: show half of the lines from the log's start while the job runs. Otherwise show only its last lines.
     :param shown: lines that another process has shown.
     """
 

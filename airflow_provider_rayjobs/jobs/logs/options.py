@@ -16,7 +16,7 @@ class LogOptions:
 
     :param fetch_logs: ``live`` shows it while the job runs, ``on_completion`` after its end, ``never`` not at all.
     :param lines_limit: most lines that are shown; no limit when not given.
-    :param flush_interval: seconds after which new lines end the following, so that another process shows them.
+    :param flush_interval: seconds after which :func:`.follow_job` returns at new lines; another process shows them.
     """
 
     fetch_logs: str = "live"

@@ -6,7 +6,7 @@ Read the log of a followed job, and show every line once: an engine (:mod:`..ste
   after it and moves the offset. An interrupted read loses nothing.
 - A wrong checksum means that the log was cut or replaced. The reader logs a warning and shows the log from its start.
 - After a read the reader rests for 24 times as long as the read took, so that reading takes 4 % of the time.
-- After the job's end the reader retries until a read is complete. Then it shows a last line without a newline, too.
+- After the job's end the reader retries until a read is complete. Then it also shows a last line without a newline.
 - A reader in another process continues from :attr:`LogReader.state`.
 
 Heads since Ray 2.47 send the log file, older ones only its text. Their offsets differ, so the reader chooses one source
@@ -63,9 +63,9 @@ class ReadPolicy(Protocol):
     ``record_bytes``
         bytes of the log in one record.
     ``hands_over``
-        whether new lines end the following, so that another process shows them.
+        whether :func:`.follow_job` returns as soon as there are new lines, so that another process shows them.
     ``notice``
-        ends the message about a job that prints more than may be shown; no message if empty.
+        last sentence of the message about a job that prints more than may be shown; no message if empty.
     """
 
     record_bytes: int
@@ -104,8 +104,7 @@ class LogReader:
         self._lines_limit = lines_limit
         self._policy = policy
         self._throttled_reads = 0
-        # in seconds of the driver's clock
-        self._next_read = 0.0
+        self._next_read = 0.0  # in seconds of the driver's clock
         self.restore(state)
 
     def restore(self, state: Mapping[str, Any] | None) -> None:
@@ -288,8 +287,8 @@ class LogReader:
         yield ReadLog(request, self._sink)
         if self.log.is_mismatch:
             yield LogMessage(
-                f"The log of job {details.name} does not begin with the {self.log.offset} bytes that were shown of "
-                "it: it was cut or replaced. It is shown again from its start.",
+                f"The log of job {details.name} no longer begins with the {self.log.offset} bytes that were shown: "
+                "it was cut or replaced. It is shown again from its start.",
                 logging.WARNING,
             )
             self.log.restart()
@@ -304,7 +303,7 @@ class LogReader:
                 )
 
     def _fall_back(self, details: JobDetails, error: RayJobsError) -> Engine[bool]:
-        """Change from the file to the text, unless bytes of the file were shown. Tell whether it was changed."""
+        """Change from the file to the text unless bytes of the file were shown, and tell whether it was changed."""
         if self.source != FILE or self.log.offset:
             return False
         self.source = TEXT
