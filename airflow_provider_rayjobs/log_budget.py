@@ -1,37 +1,31 @@
 """
-How many bytes of job logs the triggers of one triggerer may write; no I/O.
+Limit how many bytes of job logs the triggers of one triggerer write; no I/O.
 
-All triggers write their logs into one pipe to the triggerer's supervisor, which takes less than 1 MB/s. A full pipe
-blocks the event loop of all triggers. So they share a token bucket that fills far more slowly than that.
+All triggers write their logs into one pipe to the triggerer's supervisor, which reads less than 1 MB/s. A full pipe
+blocks the event loop of all triggers. So they share a token bucket that fills much more slowly.
 
-Triggers that need more than the bucket holds take turns: while others wait, a trigger that has taken a turn more than
-the one that has taken least waits as well. What a trigger cannot show is not lost: the worker that resumes the task
-goes on at its log offset.
+Triggers that need more bytes than the bucket holds take turns. A trigger that is one turn ahead of a waiting one waits,
+too. No line is lost: the worker that resumes the task continues at the trigger's log offset.
 """
 
 from __future__ import annotations
 
 import json
 
-# Bytes per second that all triggers together write, and bytes at once after a pause. The pipe takes 500 kB per second
-# in records of this size, and holds 170 kB.
+# Bytes per second of all triggers together, and bytes at once after a pause. The supervisor reads 500 kB per second in
+# records of this size, and the pipe holds 170 kB.
 RATE = 32 * 1024
 BURST = 32 * 1024
-# Bytes of a log in one record: few, so that each of many jobs gets a record.
+# Bytes of a log in one record: few, so that each of many jobs gets a turn.
 RECORD_BYTES = 4 * 1024
-# What Airflow adds to each record: time, task, run, location.
+# Bytes that Airflow adds to each record: time, task, run, location.
 _ENVELOPE_BYTES = 400
-# Seconds after its last read for which others wait for a trigger. Most poll every 5 s.
+# Seconds after its last read for which a throttled trigger counts as waiting. Most triggers poll every 5 s.
 _ABSENT_AFTER = 15.0
 
 
 class LogBudget:
-    """
-    The token bucket that all triggers of a triggerer share.
-
-    :param rate: bytes per second.
-    :param burst: bytes at once.
-    """
+    """The token bucket of a triggerer: its triggers share ``rate`` bytes per second, ``burst`` bytes at once."""
 
     def __init__(self, rate: float = RATE, burst: int = BURST) -> None:
         self.burst = burst
@@ -66,11 +60,11 @@ class BudgetShare:
 
     @property
     def is_waiting(self) -> bool:
-        """Tell whether a record was refused in the last read, a few seconds ago at most."""
+        """Tell whether a record was refused in the last read, and that read is recent."""
         return self._is_throttled and self._budget.now - self._asked_at < _ABSENT_AFTER
 
     def begin(self, now: float) -> bool:
-        """Tell whether a read is of use: not while a refused record would be refused again."""
+        """Tell whether to read now. After a refused record, wait until it may be shown."""
         self._budget.shares.add(self)
         self._budget.refill(now)
         was_waiting = self.is_waiting
@@ -78,7 +72,7 @@ class BudgetShare:
         if was_waiting:
             return self._may_take(self._wanted)
         rivals = self._rivals()
-        # a share that did not wait has missed no turn
+        # a share that did not wait may not catch up on earlier turns
         self.taken = max(self.taken, min(rivals)) if rivals else 0
         return True
 
@@ -93,15 +87,14 @@ class BudgetShare:
         return True
 
     def end(self, *, is_throttled: bool) -> None:
-        """Wait for bytes if a record was refused."""
         self._is_throttled = is_throttled
 
     def leave(self) -> None:
-        """Let no other share wait for this one."""
+        """Leave the budget, so that no other share waits for this one."""
         self._budget.shares.discard(self)
 
     def _rivals(self) -> list[int]:
-        """Return the bytes that each of the other waiting shares has taken."""
+        """Return the bytes taken by each other share that is waiting."""
         return [share.taken for share in self._budget.shares if share is not self and share.is_waiting]
 
     def _may_take(self, size: int) -> bool:
@@ -115,7 +108,7 @@ class BudgetShare:
 
 class FlushTimer:
     """
-    A :class:`.ReadPolicy` that shows nothing, and hands over once an interval has passed and there are new lines.
+    A :class:`.ReadPolicy` that shows nothing. After an interval, :func:`.follow_job` returns at new lines.
 
     :param interval: seconds from the first poll on.
     """
@@ -139,10 +132,10 @@ class FlushTimer:
         return False
 
     def end(self, *, is_throttled: bool) -> None:
-        """Do nothing."""
+        pass
 
 
 def _size_in_pipe(record: bytes) -> int:
-    """Return the bytes that a record takes in the pipe, as JSON: six for a control code."""
+    """Return the size of a record in the pipe. There it is JSON, where a control code takes six bytes."""
     text = record.decode("utf-8", errors="replace")
     return _ENVELOPE_BYTES + len(json.dumps(text, ensure_ascii=False).encode())

@@ -1,10 +1,9 @@
 """
 The checkpoint of a trigger's log offset: an XCom of the task, which outlives the triggerer.
 
-The event of a trigger carries its log offset to the worker. A triggerer that is lost sends no event, and the next one
-starts the trigger from its arguments, which are as old as the deferral. So a trigger stores its offset before its
-first turn and after each turn. Only the log waits for that: an XCom passes through the triggerer's supervisor into
-Airflow's database, which may take seconds.
+A trigger's event carries its log offset to the worker. A lost triggerer sends no event, and the next one starts the
+trigger again with the offset of the deferral. So a trigger stores its offset before its first turn and after each turn.
+That may take seconds, as an XCom passes through the triggerer's supervisor into Airflow's database. Only the log waits.
 """
 
 from __future__ import annotations
@@ -21,23 +20,23 @@ from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.log_budget import BudgetShare, LogBudget
 
 KEY = "ray_job_log"
-# XComs per second that all triggers of a triggerer write together.
+# XComs per second of all triggers of a triggerer together.
 RATE = 4.0
-# Seconds after its deferral in which a trigger has no checkpoint yet. A triggerer starts new triggers within a second,
-# and those of a lost triggerer after 30 s.
+# Seconds after a deferral in which its trigger can only start for the first time, without a checkpoint. A triggerer
+# starts new triggers within a second, and those of a lost triggerer after 30 s.
 _FIRST_RUN = 8.0
 # Airflow before 3.3 has no XComs for an event loop.
 _HAS_XCOMS = hasattr(BaseXCom, "aset")
 
-# when the next XCom may be written, by the event loop's clock
+# earliest time of the next XCom, on the event loop's clock
 _next_write = 0.0
 
 
 class CheckpointedShare(BudgetShare):
     """
-    A share of the log budget that has no turn until the log offset of its last turn is stored.
+    A share of the log budget that gets a turn only after the offset of its last turn is stored.
 
-    :param task_instance: as Airflow gives it to a trigger; ``None`` for a trigger without a task, which stores nothing.
+    :param task_instance: of the trigger; without one no checkpoint is stored.
     :param deferred_at: when the task was deferred, Unix seconds.
     :param warn: called with a message and its arguments if an earlier triggerer was lost.
     """
@@ -63,9 +62,10 @@ class CheckpointedShare(BudgetShare):
                 "task_id": task_instance.task_id,
                 "map_index": -1 if task_instance.map_index is None else task_instance.map_index,
             }
+        # without XComs there is no checkpoint to wait for
         self._has_checkpoint = not self._xcom
         self._has_shown = False
-        # set while a checkpoint is to be looked up or stored
+        # set while a checkpoint must be looked up or stored
         self._pending = asyncio.Event()
         is_first_run = deferred_at is not None and time.time() - deferred_at < _FIRST_RUN
         self._has_lookup = bool(self._xcom) and not is_first_run
@@ -73,12 +73,10 @@ class CheckpointedShare(BudgetShare):
             self._pending.set()
 
     def begin(self, now: float) -> bool:
-        """See :class:`.ReadPolicy`."""
         self._has_shown = False
         return not self._pending.is_set() and super().begin(now)
 
     def take(self, record: bytes) -> bool:
-        """See :class:`.ReadPolicy`."""
         if not self._has_checkpoint:
             self._pending.set()
             return False
@@ -87,7 +85,6 @@ class CheckpointedShare(BudgetShare):
         return is_taken
 
     def end(self, *, is_throttled: bool) -> None:
-        """See :class:`.ReadPolicy`."""
         # other triggers do not wait for one that waits for its first checkpoint
         super().end(is_throttled=is_throttled and self._has_checkpoint)
         if self._has_shown and self._xcom:
@@ -95,7 +92,7 @@ class CheckpointedShare(BudgetShare):
 
     @asynccontextmanager
     async def following(self, reader: LogReader) -> AsyncIterator[None]:
-        """Let a reader go on at the checkpoint of a lost triggerer, and store its offset between turns."""
+        """Restore the checkpoint of a lost triggerer into a reader, and store the reader's offset between turns."""
         storing = asyncio.ensure_future(self._store_offsets(reader))
         try:
             yield
@@ -110,7 +107,7 @@ class CheckpointedShare(BudgetShare):
         while True:
             await self._pending.wait()
             await _next_slot()
-            with suppress(Exception):  # a later checkpoint makes up for it
+            with suppress(Exception):  # a later checkpoint replaces a failed one
                 value = {"job": self._submission_id, "try_number": self._try_number, "log": reader.state}
                 await BaseXCom.aset(value=value, **self._xcom)
             self._has_checkpoint = True
@@ -118,7 +115,7 @@ class CheckpointedShare(BudgetShare):
 
     async def _restore(self, reader: LogReader) -> None:
         found: Any = None
-        with suppress(Exception):  # without a checkpoint lines repeat, but none is lost
+        with suppress(Exception):  # without a checkpoint lines are repeated, but none is lost
             # not through the user's XCom backend, which may block the event loop
             found = await BaseXCom.aget_one(**self._xcom)
         this = (self._submission_id, self._try_number)
@@ -126,8 +123,8 @@ class CheckpointedShare(BudgetShare):
             reader.restore(found["log"])
             self._has_checkpoint = True
             self._warn(
-                "The triggerer that followed job %s was lost. It had shown %d bytes of the job's log, which are in its "
-                "own log file. The last lines of them may be repeated here.",
+                "The triggerer that followed job %s was lost. The first %d bytes of the job's log were shown before, "
+                "some of them in that triggerer's own log file. The last lines of them may be repeated here.",
                 self._submission_id,
                 reader.log.offset,
             )

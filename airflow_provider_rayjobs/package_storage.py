@@ -28,17 +28,17 @@ def open_storage(path: Any) -> Storage:
     """
     Return the storage at an :class:`~airflow.sdk.ObjectStoragePath` or a text.
 
-    In a text, environment variables are expanded and a local path is made absolute.
+    Expand environment variables in a text, and make a local path absolute.
     """
     try:
-        place = path if isinstance(path, ObjectStoragePath) else ObjectStoragePath(_expanded(str(path)))
-        scheme = _SCHEMES.get(place.protocol or "file")
+        root = path if isinstance(path, ObjectStoragePath) else ObjectStoragePath(_expanded(str(path)))
+        scheme = _SCHEMES.get(root.protocol or "file")
     except (ValueError, ImportError) as error:
         raise ValueError(f"package_storage {str(path)!r} is not supported by Airflow: {error}") from error
     if scheme is None:
         supported = ", ".join(f"{each}://" for each in _SCHEMES)
         raise ValueError(f"package_storage {str(path)!r} is not supported by Ray. Use {supported}.")
-    return Storage(place, scheme)
+    return Storage(root, scheme)
 
 
 def _expanded(path: str) -> str:
@@ -50,33 +50,31 @@ def _expanded(path: str) -> str:
 
 @dataclass(frozen=True)
 class Storage:
-    """A storage at an Airflow object storage path; ``scheme`` is that of the URIs for Ray's workers."""
+    """A storage at an object storage path of Airflow; ``scheme`` is that of its URIs in Ray."""
 
-    place: ObjectStoragePath
+    root: ObjectStoragePath
     scheme: str
 
     def uri_of(self, name: str) -> str:
-        """Return the URI for Ray's workers, which has Ray's scheme and no Airflow connection."""
+        """Return the URI of a package for Ray's workers, without the Airflow connection."""
         path = self._path_of(name)
         if self.scheme != "abfss":
             return f"{self.scheme}://{path}"
         with self._errors("find the Azure account of", name):
-            account = self.place.fs.account_name
+            account = self.root.fs.account_name
         container, _, rest = path.lstrip("/").partition("/")
         return f"abfss://{container}@{account}.dfs.core.windows.net/{rest}"
 
     def has(self, name: str) -> bool:
-        """Tell whether a package exists."""
         with self._errors("look for", name):
-            return bool(self.place.fs.exists(self._path_of(name)))
+            return bool(self.root.fs.exists(self._path_of(name)))
 
     def put(self, name: str, file: IO[bytes]) -> Progress[None]:
-        """Store a package, completely or not at all."""
         with self._errors("store", name):
             yield from self._put_file(name, file) if self.scheme == "file" else self._put_object(name, file)
 
     def _put_file(self, name: str, file: IO[bytes]) -> Progress[None]:
-        fs = self.place.fs
+        fs = self.root.fs
         fs.makedirs(self._path_of("").rstrip("/"), exist_ok=True)
         # in the same directory, so that renaming is atomic
         part = self._path_of(f".{name}.{secrets.token_hex(4)}.part")
@@ -90,7 +88,7 @@ class Storage:
             raise
 
     def _put_object(self, name: str, file: IO[bytes]) -> Progress[None]:
-        target = self.place.fs.open(self._path_of(name), "wb", autocommit=False)
+        target = self.root.fs.open(self._path_of(name), "wb", autocommit=False)
         try:
             yield from _copy(file, target)
             target.close()
@@ -103,15 +101,15 @@ class Storage:
             raise
 
     def _path_of(self, name: str) -> str:
-        return f"{self.place.path.rstrip('/')}/{name}"
+        return f"{self.root.path.rstrip('/')}/{name}"
 
     @contextmanager
-    def _errors(self, what: str, name: str) -> Iterator[None]:
+    def _errors(self, action: str, name: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:
             raise RayPackageError(
-                f"Could not {what} package {name} at {self.place}: {type(error).__name__}: {error}. Nothing was "
+                f"Could not {action} package {name} at {self.root}: {type(error).__name__}: {error}. Nothing was "
                 "submitted. Check package_storage and its connection."
             ) from error
 

@@ -33,16 +33,16 @@ from airflow_provider_rayjobs.masking import mask_soon, masking_env_vars
 
 # Shared by all triggers of this process.
 _log_budget = LogBudget()
-# The logger of a job's own lines, which tells them from ours in the task's log.
+# The logger of a job's own lines. Its name distinguishes them from this package's messages in the task's log.
 job_logger = structlog.get_logger("airflow.task.ray_job")
-# Seconds before which no event is fired. Airflow notices only after up to 5 s (``[workers] min_heartbeat_interval``)
-# and a scheduler loop that the process of a deferred task has ended. It takes a task that has resumed by then for
-# killed, and fails it (apache/airflow issues 66374, 67287, 72716). Seen on Airflow 3.3.2 for 2 of 10 tasks that
-# deferred for 4 s without any code of ours, and for none of 12 with this minimum.
+# Minimum seconds between the start of a trigger and its event. Airflow needs up to 5 s (``[workers]
+# min_heartbeat_interval``) and a scheduler loop to notice that a deferred task's process has ended. If the task resumes
+# before that, Airflow fails it as killed (apache/airflow issues 66374, 67287, 72716). Seen on Airflow 3.3.2 for 2 of
+# 10 tasks that deferred for 4 s without this package, and for none of 12 with this minimum.
 MIN_DEFERRAL = 8.0
 # Seconds for a stop, of the 30 that Airflow gives a trigger's ``on_kill`` (``[triggerer] on_kill_timeout``).
 _KILL_TIMEOUT = 25.0
-# Seconds between two lookups of a connection that cannot be used.
+# Seconds before the next lookup of an unusable connection.
 _LOOKUP_PAUSE = 5.0
 
 
@@ -52,8 +52,8 @@ class RayJobTrigger(BaseTrigger):
     Follow a job to its end and fire once, with all that the resuming task needs.
 
     The trigger shows as much of the job's log as its share of the :mod:`.log_budget` allows. The worker that resumes
-    the task shows the rest, from the event's log offset on. A time limit that expires is an event too: the worker stops
-    the job, as it alone can record that the job was abandoned.
+    the task shows the rest, from the event's log offset on. An expired time limit is an event too: the worker stops the
+    job, as only a worker can record that the job was abandoned.
 
     :param submission_id: a submission id, or a Ray Core job id.
     :param ray_conn_id: an Airflow connection of type ``ray_jobs``.
@@ -66,9 +66,9 @@ class RayJobTrigger(BaseTrigger):
     :param limits: :meth:`.Limits.to_json` of the time limits.
     :param stop_on_kill: whether the job is stopped with the task (Airflow 3.3 and later).
     :param stop_timeout: seconds in which Ray has to confirm that stop.
-    :param logs: :meth:`.LogOptions.to_json`; nothing is shown when not given. With a ``flush_interval`` the trigger
-        shows nothing either: after that interval it fires as soon as there are new lines.
-    :param log_state: :attr:`.LogReader.state` of the reader that showed the log before.
+    :param logs: :meth:`.LogOptions.to_json`; without it the trigger shows no log. With a ``flush_interval`` it shows
+        none either: after that interval it fires as soon as there are new lines.
+    :param log_state: :attr:`.LogReader.state` of the worker's log reader.
     :param deferred_at: when the task was deferred, Unix seconds.
     """
 
@@ -92,12 +92,12 @@ class RayJobTrigger(BaseTrigger):
         self._cluster: Cluster | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the path of the class and its arguments, which Airflow stores in its database."""
+        """Return the class path and the arguments for Airflow's database."""
         arguments = {field.name: getattr(self, field.name) for field in fields(self)}
         return "airflow_provider_rayjobs.triggers.RayJobTrigger", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Yield one event, also after an error: Airflow would lose the class of an error that is raised here."""
+        """Yield one event. An error becomes an event as well, as Airflow would lose the class of a raised error."""
         clock = asyncio.get_running_loop().time
         earliest = clock() + MIN_DEFERRAL
         event = await self._follow()
@@ -108,7 +108,7 @@ class RayJobTrigger(BaseTrigger):
         """
         Stop the job. Airflow 3.3 and later call this if the task was cleared or marked, or if its run timed out.
 
-        Airflow does not call it when a triggerer shuts down or hands its triggers over: the job goes on then.
+        Airflow does not call it when a triggerer stops or hands its triggers over, so the job continues.
         """
         if not self.stop_on_kill:
             return
@@ -157,11 +157,11 @@ class RayJobTrigger(BaseTrigger):
 
     @asynccontextmanager
     async def _reader(self) -> AsyncIterator[LogReader | None]:
-        """Lend the reader of the job's log, if the trigger reads it."""
+        """Yield the reader of the job's log, ``None`` if the trigger reads no log."""
         options = LogOptions.from_json(self.logs) if self.logs else LOGS_OFF
         if options.flush_interval is not None:
-            # Airflow truncates a trigger's log file each time that a try defers, so the trigger shows nothing. Trigger
-            # and worker both read the log: twice the rest keeps their share of the time.
+            # Airflow truncates a trigger's log file whenever a try defers, so the trigger shows nothing. Both trigger
+            # and worker read the whole log: an interval of twice the rest keeps their reading at 4 % of the time.
             timer = FlushTimer(max(options.flush_interval, 2 * (self.log_state or {}).get("rest", 0)))
             yield options.reader(self.log_state, policy=timer)
             return
@@ -177,10 +177,9 @@ class RayJobTrigger(BaseTrigger):
 
     async def _look_up_cluster(self, hook: RayJobsHook) -> Cluster:
         """
-        Look the connection up. A failed lookup is retried like an outage if the job's address is known.
+        Look up the connection. If the job's address is known, retry a failed lookup like an outage.
 
-        While Airflow's API server is down, a connection appears undefined, and the default connection means this
-        machine.
+        While Airflow's API server is down, connections appear undefined. The default one then points to this machine.
         """
         clock = asyncio.get_running_loop().time
         give_up_at = clock() + self.unreachable_timeout
@@ -201,20 +200,20 @@ class RayJobTrigger(BaseTrigger):
 
 def emit_job_log(record: str) -> None:
     """
-    Write one record of a job's log into the task's log, masked by this process.
+    Write one record of a job's log into the task's log, and mask it here.
 
-    Airflow's supervisor masks as well, but does not know secrets that only this process has read, such as a template's.
+    Airflow's supervisor does not know the secrets that only this process has read, such as those in templates.
     """
     job_logger.info("%s", redact(record))
 
 
 def job_event(details: JobDetails) -> dict[str, Any]:
-    """Return what an event says about a job: plain JSON without the job's secrets."""
+    """Describe a job for an event: plain JSON without the job's secrets."""
     return {"job": _with_masked_message(details.to_event())}
 
 
 def error_event(error: Exception) -> dict[str, Any]:
-    """Return what an event says about an error; for an expired time limit with the job as it was polled last."""
+    """Describe an error for an event. Add the last polled job if a time limit expired."""
     event = _with_masked_message({"error": type(error).__name__, "message": str(error)})
     if isinstance(error, RayJobTimeoutError) and error.details is not None:
         return event | {"limit": error.limit, "seen": _with_masked_message(error.details.to_event())}
@@ -222,15 +221,15 @@ def error_event(error: Exception) -> dict[str, Any]:
 
 
 def _with_masked_message(event: dict[str, Any]) -> dict[str, Any]:
-    """Mask the text for people only: an id that contains the letters of a secret must stay as it is."""
+    """Mask only the message. An id must stay intact even if it contains the letters of a secret."""
     return {key: str(redact(value)) if key == "message" and value else value for key, value in event.items()}
 
 
 def details_from_event(event: Mapping[str, Any]) -> JobDetails:
     """
-    Return the job of an event; a job that has not ended has new lines to show.
+    Return the job of an event. If the job has not ended, its log has new lines.
 
-    :raises RayJobsError: of the class that the trigger met.
+    :raises RayJobsError: the trigger's error, of the same class.
     """
     if "job" in event:
         return JobDetails.from_json(event["job"])
@@ -251,8 +250,8 @@ class _Shared:
     users: int = 0
 
 
-# The TLS context of a client costs 24 ms of the event loop, so triggers of one cluster share a client. A client belongs
-# to one event loop; the outer dictionary forgets loops that are gone.
+# Creating a client's TLS context blocks the event loop for 24 ms, so triggers of one cluster share a client. A client
+# belongs to one event loop; the outer dictionary drops closed loops.
 _shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, Cluster, tuple[int, ...]], _Shared]] = (
     WeakKeyDictionary()
 )
@@ -260,10 +259,9 @@ _shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, Cluster, t
 
 @asynccontextmanager
 async def shared_client(hook: RayJobsHook, cluster: Cluster) -> AsyncIterator[AsyncRayJobsClient]:
-    """Lend the client for a cluster on this event loop. The last user closes it."""
+    """Share the client of a cluster on this event loop. The last trigger that uses it closes it."""
     clients = _shared.setdefault(asyncio.get_running_loop(), {})
-    # A client's errors name its connection. A trigger that starts after a certificate file was replaced gets a client
-    # that has read the new file.
+    # by connection, as a client's errors name it; by times, as a replaced certificate needs a new client
     key = (hook.ray_conn_id, cluster, certificate_mtimes(cluster.access))
     if key not in clients:
         clients[key] = _Shared(hook.async_client_of(cluster))

@@ -91,7 +91,7 @@ def test_equal_shares(number: int, interval: float) -> None:
 @settings(deadline=None, max_examples=40)
 @given(intervals=st.lists(st.sampled_from([1.0, 2.0, 5.0, 10.0]), min_size=2, max_size=60))
 def test_no_job_starves(intervals: list[float]) -> None:
-    """A job that is polled less often than the others has turns as well."""
+    """A job that is polled less often than the others gets turns, too."""
     shown, _, _ = simulate(intervals, [1e3] * len(intervals))
 
     assert min(shown) >= 10
@@ -193,7 +193,7 @@ def test_no_trigger_waits_for_an_absent_one(is_gone: bool) -> None:
 
 
 def test_flush_timer() -> None:
-    """A flush timer allows a read when its interval has passed, refuses every record, and hands over."""
+    """A flush timer allows reads after its interval, refuses every record, and hands over."""
     timer = FlushTimer(30.0)
 
     turns = [timer.begin(now) for now in itertools.accumulate([100.0] + [10.0] * 4)]

@@ -20,7 +20,7 @@ needs_xcoms = pytest.mark.skipif(not HAS_STORE, reason="before Airflow 3.3 an ev
 
 
 class Supervisor:
-    """What a triggerer's supervisor does with XComs."""
+    """A fake of a triggerer's supervisor that stores XComs."""
 
     def __init__(self) -> None:
         self.xcoms: dict[str, Any] = {}
@@ -68,8 +68,8 @@ async def show(data: bytes, share: CheckpointedShare, *, polls: int = 8) -> tupl
 
 
 @needs_xcoms
-def test_a_trigger_goes_on_where_a_lost_one_has_stopped(supervisor: Supervisor):
-    """The offset is stored after each turn, and a trigger that is run again begins there: at most a turn repeats."""
+def test_restarted_trigger_continues_at_the_checkpoint(supervisor: Supervisor):
+    """The offset is stored after each turn, and a restarted trigger continues there: it repeats at most one turn."""
     warnings: list[Any] = []
     data = b"".join(b"line %d\n" % number for number in range(20_000))
     now = time.time()
@@ -114,7 +114,7 @@ def test_no_turn_before_the_checkpoint_is_stored(supervisor: Supervisor):
 @needs_xcoms
 @pytest.mark.parametrize(("try_number", "job"), [(2, "job-1"), (1, "job-2")])
 def test_the_checkpoint_of_another_try_or_job_is_ignored(supervisor: Supervisor, try_number: int, job: str):
-    """A cleared task's old trigger may write late: the new one shows the log from its start."""
+    """The old trigger of a cleared task may store its checkpoint late: the new one shows the log from its start."""
     asyncio.run(show(b"one\n", share_of(instance(), deferred_at=time.time())))
     shown, _ = asyncio.run(show(b"one\n", share_of(instance(try_number), job)))
 
@@ -123,14 +123,14 @@ def test_the_checkpoint_of_another_try_or_job_is_ignored(supervisor: Supervisor,
 
 @needs_xcoms
 def test_a_job_that_prints_nothing_stores_no_checkpoint(supervisor: Supervisor):
-    """XComs pass through the triggerer's supervisor: there are none where nothing was shown."""
+    """A trigger that shows nothing writes no XCom, as XComs pass through the triggerer's supervisor."""
     asyncio.run(show(b"", share_of(instance(), deferred_at=time.time())))
 
     assert supervisor.messages == []
 
 
-def test_a_checkpoint_that_cannot_be_stored_is_no_error():
-    """Where Airflow stores no XCom for a trigger, the lines are shown all the same."""
+def test_failed_checkpoint_is_no_error():
+    """If Airflow cannot store an XCom for a trigger, its lines are still shown."""
     for share in (share_of(instance()), share_of(instance(), deferred_at=time.time()), share_of(None)):
         shown, _ = asyncio.run(show(b"one\n", share))
 

@@ -57,7 +57,7 @@ def test_storage_path_that_is_a_file_is_an_error(tmp_path: Path):
 
 
 def test_stopped_storing_leaves_no_file(tmp_path: Path):
-    """A package is stored in pieces; closing between two of them leaves nothing behind."""
+    """A package is stored in chunks; closing between two of them leaves nothing behind."""
     storing = open_storage(str(tmp_path)).put(NAME, io.BytesIO(bytes(20 * 2**20)))
     assert next(storing) == 8 * 2**20
     assert len(list(tmp_path.iterdir())) == 1
@@ -114,17 +114,17 @@ class ObjectsPath:
 
 def test_object_appears_only_when_it_is_complete():
     """A failed upload leaves no object; a successful one does."""
-    place = ObjectsPath()
-    storage = Storage(place, "s3")  # type: ignore[arg-type]
+    root = ObjectsPath()
+    storage = Storage(root, "s3")  # type: ignore[arg-type]
 
     with pytest.raises(RayPackageError, match="the disk broke"):
         list(storage.put(NAME, Breaks(b"content that takes several parts")))
     gc.collect()
-    assert place.fs.objects == {}
+    assert root.fs.objects == {}
 
     list(storage.put(NAME, io.BytesIO(b"content that takes several parts")))
     assert storage.has(NAME)
-    assert place.fs.objects == {f"bucket/prefix/{NAME}": b"content that takes several parts"}
+    assert root.fs.objects == {f"bucket/prefix/{NAME}": b"content that takes several parts"}
 
 
 @pytest.mark.parametrize("path", ["memory://x", "nonsense://x"])

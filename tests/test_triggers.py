@@ -79,7 +79,7 @@ def test_event_of_a_job_that_has_ended(ray_head: RayHead, monkeypatch: pytest.Mo
 
 
 def job_lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """Return the output without what Airflow's formatter adds to a record."""
+    """Return the output without the fields that Airflow's formatter adds to a record."""
     text = re.sub(r"^\S+Z \[\w+ *\] ", "", capsys.readouterr().out, flags=re.MULTILINE)
     return re.sub(r" +\[airflow\.\S+\] loc=\S+$", "", text, flags=re.MULTILINE).splitlines()
 

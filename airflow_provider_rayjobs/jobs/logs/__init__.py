@@ -1,1 +1,1 @@
-"""Read the log of a job, find what is new in it, and cut that into records."""
+"""Read the log of a job, find its new lines, and cut them into records."""

@@ -1,17 +1,16 @@
 """
-Find what is new in a growing log, and cut it into records of whole lines; no I/O.
+Find the new lines of a growing log, and cut them into records; no I/O.
 
-Each read brings the log in chunks, from its first byte:
+Each read feeds the log to a :class:`LogCursor` in chunks, from its first byte:
 
-- Bytes before the log offset were shown by an earlier read. They are passed over, and only feed a checksum. If the
-  checksum is wrong at the offset, the log was replaced.
-- Bytes from the offset on are pending until they fill a record: 1,000 lines or 64 KiB. Showing a record moves the
-  offset past it.
-- When the read is complete, the pending whole lines are a record. The start of a line stays pending and is dropped by
-  the next read, which brings it again.
+- The cursor skips the bytes before the log offset, as an earlier read has shown them. It only computes their checksum.
+  A wrong checksum means that the log was replaced.
+- Bytes after the offset are pending until they fill a record: 1,000 lines or 64 KiB. Showing a record moves the offset
+  past it.
+- At the end of a complete read, the pending whole lines become a record. The next read brings an unfinished line again.
 
-So a read that breaks off anywhere loses and repeats nothing, and offset and checksum are all that another process
-needs. Of a progress bar, whose states overwrite each other after carriage returns, a record shows the latest state.
+So an interrupted read neither loses nor repeats a line. Another process needs only offset and checksum to continue.
+A progress bar overwrites its states after carriage returns: a record shows the latest one.
 """
 
 from __future__ import annotations
@@ -22,30 +21,25 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-# Limits of one record. A log that takes 5,000 lines per second one by one takes 540,000 in records of this size; larger
-# records gain nothing.
+# Limits of one record. A logger that writes 5,000 single lines per second writes 540,000 in records of this size.
+# Larger records gain nothing.
 RECORD_LINES = 1_000
 RECORD_BYTES = 64 * 1024
-# Bytes before the offset that are kept for error messages.
+# Bytes before the offset that the cursor keeps for error messages.
 RECENT_BYTES = 64 * 1024
-# What an error message quotes: so many lines, and of a long line so many last characters.
+# Lines that an error message quotes, and the most characters of each, from its end.
 LAST_LINES = 20
 _LAST_LINE_LENGTH = 2_000
 
-# States of a progress bar that later states of its line overwrite on a terminal. A carriage return before the line's
-# end is a line end of another system, and stays.
+# States of a progress bar that a terminal overwrites. A carriage return at the end of a line stays: it is part of a
+# Windows line end.
 _OVERWRITTEN = re.compile(rb"^[^\n]*\r(?=[^\r\n])", re.MULTILINE)
 _EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(\([\w.]+\))?(: |$)")
 
 
 @dataclass(frozen=True)
 class LogEnding:
-    """
-    How a log ends, for error messages.
-
-    :param last_lines: oldest first.
-    :param exception: the last line in which Python names an exception.
-    """
+    """The last lines of a log, oldest first, and the line of its last Python exception; for error messages."""
 
     last_lines: tuple[str, ...] = ()
     exception: str = ""
@@ -56,10 +50,9 @@ NO_ENDING = LogEnding()
 
 class LogCursor:
     """
-    The place in a growing log up to which it was shown.
+    A position in a growing log: everything before it was shown.
 
-    :param offset: bytes that were shown. It is the start of a line or, in a very long line or a progress bar, of a
-        record.
+    :param offset: bytes that were shown. It is within a line only if that line is very long or a progress bar.
     :param checksum: CRC 32 of those bytes.
     :param record_bytes: most bytes in a record.
     :param may_show: called with each record; the first ``False`` ends the read.
@@ -77,13 +70,13 @@ class LogCursor:
         self.checksum = checksum
         # most lines in a record; may be changed between two records
         self.record_lines = RECORD_LINES
-        # whether the log does not begin with the bytes that were shown
+        # whether the log no longer begins with the bytes that were shown
         self.is_mismatch = False
-        # whether the last read ended at a record that may not be shown
+        # whether ``may_show`` refused a record of the last read
         self.is_throttled = False
-        # bytes of the log that the last read brought, and the checksum of those that it passed over
+        # bytes of the last read, and the checksum of those that the cursor skipped
         self.bytes_read = 0
-        self._passed_checksum = 0
+        self._skipped_checksum = 0
         self._record_bytes = record_bytes
         self._may_show = may_show
         # bytes from the offset on that do not fill a record yet, and the last bytes before the offset
@@ -92,20 +85,19 @@ class LogCursor:
         self._is_complete = False
 
     def restart(self) -> None:
-        """Show the log from its start with the next read."""
+        """Let the next read show the log from its start."""
         self.offset = self.checksum = 0
         self.is_mismatch = False
 
     @property
     def needs_more(self) -> bool:
-        """Tell whether the rest of the read is needed."""
+        """Tell whether the cursor can use the rest of the read."""
         return not (self.is_mismatch or self.is_throttled)
 
     def begin(self) -> None:
-        """Begin a read, with the log's first byte."""
         self._pending = self._recent = b""
         self.is_throttled = False
-        self.bytes_read = self._passed_checksum = 0
+        self.bytes_read = self._skipped_checksum = 0
 
     def feed(self, data: bytes) -> Iterator[str]:
         """
@@ -114,39 +106,39 @@ class LogCursor:
         A record is text without its last newline. Bytes that are not UTF-8 become replacement characters. The offset
         moves when a record is yielded.
         """
-        passed = max(self.offset - self.bytes_read, 0)
-        if passed:
-            self._pass_over(data[:passed])
+        skipped = max(self.offset - self.bytes_read, 0)
+        if skipped:
+            self._skip(data[:skipped])
         self.bytes_read += len(data)
-        for start in range(passed, 0 if self.is_mismatch else len(data), self._record_bytes):
+        for start in range(skipped, 0 if self.is_mismatch else len(data), self._record_bytes):
             self._pending += data[start : start + self._record_bytes]
             while True:
-                if size := self._full_record():
+                if size := self._size_of_full_record():
                     if not self._is_allowed(size):
                         return
                     yield from self._show(size)
-                elif size := self._overwritten():
+                elif size := self._size_of_overwritten():
                     self._move(size)
                 else:
                     break
 
     def flush(self) -> Iterator[str]:
-        """Yield the pending whole lines, then the latest state of a progress bar: the read is complete."""
-        for size_of in (_whole_lines, _latest_state):
+        """End a complete read: yield the pending whole lines, then the latest state of a progress bar."""
+        for size_of in (_size_of_whole_lines, _size_of_latest_state):
             if size := size_of(self._pending):
                 if not self._is_allowed(size):
                     return
                 yield from self._show(size)
 
     def finish(self) -> Iterator[str]:
-        """Yield all that is pending, a last line without a newline too: the log has ended and was read to its end."""
+        """End the log after its last read: yield all pending bytes, even a last line without a newline."""
         self._is_complete = True
         if self._pending:
             yield from self._show(len(self._pending))
 
     @property
     def ending(self) -> LogEnding:
-        """How the log ends; :data:`NO_ENDING` unless it was read to its end, as other lines would mislead."""
+        """The end of the log; :data:`NO_ENDING` before :meth:`finish`, as earlier lines would mislead."""
         if not (self._is_complete and self._recent):
             return NO_ENDING
         lines = _text_of(self._recent).split("\n")
@@ -158,14 +150,14 @@ class LogCursor:
         self.is_throttled = self._may_show is not None and not self._may_show(self._pending[:size])
         return not self.is_throttled
 
-    def _pass_over(self, data: bytes) -> None:
-        self._passed_checksum = zlib.crc32(data, self._passed_checksum)
+    def _skip(self, data: bytes) -> None:
+        self._skipped_checksum = zlib.crc32(data, self._skipped_checksum)
         reaches_offset = self.bytes_read + len(data) == self.offset
-        self.is_mismatch = reaches_offset and self._passed_checksum != self.checksum
+        self.is_mismatch = reaches_offset and self._skipped_checksum != self.checksum
         self._recent = (self._recent + data)[-RECENT_BYTES:]
 
-    def _full_record(self) -> int:
-        """Return the pending bytes that make a full record, 0 if there are too few."""
+    def _size_of_full_record(self) -> int:
+        """Return the size of the first full record, 0 if too few bytes are pending."""
         start = self._pending[: self._record_bytes]
         lines = start.count(b"\n")
         if lines >= self.record_lines:
@@ -176,8 +168,8 @@ class LogCursor:
             return start.rfind(b"\n") + 1
         return 0 if _OVERWRITTEN.match(start) else _character_boundary(self._pending, self._record_bytes)
 
-    def _overwritten(self) -> int:
-        """Return the pending bytes that are overwritten states of a progress bar, 0 unless they fill a record."""
+    def _size_of_overwritten(self) -> int:
+        """Return the size of the overwritten states of a progress bar, 0 if too few bytes are pending."""
         if len(self._pending) < self._record_bytes:
             return 0
         states = _OVERWRITTEN.match(self._pending)
@@ -187,7 +179,7 @@ class LogCursor:
         line_start = self._recent.rpartition(b"\n")[2] if self.offset else b""
         record = self._move(size)
         line_end, _, lines = record.partition(b"\n")
-        # what is left of a line whose last record, or of a bar whose last state, was shown before
+        # an earlier record has shown this line, or this state of a progress bar: only the line end is left
         if line_start and (not line_end or (b"\r" in line_start and not line_end.strip(b"\r"))):
             if not lines:
                 return
@@ -205,10 +197,10 @@ class LogCursor:
 
 def find_exception(lines: Sequence[str]) -> str:
     """
-    Return the last line in which Python names an exception, empty if there is none.
+    Return the last line that names a Python exception, empty if there is none.
 
-    It follows the indented frames of a traceback. An error of a Ray task holds the task's own traceback: its last line
-    is found.
+    Such a line follows the indented frames of a traceback. The error of a failed Ray task quotes the task's traceback:
+    its last line names the task's own exception.
     """
     found = ""
     has_frames = False
@@ -228,17 +220,16 @@ def _text_of(data: bytes) -> str:
     return data.decode("utf-8", errors="replace").removesuffix("\n")
 
 
-def _whole_lines(data: bytes) -> int:
-    """Return the bytes of the whole lines."""
+def _size_of_whole_lines(data: bytes) -> int:
     return data.rfind(b"\n") + 1
 
 
-def _latest_state(line: bytes) -> int:
-    """Return the bytes up to the end of a progress bar's latest state, 0 if the line is no progress bar."""
+def _size_of_latest_state(line: bytes) -> int:
+    """Return the size of a progress bar up to the end of its latest state, 0 if the line is no progress bar."""
     if not _OVERWRITTEN.match(line):
         return 0
     state = line.rstrip(b"\r")
-    # the rest of a character that is being written comes with the next read
+    # the next read brings the rest of an unfinished character
     return len(state) if _ends_with_whole_character(state) else 0
 
 

@@ -16,7 +16,7 @@ from airflow_provider_rayjobs.jobs.steps import Engine, ReadLog, send, with_retr
 
 
 class LogCopy:
-    """Writes what a read of a log brings into a file, byte for byte: a :class:`.LogSink`."""
+    """A :class:`.LogSink` that writes the bytes of a log into a file."""
 
     needs_more = True
 
@@ -24,23 +24,21 @@ class LogCopy:
         self._file = file
 
     def begin(self) -> None:
-        """Discard what an earlier read brought."""
+        """Discard the bytes of an earlier read."""
         self._file.seek(0)
         self._file.truncate()
 
     def feed(self, data: bytes) -> Iterator[str]:
-        """Write the next bytes of a read."""
         self._file.write(data)
         return iter(())
 
     def flush(self) -> Iterator[str]:
-        """Do nothing: no record waits to be shown."""
         return iter(())
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that replaces the one at a path once it is complete; an error leaves what was there."""
+    """Open a temporary file that replaces the file at ``path`` when it is complete. An error leaves the old file."""
     part = path.with_name(f"{path.name}.part")
     with part.open("wb") as file:
         try:
@@ -52,14 +50,14 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def get_job_logs(submission_id: str, retry_timeout: float) -> Engine[str]:
-    """Return the log of a job so far as one text; bytes that are not UTF-8 become replacement characters."""
+    """Return a job's log so far as one text; bytes that are not UTF-8 become replacement characters."""
     file = BytesIO()
     yield from save_job_logs(submission_id, file, retry_timeout)
     return file.getvalue().decode("utf-8", errors="replace")
 
 
 def save_job_logs(submission_id: str, file: BinaryIO, retry_timeout: float) -> Engine[int]:
-    """Write the log of a job so far into a file, and return its bytes."""
+    """Write a job's log so far into a file, and return its size in bytes."""
     log = LogCopy(file)
     details: JobDetails = yield from send(endpoints.get_job(submission_id), retry_timeout)
     if details.type == JobType.SUBMISSION and (yield from best_source(details, retry_timeout)) == FILE:
@@ -68,6 +66,6 @@ def save_job_logs(submission_id: str, file: BinaryIO, retry_timeout: float) -> E
             yield from with_retries(ReadLog(request, log), retry_timeout)
             return file.tell()
         except RayApiResponseError:
-            pass  # no such file yet, or no state API: the text endpoint says which
+            pass  # no file yet, or no state API: the answer of the text endpoint says which
     yield from with_retries(ReadLog(endpoints.get_log_text(submission_id), log), retry_timeout)
     return file.tell()

@@ -7,17 +7,17 @@ from collections.abc import Iterator
 
 from airflow_provider_rayjobs.jobs.logs.cursor import RECORD_LINES, LogCursor
 
-# Most memory for the last lines until the log ends.
+# Most bytes of last lines that are kept until the log ends.
 _TAIL_BYTES = 4 * 1024 * 1024
 
 
 class HeadTail:
     """
-    A log of which at most ``limit`` lines are shown. The log offset stays behind the first lines until the job ends.
+    Shows at most ``limit`` lines of a log. After the first lines the log offset stays where it is until the job ends.
 
     :param log: the whole log.
     :param limit: lines.
-    :param live: whether half of the lines are shown as they are printed. Otherwise all are the log's last ones.
+    :param live: show half of the lines from the log's start while the job runs. Otherwise show only its last lines.
     :param shown: lines that another process has shown.
     """
 
@@ -34,28 +34,24 @@ class HeadTail:
 
     @property
     def is_waiting(self) -> bool:
-        """Tell whether no more lines are shown before the job ends."""
+        """Tell whether the next lines are shown only after the job's end."""
         return not self.is_ending and self.shown >= self._head
 
     @property
     def needs_more(self) -> bool:
-        """See :meth:`.LogCursor.needs_more`."""
         return self.log.needs_more and not self.is_waiting
 
     def begin(self) -> None:
-        """See :meth:`.LogCursor.begin`."""
         self.log.begin()
 
     def feed(self, data: bytes) -> Iterator[str]:
-        """See :meth:`.LogCursor.feed`."""
         return self._select(self.log.feed(data))
 
     def flush(self) -> Iterator[str]:
-        """See :meth:`.LogCursor.flush`."""
         return self._select(self.log.flush())
 
     def finish(self) -> Iterator[str]:
-        """Yield the lines that are still to be shown. :attr:`left_out` is final before the first of them."""
+        """Yield the remaining lines. :attr:`left_out` is final before the first one."""
         first = list(self._select(self.log.finish()))
         while len(self._tail) > self.limit - self.shown:
             self._drop_oldest()
@@ -64,7 +60,7 @@ class HeadTail:
             yield "\n".join(self._tail.popleft() for _ in range(min(RECORD_LINES, len(self._tail))))
 
     def _select(self, records: Iterator[str]) -> Iterator[str]:
-        """Yield lines of the head, and keep the last others."""
+        """Yield lines of the head, and keep the last ones of the rest."""
         while not self.is_waiting:
             room = max(self._head - self.shown, 0)
             # a record with lines beyond the head would move the offset past them

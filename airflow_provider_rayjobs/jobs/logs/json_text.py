@@ -1,22 +1,22 @@
-"""Decode the text in a JSON answer while it arrives: a log of a gigabyte is not held in memory."""
+"""Decode the log in a JSON answer chunk by chunk, as it may be too large for the memory."""
 
 from __future__ import annotations
 
 import json
 import re
 
-# Whole units of a JSON string. Half an escape sequence, or half a surrogate pair, waits for the next bytes.
-_UNITS = re.compile(
+# Complete characters of a JSON string. Half an escape sequence or surrogate pair waits for the next bytes.
+_CHARACTERS = re.compile(
     rb'(?:[^"\\]+|\\[^u]|\\u(?![dD][89abAB])[0-9a-fA-F]{4}|\\u[dD][89abAB][0-9a-fA-F]{2}(?:\\u[0-9a-fA-F]{4}|(?=[^\\]|\\[^u])))+'
 )
-# Among those, bytes that stand for themselves, and escape sequences.
-_PIECES = re.compile(rb"[^\\]+|(?:\\u[0-9a-fA-F]{4}|\\[^u])+")
+# Runs of plain bytes, and runs of escape sequences.
+_RUNS = re.compile(rb"[^\\]+|(?:\\u[0-9a-fA-F]{4}|\\[^u])+")
 _KEY = re.compile(rb'\{\s*"logs"\s*:\s*"')
 _LONGEST_KEY = 32
 
 
 class JsonText:
-    """The text of an answer ``{"logs": "..."}``, as UTF-8."""
+    """Extracts the text of an answer ``{"logs": "..."}``, as UTF-8."""
 
     def __init__(self) -> None:
         self._waiting = b""
@@ -26,9 +26,9 @@ class JsonText:
 
     def decode(self, data: bytes) -> bytes:
         """
-        Return what the next bytes of the answer hold of the text.
+        Take the next bytes of the answer, and return the text in them.
 
-        :raises ValueError: for another answer.
+        :raises ValueError: for an answer of another form.
         """
         data = self._waiting + data
         if not self._has_begun:
@@ -42,11 +42,11 @@ class JsonText:
             data = data[key.end() :]
         if self.is_whole:
             return b""
-        units = _UNITS.match(data)
-        size = units.end() if units else 0
+        complete = _CHARACTERS.match(data)
+        size = complete.end() if complete else 0
         self.is_whole = data[size : size + 1] == b'"'
         text, self._waiting = data[:size], data[size:]
         return b"".join(
-            json.loads(b'"' + piece + b'"').encode("utf-8", errors="replace") if piece[:1] == b"\\" else piece
-            for piece in _PIECES.findall(text)
+            json.loads(b'"' + run + b'"').encode("utf-8", errors="replace") if run[:1] == b"\\" else run
+            for run in _RUNS.findall(text)
         )

@@ -1,4 +1,4 @@
-"""What is shown of a job's log."""
+"""The user's choice when to show a job's log, and how much of it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from airflow_provider_rayjobs.jobs.logs.reader import LogReader, ReadPolicy
 @dataclass(frozen=True)
 class LogOptions:
     """
-    What is shown of a job's log.
+    When a job's log is shown, and how many lines of it.
 
     :param fetch_logs: ``live`` shows it while the job runs, ``on_completion`` after its end, ``never`` not at all.
     :param lines_limit: most lines that are shown; no limit when not given.
-    :param flush_interval: seconds after which a caller that cannot show new lines well stops following, so that another
-        one shows them; never when not given.
+    :param flush_interval: seconds after which :func:`.follow_job` returns at new lines; another process shows them.
     """
 
     fetch_logs: str = "live"
@@ -25,19 +24,17 @@ class LogOptions:
     flush_interval: float | None = None
 
     def reader(self, state: Mapping[str, Any] | None = None, *, policy: ReadPolicy | None = None) -> LogReader | None:
-        """Return a :class:`.LogReader` with these options; ``None`` if it had nothing to show."""
+        """Return a :class:`.LogReader` with these options; ``None`` if it would show nothing."""
         is_live = self.fetch_logs == "live"
         if self.fetch_logs == "never" or (policy is not None and not is_live):
             return None
         return LogReader(state, live=is_live, lines_limit=self.lines_limit, policy=policy)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what :meth:`from_json` reads."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> LogOptions:
-        """Read what :meth:`to_json` returned."""
         return cls(**stored)
 
 

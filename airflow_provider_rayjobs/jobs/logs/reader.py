@@ -1,16 +1,16 @@
 """
-Read the log of a job that is followed, so that every line is shown once: an engine (:mod:`..steps`).
+Read the log of a followed job, and show every line once: an engine (:mod:`..steps`).
 
 - Ray cannot send a log from an offset on. So each read asks for the whole log, from its first byte.
-- :class:`.LogCursor` passes over the bytes that were shown before, and compares them by a checksum. What follows is
-  new: it is shown, and moves the log offset on. A read that breaks off loses nothing.
-- A log with other bytes before the offset was cut or replaced. It is shown again from its start, after a warning.
+- :class:`.LogCursor` skips the bytes before the log offset and verifies their checksum. The reader shows the bytes
+  after it and moves the offset. An interrupted read loses nothing.
+- A wrong checksum means that the log was cut or replaced. The reader logs a warning and shows the log from its start.
 - After a read the reader rests for 24 times as long as the read took, so that reading takes 4 % of the time.
-- When the job has ended, reads are retried until one is complete; then a last line without a newline is shown as well.
-- A reader in another process goes on from :attr:`LogReader.state`.
+- After the job's end the reader retries until a read is complete. Then it also shows a last line without a newline.
+- A reader in another process continues from :attr:`LogReader.state`.
 
-Heads since Ray 2.47 send the log file, older ones only its text. An offset in one means nothing in the other, so the
-source is chosen before the first byte is shown, and kept.
+Heads since Ray 2.47 send the log file, older ones only its text. Their offsets differ, so the reader chooses one source
+before it shows the first byte, and keeps it.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ NO_LOG = "no log"
 
 # A read takes the head's and the reader's time in proportion to the log. A rest of 24 times as long keeps that at 4 %.
 REST = 24
-# Bytes from which on a log whose lines come late is called large in a notice.
+# Bytes of a log from which on a notice explains late lines by its size.
 LARGE = 8 * 1024 * 1024
-# Seconds that a failed read counts for at most when the rest is computed: a timeout says nothing about the log's size.
+# Most seconds of a failed read that count for the rest. A timeout says nothing about the log's size.
 _FAILED_READ = 1.0
-# So many throttled reads in a row are no mere burst.
+# Throttled reads in a row before a notice. Fewer may be a short burst.
 _MANY_THROTTLED_READS = 3
-# Seconds of retries after the job's end: without an answer, and with an error. An error is mostly final, as when the
-# node is gone, but a head that is restarting sends one as well.
+# Seconds of retries after the job's end: without an answer, and with an error answer. Most error answers are final, for
+# example if the node is gone, but a restarting head sends them as well.
 END_OUTAGE_TIMEOUT = 60.0
 END_ERROR_TIMEOUT = 5.0
 _FIRST_PAUSE = 0.5
@@ -63,9 +63,9 @@ class ReadPolicy(Protocol):
     ``record_bytes``
         bytes of the log in one record.
     ``hands_over``
-        whether the caller stops following as soon as there are new lines, to show them itself.
+        whether :func:`.follow_job` returns as soon as there are new lines, so that another process shows them.
     ``notice``
-        what to log about a job that prints more than may be shown; nothing if empty.
+        last sentence of the message about a job that prints more than may be shown; no message if empty.
     """
 
     record_bytes: int
@@ -76,20 +76,20 @@ class ReadPolicy(Protocol):
         """Tell whether the log may be read now."""
 
     def take(self, record: bytes) -> bool:
-        """Tell whether a record may be shown. The reader shows it then."""
+        """Tell whether the reader may show a record. If so, it does."""
 
     def end(self, *, is_throttled: bool) -> None:
-        """Note that a read has ended, and whether a record was refused."""
+        """End a read; ``is_throttled`` if a record was refused."""
 
 
 class LogReader:
     """
     Reads one job's log.
 
-    :param state: of another reader, to go on where it stopped.
+    :param state: of the reader to continue.
     :param lines_limit: see :class:`.HeadTail`; no limit when not given.
     :param live: whether the log is shown while the job runs; otherwise after its end.
-    :param policy: limits what is shown while the job runs. With a policy, nothing is shown after the job's end.
+    :param policy: limits the records shown while the job runs. With a policy, no record is shown after the job's end.
     """
 
     def __init__(
@@ -104,16 +104,11 @@ class LogReader:
         self._lines_limit = lines_limit
         self._policy = policy
         self._throttled_reads = 0
-        # by the driver's clock, in seconds
-        self._next_read = 0.0
+        self._next_read = 0.0  # in seconds of the driver's clock
         self.restore(state)
 
     def restore(self, state: Mapping[str, Any] | None) -> None:
-        """
-        Go on where another reader stopped; only before the first read.
-
-        :param state: of the other reader; ``None`` begins at the log's first byte.
-        """
+        """Continue from the state of another reader, ``None`` for the log's start. Only before the first read."""
         known = state or {}
         policy = self._policy
         self.log = LogCursor(
@@ -122,38 +117,39 @@ class LogReader:
             record_bytes=policy.record_bytes if policy else RECORD_BYTES,
             may_show=policy.take if policy else None,
         )
-        self.limited: HeadTail | None = None
+        self._limiter: HeadTail | None = None
         if self._lines_limit is not None:
-            self.limited = HeadTail(self.log, self._lines_limit, live=self.live, shown=known.get("lines_shown", 0))
+            self._limiter = HeadTail(self.log, self._lines_limit, live=self.live, shown=known.get("lines_shown", 0))
+        self._sink: LogCursor | HeadTail = self._limiter or self.log
         self.source: str | None = known.get("source")
-        # the keys of what was logged once
+        # keys of the notices that were logged, so that none is repeated
         self.notices = set(known.get("notices", ()))
-        # seconds from the last read on in which the log is not read
+        # seconds to wait between the last read and the next one
         self.rest = float(known.get("rest", 0))
 
     @property
     def state(self) -> dict[str, Any]:
-        """What a reader in another process needs to go on; plain JSON."""
+        """Plain JSON from which a reader in another process continues."""
         return {
             "offset": self.log.offset,
             "checksum": self.log.checksum,
             "source": self.source,
-            "lines_shown": self.limited.shown if self.limited else 0,
+            "lines_shown": self._limiter.shown if self._limiter else 0,
             "notices": sorted(self.notices),
             "rest": self.rest,
         }
 
     @property
     def hands_over(self) -> bool:
-        """Tell whether there are new lines that the caller is to show itself; see :attr:`ReadPolicy.hands_over`."""
+        """Tell whether new lines wait for another process; see :class:`ReadPolicy`."""
         return self._policy is not None and self._policy.hands_over and self._throttled_reads > 0
 
     def read(self, details: JobDetails, poll_interval: float = 0.0) -> Engine[None]:
         """
-        Show what is new in the log of a job.
+        Show the new lines of a job's log.
 
-        :param details: the job, as it was polled just now.
-        :param poll_interval: in seconds; if new lines of a large log come later than that, it is logged.
+        :param details: the job as polled just now.
+        :param poll_interval: seconds; a notice explains why new lines of a large log come later than that.
         """
         if details.type == JobType.DRIVER:
             yield from self._notify_once(
@@ -172,11 +168,11 @@ class LogReader:
     # -- while the job runs ---------------------------------------------------------------------------------------
 
     def _read_running(self, details: JobDetails, poll_interval: float) -> Engine[None]:
-        if self.limited is not None and self.limited.is_waiting:
+        if self._limiter is not None and self._limiter.is_waiting:
             yield from self._notify_once(
                 "limit",
-                f"The first {self.limited.shown} lines of the log of job {details.name} were shown. As log_lines_limit "
-                f"is {self.limited.limit}, the last ones follow when the job has ended.",
+                f"The first {self._limiter.shown} lines of the log of job {details.name} were shown. As "
+                f"log_lines_limit is {self._limiter.limit}, the last ones follow when the job has ended.",
             )
             return
         began = yield Sleep(0)
@@ -193,7 +189,7 @@ class LogReader:
         yield from self._notify_of_delay(details, is_large=is_complete and self.rest > poll_interval)
 
     def _try_read(self, details: JobDetails) -> Engine[bool]:
-        """Read the log, and tell whether that succeeded. If it failed, a later read shows the same lines."""
+        """Read the log, and tell whether that succeeded. After a failure a later read shows the lines."""
         try:
             yield from self._choose_source(details)
             yield from self._read_log(details)
@@ -228,9 +224,9 @@ class LogReader:
     # -- after the job's end --------------------------------------------------------------------------------------
 
     def _read_to_end(self, details: JobDetails) -> Engine[None]:
-        """Show the rest of the log of a job that has ended. If it cannot be read, that is a warning, not an error."""
-        if self.limited is not None:
-            self.limited.is_ending = True
+        """Show the rest of the log after the job's end. An unreadable log is a warning, not an error."""
+        if self._limiter is not None:
+            self._limiter.is_ending = True
         since = yield Sleep(0)
         pause = _FIRST_PAUSE
         while True:
@@ -247,7 +243,7 @@ class LogReader:
                 continue
             now = yield Sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
-            if self.log.offset > offset:  # the read broke off, but brought something
+            if self.log.offset > offset:  # the interrupted read made progress
                 since, pause = now, _FIRST_PAUSE
             is_outage = is_busy or isinstance(error, RayApiConnectionError)
             if now < since + (END_OUTAGE_TIMEOUT if is_outage else END_ERROR_TIMEOUT):
@@ -263,18 +259,18 @@ class LogReader:
         yield from self._finish(details)
 
     def _finish(self, details: JobDetails) -> Engine[None]:
-        """Show the last records, after a read that was complete."""
+        """Show the last records after a complete read."""
         if self.log.bytes_read < self.log.offset:
             yield LogMessage(
                 f"The log of job {details.name} has fewer bytes now than the {self.log.offset} that were shown: it was "
                 "cut or replaced.",
                 logging.WARNING,
             )
-        records = list(self._shown_log.finish())
-        if self.limited is not None and self.limited.left_out:
+        records = list(self._sink.finish())
+        if self._limiter is not None and self._limiter.left_out:
             yield LogMessage(
-                f"{self.limited.left_out} lines of the log were left out here, as log_lines_limit is "
-                f"{self.limited.limit}; its last ones follow. The whole log is {_location_of(details)}, and "
+                f"{self._limiter.left_out} lines of the log were left out here, as log_lines_limit is "
+                f"{self._limiter.limit}; its last ones follow. The whole log is {_location_of(details)}, and "
                 "save_job_logs of the hook or client writes it to a file."
             )
         for record in records:
@@ -282,25 +278,21 @@ class LogReader:
 
     # -- both -----------------------------------------------------------------------------------------------------
 
-    @property
-    def _shown_log(self) -> LogCursor | HeadTail:
-        return self.log if self.limited is None else self.limited
-
     def _read_log(self, details: JobDetails) -> Engine[None]:
-        """Read the log once, or a second time if it was replaced, and show what is new."""
+        """Read the log and show its new lines. If the log was replaced, read it again and show it from its start."""
         if self.source == FILE:
             request = endpoints.get_log_file(details.name, str(details.driver_node_id))
         else:
             request = endpoints.get_log_text(details.name)
-        yield ReadLog(request, self._shown_log)
+        yield ReadLog(request, self._sink)
         if self.log.is_mismatch:
             yield LogMessage(
-                f"The log of job {details.name} does not begin with the {self.log.offset} bytes that were shown of "
-                "it: it was cut or replaced. It is shown again from its start.",
+                f"The log of job {details.name} no longer begins with the {self.log.offset} bytes that were shown: "
+                "it was cut or replaced. It is shown again from its start.",
                 logging.WARNING,
             )
             self.log.restart()
-            yield ReadLog(request, self._shown_log)
+            yield ReadLog(request, self._sink)
 
     def _choose_source(self, details: JobDetails) -> Engine[None]:
         if self.source is None:
@@ -311,7 +303,7 @@ class LogReader:
                 )
 
     def _fall_back(self, details: JobDetails, error: RayJobsError) -> Engine[bool]:
-        """Read the text in place of the file, unless bytes of the file were shown."""
+        """Change from the file to the text unless bytes of the file were shown, and tell whether it was changed."""
         if self.source != FILE or self.log.offset:
             return False
         self.source = TEXT
@@ -328,7 +320,7 @@ class LogReader:
 
 
 def best_source(details: JobDetails, retry_timeout: float = 0.0) -> Engine[str]:
-    """Return the source of a log: its file, or its text if the head is too old to send the file."""
+    """Return the best source of a log: its file, or its text from a head that does not send the file."""
     if details.driver_node_id is None:
         return TEXT
     try:

@@ -1,1 +1,1 @@
-"""Local code as packages: which files are packed, the name and the archive of a package, and its upload."""
+"""Local code as packages: choose their files, name, pack and upload them."""

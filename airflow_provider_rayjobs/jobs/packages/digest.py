@@ -1,8 +1,8 @@
 """
 The name of a package: a digest of the names, contents and executable bits of its files.
 
-Times, owners, umask and the place of the directory do not count. So the same tree has the same name on every machine,
-and it is uploaded to a cluster only once.
+Times, owners, umask and the directory's path do not count. So the same tree has the same name on every machine,
+and a cluster needs it only once.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from airflow_provider_rayjobs.jobs.progress import Progress
 
 # The archives that Ray 2.60 unpacks. Older heads may support .zip and .whl only.
 ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar.xz")
-# Change this with the meaning of the digest.
+# Change this whenever the digest is computed in another way.
 _VERSION = b"rayjobs package 1\n"
-# Ray's own prefix for packages, and the length of its digests in hexadecimal digits.
+# Ray's prefix of package names, and the number of hexadecimal digits after it.
 _PREFIX = "_ray_pkg_"
 _DIGITS = 40
 # Small enough for a processor's cache.
 CHUNK = 256 * 1024
-# From this size on files are hashed on several threads, so many chunks of each at once.
+# Files from this size on are hashed on several threads. Each thread hashes 16 chunks between two yields.
 _LARGE = 512 * 1024
 _THREADS, _CHUNKS = 4, 16
 
@@ -71,13 +71,13 @@ def name_archive(filename: str, digest: bytes) -> str:
 
 
 def read(entry: Entry) -> Iterator[bytes]:
-    """Read a file in chunks; it is an error if the file changed since its directory was listed."""
+    """Read a file in chunks. Raise an error if it has changed since its directory was listed."""
     if entry.data is not None:
         yield entry.data
         return
     try:
-        # os.open instead of Python's file objects, which take longer to open than a small file to read;
-        # O_NONBLOCK, as a pipe may have replaced the file
+        # os.open, as Python's file objects take longer to open than a small file to read; O_NONBLOCK, as a pipe may
+        # have replaced the file
         file = os.open(entry.path, os.O_RDONLY | os.O_NONBLOCK)
         try:
             status = os.fstat(file)
@@ -97,8 +97,8 @@ def read(entry: Entry) -> Iterator[bytes]:
         raise unreadable(entry.path, error) from error
 
 
-def read_as_named(entry: Entry, digest: bytes) -> Iterator[bytes]:
-    """Read a file in chunks, as :func:`read`, and compare it with its digest at the end."""
+def read_verified(entry: Entry, digest: bytes) -> Iterator[bytes]:
+    """Read a file like :func:`read`. Raise an error at its end if its digest differs."""
     actual = hashlib.sha256()
     for chunk in read(entry):
         actual.update(chunk)
@@ -108,14 +108,14 @@ def read_as_named(entry: Entry, digest: bytes) -> Iterator[bytes]:
 
 
 def _digest_large(entries: Iterable[Entry]) -> Progress[dict[str, bytes]]:
-    """Hash several files at once; hashing and reading release Python's lock."""
+    """Hash several files at once, as hashing and reading release the GIL."""
     digests: dict[str, bytes] = {}
     waiting = ((entry.name, _hash(entry, digests)) for entry in entries)
     count = min(_THREADS, os.cpu_count() or 1)
     with ThreadPoolExecutor(count) as pool:
         files = list(islice(waiting, count))
         while files:
-            # the threads are idle at each yield, so that this generator can be closed there
+            # the threads are idle here, so that this generator can be closed
             yield sum(pool.map(next, [hashing for _, hashing in files]))
             files = [file for file in files if file[0] not in digests]
             files += islice(waiting, count - len(files))

@@ -1,9 +1,9 @@
 r"""
 The rules of ``excludes``, ``.gitignore`` and ``.rayignore``, with Ray's meaning.
 
-Ray has its own copy of an early pathspec (0.9), which differs from git and from later releases: ``!dir`` takes back the
-directory without its contents, and ``a/*`` does not match deeper paths. Workers may have any pathspec, and a tree must
-have the same package on all of them. So the rules are implemented here, and a test compares them with Ray's.
+Ray has its own copy of an early pathspec (0.9), which differs from git and from later releases: ``!dir`` re-includes
+the directory without its contents, and ``a/*`` does not match deeper paths. Machines may have different pathspecs, but
+must make the same package of a tree. So this module implements the rules, and a test compares them with Ray's.
 
 Source: Ray 2.60 ``_private/thirdparty/pathspec/patterns/gitwildmatch.py`` and ``_private/runtime_env/packaging.py``.
 """
@@ -21,7 +21,7 @@ _DEFAULT_EXCLUDES_VARIABLE = "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES"
 _IGNORE_GITIGNORE_VARIABLE = "RAY_RUNTIME_ENV_IGNORE_GITIGNORE"
 # An escaped character, a set, or one character. A "]" at the start of a set is a member of it.
 _TOKEN = re.compile(r"\\.?|\[(?P<set>!?+\]?+[^\]]*+)\]|.", re.DOTALL)
-# "**" by whether it is the first and the last part of a pattern.
+# The meaning of "**", by whether it is the first and the last segment of a pattern.
 _ANY_DIRECTORIES = {
     (True, True): ".+", (True, False): "(?:.+/)?", (False, False): "(?:/.+)?", (False, True): "/.*",
 }  # fmt: skip
@@ -46,13 +46,13 @@ class IgnoreRules:
 
     def __init__(self, lines: Iterable[str], source: str) -> None:
         self.source = source
-        patterns = [pattern for line in lines if (pattern := _read(line, source)) is not None]
+        patterns = [pattern for line in lines if (pattern := _parse(line, source))]
         self._patterns = patterns[::-1]
         # most paths match no pattern: one regular expression finds that out quickly
         self._any = re.compile("|".join(f"(?:{pattern.regex.pattern})" for pattern in patterns))
 
     def match(self, path: str) -> str | None:
-        """Return the pattern that leaves out a path, which is relative to the directory of the rules (``.``)."""
+        """Return the pattern that leaves out a path. ``.`` is the directory of the rules; other paths are below it."""
         if self._any.match(path):
             for pattern in self._patterns:
                 if pattern.regex.match(path):
@@ -61,7 +61,7 @@ class IgnoreRules:
 
 
 def default_excludes(environ: Mapping[str, str]) -> list[str]:
-    """Return what Ray always leaves out of a ``working_dir``."""
+    """Return the patterns that Ray always adds to the ``excludes`` of a ``working_dir``."""
     given = environ.get(_DEFAULT_EXCLUDES_VARIABLE, _DEFAULT_EXCLUDES)
     return [pattern.strip() for pattern in given.split(",") if pattern.strip()]
 
@@ -71,29 +71,29 @@ def uses_gitignore(environ: Mapping[str, str]) -> bool:
     return environ.get(_IGNORE_GITIGNORE_VARIABLE, "0") != "1"
 
 
-def _read(line: str, source: str) -> Pattern | None:
+def _parse(line: str, source: str) -> Pattern | None:
     text = line.strip()
     if not text or text.startswith("#") or text == "/":
         return None
     is_left_out = not text.startswith("!")
-    body = text if is_left_out else text[1:]
-    body = body.removeprefix("\\")  # of an escaped "#" or "!"
-    if not body:
-        return None  # a single "!" or "\", at which Ray fails
+    pattern = text if is_left_out else text[1:]
+    pattern = pattern.removeprefix("\\")  # of an escaped "#" or "!"
+    if not pattern:
+        return None  # a single "!" or "\", for which Ray raises an error
     try:
-        return Pattern(re.compile(_translate(body, is_left_out=is_left_out)), is_left_out, text)
+        return Pattern(re.compile(_translate(pattern, is_left_out=is_left_out)), is_left_out, text)
     except re.error as error:
         raise ValueError(f"Invalid ignore pattern: {text!r} in {source}: {error}.") from None
 
 
-def _translate(body: str, *, is_left_out: bool) -> str:
-    segments = body.split("/")
+def _translate(pattern: str, *, is_left_out: bool) -> str:
+    segments = pattern.split("/")
     if not segments[0]:
         del segments[0]  # a leading slash anchors the pattern
     elif (len(segments) == 1 or (len(segments) == 2 and not segments[1])) and segments[0] != "**":
         segments.insert(0, "**")  # a name without a slash matches at any depth
     if len(segments) > 1 and not segments[-1]:
-        segments[-1] = "**"  # "name/" matches what is below it
+        segments[-1] = "**"  # "name/" matches everything below it
     last = len(segments) - 1
     regex = ""
     for number, segment in enumerate(segments):

@@ -1,7 +1,7 @@
 """
-The local code of a runtime environment, found and named. Naming reads each file once.
+Find the local code of a runtime environment and name its packages. Naming reads each file once.
 
-Nothing is packed or uploaded here: a cluster that has the package needs nothing more.
+Packing and upload come later, and only for packages that the cluster does not have.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from airflow_provider_rayjobs.jobs.packages.requirements import read_requirement
 from airflow_provider_rayjobs.jobs.packages.tree import Entry, Selection, Tree, check_name, file_entry, select
 from airflow_provider_rayjobs.jobs.progress import MIB, Progress, finish
 
-# aiohttp in Ray's HTTP server refuses a body of this size (``DASHBOARD_CLIENT_MAX_SIZE``).
+# aiohttp in Ray's HTTP server refuses a request body of this size (``DASHBOARD_CLIENT_MAX_SIZE``).
 LIMIT = 100 * MIB
 # zlib compresses at best 1032 to 1.
 _BEST_RATIO = 1040
@@ -45,11 +45,11 @@ class Package:
     One package: its contents, its name and its destination.
 
     :param owner: its key in the runtime environment, e.g. ``py_modules[0]``.
-    :param tree: its files; for an archive, the archive itself.
+    :param tree: its files; of an archive only the archive itself.
     :param uri: replaces the path in the runtime environment.
     :param top: a directory to put around all files, "" for none.
     :param storage: its destination; ``None`` for the cluster.
-    :param seconds: that it took to find and name it.
+    :param seconds: time to find and name it.
     """
 
     owner: str
@@ -95,7 +95,7 @@ def find_packages(
     Find the local code of a runtime environment and name its packages.
 
     :param folders: searched for relative paths, in this order; the working directory by default.
-    :param secrets: whether files with names of :mod:`.secret_names` are packed; or patterns for those to pack.
+    :param secrets: whether to pack files with names of :mod:`.secret_names`, or patterns of those to pack.
     :param storage: for packages of 100 MiB and more.
     :raises ValueError: for local code that cannot be packed.
     :raises RayPackageError: for a file that cannot be read, or changes.
@@ -140,7 +140,7 @@ class _Naming:
     began: float = field(default_factory=time.monotonic)
 
     def name_working_dir(self, given: str | PathLike[str] | None, files: Mapping[str, bytes]) -> Progress[Package]:
-        """Name the package of ``working_dir``; ``files`` are added to it, and need it even if none is given."""
+        """Name the package of ``working_dir`` with ``files`` added; without a ``working_dir`` it has only these."""
         if not given:
             return (yield from self._name(Package("working_dir", Path(), _with_files(Tree(()), files))))
         source = find_path("runtime_env['working_dir']", given, self.folders)
@@ -208,7 +208,7 @@ class _Naming:
         headers = sum(130 + 2 * len(entry.name.encode()) for entry in tree.entries) + tree.size // 1000
         if self.storage is None or tree.size + (0 if package.is_archive else headers) < LIMIT:
             return package
-        # Ray removes a single top directory from packages that it downloads: add one for that
+        # Ray removes a single top directory from a package that it downloads, so add one
         return replace(package, uri=self.storage.uri_of(name), storage=self.storage, top="package")
 
 
@@ -219,7 +219,7 @@ def _with_files(tree: Tree, files: Mapping[str, bytes]) -> Tree:
 
 
 def _single_top(source: Path) -> Progress[str | None]:
-    """Return the directory that contains the whole archive; ``None`` or "" if there is none."""
+    """Return the single top directory of an archive; ``None`` or "" if there is none."""
     tops: set[str] = set()
     for name in _names_in(source):
         yield 0
@@ -248,7 +248,7 @@ def too_large(package: Package) -> str:
     storage = "For larger packages set package_storage, an object storage path that the cluster can read."
     if package.is_archive:
         return f"{fact} {storage}"
-    # relative to the directory, as patterns are
+    # show names as patterns match them: relative to the directory
     prefix = "" if package.owner == "working_dir" else f"{package.source.name}/"
     sizes: Counter[str] = Counter()
     for entry in package.tree.entries:

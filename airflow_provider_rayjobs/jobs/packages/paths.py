@@ -1,4 +1,4 @@
-"""Paths in a runtime environment, and the files of this machine to which they lead."""
+"""Tell paths from URIs in a runtime environment, and find the files on this machine."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def is_path(value: Any) -> bool:
 
 
 def expand_uri(value: Any) -> Any:
-    """Expand environment variables in a text that becomes a URI by that; return every other value unchanged."""
+    """Expand environment variables if the result is a URI. Return every other value unchanged."""
     if isinstance(value, str) and "$" in value and not is_uri(value) and is_uri(text := os.path.expandvars(value)):
         return text
     return value
 
 
 def has_local_code(runtime_env: Any) -> bool:
-    """Tell whether a runtime environment may name files of this machine."""
+    """Tell whether a runtime environment may refer to files on this machine."""
     if not isinstance(runtime_env, Mapping):
         return False
     modules = runtime_env.get("py_modules")
@@ -43,7 +43,7 @@ def has_local_code(runtime_env: Any) -> bool:
 
 def find_path(field: str, value: str | PathLike[str], folders: Sequence[Path]) -> Path:
     """
-    Return the absolute path of an existing file or directory; ``~`` and environment variables are expanded.
+    Expand ``~`` and environment variables, and return the absolute path of an existing file or directory.
 
     :param folders: searched for a relative path, in this order.
     :raises ValueError: if it does not exist.
@@ -51,15 +51,15 @@ def find_path(field: str, value: str | PathLike[str], folders: Sequence[Path]) -
     text = os.fspath(value)
     # os.path, as Path.expanduser() fails for an unknown user, and a directory may be called "~x"
     path = Path(os.path.expanduser(os.path.expandvars(text)))  # noqa: PTH111
-    # links are not resolved: a module keeps the name that the user gives it
-    places = list(dict.fromkeys(os.path.abspath(folder / path) for folder in folders))  # noqa: PTH100
-    for place in places:
+    # do not resolve links: a module keeps the name that the user gives it
+    candidates = list(dict.fromkeys(os.path.abspath(folder / path) for folder in folders))  # noqa: PTH100
+    for candidate in candidates:
         # os.path, as Path.exists() fails if the name is too long or contains a NUL
-        if os.path.exists(place):  # noqa: PTH110
-            return Path(place)
+        if os.path.exists(candidate):  # noqa: PTH110
+            return Path(candidate)
     unset = [name for name in re.findall(r"\$\{?(\w+)", text) if name not in os.environ]
     raise ValueError(
-        f"{field}: file not found: {text!r}. Searched: {', '.join(places)}. "
+        f"{field}: file not found: {text!r}. Searched: {', '.join(candidates)}. "
         + (f"Unset environment variables: {', '.join(unset)}. " if unset else "")
         + "Give a path on this machine, or a URI that the cluster can read."
     )

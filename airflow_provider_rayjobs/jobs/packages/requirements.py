@@ -1,8 +1,8 @@
 """
-``pip``, ``uv`` and ``conda`` files, which are read here and sent as their contents.
+Replace ``pip``, ``uv`` and ``conda`` files by their contents, as the cluster does not have the files.
 
-Files included with ``-r`` replace their line. Constraints (``-c``) are added to the package of the working directory,
-where Ray's pip and uv find them by the variable ``RAY_RUNTIME_ENV_CREATE_WORKING_DIR``.
+The lines of a file replace the ``-r`` line that includes it. Constraints (``-c``) become files of the working
+directory, which pip and uv find through the variable ``RAY_RUNTIME_ENV_CREATE_WORKING_DIR``.
 
 Source: Ray 2.60 ``_private/runtime_env/validation.py``, ``pip.py``, ``uv.py``; pip's requirements file format.
 """
@@ -23,12 +23,12 @@ from airflow_provider_rayjobs.jobs.packages.paths import find_path, is_path, is_
 from airflow_provider_rayjobs.jobs.packages.tree import unreadable
 
 # The working directory on a node while pip and uv run.
-ON_THE_NODE = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"
+_NODE_WORKING_DIR = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"
 _INCLUDE = re.compile(r"(?P<option>-r|--requirement|-c|--constraint)(?:\s*=\s*|\s+|(?<=-[rc]))(?P<file>\S.*)")
-# Options with a value that may be a path, and options that need a line of their own.
-_WITH_PLACE = re.compile(r"(?P<option>-e|--editable|-f|--find-links)(?:=|(?<=-[ef])|$)(?P<value>.*)")
-_WITH_FILE = re.compile(r"-[rc]|--(?:requirement|constraint)(?:=|$)")
-_NAMED = re.compile(r"[A-Za-z0-9][\w.-]*\s*(?:\[[^\]]*\])?\s*@\s*(?P<value>.*)", re.DOTALL)
+# Options whose value may be a path, and options that need a line of their own.
+_PATH_OPTION = re.compile(r"(?P<option>-e|--editable|-f|--find-links)(?:=|(?<=-[ef])|$)(?P<value>.*)")
+_INCLUDE_OPTION = re.compile(r"-[rc]|--(?:requirement|constraint)(?:=|$)")
+_DIRECT_REFERENCE = re.compile(r"[A-Za-z0-9][\w.-]*\s*(?:\[[^\]]*\])?\s*@\s*(?P<value>.*)", re.DOTALL)
 _EXTRAS = re.compile(r"\[[^\]]*\]$")
 _FILE_SCHEME = re.compile(r"^file:(//(localhost)?(?=/))?")
 _ARCHIVES = (".whl", ".zip", ".tar.gz", ".tar.bz2", ".tar.xz", ".tgz")
@@ -38,7 +38,7 @@ _DEEPEST, _MOST_FILES = 20, 1000
 
 @dataclass
 class Requirements:
-    """``pip``, ``uv`` and ``conda`` with the contents of files; files to add to the working directory, by name."""
+    """The new values of ``pip``, ``uv`` and ``conda``, and files to add to the working directory."""
 
     changed: dict[str, Any] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
@@ -51,13 +51,13 @@ def read_requirements(runtime_env: Mapping[str, Any], folders: Sequence[Path]) -
     for key in ("pip", "uv"):
         value = runtime_env.get(key)
         packages = value.get("packages") if isinstance(value, Mapping) else value
-        lines = _packages(key, packages, folders, found)
+        lines = _read_packages(key, packages, folders, found)
         if lines is not None:
             found.changed[key] = {**value, "packages": lines} if isinstance(value, Mapping) else lines
     conda = runtime_env.get("conda")
     if conda is not None and is_path(conda) and str(conda).endswith((".yml", ".yaml")):
         path = find_path("runtime_env['conda']", conda, folders)
-        conda = _conda(path)
+        conda = _read_conda(path)
         folders = [path.parent, *folders]
     if isinstance(conda, Mapping):
         dependencies = conda.get("dependencies")
@@ -67,7 +67,7 @@ def read_requirements(runtime_env: Mapping[str, Any], folders: Sequence[Path]) -
     return found
 
 
-def _packages(key: str, packages: Any, folders: Sequence[Path], found: Requirements) -> list[str] | None:
+def _read_packages(key: str, packages: Any, folders: Sequence[Path], found: Requirements) -> list[str] | None:
     """Return the lines of a file or of a list, ``None`` for other values."""
     where = f"runtime_env[{key!r}]"
     if is_path(packages):
@@ -82,9 +82,9 @@ def _packages(key: str, packages: Any, folders: Sequence[Path], found: Requireme
     return [line for each in lines for line in _resolve(each, where, folders, (), found)]
 
 
-def _conda(path: Path) -> Mapping[str, Any]:
+def _read_conda(path: Path) -> Mapping[str, Any]:
     try:
-        conda = yaml.safe_load(_text(path, "runtime_env['conda']"))
+        conda = yaml.safe_load(_read_text(path, "runtime_env['conda']"))
     except yaml.YAMLError as error:
         raise ValueError(f"Invalid YAML: {path} (runtime_env['conda']): {error}") from None
     if not isinstance(conda, Mapping):
@@ -93,83 +93,83 @@ def _conda(path: Path) -> Mapping[str, Any]:
 
 
 def _conda_dependency(dependency: Any, folders: Sequence[Path], found: Requirements) -> Any:
-    lines = _packages("conda", dependency.get("pip"), folders, found) if isinstance(dependency, Mapping) else None
+    lines = _read_packages("conda", dependency.get("pip"), folders, found) if isinstance(dependency, Mapping) else None
     return dependency if lines is None else {**dependency, "pip": lines}
 
 
-def _lines_of(path: Path, where: str, within: tuple[Path, ...], found: Requirements) -> Iterator[str]:
-    if path in within or len(within) >= _DEEPEST:
-        raise ValueError(f"Requirements file includes itself: {path} ({where}), by {', '.join(map(str, within))}.")
+def _lines_of(path: Path, where: str, parents: tuple[Path, ...], found: Requirements) -> Iterator[str]:
+    if path in parents or len(parents) >= _DEEPEST:
+        raise ValueError(f"Requirements file includes itself: {path} ({where}), by {', '.join(map(str, parents))}.")
     found.count += 1
     if found.count > _MOST_FILES:
         raise ValueError(f"Too many requirements files: {where} includes more than {_MOST_FILES}. Include each once.")
-    for line in logical_lines(_text(path, where)):
-        yield from _resolve(line, f"{where}: {path}", [path.parent], (*within, path), found)
+    for line in logical_lines(_read_text(path, where)):
+        yield from _resolve(line, f"{where}: {path}", [path.parent], (*parents, path), found)
 
 
 def _resolve(
-    line: str, where: str, folders: Sequence[Path], within: tuple[Path, ...], found: Requirements
+    line: str, where: str, folders: Sequence[Path], parents: tuple[Path, ...], found: Requirements
 ) -> Iterator[str]:
     """Yield a line of requirements, or the lines that it includes."""
     include = _INCLUDE.fullmatch(line)
     if include is None:
-        if local := next(filter(None, map(_local, _places_in(line))), None):
+        if path := next(filter(None, map(_relative_path, _path_candidates(line))), None):
             raise ValueError(
                 f"Path of this machine in requirements: {where} has the line {line!r}. Give the working_dir that "
-                f"contains {local!r} and write {ON_THE_NODE}/{os.path.normpath(local)} instead."
+                f"contains {path!r} and write {_NODE_WORKING_DIR}/{os.path.normpath(path)} instead."
             )
-        if any(_WITH_FILE.match(word) for word in line.split()):
+        if any(_INCLUDE_OPTION.match(word) for word in line.split()):
             raise ValueError(f"Included file with other options: {where} has the line {line!r}. Use two lines.")
         yield line
         return
     name = _FILE_SCHEME.sub("", include["file"].strip().strip("'\""))
-    if is_uri(name) or name.startswith(ON_THE_NODE):
+    if is_uri(name) or name.startswith(_NODE_WORKING_DIR):
         yield line
         return
-    lines = _lines_of(find_path(f"{where}, line {line!r}", name, folders), where, within, found)
+    lines = _lines_of(find_path(f"{where}, line {line!r}", name, folders), where, parents, found)
     if include["option"] in ("-r", "--requirement"):
         yield from lines
         return
     # included files of a constraints file are constraints, too
     contents = "".join(f"{each}\n" for each in lines).encode()
-    # pip's environment is cached by its lines, so that the file's name has to change with its contents
-    sent = f".ray-jobs-constraints-{hashlib.sha256(contents).hexdigest()[:16]}.txt"
-    found.files[sent] = contents
-    yield f"-c {ON_THE_NODE}/{sent}"
+    # Ray caches pip's environment by its lines, so the file's name must change with its contents
+    constraints = f".ray-jobs-constraints-{hashlib.sha256(contents).hexdigest()[:16]}.txt"
+    found.files[constraints] = contents
+    yield f"-c {_NODE_WORKING_DIR}/{constraints}"
 
 
 def logical_lines(text: str) -> Iterator[str]:
-    """Yield the lines of a requirements file as pip does: without comments, joined after a backslash."""
-    begun = ""
+    """Yield the lines of a requirements file as pip does: without comments, and joined at backslashes."""
+    joined = ""
     for line in [*text.splitlines(), ""]:
-        # a comment line ends a joined line, and its own backslash does not count
+        # a comment ends a joined line, even with a backslash at its own end
         is_comment = _COMMENT.match(line) is not None
         if line.endswith("\\") and not is_comment:
-            begun += line.strip("\\")
+            joined += line.strip("\\")
             continue
-        if said := _COMMENT.sub("", f"{begun} {line}" if is_comment else begun + line).strip():
-            yield said
-        begun = ""
+        if logical := _COMMENT.sub("", f"{joined} {line}" if is_comment else joined + line).strip():
+            yield logical
+        joined = ""
 
 
-def _places_in(line: str) -> Iterator[str]:
+def _path_candidates(line: str) -> Iterator[str]:
     """Yield the parts of a line that pip reads as a path or a URL."""
     words = line.split()
     options = next((number for number, word in enumerate(words) if word.startswith("-")), len(words))
     requirement = " ".join(words[:options])
     bare = _EXTRAS.sub("", requirement.partition(";")[0].strip())
-    if named := _NAMED.fullmatch(requirement):
+    if named := _DIRECT_REFERENCE.fullmatch(requirement):
         yield named["value"].partition(" ;")[0]
     elif bare.startswith((".", "~", "file:")) or "/" in bare or bare.lower().endswith(_ARCHIVES):
         yield bare
     for number in range(options, len(words)):
-        if option := _WITH_PLACE.fullmatch(words[number]):
+        if option := _PATH_OPTION.fullmatch(words[number]):
             value = option["value"] or " ".join(words[number + 1 : number + 2])
             yield _EXTRAS.sub("", value.strip("'\""))
 
 
-def _local(value: str) -> str:
-    """Return a relative path, "" for a URL, an absolute path (it may exist on the nodes), or a path of the node."""
+def _relative_path(value: str) -> str:
+    """Return a relative path; "" for a URL, an absolute path (it may exist on the nodes), or one with a variable."""
     text = value.strip().partition("#egg=")[0]
     if not text.startswith("file:") and (is_uri(text) or re.match(r"(git|hg|svn|bzr)\+", text)):
         return ""
@@ -177,7 +177,7 @@ def _local(value: str) -> str:
     return "" if text.startswith(("/", "${")) else text
 
 
-def _text(path: Path, where: str) -> str:
+def _read_text(path: Path, where: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -1,5 +1,5 @@
 """
-The names of files that usually hold secrets. They are left out of packages, as every node can read a package.
+The names of files that usually hold secrets. Packages leave them out, as every node can read a package.
 
 A name is listed if a widespread program keeps passwords, tokens or private keys in a file of that name.
 ``docs/USAGE.md`` shows the same list. Most ``*.pem`` files are public certificates, so they are not on it.
@@ -26,6 +26,6 @@ PATTERN = "service-account*.json"
 
 
 def is_secret_file(name: str) -> bool:
-    """Tell whether a path is that of a file on the list, by its last two parts."""
+    """Tell whether a path has the name of a secret file, by its last two parts."""
     parts = name.split("/")[-2:]
     return not SECRET_NAMES.isdisjoint((parts[-1], "/".join(parts))) or fnmatchcase(parts[-1], PATTERN)

@@ -1,12 +1,12 @@
 """
-Which files of a directory are packed.
+Select the files of a directory that are packed.
 
-The walk is Ray's. An ignore file applies to its own directory and everything below it. Any match leaves a path out, and
-a directory that is left out is not listed. Ray also matches a directory's own ignore file against the directory itself,
-as ``.``: a line ``*`` or ``.*`` there leaves out everything, whatever later lines take back in.
+The walk follows Ray's. An ignore file applies to its own directory and everything below it. Any match leaves a path
+out, and a directory that is left out is not listed. Ray also matches a directory's ignore file against the directory
+itself, as ``.``: a line ``*`` or ``.*`` leaves out everything, even if later lines re-include some paths.
 
 Unlike Ray's, the walk fails at symbolic links that lead out of the directory, loop, or multiply directories. It leaves
-out files with names of secrets, and with a warning sockets, pipes, devices, broken links, and names that Ray drops.
+out files with names of secrets and, with a warning, sockets, pipes, devices, broken links and names that Ray drops.
 
 Source: Ray 2.60 ``_private/runtime_env/packaging.py``, ``_dir_travel`` and ``_zip_files``.
 """
@@ -30,15 +30,15 @@ from airflow_provider_rayjobs.jobs.progress import Progress
 
 # Ray drops names with a backslash or a Windows drive.
 _DROPPED = re.compile(r".*\\|.:", re.DOTALL)
-# The most links to one directory. Two links in each of twenty directories would make a million copies of the last one.
-_OFTEN = 100
+# Most links to one directory. Two links in each of twenty directories would make a million copies of the last one.
+_MOST_LINKS = 100
 
 # Size, last change and inode number of a file.
 FileStamp = tuple[int, int, int]
 
 
 def stamp_of(status: os.stat_result) -> FileStamp:
-    """Return values that change with a file."""
+    """Return values that change whenever the file changes."""
     return status.st_size, max(status.st_mtime_ns, status.st_ctime_ns), status.st_ino
 
 
@@ -47,9 +47,9 @@ class Entry:
     """
     A file in a package, or an empty directory.
 
-    :param name: in the package, with ``/``; the name of a directory ends in ``/``.
+    :param name: path in the package, with ``/``; the name of a directory ends in ``/``.
     :param path: on this machine.
-    :param mode: 0o755 for executable files, 0o644 for others, 0o600 for secrets; as in git, the umask does not count.
+    :param mode: 0o755 for executable files, 0o644 for others, 0o600 for secrets, regardless of the umask (as in git).
     :param data: the contents of a file that is not on the disk.
     """
 
@@ -85,8 +85,8 @@ class Selection:
 
     :param excludes: patterns, relative to the directory.
     :param gitignore: whether ``.gitignore`` files count.
-    :param secrets: whether files with names of :mod:`.secret_names` are packed; or patterns for those to pack.
-    :param top: the directory in the package that holds the files, "" for its root.
+    :param secrets: whether to pack files with names of :mod:`.secret_names`, or patterns of those to pack.
+    :param top: directory in the package around all files, "" for none.
     """
 
     excludes: Sequence[str] = ()
@@ -99,8 +99,8 @@ def select(root: Path, selection: Selection) -> Progress[Tree]:
     """List the files of a directory that are packed."""
     walk = _Walk(os.path.abspath(root), selection)  # noqa: PTH100  (unlike Path, it does not resolve links)
     # no recursion: a tree may be deeper than Python's stack
-    while walk.ahead:
-        walk.enter(walk.ahead.pop())
+    while walk.to_visit:
+        walk.visit(walk.to_visit.pop())
         yield 0
     entries = sorted(walk.entries, key=lambda entry: entry.name)
     return Tree(tuple(entries), tuple(sorted(walk.secrets)), tuple(walk.warnings))
@@ -110,17 +110,17 @@ class _Directory(NamedTuple):
     """
     A directory to list.
 
-    :param below: its name relative to the root, with a final ``/``; "" for the root.
-    :param rules: of the directories above, each with the length of its directory's ``below``.
-    :param within: device and inode number of the directories above.
-    :param by_link: whether a link leads to it, or to a directory above.
+    :param prefix: its path relative to the root, with a final ``/``; "" for the root.
+    :param rules: of its parents, each with the length of its directory's prefix.
+    :param parents: device and inode number of each parent.
+    :param is_linked: whether its path below the root contains a link.
     """
 
     path: str
-    below: str = ""
+    prefix: str = ""
     rules: tuple[tuple[int, IgnoreRules], ...] = ()
-    within: tuple[tuple[int, int], ...] = ()
-    by_link: bool = False
+    parents: tuple[tuple[int, int], ...] = ()
+    is_linked: bool = False
 
     def leaves_out(self, name: str) -> bool:
         return any(rules.match(name[start:]) for start, rules in self.rules)
@@ -130,18 +130,18 @@ class _Walk:
     def __init__(self, root: str, selection: Selection) -> None:
         self.root = root
         self.selection = selection
-        self.ahead = [_Directory(root)]
+        self.to_visit = [_Directory(root)]
         self.entries: list[Entry] = []
         self.secrets: list[str] = []
         self.warnings: list[str] = []
         self._real_root = os.path.realpath(root)
         self._links: Counter[tuple[int, int]] = Counter()
         wanted = () if isinstance(selection.secrets, bool) else selection.secrets
-        self._wanted = IgnoreRules(wanted, "package_secrets")
+        self._wanted_secrets = IgnoreRules(wanted, "package_secrets")
 
-    def enter(self, directory: _Directory) -> None:
-        """List one directory; those in it are added to ``ahead``."""
-        path, below, rules, within, by_link = directory
+    def visit(self, directory: _Directory) -> None:
+        """List one directory, and add its subdirectories to ``to_visit``."""
+        path, prefix, rules, parents, is_linked = directory
         try:
             status = os.stat(path)  # noqa: PTH116  (a Path for each file would take longer than its listing)
             with os.scandir(path) as scan:
@@ -149,29 +149,28 @@ class _Walk:
         except OSError as error:
             raise unreadable(path, error) from error
         identity = (status.st_dev, status.st_ino)
-        self._links[identity] += by_link
-        if self._links[identity] > _OFTEN:
+        self._links[identity] += is_linked
+        if self._links[identity] > _MOST_LINKS:
             raise ValueError(
-                f"Too many symbolic links: more than {_OFTEN} lead to {os.path.realpath(path)}, as {path} does. Each "
-                "would be packed as a copy. Remove some of them, or exclude them."
+                f"Too many symbolic links: more than {_MOST_LINKS} lead to {os.path.realpath(path)}, as {path} does. "
+                "Each would be packed as a copy. Remove some of them, or exclude them."
             )
-        own = [(len(below), each) for each in self._own_rules(path, is_root=not below)]
+        own = [(len(prefix), each) for each in self._own_rules(path, is_root=not prefix)]
         for _, each in own:
-            # the rules above did not leave the directory out; its own rules see it as "."
             if pattern := each.match("."):
-                if not below:
+                if not prefix:
                     self.warnings.append(
                         f"All of {self.root} is left out: Ray also matches ignore rules against the directory itself, "
                         f"and {pattern!r} of {each.source} matches it."
                     )
                 return
-        if not found and (name := self._in_package(below)):
+        if not found and (name := self._in_package(prefix)):
             check_name(path, name)
             self.entries.append(Entry(name, path, 0o755, 0))
-        inside = _Directory(path, below, (*rules, *own), (*within, identity), by_link)
+        inside = _Directory(path, prefix, (*rules, *own), (*parents, identity), is_linked)
         for item in found:
-            if not inside.leaves_out(below + item.name):
-                self._take(item, inside)
+            if not inside.leaves_out(prefix + item.name):
+                self._add(item, inside)
 
     def _own_rules(self, directory: str, *, is_root: bool) -> Iterator[IgnoreRules]:
         if is_root:
@@ -180,14 +179,14 @@ class _Walk:
             path = f"{directory}/{name}"
             if os.path.isfile(path):  # noqa: PTH113
                 try:
-                    # decoded as Python decodes file names
+                    # surrogateescape, as in file names
                     with open(path, encoding="utf-8", errors="surrogateescape") as file:  # noqa: PTH123
                         yield IgnoreRules(file, path)
                 except OSError as error:
                     raise unreadable(path, error) from error
 
-    def _take(self, found: os.DirEntry[str], directory: _Directory) -> None:
-        name = directory.below + found.name
+    def _add(self, found: os.DirEntry[str], directory: _Directory) -> None:
+        name = directory.prefix + found.name
         try:
             status = found.stat(follow_symlinks=False)
             target = ""
@@ -207,20 +206,20 @@ class _Walk:
         elif stat.S_ISREG(status.st_mode):
             check_name(found.path, full_name)
             is_secret = is_secret_file(full_name) or is_secret_file(target)
-            if is_secret and self.selection.secrets is not True and not self._wanted.match(name):
+            if is_secret and self.selection.secrets is not True and not self._wanted_secrets.match(name):
                 self.secrets.append(name)
             else:
                 self.entries.append(_entry(full_name, found.path, status, is_secret=is_secret))
         elif not stat.S_ISDIR(status.st_mode):
             self._warn(name, "it is a socket, a pipe or a device")
-        elif target and (status.st_dev, status.st_ino) in directory.within:
+        elif target and (status.st_dev, status.st_ino) in directory.parents:
             raise ValueError(
                 f"Loop of symbolic links: {found.path} leads to {target}, a directory that contains it. Remove the "
                 "link, or exclude it."
             )
         else:
-            by_link = directory.by_link or bool(target)
-            self.ahead.append(_Directory(found.path, f"{name}/", directory.rules, directory.within, by_link))
+            is_linked = directory.is_linked or bool(target)
+            self.to_visit.append(_Directory(found.path, f"{name}/", directory.rules, directory.parents, is_linked))
 
     def _warn(self, name: str, reason: str) -> None:
         self.warnings.append(f"{printable(name)} is left out: {reason}.")

@@ -1,8 +1,8 @@
 """
-The engine that brings packages to the cluster, or to a storage, before the job is submitted.
+The engine that uploads packages to the cluster, or to a storage, before the job is submitted.
 
-It asks for each package first: a package that exists is neither packed nor uploaded. Ray keeps a package for 10 minutes
-after it is asked for, but not after an upload. So the engine asks again after an upload, and after a long time.
+It first asks for each package, and packs and uploads only those that are missing. Ray keeps a package for 10 minutes
+after such a request, but not after an upload. So the engine asks again after an upload, and after a long time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import IO
 
 from airflow_provider_rayjobs.exceptions import RayApiPackageNotFoundError, RayPackageError
 from airflow_provider_rayjobs.jobs import endpoints
-from airflow_provider_rayjobs.jobs.packages.digest import read_as_named
+from airflow_provider_rayjobs.jobs.packages.digest import read_verified
 from airflow_provider_rayjobs.jobs.packages.local_code import LIMIT, LocalCode, Package, PackageStorage, too_large
 from airflow_provider_rayjobs.jobs.packages.tree import printable
 from airflow_provider_rayjobs.jobs.packages.zip_file import write_zip
@@ -32,7 +32,8 @@ from airflow_provider_rayjobs.jobs.steps import (
     with_retries,
 )
 
-# Ray's default is 600 s (``RAY_RUNTIME_ENV_URI_PIN_EXPIRATION_S``), and a cluster may have a shorter time.
+# Seconds between two requests for a package. Ray keeps it for 600 s by default, but a cluster may set less
+# (``RAY_RUNTIME_ENV_URI_PIN_EXPIRATION_S``).
 _ASK_AGAIN = 120.0
 _CHUNK = 256 * 1024
 _SECRETS_SHOWN = 10
@@ -52,24 +53,24 @@ def upload_packages(code: LocalCode, retry_timeout: float) -> Engine[None]:
 
 
 def _provide(code: LocalCode, retry_timeout: float) -> Engine[None]:
-    asked: dict[str, float] = {}
+    asked_at: dict[str, float] = {}
     for package in code.packages:
         yield from _warn(package)
         began = yield Sleep(0)
         if package.storage is not None:
-            done = yield from _store(package, package.storage)
+            outcome = yield from _store(package, package.storage)
         else:
-            done = yield from _upload_if_missing(package, retry_timeout, asked)
+            outcome = yield from _upload_if_missing(package, retry_timeout, asked_at)
         now = yield Sleep(0)
-        took = "" if done.startswith("already") else f" in {now - began:.1f} s"
+        took = "" if outcome.startswith("already") else f" in {now - began:.1f} s"
         yield LogMessage(
             f"{package.owner} {package.source}: package {package.name}, {package.content}; named in "
-            f"{package.seconds:.1f} s, {done}{took}."
+            f"{package.seconds:.1f} s, {outcome}{took}."
         )
     for package in code.packages:
         now = yield Sleep(0)
-        if package.name in asked and now - asked[package.name] > _ASK_AGAIN:
-            yield from _upload_if_missing(package, retry_timeout, asked)
+        if package.name in asked_at and now - asked_at[package.name] > _ASK_AGAIN:
+            yield from _upload_if_missing(package, retry_timeout, asked_at)
 
 
 def _warn(package: Package) -> Engine[None]:
@@ -82,9 +83,9 @@ def _warn(package: Package) -> Engine[None]:
         yield LogMessage(message, logging.WARNING)
 
 
-def _upload_if_missing(package: Package, retry_timeout: float, asked: dict[str, float]) -> Engine[str]:
-    """Return what was done, for the log."""
-    if (yield from _exists(package, retry_timeout, asked)):
+def _upload_if_missing(package: Package, retry_timeout: float, asked_at: dict[str, float]) -> Engine[str]:
+    """Upload a package if the cluster does not have it, and describe the outcome for the log."""
+    if (yield from _exists(package, retry_timeout, asked_at)):
         return "already on the cluster"
     with ExitStack() as stack:
         file = yield from run_in_slices(pack(package, LIMIT, stack), f"Packing {package.source}", package.tree.size)
@@ -92,7 +93,7 @@ def _upload_if_missing(package: Package, retry_timeout: float, asked: dict[str, 
         upload = Upload(endpoints.put_package(package.name, size), Body(file, size, package.name))
         for _ in range(2):
             yield from with_retries(upload, retry_timeout)
-            if (yield from _exists(package, retry_timeout, asked)):
+            if (yield from _exists(package, retry_timeout, asked_at)):
                 return f"uploaded ({size / MIB:.1f} MiB)"
     raise RayPackageError(
         f"Package lost: the cluster accepted {package.name} ({size} bytes) twice, but does not have it. Nothing was "
@@ -100,8 +101,8 @@ def _upload_if_missing(package: Package, retry_timeout: float, asked: dict[str, 
     )
 
 
-def _exists(package: Package, retry_timeout: float, asked: dict[str, float]) -> Engine[bool]:
-    asked[package.name] = yield Sleep(0)
+def _exists(package: Package, retry_timeout: float, asked_at: dict[str, float]) -> Engine[bool]:
+    asked_at[package.name] = yield Sleep(0)
     try:
         yield from send(endpoints.get_package(package.name), retry_timeout)
     except RayApiPackageNotFoundError:
@@ -148,30 +149,30 @@ def pack(package: Package, limit: int | None, stack: ExitStack) -> Progress[IO[b
 def _write(package: Package, file: IO[bytes]) -> Progress[None]:
     if package.is_archive:
         [entry] = package.tree.entries
-        for chunk in read_as_named(entry, package.digests[entry.name]):
+        for chunk in read_verified(entry, package.digests[entry.name]):
             file.write(chunk)
             yield len(chunk)
     else:
         yield from write_zip(package.tree, package.top, package.digests, file)
-    file.flush()  # a full disk is an error here, not during the upload
+    file.flush()  # so that a full disk is an error here, not during the upload
     yield 0
 
 
 @dataclass(frozen=True)
 class Body:
-    """The body of an upload: a file, which is read from its start for each try."""
+    """The content of an upload: a file, which each attempt reads from its start."""
 
     file: IO[bytes]
     size: int
     name: str
 
-    def chunks(self, clock: Callable[[], float], note: Callable[[LogMessage], object]) -> Iterator[bytes]:
-        """Yield the file's bytes, with progress notes."""
+    def chunks(self, clock: Callable[[], float], log: Callable[[LogMessage], object]) -> Iterator[bytes]:
+        """Yield the file's bytes, and log the progress."""
         self.file.seek(0)
         sent = 0
         progress = ProgressLog(f"Uploading {self.name}", self.size, clock())
         while chunk := self.file.read(_CHUNK):
             yield chunk
             sent += len(chunk)
-            for each in progress.messages(sent, clock()):
-                note(each)
+            for message in progress.messages(sent, clock()):
+                log(message)

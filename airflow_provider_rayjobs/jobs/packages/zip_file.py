@@ -1,5 +1,5 @@
 """
-A tree as a zip file, written in small pieces: memory does not grow with its size.
+Write a tree as a zip file, chunk by chunk, so that memory does not grow with its size.
 
 Files are deflated at the fastest level: better levels cost more time than their smaller uploads save. Files that do not
 compress, such as images and most models, are stored. The bytes depend on the tree alone.
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import IO
 
-from airflow_provider_rayjobs.jobs.packages.digest import read_as_named
+from airflow_provider_rayjobs.jobs.packages.digest import read_verified
 from airflow_provider_rayjobs.jobs.packages.tree import Entry, Tree
 from airflow_provider_rayjobs.jobs.progress import Progress
 
@@ -22,7 +22,7 @@ _LEVEL = 1
 # A file is deflated if its first bytes shrink to this ratio or less.
 _WORTH_IT = 0.9
 _SAMPLE = 32 * 1024
-# Larger files need the 64-bit form of a zip entry. A little below the limit, as deflating may add some bytes.
+# Larger files need a 64-bit zip entry. A little below the limit, as deflating may add some bytes.
 _ZIP64_FROM = 2**31 - 2**20
 
 
@@ -30,8 +30,8 @@ def write_zip(tree: Tree, top: str, digests: Mapping[str, bytes], file: IO[bytes
     """
     Write a tree as a zip file. Close this generator before the file.
 
-    :param top: a directory around all files, "" for none.
-    :param digests: those of :func:`~.naming.digest_tree`; a file with another one is an error.
+    :param top: directory around all files, "" for none.
+    :param digests: of :func:`.digest_tree`; a file whose digest differs is an error.
     """
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=_LEVEL) as archive:
         for entry in tree.entries:
@@ -45,12 +45,12 @@ def write_zip(tree: Tree, top: str, digests: Mapping[str, bytes], file: IO[bytes
 
 
 def _write_file(archive: zipfile.ZipFile, name: str, entry: Entry, digest: bytes) -> Progress[None]:
-    chunks = read_as_named(entry, digest)
+    chunks = read_verified(entry, digest)
     first = next(chunks, b"")
     sample = first[:_SAMPLE]
     shrinks = len(zlib.compress(sample, _LEVEL)) < len(sample) * _WORTH_IT
     archive.compression = zipfile.ZIP_DEFLATED if shrinks else zipfile.ZIP_STORED
-    # opened by name, an entry has a fixed date and no mode; closing the archive writes the modes
+    # an entry opened by name has a fixed date and no mode; closing the archive writes the mode set below
     with archive.open(name, "w", force_zip64=entry.size > _ZIP64_FROM) as member:
         for chunk in chain((first,), chunks):
             member.write(chunk)

@@ -1,4 +1,4 @@
-"""A growing log that is read from its start each time: every line is shown once, however the reads are cut."""
+"""Reads of a growing log, each from its start, show every line once, wherever they are interrupted."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def read(log: LogCursor, data: bytes, sizes: list[int], *, whole: bool = True) -
 
 
 def in_another_process(log: LogCursor) -> LogCursor:
-    """Return the cursor of another process that goes on from this one."""
+    """Return the cursor of another process that continues from this one."""
     return LogCursor(log.offset, log.checksum)
 
 
@@ -63,7 +63,7 @@ def text_of(data: bytes) -> str:
 @example(data=b"\n", sizes=[1], reads=[(1, True)])
 @example(data=b"a\n" * 5000, sizes=[4000], reads=[(3999, False), (4001, True)])
 def test_every_line_once(data: bytes, sizes: list[int], reads: list[tuple[int, bool]]) -> None:
-    """Each line is shown once for all chunk sizes, and wherever reads break off."""
+    """Each line is shown once for all chunk sizes, wherever reads are interrupted."""
     log = LogCursor()
     shown: list[str] = []
     for size, whole in reads:
@@ -186,7 +186,7 @@ def test_long_lines(character: str, shift: int, size: int) -> None:
 
 @pytest.mark.parametrize("back", [1, 2, 3, 4])
 def test_long_lines_resumed(back: int) -> None:
-    """A cursor in another process goes on inside a very long line."""
+    """A cursor in another process continues inside a very long line."""
     data = "€".encode() * 70_000 + b"\n"
     first = LogCursor()
     shown = read(first, data[:-back], [RECORD_BYTES])
@@ -213,8 +213,8 @@ def test_bytes_that_are_not_text() -> None:
     assert read(log, b"a\xffb\n\xe2\x82\nok\n", [1]) == ["a\N{REPLACEMENT CHARACTER}b\n\N{REPLACEMENT CHARACTER}\nok"]
 
 
-def test_abandoned_records() -> None:
-    """The offset moves with the records that were taken: after a failure the next read shows the others."""
+def test_offset_moves_with_each_record_taken() -> None:
+    """After a failure the next read shows the records that were not taken."""
     data = b"".join(b"%d\n" % number for number in range(3000))
     log = LogCursor()
     log.begin()
@@ -226,7 +226,7 @@ def test_abandoned_records() -> None:
 
 
 def test_last_lines() -> None:
-    """An ending has the last twenty lines, of a long line its end; there is none before the log has ended."""
+    """An ending has the last twenty lines, and only the end of a long line. It is empty before the log has ended."""
     log = LogCursor()
     read(log, b"".join(b"%d\n" % number for number in range(50)) + b"x" * 3000 + b"END\nunfinished", [7])
     before = log.ending
@@ -267,7 +267,7 @@ def test_progress_bars(lines: list[list[str]], ends: str, sizes: list[int], read
     assert log.offset == len(data)
     assert not log.is_mismatch
     text = "\n".join(record.replace("\r", "") for record in shown) + "\n"
-    # a state that was written in two pieces may be shown in two
+    # a state that was written in two chunks may be shown in two
     pieces = ["\n?".join(map(re.escape, states[-1])) + "\n" for states in lines]
     assert re.fullmatch("".join(f"(?:[ab €\N{ROCKET}]+\n)*?{piece}" for piece in pieces) or "\n", text)
 
@@ -287,7 +287,7 @@ def test_many_states_of_a_progress_bar() -> None:
 @settings(deadline=None)
 @given(data=anything, shown=st.integers(0, 20_000), change=st.integers(0, 20_000))
 def test_replaced_log(data: bytes, shown: int, change: int) -> None:
-    """A log that does not begin with what was shown is a mismatch, until it is shown from its start."""
+    """A log that no longer begins with the shown bytes is a mismatch, until it is shown from its start."""
     log = LogCursor()
     read(log, data[:shown], [4096])
     if not log.offset:
@@ -334,7 +334,7 @@ KeyError: 1"""
     ],
 )
 def test_exceptions(text: str, exception: str) -> None:
-    """The last exception at the end of a traceback is found; for a Ray task that is its own exception."""
+    """The exception of the last traceback is found; for a failed Ray task, the task's own exception."""
     log = LogCursor()
     read(log, text.encode(), [1000])
     list(log.finish())

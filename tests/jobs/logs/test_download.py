@@ -1,4 +1,4 @@
-"""Downloading a log: what a read brings, byte for byte."""
+"""Downloads of a log, byte for byte."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from airflow_provider_rayjobs.jobs.logs.download import LogCopy
 
 
 @given(pieces=st.lists(st.binary(max_size=50)), interrupted=st.lists(st.binary(max_size=50)))
-def test_a_copy_holds_the_last_read_alone(pieces: list[bytes], interrupted: list[bytes]) -> None:
-    """A read that broke off leaves nothing in the file, and a copy has no records to show."""
+def test_copy_contains_only_the_last_read(pieces: list[bytes], interrupted: list[bytes]) -> None:
+    """An interrupted read leaves no bytes in the file, and a copy yields no records."""
     file = BytesIO()
     log = LogCopy(file)
     shown: list[str] = []

@@ -1,4 +1,4 @@
-"""A limit on the lines of a log: the last ones are kept, and those left out are counted."""
+"""A limit on the lines of a log keeps the last ones and counts those that it leaves out."""
 
 from __future__ import annotations
 

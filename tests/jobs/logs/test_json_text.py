@@ -24,7 +24,7 @@ def test_text(text: str, size: int, ascii_only: bool, indent: int | None) -> Non
 
 
 def test_text_that_is_cut() -> None:
-    """A text that breaks off is not complete."""
+    """A text without its end is not complete."""
     decoder = JsonText()
 
     assert decoder.decode(b'{"logs": "one\\ntw') == b"one\ntw"
@@ -40,7 +40,7 @@ def test_half_a_surrogate_pair() -> None:
 
 
 @pytest.mark.parametrize("data", [b'"text"' * 10, b'{"result": true, "msg": "something else altogether"}', b"x" * 32])
-def test_another_answer(data: bytes) -> None:
+def test_answer_without_the_text(data: bytes) -> None:
     """An answer without the text is an error."""
     with pytest.raises(ValueError, match="text named logs"):
         JsonText().decode(data)

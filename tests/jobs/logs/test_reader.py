@@ -1,4 +1,4 @@
-"""Reading a growing log: every line once, and little load on the head. The reader is driven by hand."""
+"""Read a growing log: every line once, with little load on the head. The tests drive the reader by hand."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def lines_of(begin: int, count: int) -> bytes:
 
 
 def test_each_read_begins_at_the_first_byte() -> None:
-    """A read begins with the log's first byte, and shows what was printed since the last one."""
+    """A read begins with the log's first byte, and shows the lines printed since the last read."""
     head, reader = Head(lines_of(0, 10)), LogReader()
     head.poll(reader)
     head.clock += 5
@@ -129,7 +129,7 @@ def test_each_read_begins_at_the_first_byte() -> None:
 
 
 def test_log_that_quotes_itself() -> None:
-    """Every line is shown while the job runs, although the log's end looks like what was shown before."""
+    """A log whose end repeats earlier lines is shown completely while the job runs."""
     head, reader = Head(lines_of(0, 5000)), LogReader()
     head.poll(reader)
     head.data += lines_of(5000, 3000) + head.data[-100_000:] + lines_of(8000, 10)
@@ -206,7 +206,7 @@ def test_repeated_lines() -> None:
 
 
 def test_log_that_was_replaced() -> None:
-    """A log that does not begin with what was shown is shown from its start, after a warning."""
+    """A log that no longer begins with the shown bytes is shown from its start, after a warning."""
     head, reader = Head(b"one\ntwo\n"), LogReader()
     head.poll(reader)
     head.clock += 5
@@ -242,8 +242,8 @@ def test_busy_state_api() -> None:
     assert len(head.notices) == 2
 
 
-def test_slow_reads_that_break_off() -> None:
-    """After the job's end reads are retried for as long as each read brings something."""
+def test_slow_reads_that_are_interrupted() -> None:
+    """After the job's end reads are retried for as long as each one makes progress."""
     sizes = iter(range(100_000, 3_000_000, 100_000))
     head = Head(lines_of(0, 20_000), speed=10_000, fail=lambda request: next(sizes))
     reader = LogReader()
@@ -282,7 +282,7 @@ def test_limit_that_is_not_reached() -> None:
 
 
 def test_limit_across_processes() -> None:
-    """A reader that goes on in another process leaves out the same lines as one that never stopped."""
+    """A reader that continues in another process leaves out the same lines as one that never stopped."""
     head, reader = Head(lines_of(0, 1000)), LogReader(lines_limit=100)
     head.poll(reader)
     reader = LogReader(reader.state, lines_limit=100)
@@ -366,7 +366,7 @@ PIECES = st.lists(
 @settings(deadline=None, max_examples=60)
 @given(pieces=PIECES)
 def test_every_byte_once(pieces: list[Any]) -> None:
-    """Reads that fail or break off, budgets and changes of process neither lose nor repeat a byte."""
+    """Failed or interrupted reads, budgets and changes of process neither lose nor repeat a byte."""
     head, reader, count = Head(), LogReader(), 0
     for size, pause, limit, change in pieces:
         head.data += lines_of(count, size)

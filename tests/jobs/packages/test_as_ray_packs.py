@@ -69,7 +69,7 @@ def build(tree: dict[str, Any], directory: Path, top: Path) -> None:
             path.chmod(0o755 if what[1] else 0o644)
 
 
-def held_by_rays(path: Path, *, top: bool, excludes: list[str], gitignore: bool) -> dict[str, tuple[int, bytes]]:
+def contents_by_ray(path: Path, *, top: bool, excludes: list[str], gitignore: bool) -> dict[str, tuple[int, bytes]]:
     from ray._private.runtime_env.packaging import create_package
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -77,10 +77,10 @@ def held_by_rays(path: Path, *, top: bool, excludes: list[str], gitignore: bool)
         create_package(
             str(path), target, include_gitignore=gitignore, include_parent_dir=top, excludes=list(excludes)
         )  # fmt: skip
-        return held(target)
+        return contents_of(target)
 
 
-def held(archive: Any) -> dict[str, tuple[int, bytes]]:
+def contents_of(archive: Any) -> dict[str, tuple[int, bytes]]:
     """Return a package's contents: name to executable bit and bytes."""
     with zipfile.ZipFile(archive) as file:
         assert file.testzip() is None
@@ -90,13 +90,13 @@ def held(archive: Any) -> dict[str, tuple[int, bytes]]:
         }
 
 
-def held_by_ours(path: Path, *, top: bool, excludes: list[str], gitignore: bool) -> dict[str, tuple[int, bytes]]:
+def contents_by_us(path: Path, *, top: bool, excludes: list[str], gitignore: bool) -> dict[str, tuple[int, bytes]]:
     name = path.name if top else ""
     tree = finish(select(path, Selection(tuple(excludes), gitignore, top=name)))
     digests = finish(digest_tree(tree))
     with tempfile.TemporaryFile() as file:
         assert sum(write_zip(tree, "", digests, file)) == tree.size
-        return held(file)
+        return contents_of(file)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -110,13 +110,13 @@ def test_package_has_the_same_files_as_rays(tree: dict[str, Any], excludes: list
         arguments = {"top": top, "excludes": [*excludes, *default_excludes({})], "gitignore": gitignore}
 
         try:
-            ours = held_by_ours(root, **arguments)
+            ours = contents_by_us(root, **arguments)
         except ValueError as error:
             if "Loop of symbolic links" not in str(error):
                 raise
             reject()  # Ray follows a loop forty times
         # Ray's package also has "./" for an empty root, and names that its unpacking drops
-        theirs = held_by_rays(root, **arguments)
+        theirs = contents_by_ray(root, **arguments)
         expected = {name: it for name, it in theirs.items() if name != "./" and "\\" not in name and name[1:2] != ":"}
         assert ours == expected
     finally:

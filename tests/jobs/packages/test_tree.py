@@ -1,4 +1,4 @@
-"""Which files of a directory are packed, and which directories are errors."""
+"""Select the files of a directory that are packed, and refuse some directories."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_link_to_a_path_below_a_file_is_broken(tmp_path: Path):
 
 
 def test_empty_directory_with_a_final_dot_is_packed(tmp_path: Path):
-    """An empty directory is packed whatever its name, and an empty module as its top directory."""
+    """An empty directory with any name is packed, and an empty module as its top directory."""
     (tmp_path / "cache.").mkdir()
     for root, top, expected in ((tmp_path, "", ["cache./"]), (tmp_path / "cache.", "cache.", ["cache./"])):
         with tempfile.TemporaryFile() as file:
@@ -282,7 +282,7 @@ def test_ignore_file_that_matches_its_own_directory_warns(tmp_path: Path):
 
 
 def test_package_name_depends_on_contents_only(tmp_path: Path):
-    """Place, order, times and umask do not change the name; names, contents, modes and the top directory do."""
+    """Path, order, times and umask do not change the name; names, contents, modes and the top directory do."""
     files = {"a.py": "a", "b/c.py": "c", "b/d.py": ""}
     one = make(tmp_path / "one", files)
     two = make(tmp_path / "two", dict(reversed(files.items())))

@@ -117,7 +117,7 @@ def test_unchanged_directory_is_not_uploaded_again(submit: Callable[..., str], c
 def test_interrupted_upload_is_retried(
     submit: Callable[..., str], code: Path, failure: Any, caplog: pytest.LogCaptureFixture
 ):
-    """A failed upload is sent again from its start, with a note in the log."""
+    """A failed upload is sent again from its start, with a message in the log."""
     cluster = Cluster([failure])
 
     submit(cluster, runtime_env={"py_modules": [str(code / "main.py")]})
@@ -346,7 +346,7 @@ def test_constraints_are_uploaded_without_other_files(submit: Callable[..., str]
 
 
 def test_slow_upload_logs_its_progress():
-    """There is a note every 5 s, and none for a fast upload."""
+    """The progress is logged every 5 s, and not at all for a fast upload."""
 
     def lines(speed: float) -> list[str]:
         clock = iter(range(1000))
@@ -363,7 +363,7 @@ def test_slow_upload_logs_its_progress():
 
 
 class Slow:
-    """A storage that takes a package in three pieces, each longer than a turn."""
+    """A storage that stores a package in three chunks, each longer than a turn."""
 
     def __init__(self) -> None:
         self.turns = 0
@@ -386,7 +386,7 @@ class Slow:
 
 
 def test_slow_storage_logs_its_progress(code: Path):
-    """There is a note every 5 s, and the storing can be stopped between two turns."""
+    """The progress is logged every 5 s, and storing can be stopped between two turns."""
     with (code / "large").open("wb") as file:
         file.truncate(LIMIT)
     slow = Slow()
