@@ -166,7 +166,7 @@ class RayJobTimeoutError(RayJobsError):
     """
     A time limit of the job expired before its end.
 
-    :param limit: ``pending_timeout``, ``job_timeout``, ``execution_timeout``, or ``lost_answer`` for a job whose
+    :param limit: ``pending_timeout``, ``job_timeout``, ``execution_timeout``, or ``unconfirmed`` for a job whose
         submission Ray did not confirm.
     :param details: the job when the limit expired.
     """

@@ -15,7 +15,7 @@ from airflow_provider_rayjobs.jobs.models import ClusterResources, JobDetails, J
 
 # A client that disconnects during a submission can leave a PENDING record that Ray never starts (ray-project/ray
 # issue 62766). The head itself fails a job that has not started after 15 minutes, unless it has no supervisor.
-UNANSWERED_TIMEOUT = 1200.0
+UNCONFIRMED_TIMEOUT = 1200.0
 _GIB = 1024**3
 
 
@@ -52,7 +52,7 @@ class Limits:
         for limit, seconds in self._active(details):
             if age >= seconds:
                 reason = f"{limit} is {seconds:.12g} s."
-                if limit == "lost_answer":
+                if limit == "unconfirmed":
                     reason = f"Ray did not confirm it and may never start it. The limit is {seconds:.0f} s."
                 raise RayJobTimeoutError(
                     f"Ray job {details.name} is still {details.status} {age:.0f} s after its submission. {reason}",
@@ -70,7 +70,7 @@ class Limits:
         limits = {"job_timeout": self.job_timeout, "execution_timeout": self.execution_timeout}
         if details.status == JobStatus.PENDING:
             limits["pending_timeout"] = self.pending_timeout
-            limits["lost_answer"] = None if self.is_confirmed else UNANSWERED_TIMEOUT
+            limits["unconfirmed"] = None if self.is_confirmed else UNCONFIRMED_TIMEOUT
         return [(name, seconds) for name, seconds in limits.items() if seconds is not None]
 
 

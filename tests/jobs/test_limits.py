@@ -10,7 +10,7 @@ import pytest
 
 from airflow_provider_rayjobs.exceptions import RayJobTimeoutError
 from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType
-from airflow_provider_rayjobs.jobs.limits import NO_LIMITS, UNANSWERED_TIMEOUT, Limits, describe_shortage
+from airflow_provider_rayjobs.jobs.limits import NO_LIMITS, UNCONFIRMED_TIMEOUT, Limits, describe_shortage
 from airflow_provider_rayjobs.jobs.models import ClusterResources
 
 GIB = 1024**3
@@ -35,7 +35,7 @@ def job(status: str, age: float | None = 60.0) -> JobDetails:
         pytest.param(Limits(job_timeout=60), job("PAUSED"), "job_timeout", id="status of a newer Ray"),
         pytest.param(Limits(execution_timeout=60), job("RUNNING"), "execution_timeout", id="execution, RUNNING"),
         pytest.param(Limits(execution_timeout=60), job("PENDING"), "execution_timeout", id="execution, PENDING"),
-        pytest.param(Limits(is_confirmed=False), job("PENDING", 1200), "lost_answer", id="unconfirmed, limit expired"),
+        pytest.param(Limits(is_confirmed=False), job("PENDING", 1200), "unconfirmed", id="unconfirmed, limit expired"),
         pytest.param(Limits(is_confirmed=False), job("PENDING", 1199), None, id="unconfirmed, within the limit"),
         pytest.param(Limits(is_confirmed=False), job("RUNNING", 9e9), None, id="unconfirmed, but started"),
         pytest.param(Limits(job_timeout=0), job("RUNNING", 0), "job_timeout", id="limit of 0"),
@@ -98,7 +98,7 @@ def test_error_names_job_status_age_and_limit(limits: Limits, details: JobDetail
         pytest.param(Limits(job_timeout=100, execution_timeout=90), job("RUNNING"), 30, id="first of two"),
         pytest.param(Limits(pending_timeout=70, job_timeout=100), job("PENDING"), 10, id="PENDING"),
         pytest.param(Limits(pending_timeout=70, job_timeout=100), job("RUNNING"), 40, id="no longer PENDING"),
-        pytest.param(Limits(is_confirmed=False), job("PENDING"), UNANSWERED_TIMEOUT - 60, id="unconfirmed"),
+        pytest.param(Limits(is_confirmed=False), job("PENDING"), UNCONFIRMED_TIMEOUT - 60, id="unconfirmed"),
         pytest.param(Limits(is_confirmed=False), job("RUNNING"), math.inf, id="unconfirmed, but started"),
         pytest.param(Limits(job_timeout=50), job("RUNNING"), -10, id="expired"),
         pytest.param(Limits(job_timeout=50), job("RUNNING", None), 50, id="start time unknown"),

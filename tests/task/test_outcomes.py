@@ -197,7 +197,7 @@ OTHERS = [
     RayJobStoppedError("stopped", details=job(JobStatus.STOPPED)),
     RayJobTimeoutError("late", limit="pending_timeout"),
     RayJobTimeoutError("late", limit="job_timeout"),
-    RayJobTimeoutError("late", limit="lost_answer"),
+    RayJobTimeoutError("late", limit="unconfirmed"),
     ValueError("wrong argument"),
 ]
 
