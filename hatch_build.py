@@ -1,8 +1,8 @@
 """
-Build hook: the README in the package's metadata has absolute links.
+Build hook that makes the links of the README absolute in the package's metadata.
 
-A package index shows the README without the files beside it, so relative links would lead nowhere. Their base is the
-address ``Source`` in ``[project.urls]`` of pyproject.toml. Without it the links stay relative.
+A package index shows the README without the other files, so that relative links would be broken. The base of the links
+is ``Source`` in ``[project.urls]`` of pyproject.toml. Without ``Source`` the links stay relative.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
-# A link or an image of Markdown whose target is neither an address nor a part of the same page.
+# A Markdown link or image with a relative target, but not an anchor of the same page.
 _RELATIVE_LINK = re.compile(r"(?P<image>!?)(?P<text>\[[^\]]*\])\((?!https?://|#)(?P<target>[^)]+)\)")
 
 

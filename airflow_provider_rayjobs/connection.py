@@ -1,4 +1,4 @@
-"""Read an Airflow connection, or Ray's environment variables, as the description of a cluster; no requests."""
+"""Read the description of a cluster from an Airflow connection or from Ray's environment variables."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ DEFAULT_ADDRESS = f"http://127.0.0.1:{DEFAULT_PORT}"
 # Ray's own variables for the address of the Jobs API and for its token.
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-# The type of each extra. In a URI and in the form every value is text: an object is JSON, a number its digits.
-_TEXT, _OBJECT, _SECONDS = "text", "a JSON object of text to text", "a number of seconds"
+# The type of each extra. A connection URI has every value as text: an object as JSON, a number as digits.
+_TEXT, _OBJECT, _SECONDS = "text", "a JSON object with text values", "a number of seconds"
 EXTRAS = {
     **dict.fromkeys(("base_path", "dashboard_url", "token", "token_file", "token_header", "auth"), _TEXT),
     **dict.fromkeys(("client_cert", "client_key", "client_key_password", "proxy"), _TEXT),
@@ -36,19 +36,19 @@ EXTRAS = {
     **dict.fromkeys(("connect_timeout", "read_timeout"), _SECONDS),
     "verify": "text: system, off or the path of a certificate file",
 }
-# Extras that are fields of Access without a change.
+# Extras that become the field of Access with the same name.
 _ACCESS_EXTRAS = EXTRAS.keys() & {each.name for each in fields(Access)} - {"token", "auth"}
 
 
 @dataclass(frozen=True)
 class Cluster:
     """
-    A cluster as a connection describes it.
+    The cluster that a connection describes.
 
-    :param address: of the Jobs API, e.g. ``https://ray.example.com/team-a``.
-    :param dashboard_url: of the dashboard, as browsers reach it.
+    :param address: the address of the Jobs API, e.g. ``https://ray.example.com/team-a``.
+    :param dashboard_url: the address of the dashboard for browsers.
     :param access: credentials and TLS settings, without ``auth``.
-    :param auth: a user's subclass of ``httpx.Auth``, as ``module.Class``.
+    :param auth: the user's subclass of ``httpx.Auth``, as ``module.Class``.
     :param auth_kwargs: the arguments of that class.
     """
 
@@ -73,22 +73,21 @@ class Cluster:
         try:
             auth = find_auth(self.auth)(**self.auth_kwargs)
         except Exception as error:  # noqa: BLE001  (the user's class)
-            # neither the error's text nor its traceback: both may contain the arguments
+            # The error's text and traceback may contain the arguments, which are secret.
             wrong = " with auth_kwargs" if isinstance(error, TypeError) else ""
             raise ValueError(f"extra auth {self.auth} cannot be created{wrong}: {type(error).__name__}.") from None
         return replace(self.access, auth=auth)
 
     def secrets(self) -> Iterator[str]:
-        """Yield everything that must be masked."""
+        """Yield every value that must be masked."""
         yield from self.access.secrets()
         yield from self.auth_kwargs.values()
 
 
 def find_auth(path: str) -> type[httpx.Auth]:
     """
-    Import the class that a connection names as ``auth``.
+    Import the class that a connection names as ``auth``, e.g. ``my_company.iap.IapAuth``.
 
-    :param path: e.g. ``my_company.iap.IapAuth``.
     :raises ValueError: the import fails, or the class is not a subclass of ``httpx.Auth``.
     """
     import httpx  # noqa: PLC0415
@@ -112,9 +111,10 @@ def parse_connection(connection: Connection, *, check_token_file: bool = True) -
     The host is a name or a URL such as ``https://ray.example.com/team-a``; the other fields complete it. The default
     port is 443 for https and 8265 for http.
 
-    :param check_token_file: whether the token file must exist now. While a job is followed, a missing file is an
-        outage, as rotation replaces the file.
-    :raises ValueError: a field is invalid, unknown or contradicts another, or a file cannot be read; names the field.
+    :param check_token_file: whether a missing token file is an error. While a job is followed it is an outage, because
+        token rotation replaces the file.
+    :raises ValueError: a field is invalid, unknown or contradicts another, or a file cannot be read. The error names
+        the field.
     """
     with naming_source(f"connection {connection.conn_id}"):
         cluster = _cluster_of(connection, _read_extra(connection))
@@ -125,10 +125,10 @@ def parse_connection(connection: Connection, *, check_token_file: bool = True) -
 
 def parse_environment(*, check_token_file: bool = True) -> Cluster:
     """
-    Read Ray's environment variables; without them the cluster is on this machine.
+    Read Ray's environment variables. Without them the address is :data:`DEFAULT_ADDRESS`.
 
     :param check_token_file: see :func:`parse_connection`.
-    :raises ValueError: a variable is invalid; names the variable.
+    :raises ValueError: a variable is invalid. The error names it.
     """
     with naming_source(f"environment variable {ADDRESS_VARIABLE}"):
         address = check_address(os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS)
@@ -169,11 +169,11 @@ def _cluster_of(connection: Connection, extra: Mapping[str, Any]) -> Cluster:
 
 def _access_of(connection: Connection, extra: Mapping[str, Any]) -> Access:
     login, password, token = connection.login or None, connection.password or None, extra.get("token")
-    # With a login, the password is the login's. Without, it is Ray's token.
+    # With a login, the password belongs to it. Without a login, the password is Ray's token.
     if password is not None and login is None:
         if duplicates := extra.keys() & {"token", "token_file"}:
             raise ValueError(
-                f"password and extra {min(duplicates)} both contain a token, as there is no login. Remove one of them."
+                f"password and extra {min(duplicates)} both contain a token, as login is empty. Remove one."
             )
         token, password = password, None
     extras = {name: extra[name] for name in _ACCESS_EXTRAS & extra.keys()}
@@ -188,21 +188,21 @@ def _address_of(connection: Connection, base_path: str) -> str:
         given = urlsplit(host if "://" in host else f"//{host}")
         port_in_host = given.port
     except ValueError:
-        # not the error's text: it may contain a password
+        # The error's text may contain a password.
         raise ValueError("host is not an address. Give a host name or a URL, with a port up to 65535.") from None
     if not given.hostname:
         raise ValueError("host is empty. Give the name or the URL of the Ray head, e.g. http://ray-head:8265.")
     if given.username or given.password or given.query or given.fragment:
         raise ValueError("host contains more than an address. Use login, password or token for credentials.")
-    schema = _only_one("schema", given.scheme, (connection.schema or "").lower()) or "http"
-    port = _only_one("port", port_in_host, connection.port) or (None if schema == "https" else DEFAULT_PORT)
-    path = _only_one("extra base_path", given.path.strip("/"), base_path.strip("/"))
+    schema = _resolve_part("schema", given.scheme, (connection.schema or "").lower()) or "http"
+    port = _resolve_part("port", port_in_host, connection.port) or (None if schema == "https" else DEFAULT_PORT)
+    path = _resolve_part("extra base_path", given.path.strip("/"), base_path.strip("/"))
     name = f"[{given.hostname}]" if ":" in given.hostname else given.hostname
     return check_address(f"{schema}://{name}{f':{port}' if port else ''}{f'/{path}' if path else ''}")
 
 
-def _only_one(name: str, in_host: T, in_field: T) -> T:
-    """Return a part of the address from the host or from its own field; both may have it if they are equal."""
+def _resolve_part(name: str, in_host: T, in_field: T) -> T:
+    """Return a part of the address from the host or from its own field. If they differ, raise an error."""
     if in_host and in_field and in_host != in_field:
         shown = [redact_address(str(given)).strip("'") for given in (in_host, in_field)]
         raise ValueError(f"{name} is {shown[1]}, but host contains {shown[0]}. Remove one of them.")
@@ -215,7 +215,7 @@ def _read_extra(connection: Connection) -> Mapping[str, Any]:
     except ValueError:
         given = None
     if not isinstance(given, dict):
-        # without its text, which may contain a secret
+        # The text of extra may contain a secret.
         raise ValueError('extra is not a JSON object such as {"base_path": "/team-a"}.')
     # Airflow's form stores an empty field as "" or null.
     extra = {name: value for name, value in given.items() if value not in (None, "", {})}
@@ -225,7 +225,7 @@ def _read_extra(connection: Connection) -> Mapping[str, Any]:
 
 
 def _read_value(name: str, value: Any) -> Any:
-    """Convert an extra to its type. The error does not show text, which may contain a secret."""
+    """Convert an extra to its type. The error omits text values, which may be secret."""
     wrong = type(value).__name__
     if EXTRAS[name] == _SECONDS:
         if isinstance(value, str | int | float) and not isinstance(value, bool):
@@ -240,7 +240,7 @@ def _read_value(name: str, value: Any) -> Any:
             not_text = [key for key, text in value.items() if not isinstance(text, str)]
             if not not_text:
                 return value
-            wrong = f"one whose value of {not_text[0]!r} is not text"
+            wrong = f"one in which {not_text[0]!r} is {type(value[not_text[0]]).__name__}"
     elif isinstance(value, str):
         return value
     raise ValueError(f"extra {name} must be {EXTRAS[name]}, not {wrong}.")

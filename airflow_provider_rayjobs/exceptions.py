@@ -16,7 +16,7 @@ Every error of this package, with its remedy.
     │   ├── RayJobNotFoundError           the cluster does not know the job. Check the id; the job may be deleted.
     │   ├── RayJobExistsError             the submission id belongs to another job. Use another id.
     │   └── RayJobNotTerminalError        the job has not ended. Stop it, or wait for its end.
-    ├── RayPackageError                   local code not read, packed or stored; no job exists. Fix files or storage.
+    ├── RayPackageError                   local code cannot be read, packed or stored. Fix the files or the storage.
     ├── RayJobUnsuccessfulError           the job ended without success (``details``, ``last_lines``)
     │   ├── RayJobFailedError             FAILED, cause unknown: check the job's log. Known causes:
     │   │   ├── RayJobEntrypointError     the entrypoint failed (``exit_code``). Fix the code of the job.
@@ -27,9 +27,8 @@ Every error of this package, with its remedy.
     ├── RayJobLostError                   the job died when the head was restarted. Submit it again.
     └── RayJobTimeoutError                a time limit expired (``limit``). Raise the limit, or make the job faster.
 
-A task may raise a subclass of one of these and of an Airflow exception, under the same name (``task/outcomes.py``).
-Invalid arguments raise :class:`ValueError`. All classes are public API and can be pickled. This module imports only the
-standard library.
+A task may raise one of these as an Airflow exception as well, under the same name (``task/outcomes.py``).
+Invalid arguments raise :class:`ValueError`. All classes are public API and can be pickled.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
 class RayJobsError(Exception):
     """Base of all errors of this package. The text names the fact, the job, the address and the remedy."""
 
-    # Whether the failed request was a retry: an earlier try may have had an effect.
+    # Whether the client retried the request before it failed. Ray may have processed an earlier attempt.
     was_retried = False
 
 
@@ -69,7 +68,7 @@ class RayApiUnreachableError(RayApiConnectionError):
 
 class RayApiResponseError(RayJobsError):
     """
-    The answer is not the expected one.
+    The HTTP answer is not as expected.
 
     :param status_code: the HTTP status; 0 if there is none.
     """
@@ -159,7 +158,7 @@ class RayJobStoppedError(RayJobUnsuccessfulError):
 
 
 class RayJobLostError(RayJobsError):
-    """The cluster does not know the job and runs another Ray session than at the submission."""
+    """The cluster does not know the job, and its Ray session has changed since the submission."""
 
 
 class RayJobTimeoutError(RayJobsError):

@@ -1,4 +1,4 @@
-"""What Airflow reads about this package: its modules, the connection type and the connection form. No logic."""
+"""Describe the modules, the connection type and the connection form of this package to Airflow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def get_provider_info() -> dict[str, Any]:
     """
     Return the provider's description, valid against Airflow's ``provider_info.schema.json``.
 
-    Airflow 3.2 and later builds the connection form from it. Airflow 3.1 shows its plain form.
+    Airflow 3.2 and later builds the connection form from it. Airflow 3.1 shows its generic form.
     """
     return {
         "package-name": "airflow-provider-rayjobs",

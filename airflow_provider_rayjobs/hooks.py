@@ -1,11 +1,11 @@
-"""From an Airflow connection to a client."""
+"""Create a client from an Airflow connection."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
@@ -22,6 +22,8 @@ from airflow_provider_rayjobs.masking import amask_secret, mask_secret, mask_soo
 if TYPE_CHECKING:
     from airflow.sdk import Connection
 
+C = TypeVar("C", RayJobsClient, AsyncRayJobsClient)
+
 DEFAULT_CONN_ID = "ray_jobs_default"
 
 
@@ -29,8 +31,8 @@ class RayJobsHook(BaseHook):
     """
     Talk to a Ray cluster's Jobs API through an Airflow connection.
 
-    The methods are those of :class:`~airflow_provider_rayjobs.jobs.client.RayJobsClient`; see there. On an event loop
-    use ``async with await hook.aget_conn() as client``.
+    The methods are those of :class:`~airflow_provider_rayjobs.jobs.client.RayJobsClient`. On an event loop use
+    ``async with await hook.aget_conn() as client``.
 
     :param ray_conn_id: an Airflow connection of type ``ray_jobs``. If the default connection is not defined, the
         address is ``RAY_API_SERVER_ADDRESS`` of the environment, or ``http://127.0.0.1:8265``.
@@ -49,10 +51,9 @@ class RayJobsHook(BaseHook):
         """
         Return the cluster that the connection describes.
 
-        :param check_token_file: whether the token file must exist now. While a job is followed, a missing file is an
-            outage.
+        :param check_token_file: see :func:`~airflow_provider_rayjobs.connection.parse_connection`.
         :raises AirflowNotFoundException: the connection is not defined, and is not the default one.
-        :raises ValueError: the connection cannot be used; names the field.
+        :raises ValueError: the connection cannot be used. The error names the field.
         """
         connection: Connection | None = None
         with self._allowing_undefined_default():
@@ -98,33 +99,25 @@ class RayJobsHook(BaseHook):
         """
         Return a blocking client without looking the connection up again.
 
-        :param is_quiet: for a signal handler: a token that changed in its file is not registered with Airflow.
+        :param is_quiet: whether the client must not call Airflow to mask a new token, as in a signal handler.
         """
-        with naming_source(f"connection {self.ray_conn_id}"):
-            return RayJobsClient(
-                cluster.address,
-                logger=self.log,
-                on_token=None if is_quiet else token_masker(mask_secret),
-                access=cluster.full_access(),
-                label=f"connection {self.ray_conn_id}",
-            )
+        return self._new_client(RayJobsClient, cluster, None if is_quiet else token_masker(mask_secret))
 
     def async_client_of(self, cluster: Cluster) -> AsyncRayJobsClient:
         """Return a client for the running event loop without looking the connection up again."""
-        with naming_source(f"connection {self.ray_conn_id}"):
-            return AsyncRayJobsClient(
-                cluster.address,
-                logger=self.log,
-                on_token=token_masker(mask_soon),
-                access=cluster.full_access(),
-                label=f"connection {self.ray_conn_id}",
-            )
+        return self._new_client(AsyncRayJobsClient, cluster, token_masker(mask_soon))
+
+    def _new_client(self, client_class: type[C], cluster: Cluster, on_token: Callable[[str], object] | None) -> C:
+        label = f"connection {self.ray_conn_id}"
+        with naming_source(label):
+            access = cluster.full_access()
+            return client_class(cluster.address, logger=self.log, on_token=on_token, access=access, label=label)
 
     def test_connection(self) -> tuple[bool, str]:
         """Return whether Ray answers, and its version or the error; the button "Test" in Airflow's UI calls it."""
         try:
             cluster = self.get_cluster()
-            # no retries: a user waits for the result
+            # send() does not retry: a user waits for the result.
             with self.client_of(cluster) as client:
                 version = client.send(endpoints.get_version())
         except (AirflowNotFoundException, RayJobsError, ValueError) as error:

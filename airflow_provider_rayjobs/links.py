@@ -9,8 +9,8 @@ from airflow.providers.common.compat.sdk import BaseOperatorLink, XCom
 if TYPE_CHECKING:
     from airflow.sdk.types import TaskInstanceKey
 
-# Airflow stores the link under this key when the task ends. The operator pushes it before it waits for the job, so that
-# the link works while the job runs.
+# Airflow stores the link under this key when the task ends. The operator pushes the link before it waits, so that
+# the button works while the job runs.
 XCOM_KEY = "ray_job_link"
 
 

@@ -1,8 +1,8 @@
 """
 Keep secrets out of task logs and out of the template view.
 
-Airflow masks registered secrets in task logs, those in the lines of a Ray job too. It registers connection passwords
-by itself. This module registers the other secrets of a connection and of a job.
+Airflow masks registered secrets in task logs, including the lines of a Ray job's log. It registers the password of a
+connection itself. This module registers the other secrets of a connection and of a job.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def mask_soon(secret: Any) -> None:
 
 
 def token_masker(mask: Callable[[Any], object]) -> Callable[[str], object]:
-    """Return a callback for tokens that are read from a file; it registers each that differs from the last one."""
+    """Return a callback that registers a token from a file, unless the token has not changed."""
     return lru_cache(maxsize=1)(lambda token: mask([token]))
 
 
@@ -72,12 +72,12 @@ def masking_env_vars(engine: Engine[T], mask: Callable[[Any], object] = mask_sec
     """
     Run an engine and register the secret ``env_vars`` of its job before any of the job's log is shown.
 
-    The job may be another task's or an earlier try's: Ray returns its ``env_vars`` with it. On an event loop pass
-    :func:`mask_soon`.
+    Another task or an earlier try may have submitted the job: Ray returns its ``env_vars`` with its status. On an event
+    loop pass :func:`mask_soon`.
     """
     is_masked = False
 
-    def take(step: Step) -> Engine[Any]:
+    def send_and_mask(step: Step) -> Engine[Any]:
         nonlocal is_masked
         answer = yield step
         if isinstance(answer, JobDetails) and not is_masked:
@@ -85,21 +85,21 @@ def masking_env_vars(engine: Engine[T], mask: Callable[[Any], object] = mask_sec
             is_masked = True
         return answer
 
-    return map_steps(engine, take)
+    return map_steps(engine, send_and_mask)
 
 
 class RedactedRuntimeEnv(UserDict[str, Any]):
     """
-    A runtime environment whose ``env_vars`` are visible to the cluster alone.
+    A runtime environment that hides the values of its ``env_vars`` when it is printed or serialized.
 
-    Airflow's template view shows their names only. Airflow would show the values of a plain ``dict``.
+    Airflow's template view shows only their names. It would show the values of a plain ``dict``.
     """
 
     def serialize(self) -> dict[str, Any]:
-        """Return what Airflow may show and store."""
+        """Return the dictionary that Airflow may show and store."""
         shown = dict(self.data)
         if env_vars := shown.get("env_vars"):
-            # anything but a dictionary is a mistake, and may be the text of one
+            # Any other type is the user's mistake. It may be a dictionary as text, with its values.
             shown["env_vars"] = dict.fromkeys(env_vars, "***") if isinstance(env_vars, Mapping) else "***"
         return shown
 
@@ -108,14 +108,13 @@ class RedactedRuntimeEnv(UserDict[str, Any]):
 
 
 class RedactedText:
-    """Stands for a runtime environment that a template rendered as text: unusable, and possibly full of secrets."""
+    """Replaces a runtime environment that a template rendered as text: it is unusable and may contain secrets."""
 
     def serialize(self) -> str:
-        """Return what Airflow may show and store."""
+        """Return the text that Airflow may show and store."""
         return "***"
 
-    def __repr__(self) -> str:
-        return "***"
+    __repr__ = serialize
 
 
 def looks_like_runtime_env_text(value: Any) -> bool:
@@ -126,7 +125,7 @@ def looks_like_runtime_env_text(value: Any) -> bool:
 
 
 def redact_env_vars(runtime_env: Any) -> Any:
-    """Return a rendered runtime environment in a form that hides its ``env_vars``; text of one is hidden whole."""
+    """Return a rendered runtime environment that hides its ``env_vars``, or all of itself if it is text."""
     if isinstance(runtime_env, Mapping):
         return runtime_env if isinstance(runtime_env, RedactedRuntimeEnv) else RedactedRuntimeEnv(runtime_env)
     return RedactedText() if looks_like_runtime_env_text(runtime_env) else runtime_env

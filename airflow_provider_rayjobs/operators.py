@@ -38,14 +38,13 @@ class RayJobSubmitOperator(BaseOperator):
     Submit a job to a Ray cluster, follow it, and succeed or fail as it does.
 
     The job's log goes to the task's log. The submission id is pushed to XCom (key ``submission_id``) before the job is
-    submitted, and is the return value. A job that FAILED or was STOPPED fails the task with a
-    :class:`~airflow_provider_rayjobs.exceptions.RayJobFailedError` or
-    :class:`~airflow_provider_rayjobs.exceptions.RayJobStoppedError`.
+    submitted, and is the return value. A job that FAILED or was STOPPED fails the task with an error of
+    :mod:`airflow_provider_rayjobs.exceptions`.
 
-    Each try has exactly one job, whichever process dies. A retry follows the job of the last try if it still runs, and
-    takes its success; it submits a new job if the last one failed or the task was cleared
-    (:func:`~airflow_provider_rayjobs.task.attempts.decide`). The job is stopped when the task is cleared, marked or
-    timed out, and when its worker shuts down.
+    Each try has exactly one job, even if a process of Airflow dies. A retry follows the job of the last try if that job
+    still runs, and takes its success. It submits a new job if that job failed or the task was cleared
+    (:func:`~airflow_provider_rayjobs.task.attempts.decide`). The job is stopped when a user clears or marks the task,
+    when the task times out, and when its worker shuts down.
 
     The driver's environment has Airflow's ``AIRFLOW_CTX_...`` variables and ``RAY_JOB_SUBMISSION_ID``. The metadata of
     the job has ``airflow_dag_id``, ``airflow_run_id``, ``airflow_task_id``, ``airflow_map_index``,
@@ -53,7 +52,7 @@ class RayJobSubmitOperator(BaseOperator):
 
     Every duration in seconds may also be a timedelta.
 
-    :param entrypoint: a shell command, or a list of arguments. A list is quoted, so that the shell interprets no value.
+    :param entrypoint: a shell command, or a list of arguments. The provider quotes each argument for the shell.
         (templated)
     :param ray_conn_id: an Airflow connection of type ``ray_jobs``. (templated)
     :param submission_id: the id of the first submission; later ones append ``-2``, ``-3``. It must be unique on the
@@ -63,12 +62,12 @@ class RayJobSubmitOperator(BaseOperator):
         (``working_dir``, ``py_modules``, files for ``pip``, ``uv`` and ``conda``) is packed on the worker and uploaded,
         unless the cluster has it. A relative path is searched next to the DAG file, then in the working directory; one
         in a YAML file next to that file. (templated, except the contents of a YAML file)
-    :param package_secrets: whether to pack local files with well-known names of secrets (``.env``, ``id_rsa`` ...; the
-        list is in ``docs/USAGE.md``), or patterns as in a .gitignore for those to pack. The default is ``False``.
+    :param package_secrets: whether to pack local files whose names suggest secrets (``.env``, ``id_rsa`` ...; the list
+        is in ``docs/USAGE.md``). A list of .gitignore patterns packs only the matching files. The default is ``False``.
         (templated)
     :param package_storage: an object storage path (``s3://conn_id@bucket/prefix``) that the cluster can read, for local
         code of 100 MiB and more, the limit of Ray's HTTP server. (templated)
-    :param metadata: text to text, stored with the job. (templated)
+    :param metadata: a dictionary of text, stored with the job. (templated)
     :param entrypoint_num_cpus: CPU cores reserved for the entrypoint command, without its tasks and actors. (templated)
     :param entrypoint_num_gpus: GPUs reserved for the entrypoint command. (templated)
     :param entrypoint_memory: bytes reserved for the entrypoint command. (templated)
@@ -77,27 +76,27 @@ class RayJobSubmitOperator(BaseOperator):
     :param wait_for_completion: ``False`` ends the task after the submission. Another task can wait for the job with a
         :class:`~airflow_provider_rayjobs.sensors.RayJobSensor`. (templated)
     :param deferrable: wait in the triggerer. The default is Airflow's setting ``[operators] default_deferrable``.
-    :param poll_interval: seconds between two polls; the first polls follow each other faster. The default is 5: a poll
-        takes 4 ms of the head. (templated)
-    :param fetch_logs: ``live`` shows the job's log while it runs (for a deferred task only the start, and the rest when
-        the task resumes), ``on_completion`` shows it at the end, ``never`` not at all. (templated)
+    :param poll_interval: seconds between two polls; the first intervals are shorter. The default is 5: a poll costs the
+        head 4 ms. (templated)
+    :param fetch_logs: ``live`` shows the job's log while the job runs, ``on_completion`` at its end, ``never`` not at
+        all. While a task is deferred, ``live`` shows the start; the task shows the rest when it resumes. (templated)
     :param log_lines_limit: the maximum number of log lines: half of them from the start of the log, half from its end.
         With ``fetch_logs="on_completion"`` all of them are from the end. The default is no limit. (templated)
-    :param log_flush_interval: seconds after which a deferred task resumes if its job has printed something, shows the
-        new lines and defers again. It is for long logs that have to be live; the triggerer then shows nothing. The
-        default is never. (templated)
+    :param log_flush_interval: seconds after which a deferred task resumes if there are new log lines, shows them, and
+        defers again. Use it for long logs that must be live; the triggerer then shows nothing. The default is never.
+        (templated)
     :param unreachable_timeout: seconds for which an outage is tolerated. The default is 600: a restart of the head or
         of an ingress takes less. (templated)
     :param durable: whether a retry follows the job of the last try. The default is ``True``. Airflow before 3.3 has no
         task state store, so there each try submits a new job.
-    :param stop_on_kill: whether the job is stopped when the task is cleared, marked or timed out, or its worker shuts
-        down. (templated)
+    :param stop_on_kill: whether the job is stopped when the task is cleared, marked or timed out, or when its worker
+        shuts down. (templated)
     :param stop_timeout: seconds within which the end of a stopped job must be confirmed. The default is 30: Ray kills a
         job 3 s after SIGTERM, and a busy head answers late. (templated)
     :param pending_timeout: seconds from the submission to the start of the job, by the head's clock. The default is no
         limit. (templated)
     :param job_timeout: seconds from the submission to the end of the job, by the head's clock. The default is no limit.
-        ``execution_timeout`` counts in the same way; on a worker Airflow also ends a try after that time. (templated)
+        ``execution_timeout`` counts likewise. On a worker, Airflow also ends a try after it. (templated)
     :param fail_on_exit_code: one or more exit codes of the entrypoint that fail the task without a retry. (templated)
     :param skip_on_exit_code: one or more exit codes of the entrypoint that skip the task. (templated)
     """
@@ -170,9 +169,7 @@ class RayJobSubmitOperator(BaseOperator):
         self.log_flush_interval = log_flush_interval
         self.unreachable_timeout = unreachable_timeout
         if durable and not HAS_STORE:
-            message = (
-                "durable has no effect before Airflow 3.3: there is no task state store. Each try submits a new job."
-            )
+            message = "durable has no effect before Airflow 3.3 (no task state store). Each try submits a new job."
             warnings.warn(message, UserWarning, stacklevel=2)
         self.durable = HAS_STORE and durable is not False
         self.stop_on_kill = stop_on_kill
@@ -183,7 +180,7 @@ class RayJobSubmitOperator(BaseOperator):
         self.skip_on_exit_code = skip_on_exit_code
         self.package_secrets = package_secrets
         self.package_storage = package_storage
-        self._kill = KillSwitch()
+        self._kill_switch = KillSwitch()
 
     def _do_render_template_fields(self, parent: Any, *args: Any, **kwargs: Any) -> None:
         """Render, then mask and redact ``env_vars``. Airflow calls this method for mapped tasks, too."""
@@ -201,16 +198,17 @@ class RayJobSubmitOperator(BaseOperator):
         return execution.submit_and_wait()
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> str:
-        """Show the rest of the log when the trigger has fired, and end as the job ended."""
+        """Show the rest of the log after the trigger has fired, and end as the job ended."""
         return self._execution(context, is_resumed=True).resume(event)
 
     def on_kill(self) -> None:
         """Stop the job within a few seconds. Airflow calls this from a signal handler, in the middle of ``execute``."""
-        self._kill.kill()
+        self._kill_switch.kill()
 
     def _execution(self, context: Context, *, is_resumed: bool = False) -> Execution:
         store = context.get("task_state_store") if self.durable else None
-        return Execution(self, context, self._settings(), JobRecordStore(store), self._kill, is_resumed=is_resumed)
+        records = JobRecordStore(store)
+        return Execution(self, context, self._settings(), records, self._kill_switch, is_resumed=is_resumed)
 
     def _settings(self) -> Settings:
         return Settings(
@@ -233,9 +231,9 @@ class RayJobSubmitOperator(BaseOperator):
 
     def resolve_local_code(self) -> Engine[LocalCode | None]:
         """
-        Find the local code of the runtime environment, and compute its digests; ``None`` if there is none.
+        Find the local code of the runtime environment and compute its digests. Return ``None`` if there is none.
 
-        :raises ValueError: for code that cannot be packed, with the name of the field.
+        :raises ValueError: the code cannot be packed. The error names the field.
         """
         runtime_env = template_values.as_runtime_env(self.runtime_env, self._folders())
         if runtime_env is None or not has_local_code(runtime_env):
@@ -248,21 +246,21 @@ class RayJobSubmitOperator(BaseOperator):
         check_runtime_env_keys(runtime_env)
         packages = find_packages(
             runtime_env,
-            folders=template_values.as_folders(self.runtime_env, self._folders()),
+            folders=template_values.search_folders(self.runtime_env, self._folders()),
             secrets=template_values.as_package_secrets(self.package_secrets),
             storage=None if template_values.is_unset(self.package_storage) else open_storage(self.package_storage),
         )
         return (yield from run_in_slices(packages, "Hashing local code"))
 
-    def plan(
+    def new_submission(
         self, context: Context, submission_id: str, nonce: str | None = None, *, runtime_env: Any = None
     ) -> JobSubmission:
         """
         Return the submission for the rendered arguments.
 
-        :param nonce: of a submission that is sent again; a new one by default.
-        :param runtime_env: the rendered runtime environment with the URIs of local code.
-        :raises ValueError: for a wrong argument, with the name of the field.
+        :param nonce: the nonce of a submission that is sent again. The default is a new one.
+        :param runtime_env: replaces the rendered one; it has package URIs in place of local code.
+        :raises ValueError: an argument is invalid. The error names the field.
         """
         if runtime_env is None:
             runtime_env = template_values.as_runtime_env(self.runtime_env, self._folders()) or {}
@@ -294,13 +292,13 @@ class RayJobSubmitOperator(BaseOperator):
 
 def build_metadata(context: Context, given: Mapping[str, str]) -> dict[str, str]:
     """
-    Return a job's metadata: that of the user, and that of the task instance.
+    Return a job's metadata: the user's keys and those of the task instance.
 
     :raises ValueError: the user sets a key of the task instance.
     """
     task_instance = context["ti"]
     logical_date = context.get("logical_date")
-    ours = {
+    reserved = {
         "airflow_dag_id": task_instance.dag_id,
         "airflow_run_id": task_instance.run_id,
         "airflow_task_id": task_instance.task_id,
@@ -310,13 +308,13 @@ def build_metadata(context: Context, given: Mapping[str, str]) -> dict[str, str]
         "airflow_run_start_date": RetryGeneration.of(context).run_start,
         "airflow_logical_date": logical_date.isoformat() if logical_date else "",
     }
-    if taken := ours.keys() & given.keys():
+    if taken := reserved.keys() & given.keys():
         raise ValueError(f"metadata must not contain {', '.join(sorted(taken))}: the provider sets these keys.")
-    return {"job_name": f"{task_instance.dag_id}.{task_instance.task_id}"} | dict(given) | ours
+    return {"job_name": f"{task_instance.dag_id}.{task_instance.task_id}"} | dict(given) | reserved
 
 
 class _ManageJobOperator(BaseOperator):
-    """What the operators for an existing job share."""
+    """Base of the operators for an existing job."""
 
     template_fields: Sequence[str] = ("submission_id", "ray_conn_id", "missing_ok")
     ui_color = "#d8ecfb"
@@ -337,14 +335,13 @@ class _ManageJobOperator(BaseOperator):
 
 class RayJobStopOperator(_ManageJobOperator):
     """
-    Stop a job, and wait for its end. A job that has ended is a success.
+    Stop a job and wait for its end. Succeed if the job has already ended.
 
     :param submission_id: the id of the job, often from XCom. (templated)
     :param ray_conn_id: an Airflow connection of type ``ray_jobs``. (templated)
-    :param stop_timeout: seconds (or a timedelta) within which the end of the job must be confirmed, otherwise the task
-        fails. The default is 30 s, as in :class:`RayJobSubmitOperator`. (templated)
-    :param missing_ok: whether an unknown job is a success with a warning, or a
-        :class:`~airflow_provider_rayjobs.exceptions.RayJobNotFoundError`. (templated)
+    :param stop_timeout: seconds (or a timedelta) within which Ray must confirm the end of the job, or the task fails.
+        The default is 30: a busy head answers late. (templated)
+    :param missing_ok: whether an unknown job is a success with a warning, or an error. (templated)
     """
 
     template_fields: Sequence[str] = (*_ManageJobOperator.template_fields, "stop_timeout")
@@ -377,17 +374,16 @@ class RayJobDeleteOperator(_ManageJobOperator):
     """
     Delete an ended job from its cluster, with its entry and log in the dashboard.
 
-    Ray writes to the record of a job for up to 5 s after its end, and would restore it. The operator waits for that
+    Ray writes to a job's entry for up to 5 s after its end, which would undo the deletion. The operator waits for that
     time. A job that has not ended fails the task with a
     :class:`~airflow_provider_rayjobs.exceptions.RayJobNotTerminalError`: stop it first, or retry.
 
     :param submission_id: the id of the job, often from XCom. (templated)
     :param ray_conn_id: an Airflow connection of type ``ray_jobs``. (templated)
-    :param missing_ok: whether an unknown job is a success with a warning, or a
-        :class:`~airflow_provider_rayjobs.exceptions.RayJobNotFoundError`. (templated)
+    :param missing_ok: whether an unknown job is a success with a warning, or an error. (templated)
     """
 
-    def execute(self, context: Context) -> None:  # noqa: ARG002  (signature of Airflow)
+    def execute(self, context: Context) -> None:  # noqa: ARG002  (Airflow's signature)
         """Delete the job."""
         job = template_values.as_submission_id(self.submission_id)
         missing_ok = template_values.as_bool("missing_ok", self.missing_ok)

@@ -44,8 +44,8 @@ class RayJobRetryPolicy(ExceptionRetryPolicy):
     fail the task at once. A failure of the cluster is retried. ``default`` decides about other errors. The task's
     ``retries`` limit the number of retries.
 
-    :param rules: have precedence, in their order; for classes of :mod:`airflow_provider_rayjobs.exceptions`.
-    :param default: for errors without a rule. ``RetryAction.DEFAULT`` leaves the decision to the task.
+    :param rules: rules for classes of :mod:`airflow_provider_rayjobs.exceptions`, applied before the default rules.
+    :param default: the action for errors without a rule. ``RetryAction.DEFAULT`` leaves the decision to the task.
     """
 
     def __init__(self, rules: Sequence[RetryRule] = (), default: RetryAction = RetryAction.DEFAULT) -> None:
@@ -57,9 +57,7 @@ class RayJobRetryPolicy(ExceptionRetryPolicy):
         """Return whether to retry the task after an error."""
         decision = super().evaluate(exception, try_number, max_tries, context)
         if decision.reason is None and isinstance(exception, RayJobEntrypointError) and context is not None:
-            codes = template_values.as_exit_codes(
-                "fail_on_exit_code", getattr(context["task"], "fail_on_exit_code", None)
-            )
-            if exception.exit_code in codes:
+            fail_on = getattr(context["task"], "fail_on_exit_code", None)
+            if exception.exit_code in template_values.as_exit_codes("fail_on_exit_code", fail_on):
                 return RetryDecision.fail(f"Exit code {exception.exit_code} is in fail_on_exit_code.")
         return decision

@@ -1,4 +1,4 @@
-"""Wait for a Ray job that something else submitted: another task, another DAG, or a person."""
+"""Wait for a Ray job that another task, another DAG or a user submitted."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _STORE_KEY = "ray_job_sensor"
 
 class RayJobSensor(BaseSensorOperator):
     """
-    Wait for the end of a Ray job that another task, DAG or person submitted.
+    Wait for the end of a Ray job that another task, another DAG or a user submitted.
 
     The sensor succeeds if the job SUCCEEDED. If the job FAILED or was STOPPED, the sensor fails without a retry, as
     waiting again cannot change that. The job's log goes to the log of this task:
@@ -44,20 +44,19 @@ class RayJobSensor(BaseSensorOperator):
     - in mode ``poke``: while the job runs;
     - in mode ``reschedule``: while the job runs, on Airflow 3.3 and later; older versions cannot store the log offset
       between two pokes, and show the whole log at the end;
-    - with ``deferrable=True``: the start of the log while the job runs, the rest when the task resumes.
+    - with ``deferrable=True``: its start while the job runs, the rest when the task resumes.
 
     :param submission_id: a submission id, often from XCom, or the Ray Core job id of an interactive job. (templated)
     :param ray_conn_id: an Airflow connection of type ``ray_jobs``. (templated)
     :param fetch_logs: ``live``, ``on_completion`` or ``never``. (templated)
-    :param log_lines_limit: the maximum number of log lines shown, as in
-        :class:`~airflow_provider_rayjobs.operators.RayJobSubmitOperator`. (templated)
-    :param log_flush_interval: seconds after which a deferred sensor resumes to show new lines, as there. (templated)
+    :param log_lines_limit: the maximum number of log lines shown. (templated)
+    :param log_flush_interval: seconds after which a deferred sensor resumes to show new lines. (templated)
     :param poke_interval: seconds between two polls.
     :param deferrable: wait in the triggerer. The default is Airflow's setting ``[operators] default_deferrable``.
     :param missing_timeout: seconds from the first poll for which an unknown job is tolerated. The default is 60: the
         task that submits the job may start a moment later. (templated)
-    :param unreachable_timeout: seconds for which an outage is tolerated. In mode ``reschedule`` before Airflow 3.3 the
-        start of an outage cannot be stored, and only ``timeout`` limits it. (templated)
+    :param unreachable_timeout: seconds for which an outage is tolerated. In mode ``reschedule`` Airflow before
+        3.3 cannot store the start of an outage; only ``timeout`` limits it there. (templated)
     """
 
     template_fields: Sequence[str] = (
@@ -94,11 +93,10 @@ class RayJobSensor(BaseSensorOperator):
 
     def execute(self, context: Context) -> None:
         """Wait on a worker, or defer to the triggerer."""
-        if not self.deferrable:
-            super().execute(context)
-            return
-        poller = self._new_poller(context)
-        self._defer(poller, poller.started_at + self.timeout)
+        if self.deferrable:
+            poller = self._new_poller(context)
+            self._defer(poller, poller.started_at + self.timeout)
+        super().execute(context)
 
     def _defer(self, poller: _JobPoller, deadline: float) -> NoReturn:
         self.defer(
@@ -130,7 +128,7 @@ class RayJobSensor(BaseSensorOperator):
 
     def execute_complete(self, context: Context, event: dict[str, Any], deadline: float | None = None) -> None:
         """
-        Show the rest of the log when the trigger has fired, then end as the job ended, or defer again.
+        Show new log lines after the trigger has fired. Then end as the job ended, or defer again.
 
         :param deadline: when the sensor's ``timeout`` expires, Unix seconds.
         """
@@ -142,14 +140,14 @@ class RayJobSensor(BaseSensorOperator):
             raise to_sensor_error(error) from error
         if reader is not None:
             with RayJobsHook(self.ray_conn_id).client_of(poller.cluster) as client:
-                with suppress(RayJobsError):  # mask the job's env_vars: the log may contain them, the event does not
+                with suppress(RayJobsError):  # Mask the env_vars of the job: its log may show them.
                     client.run(masking_env_vars(send(endpoints.get_job(poller.job), retry_timeout=0)))
                 client.run(reader.read(details, poller.logs.flush_interval or 0.0), emit_job_log)
         if not poller.has_succeeded(details):
             self._defer(poller, time.time() + self.timeout if deadline is None else deadline)
 
     def _new_poller(self, context: Context, *, is_resumed: bool = False) -> _JobPoller:
-        """Read the rendered arguments, push the link to the job, and restore what the last poke saved."""
+        """Read the rendered arguments, push the link to the job, and restore the state of the last poke."""
         task_instance = context["ti"]
         first_poke = task_instance.get_first_reschedule_date(context) if self.reschedule else None
         logs = template_values.as_log_options(self.fetch_logs, self.log_lines_limit, self.log_flush_interval)
@@ -168,7 +166,7 @@ class RayJobSensor(BaseSensorOperator):
 
 
 class _JobPoller:
-    """Polls the job of a sensor, and keeps what the next poke needs: log offset, outage, start."""
+    """Polls the job of a sensor. Keeps the state between two pokes: log offset, outage, start of the wait."""
 
     def __init__(
         self, job: str, cluster: Cluster, logs: LogOptions, missing_timeout: float, unreachable_timeout: float
@@ -179,16 +177,16 @@ class _JobPoller:
         self.reader = logs.reader()
         self.missing_timeout = missing_timeout
         self.outage = follow.Outage(job, unreachable_timeout)
-        # Unix seconds: in mode ``reschedule`` each poke is a process of its own.
+        # Unix seconds, because in mode ``reschedule`` each poke is a new process.
         self.started_at = time.time()
-        # When the log of a running job may be read again, Unix seconds. A read may take longer than a poll.
+        # Unix seconds before which no poke reads the log of a running job again, to limit the load on the head.
         self.read_after = 0.0
 
     def poll(self, client: RayJobsClient) -> JobDetails | None:
         """
-        Poll once. Return ``None`` without a usable answer, or if the job is unknown, while that is tolerated.
+        Poll once. Return ``None`` during an outage or for an unknown job, while either is tolerated.
 
-        :raises AirflowException: the tolerated time is over.
+        :raises AirflowException: ``unreachable_timeout`` or ``missing_timeout`` expired.
         """
         try:
             try:
@@ -219,7 +217,7 @@ class _JobPoller:
         return True
 
     def restore(self, context: Context, *, is_first_poke: bool) -> None:
-        """Restore what the last poke of this try saved. Without a store the log is shown when the job has ended."""
+        """Restore the state of this try's last poke. Without a store, show the log only after the end of the job."""
         store = context.get("task_state_store")
         if store is None:
             if self.reader is not None:
@@ -237,7 +235,7 @@ class _JobPoller:
                 self.reader.live = self.reader.live and time.time() >= self.read_after
 
     def save(self, context: Context) -> None:
-        """Store what the next poke needs."""
+        """Store the state for the next poke."""
         store = context.get("task_state_store")
         if store is None:
             return

@@ -29,7 +29,7 @@ def printing_entrypoint(size: int, then: str = "true") -> str:
         f'BEGIN {{ dots = sprintf("%{LINE - 11}s", ""); gsub(/ /, ".", dots); '
         f'for (i = 0; i < {size // LINE}; i++) printf "%09d %s\\n", i, dots }}'
     )
-    # Ray writes a line into the log just after it started the driver. Without the pause it may split a printed line.
+    # Ray writes a line to the log just after the start of the driver. Without the pause, it may split a printed line.
     return f"sleep 1; awk '{program}'; {then}"
 
 

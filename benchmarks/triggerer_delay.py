@@ -7,8 +7,8 @@ A probe trigger sleeps for 5 ms at a time, for 30 s, and measures how late it wa
 - ``1 job``: one ``RayJobSubmitOperator`` is deferred. Its job prints 100 MB during the measurement and keeps running.
 - ``50 jobs``: 50 tasks are deferred. Each of their jobs prints 100 lines per second.
 
-At the same time, the same coroutine runs in a separate process that does nothing else. Its delay is caused by the
-machine, not by the triggerer. Target: a p99 delay of at most 20 ms.
+At the same time, the same coroutine runs in a separate process that does nothing else. The machine causes its
+delay, not the triggerer. Target: a p99 delay of at most 20 ms.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _probe(airflow: LocalAirflow) -> tuple[dict[str, float], dict[str, float]]:
     run_id = airflow.trigger("probe")
     airflow.wait_for_task("probe", run_id, "probe", ("deferred",))
     go = _go(airflow)
-    machine = asyncio.run(_watch_machine(go))
+    machine = asyncio.run(_measure_machine(go))
     go.unlink()
     state = airflow.wait_for_task("probe", run_id, "probe")
     if state != "success":
@@ -130,7 +130,7 @@ def _probe(airflow: LocalAirflow) -> tuple[dict[str, float], dict[str, float]]:
     return found, machine
 
 
-async def _watch_machine(go: Path) -> dict[str, float]:
+async def _measure_machine(go: Path) -> dict[str, float]:
     asyncio.get_running_loop().call_later(_PRINT_DELAY, go.touch)
     return await measure_event_loop_delay(SECONDS)
 

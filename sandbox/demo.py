@@ -48,7 +48,7 @@ def print_log_until_end(airflow: LocalAirflow, run_id: str) -> str:
     printed: Counter[str] = Counter()
     deadline = time.monotonic() + TASK_TIMEOUT
     while True:
-        # Read the state before the log: then the log is complete once the state is final.
+        # Read the state before the log, so that the log is complete when the state is final.
         state = str(airflow.task_instance(DAG_ID, run_id, TASK_ID)["state"])
         has_ended = state in ("up_for_retry", *FINAL_STATES)  # the next try has its own log
         if has_ended or state == "running":
@@ -79,7 +79,7 @@ def print_summary(airflow: LocalAirflow, head: RayHead, run_id: str, state: str,
         say(f"FAILED: no Ray job was submitted. Task state: {state}. Task log: {OUTPUT_DIR / 'task.log'}")
         return 1
     with RayJobsClient(head.address) as client:
-        job = client.get_job(submission_id)  # ask Ray as well: the task state is only Airflow's view
+        job = client.get_job(submission_id)  # The task state is only Airflow's view.
     succeeded = state == "success" and job.status == "SUCCEEDED" and report.is_file()
     say(
         f"Ray job {submission_id} {job.status} after {job.duration or 0:.1f} s. Task state: {state}. Total time: "
@@ -94,7 +94,7 @@ def relative_path(path: Path) -> str:
 
 
 def say(text: str) -> None:
-    """Print a text and flush it, so that it is not held back when stdout is a pipe."""
+    """Print a text at once, even if stdout is a pipe."""
     print(text, flush=True)
 
 

@@ -17,7 +17,7 @@ import httpx
 
 from sandbox.processes import Program, clean_environment, free_port
 
-# Attempts for one API call. All components of Airflow share one SQLite file, which is locked now and then.
+# Attempts for one API call. The components of Airflow share one SQLite file, which is sometimes locked.
 _API_ATTEMPTS = 8
 FINAL_STATES = ("success", "failed", "skipped", "upstream_failed", "removed")
 
@@ -136,7 +136,7 @@ class LocalAirflow:
             response = self._http.request(method, f"/api/v2{path}", **arguments)
             if not (response.status_code == 500 and "Database error" in response.text):
                 break
-            time.sleep(1)  # the transaction was rolled back, so the request can be repeated
+            time.sleep(1)  # Airflow rolled the transaction back, so that the request can be repeated.
         if response.is_error:
             raise RuntimeError(f"{method} {path}: HTTP {response.status_code}: {response.text[:2000]}")
         return response.json() if response.content else None

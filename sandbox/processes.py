@@ -1,4 +1,4 @@
-"""Start programs and stop them by process id, because the machine may run the same programs for other users."""
+"""Start programs, and stop them by process id: other users may run the same programs on this machine."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def interrupt_on_signals() -> None:
     """
     Raise KeyboardInterrupt on SIGTERM and SIGINT, so that context managers stop the programs that were started.
 
-    Not SystemExit, which pytest reports as one failed test. SIGINT is set as well, because a shell starts background
+    Not SystemExit, which pytest reports as one failed test. SIGINT has a handler too, because a shell starts background
     commands with SIGINT ignored.
     """
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,4 +1,4 @@
-"""Run ``airflow standalone`` with the example DAGs and a local Ray head, to try in the web UI. Ctrl-C stops both."""
+"""Run ``airflow standalone`` with the example DAGs, and a local Ray head. Ctrl-C stops both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading a connection as the description of a cluster."""
+"""The description of a cluster in an Airflow connection."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def connection(**fields: Any) -> Connection:
     ],
 )
 def test_fields_make_the_address(fields: dict[str, Any], address: str | None):
-    """Host, port, schema and base path make the address; a URL in the host field does as well."""
+    """Host, port, schema and base path make the address. A URL in the host field is equivalent."""
     if address is None:
         with pytest.raises(ValueError, match="connection mine: "):
             parse_connection(connection(**fields))
@@ -112,7 +112,7 @@ def test_fields_make_the_address(fields: dict[str, Any], address: str | None):
         ),
         pytest.param({"host": "head", "extra": {"headers": "secret"}}, "headers must be a JSON object", id="headers"),
         pytest.param({"host": "head", "extra": {"headers": ["secret"]}}, "headers must be a JSON object", id="a list"),
-        pytest.param({"host": "head", "extra": {"headers": {"A": 1}}}, "whose value of 'A' is not text", id="no text"),
+        pytest.param({"host": "head", "extra": {"headers": {"A": 1}}}, "one in which 'A' is int", id="no text"),
         pytest.param({"host": "head", "extra": {"read_timeout": "soon"}}, "read_timeout must be a number", id="time"),
         pytest.param(
             {"host": "head", "extra": {"read_timeout": True}}, "read_timeout must be a number", id="time as bool"
@@ -182,14 +182,14 @@ def test_password_is_the_token_and_in_no_repr():
 
 
 def test_job_url_uses_the_dashboard_url():
-    """The link to a job uses the address that browsers reach."""
+    """The link to a job uses ``dashboard_url``, the address for browsers."""
     cluster = parse_connection(connection(host="10.0.0.5", extra={"dashboard_url": "https://ray.example.com/a/"}))
 
     assert cluster.job_url("job-1") == "https://ray.example.com/a/#/jobs/job-1"
 
 
 def test_extra_that_is_not_a_json_object_is_refused():
-    """Airflow ignores an extra that is not JSON; here it is an error, which does not show it."""
+    """An extra that is not a JSON object is an error that does not quote it. Airflow would ignore the extra."""
     with pytest.raises(ValueError, match="connection mine: extra is not a JSON object") as caught:
         parse_connection(Connection(conn_id="mine", conn_type="ray_jobs", host="head", extra="{secret"))
 
@@ -236,7 +236,7 @@ URI = (
     ],
 )
 def test_fields_json_and_uri_are_equivalent(given: Connection):
-    """A connection can be complete in each of its forms."""
+    """Fields, JSON and URI can each describe a complete connection."""
     cluster = parse_connection(given)
 
     assert cluster == Cluster(

@@ -1,4 +1,4 @@
-"""From an Airflow connection to a client."""
+"""Clients created from an Airflow connection."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sandbox.ray_head import RayHead
 
 @pytest.mark.parametrize("run", [lambda hook: hook.get_cluster(), lambda hook: asyncio.run(hook.aget_cluster())])
 def test_undefined_default_connection_uses_rays_variable(run, monkeypatch: pytest.MonkeyPatch):
-    """Without a default connection ``RAY_API_SERVER_ADDRESS`` is the address, then this machine."""
+    """Without a default connection the address is ``RAY_API_SERVER_ADDRESS``, or else that of this machine."""
     without = run(RayJobsHook())
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://elsewhere:8265/")
     with_variable = run(RayJobsHook())
@@ -167,7 +167,7 @@ def test_test_connection_explains_the_failure(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("name", ["AIRFLOW_CONN_RAY_JOBS_DEFAULT", "RAY_AUTH_TOKEN_PATH"])
 def test_missing_token_file_is_an_error_before_the_job(name: str, monkeypatch: pytest.MonkeyPatch):
-    """ "Test" and a new task name a missing token file; while a job is followed it is tolerated."""
+    """A missing token file fails "Test" and a new task. While a job is followed it is tolerated."""
     given = {"conn_type": "ray_jobs", "host": "127.0.0.1", "port": 9, "extra": {"token_file": "/no/such/file"}}
     monkeypatch.setenv(name, "/no/such/file" if name == "RAY_AUTH_TOKEN_PATH" else json.dumps(given))
     hook = RayJobsHook()

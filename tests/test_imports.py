@@ -1,4 +1,4 @@
-"""What importing the package loads."""
+"""The modules that imports of the package load."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-# What importing the operators may add to an Airflow that has its BaseOperator, besides the standard library.
+# Packages that importing the operators may load, beyond BaseOperator's and the standard library.
 EXPECTED = {"airflow_provider_rayjobs", "airflow", "pydantic"}
 
 
@@ -69,7 +69,7 @@ PACKAGE = ROOT / "airflow_provider_rayjobs"
 
 def test_no_circular_imports() -> None:
     """No two modules import each other, not even indirectly or for type checkers."""
-    TopologicalSorter(_graph()).prepare()  # raises CycleError, which names the circle
+    TopologicalSorter(_graph()).prepare()  # raises CycleError, which lists the cycle
 
 
 def test_client_imports_nothing_of_airflow() -> None:

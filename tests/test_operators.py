@@ -22,7 +22,7 @@ from airflow_provider_rayjobs.task.kill_switch import KillSwitch
 
 
 def context(**changes: Any) -> Any:
-    """Return the part of a context that a submission needs."""
+    """Return the keys of a context that a submission reads."""
     ti = SimpleNamespace(
         **{"dag_id": "nightly", "task_id": "train", "run_id": "run-1", "map_index": -1, "try_number": 2, "max_tries": 3}
         | changes
@@ -80,8 +80,8 @@ def test_job_name():
     named = RayJobSubmitOperator(task_id="t", entrypoint="true", job_name="mine", metadata={"job_name": "other"})
     unnamed = RayJobSubmitOperator(task_id="t", entrypoint="true", job_name="None")
 
-    assert named.plan(context(), "job-1").metadata["job_name"] == "mine"
-    assert unnamed.plan(context(), "job-1").metadata["job_name"] == "nightly.train"
+    assert named.new_submission(context(), "job-1").metadata["job_name"] == "mine"
+    assert unnamed.new_submission(context(), "job-1").metadata["job_name"] == "nightly.train"
 
 
 def test_rendered_values_have_the_types_that_ray_expects():
@@ -96,7 +96,7 @@ def test_rendered_values_have_the_types_that_ray_expects():
         entrypoint_label_selector={"zone": 1},
         metadata={"day": 20260102},
         job_name=20260102,
-    ).plan(context(), "job-1")
+    ).new_submission(context(), "job-1")
 
     assert submission.entrypoint == "python train.py 20260102"
     assert (submission.entrypoint_num_cpus, submission.entrypoint_num_gpus) == (2, 0.5)
@@ -126,7 +126,7 @@ def test_wrong_submission_argument(arguments: dict[str, Any], message: str):
     operator = RayJobSubmitOperator(**{"task_id": "t", "entrypoint": "true"} | arguments)
 
     with pytest.raises(ValueError, match=message):
-        operator.plan(context(), "job-1")
+        operator.new_submission(context(), "job-1")
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def named(operator: RayJobSubmitOperator) -> Any:
 
 
 def test_relative_paths_of_local_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A relative path is searched next to the DAG file, then in the working directory; in a YAML file next to it."""
+    """A path is searched next to the DAG file, then in the working directory; in a YAML file only next to it."""
     for folder in ("dags/code", "here/code", "here/other", "dags/envs/code"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "where.txt").write_text(folder)
@@ -204,7 +204,7 @@ def test_submission_has_package_uris(tmp_path: Path):
     )
 
     code = named(operator)
-    planned = operator.plan(context(), "job-1", runtime_env=code.runtime_env).runtime_env
+    planned = operator.new_submission(context(), "job-1", runtime_env=code.runtime_env).runtime_env
 
     large, small = (package.name for package in code.packages)
     assert planned["working_dir"] == f"file://{tmp_path}/storage/{large}"
@@ -215,7 +215,7 @@ def test_submission_has_package_uris(tmp_path: Path):
 
 @pytest.mark.parametrize("storage", ["", "None", None])
 def test_unset_package_storage(tmp_path: Path, storage: str | None):
-    """A package_storage that renders to nothing is no storage."""
+    """A package_storage that renders to an empty text or None is unset."""
     with (tmp_path / "large").open("wb") as file:
         file.truncate(100 * 2**20)
     operator = RayJobSubmitOperator(
@@ -225,7 +225,7 @@ def test_unset_package_storage(tmp_path: Path, storage: str | None):
 
 
 class CountedSwitch(KillSwitch):
-    """A kill switch that is triggered when it has been asked a number of times."""
+    """A kill switch that is triggered after a number of checks."""
 
     def __init__(self, checks: int) -> None:
         super().__init__()

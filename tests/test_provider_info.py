@@ -1,4 +1,4 @@
-"""What Airflow reads about the package."""
+"""The description of the package for Airflow."""
 
 from __future__ import annotations
 

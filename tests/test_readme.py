@@ -21,7 +21,7 @@ _RELATIVE = re.compile(r"\]\((?!https?://|#)([^)#]+)[^)]*\)")
 
 
 def metadata_of(folder: Path) -> dict[str, str]:
-    """Return the readme as a build of the project in a folder has it."""
+    """Return the readme in the metadata of a project in this folder."""
     core = ProjectMetadata(str(folder), PluginManager()).core
     return {"text": core.readme, "type": core.readme_content_type}
 
@@ -38,7 +38,7 @@ def test_relative_links_lead_to_files(page: str):
 def test_dag_of_the_readme_works():
     """The DAG in the README can be parsed, and its task has the arguments that the README shows."""
     [snippet] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    # the README has no use for a name of the DAG; the test has
+    # only the test needs a name for the DAG
     names: dict[str, Any] = {}
     exec(snippet.replace("catchup=False):", "catchup=False) as dag:"), names)  # noqa: S102  (our own README)
     [task] = names["dag"].tasks

@@ -22,7 +22,7 @@ from sandbox.ray_head import RayHead
 
 
 class Store(dict):
-    """The part of Airflow's task state store that the sensor uses."""
+    """The methods of Airflow's task state store that the sensor calls."""
 
     def set(self, key: str, value: Any) -> None:
         self[key] = value
@@ -85,7 +85,7 @@ def test_rescheduled_sensor_resumes_the_log_at_its_offset(client: RayJobsClient,
 
 @pytest.mark.ray
 def test_another_try_shows_the_log_from_its_start(client: RayJobsClient, shown: Shown):
-    """The log offset of one try does not count for the next, whose task log is a new one."""
+    """A new try ignores the log offset of the last one, because each try has its own task log."""
     job = client.submit_job("echo one")
     client.follow_job(job)
     store = Store()
@@ -156,14 +156,14 @@ def test_outage_is_tolerated_for_unreachable_timeout(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("empty", ["", "None", None])
 def test_empty_submission_id(empty: str | None):
-    """A missing XCom renders to nothing or to the word None; the error points to the submitting task."""
+    """A missing XCom renders to an empty text or None. The error points to the submitting task."""
     with pytest.raises(ValueError, match="Did the task that submits the job push its id to XCom"):
         sensor(submission_id=empty).poke(context())
 
 
 @pytest.mark.ray
 def test_interactive_job_has_no_log(client: RayJobsClient, driver: JobDetails, shown: Shown):
-    """A DRIVER job is found by its Ray Core job id; each sensor logs once that the API has no log of it."""
+    """A DRIVER job is found by its Ray Core job id. Each sensor logs once that the Jobs API has no log of it."""
     store = Store()
     for _ in range(3):
         sensor(submission_id=driver.job_id, mode="reschedule").poke(context(store))

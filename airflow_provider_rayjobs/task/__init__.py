@@ -1,1 +1,1 @@
-"""What one try of a task does with its Ray job. Internal: nothing here is imported by a DAG."""
+"""One try of a task and its Ray job. Internal: DAGs do not import these modules."""

@@ -1,5 +1,5 @@
 """
-Which Ray job belongs to this try of a task: one pure decision, and the job record that it is made from.
+Decide which Ray job belongs to a try of a task, from the job record and Ray's answer about that job.
 
 Ray runs a submitted job to its end even if the submitter dies. So a retry first looks for the job of the last try.
 """
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # Airflow 3.3 introduced the task state store, which keeps values between the tries of a task instance.
 HAS_STORE = Version(airflow_version).release >= (3, 3)
 _KEY = "ray_job"
-# Airflow deletes the record with its dag run. Its default of 30 days is too short: old runs are cleared, too.
+# Airflow's default of 30 days is too short: users clear older runs, too. Airflow deletes the record with its dag run.
 _RETENTION = timedelta(days=3650)
 # Seconds between two requests to a cluster that does not answer.
 _RETRY_INTERVAL = 3.0
@@ -39,10 +39,10 @@ _RETRY_INTERVAL = 3.0
 @dataclass(frozen=True)
 class RetryGeneration:
     """
-    Tells a retry from a Clear: retries keep both values, a Clear changes at least one.
+    Distinguishes a retry from a Clear: retries keep both values, a Clear changes at least one.
 
-    :param max_tries: of the task instance; a Clear adds to it.
-    :param run_start: start of the dag run, ISO 8601; a Clear of a finished run sets it again.
+    :param max_tries: the maximum of the task instance; a Clear raises it.
+    :param run_start: the start of the dag run, ISO 8601; a Clear of a finished run sets it again.
     """
 
     max_tries: int
@@ -58,16 +58,16 @@ class RetryGeneration:
 @dataclass(frozen=True)
 class JobRecord:
     """
-    What the task state store keeps about the job that a task instance submitted last.
+    The entry of the task state store about the last job that a task instance submitted.
 
     :param nonce: the submission nonce in the job's metadata, by which the job is recognised.
     :param session: the Ray session at the submission; ``None`` if the head has no session names.
-    :param base_id: the ``submission_id`` of the user; "" if there is none.
-    :param number: counts the submissions under ``base_id``.
-    :param demand: the resources that the job needs on one node, for the message when it cannot be scheduled.
-    :param accepted: whether Ray is known to have received the job.
+    :param base_id: the user's ``submission_id``; "" if there is none.
+    :param number: the number of this submission under ``base_id``.
+    :param demand: the resources that the job needs on one node, for the error of an unschedulable job.
+    :param accepted: whether Ray certainly has received the job.
     :param abandoned: whether a time limit expired; stored before the stop is sent.
-    :param delivered: whether the job's success became the task's.
+    :param delivered: whether a try has succeeded with this job.
     """
 
     submission_id: str
@@ -82,13 +82,9 @@ class JobRecord:
     abandoned: bool = False
     delivered: bool = False
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the stored form."""
-        return asdict(self)
-
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Self:
-        """Read the stored form; ignore the fields of later versions."""
+        """Read the record as :func:`dataclasses.asdict` wrote it. Ignore the fields of later versions."""
         known = {each.name: stored[each.name] for each in fields(cls) if each.name in stored}
         return cls(**{**known, "generation": RetryGeneration(**stored["generation"])})
 
@@ -103,14 +99,14 @@ class JobRecord:
 
 @dataclass(frozen=True)
 class ClusterAnswer:
-    """The job of a record, or ``None`` if the cluster does not know it, and the present Ray session."""
+    """The recorded job, or ``None`` if the cluster does not know it, and the present Ray session."""
 
     job: JobDetails | None
     session: str | None = None
 
 
 class Action(Enum):
-    """What a try does first. The value is the sentence about it in the task's log."""
+    """The first action of a try. Each value is a sentence for the task's log."""
 
     ASK = "Asking Ray about it."
     SUBMIT = "Submitting a new job."
@@ -138,14 +134,14 @@ def decide(
     another generation.
 
     ==========================================  ========  ==============================================================
-    the try finds                               action    note
+    the try finds                               action    remark
     ==========================================  ========  ==============================================================
     no job record                               SUBMIT
     the connection has another address          SUBMIT    the recorded job may still run at the old address
-    Ray was not asked yet                       ASK       until ``unreachable_timeout``; without an answer no submission
+    Ray was not asked yet                       ASK       without an answer until ``unreachable_timeout`` the try fails
     job unknown, the head was restarted         SUBMIT    the job was lost with the old session
     job unknown, abandoned                      SUBMIT
-    job unknown, submission never confirmed     RESUBMIT  under the same id a late request cannot make a second job
+    job unknown, submission never confirmed     RESUBMIT  with the same id a late request cannot create a second job
     job unknown, otherwise                      SUBMIT    it was deleted
     job with the nonce of another submission    SUBMIT    the other job is left alone
     job SUCCEEDED, task not cleared             FINISH
@@ -156,9 +152,9 @@ def decide(
     job not ended, task not cleared             REATTACH  the usual retry
     ==========================================  ========  ==============================================================
 
-    :param answer: ``None`` until Ray was asked.
-    :param generation: of this try.
-    :param address: of the connection now.
+    :param answer: ``None`` before Ray was asked.
+    :param generation: the generation of this try.
+    :param address: the present address of the connection.
     """
     if record is None:
         return Decision(Action.SUBMIT)
@@ -201,7 +197,7 @@ def _decide_known(record: JobRecord, job: JobDetails, is_cleared: bool) -> tuple
 
 def query_job(record: JobRecord, unreachable_timeout: float) -> Engine[ClusterAnswer]:
     """
-    Ask Ray about the job of a record, and for the present session.
+    Ask Ray for the recorded job and for the present session.
 
     :param unreachable_timeout: seconds for which any failure is retried, HTTP 401 and 403 included.
     :raises RayApiUnreachableError: no usable answer within that time.
@@ -235,14 +231,16 @@ def new_submission_id(context: Context) -> str:
 
 
 def numbered_id(base_id: str, number: int) -> str:
-    """Return the id of the n-th submission under an id of the user: ``nightly``, ``nightly-2``."""
-    suffix = "" if number == 1 else f"-{number}"
-    return base_id[: MAX_ID_LENGTH - len(suffix)] + suffix if suffix else base_id
+    """Return the id of the n-th submission under the user's id: ``nightly``, ``nightly-2``."""
+    if number == 1:
+        return base_id
+    suffix = f"-{number}"
+    return base_id[: MAX_ID_LENGTH - len(suffix)] + suffix
 
 
 class JobRecordStore:
     """
-    Keeps the job record of a task instance in Airflow's task state store, over retries and Clears.
+    Keeps the job record of a task instance in Airflow's task state store, across retries and Clears.
 
     :param store: ``None`` before Airflow 3.3 and with ``durable=False``; the record then lives as long as the try.
     """
@@ -258,11 +256,7 @@ class JobRecordStore:
         return self._store is not None
 
     def new_record(self, context: Context, base_id: str | None, address: str) -> JobRecord:
-        """
-        Return the record of a new submission, under an id that this task instance has not used.
-
-        :param base_id: the ``submission_id`` of the user.
-        """
+        """Return the record of a new submission, under an id that this task instance has not used."""
         number = 1
         if base_id and self.record is not None and self.record.base_id == base_id:
             number = self.record.number + 1
@@ -276,9 +270,9 @@ class JobRecordStore:
         """Store a record in place of the last one."""
         self.record = record
         if self._store is not None:
-            self._store.set(_KEY, record.to_json(), retention=_RETENTION)
+            self._store.set(_KEY, asdict(record), retention=_RETENTION)
 
     def update(self, **changes: Any) -> None:
-        """Change fields of the record; do not store it again if nothing changes."""
+        """Change fields of the record. Store it only if a value changes."""
         if self.record is not None and (changed := replace(self.record, **changes)) != self.record:
             self.save(changed)

@@ -1,8 +1,8 @@
 """
 One try of a task on a worker: find its Ray job or submit one, follow it, and end as it ends.
 
-A try may be broken off at any moment, and must not orphan a job then. :mod:`.states` has the states of a try, and what
-happens to the job in each of them.
+An error, a time limit or a kill may abort a try at any moment. The try must not orphan its job then: see
+:mod:`.states`.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Settings:
 
 
 class SubmitTask(Protocol):
-    """What a try needs of the submit operator."""
+    """The part of the submit operator that a try uses."""
 
     ray_conn_id: str
 
@@ -81,7 +81,7 @@ class SubmitTask(Protocol):
 
     def resolve_local_code(self) -> Engine[LocalCode | None]: ...
 
-    def plan(
+    def new_submission(
         self, context: Context, submission_id: str, nonce: str | None = None, *, runtime_env: Any = None
     ) -> JobSubmission: ...
 
@@ -92,8 +92,8 @@ class Execution:
     """
     One try of a task.
 
-    :param kill: the switch that the task's ``on_kill`` pulls.
-    :param is_resumed: whether a trigger has followed the job already.
+    :param kill_switch: the switch of the task's ``on_kill``.
+    :param is_resumed: whether the task resumes after a trigger has followed the job.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Execution:
         context: Context,
         settings: Settings,
         store: JobRecordStore,
-        kill: KillSwitch,
+        kill_switch: KillSwitch,
         *,
         is_resumed: bool = False,
     ) -> None:
@@ -111,8 +111,8 @@ class Execution:
         self.context = context
         self.settings = settings
         self.store = store
-        self.kill = kill
-        self.kill.is_enabled = settings.stop_on_kill
+        self.kill_switch = kill_switch
+        self.kill_switch.is_enabled = settings.stop_on_kill
         self.hook = RayJobsHook(task.ray_conn_id)
         self.cluster = self.hook.get_cluster(check_token_file=not is_resumed)
         self.client = self.hook.client_of(self.cluster)
@@ -151,14 +151,14 @@ class Execution:
 
     def _resume(self, event: Mapping[str, Any]) -> str:
         if self.store.record is None or self.store.record.submission_id != event["submission_id"]:
-            # Without a task state store the event is all that is known of the job.
-            demand = self.task.plan(self.context, event["submission_id"], runtime_env={}).demand()
+            # Without a task state store, only the event describes the job.
+            demand = self.task.new_submission(self.context, event["submission_id"], runtime_env={}).demand()
             generation = RetryGeneration.of(self.context)
             self.store.record = JobRecord.from_event(event, generation, self.cluster.address, demand)
         self._enter(State.FOLLOWING)
         self.reader = self.settings.logs.reader(event.get("log_state"))
         details = details_from_event(event)
-        if not details.status.is_terminal():  # ``log_flush_interval`` is over
+        if not details.status.is_terminal():  # ``log_flush_interval`` has passed
             if self.reader is not None:
                 self._run(self.reader.read(details, self.settings.logs.flush_interval or 0.0))
             self._defer()
@@ -186,7 +186,7 @@ class Execution:
         return None
 
     def _decide(self) -> tuple[Action, JobDetails | None]:
-        """Decide what to do first. Return the recorded job as well, if Ray was asked and knows it."""
+        """Return the first action of the try, and the recorded job if Ray was asked and knows it."""
         record, generation, address = self.store.record, RetryGeneration.of(self.context), self.cluster.address
         decision, job = decide(record, None, generation, address), None
         if record is not None and decision.action is Action.ASK:
@@ -209,8 +209,9 @@ class Execution:
         """Upload local code, store the job record, then submit the job."""
         timeout = self.settings.unreachable_timeout
         code = self._run(self.task.resolve_local_code())
-        runtime_env = code.runtime_env if code else None
-        submission = self.task.plan(self.context, record.submission_id, record.nonce, runtime_env=runtime_env)
+        submission = self.task.new_submission(
+            self.context, record.submission_id, record.nonce, runtime_env=code.runtime_env if code else None
+        )
         if code is not None:
             # Imported here, because few tasks have local code.
             from airflow_provider_rayjobs.jobs.packages.upload import upload_packages  # noqa: PLC0415
@@ -235,7 +236,7 @@ class Execution:
         self.log.info("Submitted Ray job %s to %s: %s", record.submission_id, self.cluster.address, url)
 
     def _push_xcoms(self) -> None:
-        """Push the submission id and the link before anything can fail that would hide the job."""
+        """Push the submission id and the link, before the submission, so that no failure can hide the job."""
         task_instance = self.context["ti"]
         task_instance.xcom_push(key="submission_id", value=self._record.submission_id)
         task_instance.xcom_push(key=links.XCOM_KEY, value=self.cluster.job_url(self._record.submission_id))
@@ -243,7 +244,7 @@ class Execution:
     # -- how the try ends -----------------------------------------------------------------------------------------
 
     def _defer(self) -> NoReturn:
-        if self.kill.is_triggered:
+        if self.kill_switch.is_triggered:
             raise Interrupted
         self._enter(State.DEFERRED)
         self.task.defer(
@@ -280,14 +281,14 @@ class Execution:
         return self._record.submission_id
 
     def _run_try(self, work: Callable[[], str]) -> str:
-        """Do the work of a try, and handle every way in which it may be broken off."""
+        """Do the work of a try, and handle each event that may abort it."""
         try:
             try:
                 return work()
             except RayJobTimeoutError as error:
                 return self._abandon(error)
             except AirflowTaskTimeout:
-                if not self.state.may_run:
+                if not self.state.owns_job:
                     raise
                 return self._abandon(
                     RayJobTimeoutError(
@@ -306,9 +307,9 @@ class Execution:
             self.client.close()
 
     def _handle_error(self, error: Exception) -> NoReturn:
-        """Leave a job that may run to the next try, or stop it if there is none. Raise the error that Airflow gets."""
+        """Leave a job that may run to the next try, or stop it if there is none. Raise the error for Airflow."""
         raised = to_task_error(error, self.task, fail_on=self.settings.fail_on, skip_on=self.settings.skip_on)
-        if self.state.may_run and not isinstance(error, RayJobNotFoundError | RayJobLostError):
+        if self.state.owns_job and not isinstance(error, RayJobNotFoundError | RayJobLostError):
             name = self._record.submission_id
             if self.store.is_durable and not is_last_try(raised, self.task, self.context):
                 self._warn("Ray job %s may still be running. It is not stopped: the next try follows it.", name)
@@ -317,10 +318,10 @@ class Execution:
                 self._stop()
         if raised is error:
             raise error
-        raise raised from error.__cause__  # not from the same error under another class
+        raise raised from error.__cause__  # not from error, which has the same text
 
     def _abandon(self, error: RayJobTimeoutError) -> str:
-        """Stop a job whose time limit expired. If the job ended by itself before the stop, that end counts."""
+        """Stop a job whose time limit expired. If the job ended before the stop, its own end decides."""
         if error.limit == "execution_timeout" and not self.settings.stop_on_kill:
             self._enter(State.DONE)
             self.log.warning("%s The job is not stopped, because stop_on_kill is off.", error)
@@ -341,9 +342,9 @@ class Execution:
 
     def _handle_kill(self) -> NoReturn:
         """Stop a job that may run, and end the task: it was cleared, marked or timed out, or its worker shuts down."""
-        if not self.state.may_run:
+        if not self.state.owns_job:
             raise RayJobStoppedError("Airflow ended this task. The task had no Ray job to stop.") from None
-        self._warn("Airflow is ending this task. %s", self.kill.summary)
+        self._warn("Airflow is ending this task. %s", self.kill_switch.summary)
         stopped = self._stop()
         self._show_log(stopped.details)
         raise RayJobStoppedError(
@@ -355,17 +356,17 @@ class Execution:
     # -- helpers --------------------------------------------------------------------------------------------------
 
     def _enter(self, state: State) -> None:
-        """Change the state, and arm or disarm the kill switch as the table says."""
+        """Change the state, and arm or disarm the kill switch as :mod:`.states` says."""
         self.state = state
-        if state.is_armed(has_own_id=self.store.record is not None and not self.store.record.base_id):
-            self.kill.arm(lambda: self.hook.client_of(self.cluster, is_quiet=True), self._record.submission_id)
+        if state.is_armed(has_generated_id=self.store.record is not None and not self.store.record.base_id):
+            self.kill_switch.arm(lambda: self.hook.client_of(self.cluster, is_quiet=True), self._record.submission_id)
         else:
-            self.kill.disarm()
+            self.kill_switch.disarm()
 
     @property
     def _record(self) -> JobRecord:
         if self.store.record is None:
-            raise RuntimeError("this try has no job record yet")
+            raise RuntimeError("This try has no job record yet.")
         return self.store.record
 
     def _stop(self) -> StopResult:
@@ -379,14 +380,14 @@ class Execution:
         return stopped
 
     def _warn(self, message: str, *args: Any) -> None:
-        """Log a warning. If the supervisor has died, logging fails; the job must be stopped all the same."""
+        """Log a warning. If Airflow's supervisor has died, logging fails, but the job must still be stopped."""
         with suppress(OSError):
             self.log.warning(message, *args)
 
     def _shortage(self) -> str:
-        """Say which resources a job that does not start lacks."""
+        """Compare the resources that a pending job requests with those of the cluster."""
         cluster: ClusterResources | None = None
-        with suppress(RayJobsError):  # the error about the job matters more
+        with suppress(RayJobsError):  # the error of the job is more important
             cluster = self.client.send(endpoints.get_cluster_status())
         return describe_shortage(self._record.demand, cluster)
 
@@ -395,4 +396,5 @@ class Execution:
             self.client.run(self.reader.read(details), emit_job_log)
 
     def _run(self, engine: Engine[T]) -> T:
-        return self.client.run(interruptible(masking_env_vars(engine), lambda: self.kill.is_triggered), emit_job_log)
+        engine = interruptible(masking_env_vars(engine), lambda: self.kill_switch.is_triggered)
+        return self.client.run(engine, emit_job_log)

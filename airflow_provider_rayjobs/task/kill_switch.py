@@ -10,26 +10,25 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 
 from airflow_provider_rayjobs.exceptions import RayJobNotFoundError, RayJobsError
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.client import RayJobsClient
 
-# Seconds for the handler in total, and for connecting and reading in each of its two requests.
+# Seconds for the handler in total, then for connect and read in its first and in its second request.
 _TOTAL_TIMEOUT = 3.0
 _REQUEST_TIMEOUTS = (1.0, 0.5)
 
 
 class KillSwitch:
-    """Connects a task's ``on_kill`` with its ``execute``."""
+    """Passes a kill from a task's ``on_kill`` to its ``execute``, and stops the job."""
 
     def __init__(self) -> None:
-        # ``stop_on_kill``; without it a kill has no effect
+        # The task's ``stop_on_kill``. If it is off, a kill has no effect.
         self.is_enabled = True
-        # the result of the stop, for ``execute`` to log
+        # The result of the stop, which ``execute`` logs.
         self.summary = ""
         self._is_killed = False
         self._connect: Callable[[], RayJobsClient] | None = None
@@ -41,27 +40,29 @@ class KillSwitch:
         return self._is_killed and self.is_enabled
 
     def arm(self, connect: Callable[[], RayJobsClient], submission_id: str) -> None:
-        """
-        Stop this job if the task is killed from now on.
-
-        :param connect: makes a client without a call to Airflow.
-        """
+        """Stop this job on a kill from now on. ``connect`` creates a client without a call to Airflow."""
         self._submission_id = submission_id
         self._connect = connect
 
     def disarm(self) -> None:
-        """Stop no job if the task is killed from now on."""
+        """Stop no job on a kill from now on."""
         self._connect = None
 
     def kill(self) -> None:
         """Set the flag, and stop the job if the switch is armed. Runs in a signal handler."""
         self._is_killed = True
-        if self.is_enabled and self._connect is not None:
-            # In a thread, because a DNS lookup has no timeout.
-            stop = threading.Thread(target=self._stop, args=(self._connect,), daemon=True)
-            with _logging_disabled():
-                stop.start()
-                stop.join(_TOTAL_TIMEOUT)
+        if not self.is_enabled or self._connect is None:
+            return
+        # In a thread, because a DNS lookup has no timeout.
+        stop = threading.Thread(target=self._stop, args=(self._connect,), daemon=True)
+        # Disable all logging, that of httpx too: the interrupted code may hold the lock of a log handler.
+        before = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+        try:
+            stop.start()
+            stop.join(_TOTAL_TIMEOUT)
+        finally:
+            logging.disable(before)
 
     def _stop(self, connect: Callable[[], RayJobsClient]) -> None:
         job = self._submission_id
@@ -77,14 +78,3 @@ class KillSwitch:
             else:
                 self.summary = f"Ray accepted the stop of job {job}." if was_running else f"Job {job} had ended."
                 return
-
-
-@contextmanager
-def _logging_disabled() -> Iterator[None]:
-    """Disable all logging, that of httpx too: the interrupted code may hold the lock of a log handler."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)

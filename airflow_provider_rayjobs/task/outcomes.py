@@ -1,9 +1,9 @@
 """
-How a task ends for an end of its job or an error: one module for operator, sensor and retry policy.
+Translate the end of a job, or an error, into the end of its task, for operators, sensor and retry policy.
 
 Airflow acts on the class of an exception: ``AirflowFailException`` ends the retries, and a sensor's ``soft_fail`` and
-``never_fail`` know only Airflow's classes. Where such a class is needed, the raised error has two classes, ours and
-Airflow's, and the name of ours.
+``never_fail`` know only Airflow's classes. Where such a class is needed, the raised error is an instance of our class
+and of Airflow's, and has the name of ours.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _ADVICE: Mapping[str, str] = {
     JobErrorType.JOB_ENTRYPOINT_COMMAND_START_ERROR: "The entrypoint command could not be started.",
 }
 
-# Errors that a retry cannot fix: the DAG or the connection has to change. They also mean that Ray took no job.
+# Errors that a retry cannot fix: the DAG or the connection has to change. Ray has not accepted the job then.
 FINAL_ERRORS: tuple[type[RayJobsError], ...] = (
     RayApiRejectedError,
     RayApiAuthError,
@@ -99,7 +99,7 @@ def is_unschedulable(details: JobDetails) -> bool:
 
 
 def describe_end(details: JobDetails, address: str, ending: LogEnding = NO_ENDING, shortage: str = "") -> str:
-    """Return the message of a failed task: what happened to which job, where, and the known reasons."""
+    """Return the message of a failed task: job, status, exit code, duration, address and the known causes."""
     facts = [f"Ray job {details.name} {details.status}"]
     if details.driver_exit_code is not None:
         facts.append(f"with exit code {details.driver_exit_code}")
@@ -132,10 +132,10 @@ def to_task_error(
     error: Exception, task: Any, *, fail_on: Collection[int] = (), skip_on: Collection[int] = ()
 ) -> BaseException:
     """
-    Return the error that a task raises in place of another.
+    Translate an error into the one that a task raises.
 
-    A final error also is an ``AirflowFailException``, unless the task has a retry policy: Airflow would not ask the
-    policy then. An expired ``execution_timeout`` also is an ``AirflowTaskTimeout``.
+    A final error also becomes an ``AirflowFailException``, for which Airflow ignores a retry policy. So this does not
+    apply to a task with a policy. An expired ``execution_timeout`` also becomes an ``AirflowTaskTimeout``.
 
     :param fail_on: exit codes of the entrypoint that a retry cannot fix.
     :param skip_on: exit codes of the entrypoint that skip the task.
@@ -151,7 +151,7 @@ def to_task_error(
 
 @contextmanager
 def raising_task_errors(task: Any) -> Iterator[None]:
-    """Raise errors as :func:`to_task_error` returns them."""
+    """Translate raised errors with :func:`to_task_error`."""
     try:
         yield
     except RayJobsError as error:
@@ -167,17 +167,13 @@ def has_retry_policy(task: Any) -> bool:
 
 
 def to_sensor_error(error: RayJobsError) -> Exception:
-    """Return the error that a sensor raises. The end of the job is final: it cannot change."""
+    """Translate an error into the one that a sensor raises. The end of a job is final: a retry cannot change it."""
     is_final = isinstance(error, (RayJobUnsuccessfulError, *FINAL_ERRORS))
     return _with_class(error, AirflowFailException if is_final else AirflowException)
 
 
 def is_last_try(error: BaseException, task: Any, context: Context) -> bool:
-    """
-    Predict whether Airflow will make no further try after an error.
-
-    :param error: the error that will be raised.
-    """
+    """Predict whether Airflow makes no further try after a task has raised this error."""
     task_instance = context["ti"]
     if isinstance(error, AirflowFailException) or task_instance.try_number > task_instance.max_tries:
         return True
@@ -193,7 +189,7 @@ def is_last_try(error: BaseException, task: Any, context: Context) -> bool:
 
 
 def _with_class(error: Exception, airflow_class: type[BaseException]) -> Exception:
-    """Return an error with the same name and attributes that also has a class of Airflow."""
+    """Return an error that is also of an Airflow class, with the same name, text and attributes."""
     if isinstance(error, airflow_class):
         return error
     return _build_error(getattr(error, "_ours", type(error)), airflow_class, error.args, vars(error))
@@ -202,7 +198,7 @@ def _with_class(error: Exception, airflow_class: type[BaseException]) -> Excepti
 def _build_error(
     ours: type[Exception], airflow_class: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]
 ) -> Exception:
-    # Pickle cannot import a class that is made here, so it calls this function.
+    # Pickle cannot import a class that is created at run time, so ``__reduce__`` makes it call this function.
     namespace = {
         "__module__": ours.__module__,
         "__qualname__": ours.__qualname__,

@@ -1,5 +1,5 @@
 """
-Rendered templates as the types that Ray expects.
+Convert rendered templates to the types that Ray expects.
 
 Jinja renders ``"{{ params.cpus }}"`` to the text ``"2"``. Native rendering turns ``"{{ ds_nodash }}"`` into the number
 20260101. Ray expects a number in the first case and text in the second. Every error names the field.
@@ -22,7 +22,7 @@ from airflow_provider_rayjobs.jobs.logs.options import LogOptions
 from airflow_provider_rayjobs.masking import RedactedText, looks_like_runtime_env_text
 
 _FETCH_LOGS = ("live", "on_completion", "never")
-# Types that native rendering makes of text. str() returns the text again.
+# Types that native rendering creates from text. ``str`` converts them back.
 _SCALARS = (str, int, float, Decimal, date, time, UUID, PurePath)
 _RUNTIME_ENV_TEXT = (
     "runtime_env is the text of a dictionary. Pass a dictionary, or the path of a YAML file. A template renders to a "
@@ -84,7 +84,7 @@ def as_exit_codes(field: str, value: Any) -> frozenset[int]:
 
 
 def as_bool(field: str, value: Any) -> bool:
-    """Return a flag; true, yes, 1, false, no and 0 are understood as text."""
+    """Return a flag. Its text may be true, yes, 1, false, no or 0."""
     match str(value).strip().lower():
         case "true" | "yes" | "1":
             return True
@@ -107,7 +107,7 @@ def as_optional_seconds(field: str, value: Any) -> float | None:
 
 
 def as_log_options(fetch_logs: Any, log_lines_limit: Any, log_flush_interval: Any) -> LogOptions:
-    """Return what a task shows of its job's log."""
+    """Return the log options of a task."""
     if fetch_logs not in _FETCH_LOGS:
         raise ValueError(f"fetch_logs must be one of {', '.join(_FETCH_LOGS)}, not {fetch_logs!r}.")
     limit = None
@@ -137,7 +137,7 @@ def as_entrypoint(value: Any) -> str | list[str]:
 
 
 def as_package_secrets(value: Any) -> bool | list[str]:
-    """Return which files that look like secrets are packed: all, none, or those that match patterns."""
+    """Return which files with sensitive names are packed: all, none, or those that match patterns."""
     if _is_list(value):
         return _as_text_list("package_secrets", value)
     return False if is_unset(value) else as_bool("package_secrets", value)
@@ -148,7 +148,7 @@ def as_runtime_env(value: Any, folders: Sequence[Path]) -> dict[str, Any] | None
     Return a runtime environment with ``env_vars`` as text.
 
     :param value: a dictionary, or the path of a YAML file.
-    :param folders: where a relative path is searched, in this order.
+    :param folders: the folders in which a relative path is searched, in this order.
     """
     if is_unset(value):
         return None
@@ -162,12 +162,8 @@ def as_runtime_env(value: Any, folders: Sequence[Path]) -> dict[str, Any] | None
     return runtime_env
 
 
-def as_folders(value: Any, folders: Sequence[Path]) -> list[Path]:
-    """
-    Return where relative paths in a runtime environment are searched. Those in a YAML file are relative to the file.
-
-    :param value: the runtime environment, as for :func:`as_runtime_env`.
-    """
+def search_folders(value: Any, folders: Sequence[Path]) -> list[Path]:
+    """Return the folders for relative paths in a runtime environment. In a YAML file they are relative to that file."""
     return [_find_yaml(value, folders).parent] if isinstance(value, str | PurePath) and value else list(folders)
 
 

@@ -1,4 +1,4 @@
-"""The delay probe, and the deferred tasks that may delay it. See ``benchmarks.triggerer_delay``."""
+"""The delay probe, and deferred tasks as its load. See ``benchmarks.triggerer_delay``."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Which Ray job belongs to a try: every row of the table, and the job record that it is decided by."""
+"""Decide which Ray job belongs to a try: every row of the table, and the job record."""
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from itertools import product
 from types import SimpleNamespace
@@ -82,7 +82,7 @@ def test_no_job_record() -> None:
 
 @pytest.mark.parametrize("record", RECORDS)
 @pytest.mark.parametrize("answer", [None, UNKNOWN, found("RUNNING"), found("SUCCEEDED")], ids=str)
-def test_another_address(record: JobRecord, answer: ClusterAnswer | None) -> None:
+def test_changed_address_submits_a_new_job(record: JobRecord, answer: ClusterAnswer | None) -> None:
     """If the connection has another address, a new job is submitted, and the reason names the old address."""
     decision = decide(record, answer, GENERATION, ELSEWHERE)
 
@@ -94,7 +94,7 @@ def test_another_address(record: JobRecord, answer: ClusterAnswer | None) -> Non
 
 @pytest.mark.parametrize("record", RECORDS)
 @pytest.mark.parametrize("generation", [GENERATION, *CLEARED], ids=str)
-def test_ray_was_not_asked_yet(record: JobRecord, generation: RetryGeneration) -> None:
+def test_record_is_checked_with_ray_first(record: JobRecord, generation: RetryGeneration) -> None:
     """A try that finds a job record asks Ray before anything else."""
     assert decide(record, None, generation, HERE) == Decision(Action.ASK)
 
@@ -225,7 +225,7 @@ def test_retry_reattaches_to_a_running_job(record: JobRecord, status: str) -> No
 
 
 def test_no_combination_leaves_a_running_job_beside_a_new_one() -> None:
-    """In every combination of fields a job that runs is followed or replaced, never left beside a new one."""
+    """For every combination of fields, a running job is followed or replaced before a new one is submitted."""
     flags = [
         dict(zip(("accepted", "abandoned", "delivered"), values, strict=True))
         for values in product([True, False], repeat=3)
@@ -249,7 +249,7 @@ def test_every_action_is_documented() -> None:
 
 
 class Store:
-    """The part of Airflow's task state store that is used: values come back as JSON."""
+    """The methods of Airflow's task state store that the package calls. Values are stored as JSON."""
 
     def __init__(self) -> None:
         self.rows: dict[str, str] = {}
@@ -288,7 +288,7 @@ def test_record_outlives_the_try(record: JobRecord) -> None:
     JobRecordStore(store).save(record)
 
     assert JobRecordStore(store).record == record
-    assert JobRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
+    assert JobRecord.from_json(json.loads(json.dumps(asdict(record)))) == record
     assert store.retentions == [timedelta(days=3650)]
 
 
@@ -383,7 +383,7 @@ GET, VERSION = "GET /api/jobs/job-1", "GET /api/version"
 SESSION = RayVersion("4", "2.60.0", "session_2")
 
 
-def test_query_by_hand() -> None:
+def test_query_asks_for_job_and_session() -> None:
     """A query asks for the job, then for the session, and does not sleep if Ray answers."""
     engine = query_job(RECORD, 600)
 
@@ -400,7 +400,7 @@ def test_query_by_hand() -> None:
 
 
 def test_query_of_an_unknown_job() -> None:
-    """That the cluster does not know a job is an answer, and comes with the present session."""
+    """An unknown job is a usable answer, and comes with the present session."""
     assert query(600, GONE, SESSION) == (ClusterAnswer(None, "session_2"), [GET, VERSION], [], 0)
     assert query(600, GONE, RayVersion("4", "2.9.3"))[0] == ClusterAnswer(None, None)
 
@@ -424,7 +424,7 @@ def test_query_tolerates_an_outage(trouble: RayJobsError) -> None:
 @pytest.mark.parametrize("timeout", [0, 1, 30, 600])
 @pytest.mark.parametrize("answers", [(LOST,), (TOKEN,)], ids=["away", "token"])
 def test_query_fails_after_unreachable_timeout(timeout: float, answers: tuple[Any, ...]) -> None:
-    """A cluster that gives no usable answer for unreachable_timeout is an error: nothing is submitted blindly."""
+    """Without a usable answer for unreachable_timeout the query fails, so that the try submits nothing."""
     error, _, messages, seconds = query(timeout, *answers)
 
     assert isinstance(error, RayApiUnreachableError)

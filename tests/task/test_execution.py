@@ -38,7 +38,7 @@ needs_store = pytest.mark.skipif(not HAS_STORE, reason="Airflow 3.3 introduced t
 
 
 class Store:
-    """The part of Airflow's task state store that is used; values are stored as JSON."""
+    """The methods of Airflow's task state store that the package calls. Values are stored as JSON."""
 
     def __init__(self) -> None:
         self.values: dict[str, str] = {}
@@ -83,7 +83,7 @@ def client(ray_head: RayHead, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def running(client: RayJobsClient) -> tuple[Store, str]:
-    """Return the store and the job of a first try that was lost while its job runs."""
+    """Return the store and the running job of a first try that was lost."""
     store = Store()
     with pytest.raises(TaskDeferred):
         task("sleep 6", deferrable=True).execute(context(store))
@@ -265,7 +265,7 @@ def test_taken_submission_id_is_a_final_error(client: RayJobsClient):
     ],
 )
 def test_exit_codes_decide_how_the_task_ends(client: RayJobsClient, arguments: dict[str, Any], kind: type[Exception]):
-    """An exit code is an error, the end of the retries, or a skip, as the task says."""
+    """An exit code fails the try, ends the retries, or skips the task, as its arguments say."""
     with pytest.raises(kind) as caught:
         task("exit 3", **arguments).execute(context(Store()))
 
@@ -274,7 +274,7 @@ def test_exit_codes_decide_how_the_task_ends(client: RayJobsClient, arguments: d
 
 
 def test_time_limit_stops_the_job(client: RayJobsClient):
-    """A job that stays PENDING is abandoned; the error has its request and the resources of the cluster."""
+    """A job that stays PENDING is abandoned. The error compares its request with the cluster's resources."""
     store = Store()
 
     with pytest.raises(RayJobTimeoutError) as caught:
@@ -318,7 +318,7 @@ def test_running_job_is_stopped_on_the_last_try_only(client: RayJobsClient):
 
 @pytest.mark.parametrize("poll_interval", [0.5, 30])
 def test_kill_stops_the_job_and_ends_the_try(client: RayJobsClient, poll_interval: float):
-    """``on_kill`` sends the stop, and ``execute`` ends soon, however long its poll_interval is."""
+    """``on_kill`` sends the stop, and ``execute`` ends soon for any poll_interval."""
     job = f"killed-{time.time_ns()}"
     operator = task("sleep 60", submission_id=job, poll_interval=poll_interval)
 
@@ -393,7 +393,7 @@ def test_delete_operator(client: RayJobsClient):
     client.follow_job(job)
     delete.execute(context())
     delete.execute(context())
-    time.sleep(3)  # Ray would write the record again if it was deleted too early
+    time.sleep(3)  # Ray would restore a record that is deleted earlier
     with pytest.raises(RayJobNotFoundError):
         client.get_job(job)
     with pytest.raises(RayJobNotFoundError):

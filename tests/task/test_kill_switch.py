@@ -1,4 +1,4 @@
-"""Airflow's kill, over real sockets: it takes a few seconds at most, and logs nothing."""
+"""The kill switch over real sockets: a kill takes a few seconds at most, and logs nothing."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def hang_up(handler: BaseHTTPRequestHandler, number: int) -> None:
 
 
 def drip(handler: BaseHTTPRequestHandler, number: int) -> None:
-    """Answer byte by byte, each soon enough after the last one, for 5 s."""
+    """Answer byte by byte for 5 s, so that no read timeout expires."""
     handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 25\r\n\r\n")
     for _ in range(25):
         time.sleep(0.2)
@@ -177,7 +177,7 @@ def test_stop(respond: Respond, count: int, seconds: float, summary: str) -> Non
     ],
 )
 def test_stop_without_a_usable_answer(respond: Respond, words: str) -> None:
-    """Two requests are sent at most; the summary then has the last error."""
+    """Without a usable answer two requests are sent, and the summary has the last error."""
     with Head(respond) as head:
         switch = armed(head.address)
         took = killed(switch)
@@ -195,8 +195,8 @@ def test_stop_without_a_usable_answer(respond: Respond, words: str) -> None:
     [answer(502, b"proxy"), answer(401, b"token"), answer(200, b"<html>")],
     ids=["a proxy", "an expired token", "a page"],
 )
-def test_summary_does_not_deny_an_answer(respond: Respond) -> None:
-    """The summary does not say that there was no answer if there was an unexpected one."""
+def test_summary_of_an_unexpected_answer(respond: Respond) -> None:
+    """After an unexpected answer the summary does not claim that no answer was seen."""
     with Head(respond) as head:
         switch = armed(head.address)
         killed(switch)
@@ -213,7 +213,7 @@ def test_summary_does_not_deny_an_answer(respond: Respond) -> None:
     ],
 )
 def test_unreachable_head(port: Callable[[], AbstractContextManager[str]], words: str) -> None:
-    """A kill gives up in time if the head does not answer or accept the connection; the summary says so."""
+    """If the head does not connect or answer, the kill ends in time and the summary has the error."""
     with port() as address:
         switch = armed(address)
         took = killed(switch)
@@ -224,7 +224,7 @@ def test_unreachable_head(port: Callable[[], AbstractContextManager[str]], words
 
 
 def test_summary_of_a_refused_connection() -> None:
-    """The summary does not say that a stop was sent if the connection was refused."""
+    """After a refused connection the summary does not claim that a stop was sent."""
     with closed_port() as address:
         switch = armed(address)
         killed(switch)
@@ -272,7 +272,7 @@ def test_nothing_is_logged(respond: Respond) -> None:
     """Nothing is logged during a kill, not even by httpx at DEBUG."""
     with Head(respond) as head:
         with RayJobsClient(head.address) as client, pytest.raises(AssertionError, match="logged"):
-            client.stop_job("a")  # without the switch it is logged
+            client.stop_job("a")  # the same request outside of a kill is logged
         switch = armed(head.address)
         switch.kill()
 
@@ -319,7 +319,7 @@ def test_disabled() -> None:
 
 
 def test_disabled_after_the_kill() -> None:
-    """stop_on_kill also counts for a kill that came before it was read."""
+    """stop_on_kill also applies to a kill before its template was rendered."""
     switch = KillSwitch()
     switch.kill()
     assert switch.is_triggered

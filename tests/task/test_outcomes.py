@@ -1,4 +1,4 @@
-"""How a task ends for an end of its job or an error."""
+"""The end of a task after the end of its job, or after an error."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def test_final_error(error: RayJobsError):
 @pytest.mark.parametrize("error", OTHERS, ids=repr)
 @pytest.mark.parametrize("policy", [object(), None], ids=["policy", "no policy"])
 def test_error_that_is_retried(error: Exception, policy: Any):
-    """Every other error is raised unchanged, and is retried as the task says."""
+    """Every other error is raised unchanged. The task's retries or its policy apply."""
     assert to_task_error(error, task(policy)) is error
 
 
@@ -289,7 +289,7 @@ def test_exit_codes_of_other_failures(error: JobDetails):
 
 
 def both_classes() -> list[BaseException]:
-    """Return every error that has a class of ours and one of Airflow's."""
+    """Return every error that is also of an Airflow class."""
     timeout = RayJobTimeoutError("late", limit="execution_timeout", details=failed())
     with_retries = RayApiRejectedError("no", status_code=400)
     with_retries.was_retried = True
@@ -346,7 +346,7 @@ def test_has_retry_policy():
 
 @pytest.mark.parametrize("policy", [None, object()], ids=["no policy", "policy"])
 def test_raising_task_errors(policy: Any):
-    """The context manager raises by the same rule, and keeps the cause of the error."""
+    """The context manager translates errors by the same rules, and keeps their cause."""
     cause = OSError("cause")
 
     with pytest.raises(RayApiRejectedError) as final, raising_task_errors(task(policy)):

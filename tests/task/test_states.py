@@ -1,4 +1,4 @@
-"""The states of a try: every transition, and every way in which a try is broken off, against a scripted head."""
+"""The states of a try: every transition, and every way to abort a try, against a scripted head."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from airflow_provider_rayjobs.task.states import State
 from airflow_provider_rayjobs.triggers import error_event, job_event
 
 NO_JOB, EARLIER_JOB, SUBMITTING, FOLLOWING, RELEASED, DEFERRED, DONE = State
-MAY_RUN = [EARLIER_JOB, SUBMITTING, FOLLOWING]
+OWNS_JOB = [EARLIER_JOB, SUBMITTING, FOLLOWING]
 
 
 class Head:
@@ -41,7 +41,7 @@ class Head:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.stops: list[str] = []
         self.on_stop: Callable[[], object] = lambda: None
-        # the status of a job from its submission on, and answers to submissions that are refused
+        # the status of each new job, and the HTTP status of each refused submission
         self.status = "SUCCEEDED"
         self.refusals: list[int] = []
         head = self
@@ -103,10 +103,10 @@ def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[Head]:
 
 
 class Walk(Execution):
-    """A try that notes the states that it is in, and may be broken off in one of them."""
+    """A try that records its states, and may be aborted in one of them."""
 
-    break_in: State | None = None
-    break_off: Callable[[], object]
+    abort_in: State | None = None
+    abort: Callable[[], object]
 
     def _enter(self, state: State) -> None:
         self.path = getattr(self, "path", [self.state])
@@ -114,10 +114,10 @@ class Walk(Execution):
             self.path.append(state)
         super()._enter(state)
         is_armed = state in (FOLLOWING, RELEASED) or (state is SUBMITTING and self.settings.submission_id is None)
-        assert (self.kill._connect is not None) is is_armed
-        if state is self.break_in:
-            self.break_in = None
-            self.break_off()
+        assert (self.kill_switch._connect is not None) is is_armed
+        if state is self.abort_in:
+            self.abort_in = None
+            self.abort()
 
 
 def walk(store: Store, *, is_resumed: bool = False, max_tries: int = 0, **arguments: Any) -> Walk:
@@ -125,11 +125,11 @@ def walk(store: Store, *, is_resumed: bool = False, max_tries: int = 0, **argume
     given = {"task_id": "train", "entrypoint": "true", "fetch_logs": "never", "poll_interval": 0.1, "stop_timeout": 5}
     operator = RayJobSubmitOperator(**given | arguments)
     settings, records = operator._settings(), JobRecordStore(store)
-    return Walk(operator, context(max_tries=max_tries), settings, records, operator._kill, is_resumed=is_resumed)
+    return Walk(operator, context(max_tries=max_tries), settings, records, operator._kill_switch, is_resumed=is_resumed)
 
 
 def stored(head: Head, status: str | None, **changes: Any) -> Store:
-    """Return what an earlier try stored, whose job has a status on the head, or is unknown there."""
+    """Return the store of an earlier try, whose job has this status on the head, or is unknown to the head."""
     store = Store()
     with pytest.raises(TaskDeferred):
         walk(store, deferrable=True).submit_and_wait()
@@ -143,7 +143,7 @@ def stored(head: Head, status: str | None, **changes: Any) -> Store:
 
 
 def event(head: Head, store: Store, status: str) -> dict[str, Any]:
-    """Return the event of a trigger that saw the job in a status."""
+    """Return the event of a trigger for a job with this status."""
     job = head.jobs[store.record["submission_id"]]
     job["status"] = status
     return {"submission_id": job["submission_id"]} | job_event(JobDetails.from_json(job))
@@ -153,7 +153,7 @@ def event(head: Head, store: Store, status: str) -> dict[str, Any]:
 
 NEW = [NO_JOB, SUBMITTING, FOLLOWING]
 PATHS = [
-    # what the store holds (the status of its job, then changes), arguments, the states of the try
+    # the status of the recorded job and changes of the record, arguments of the operator, the states of the try
     pytest.param(None, {}, [*NEW, DONE], id="new job"),
     pytest.param(None, {"submission_id": "mine"}, [*NEW, DONE], id="new job with an id of the user"),
     pytest.param(None, {"wait_for_completion": False}, [*NEW, RELEASED, DONE], id="new job, not waited for"),
@@ -180,7 +180,7 @@ RESUMED_TO_SHOW_THE_LOG = [DEFERRED, FOLLOWING, DEFERRED]
 
 @pytest.mark.parametrize(("earlier", "arguments", "path"), PATHS)
 def test_path(head: Head, earlier: Any, arguments: dict[str, Any], path: list[State]) -> None:
-    """A try goes through the documented states, and the kill switch is armed in those that the table names."""
+    """A try goes through the documented states. The kill switch is armed only in those of the table."""
     store = stored(head, earlier[0], **earlier[1]) if earlier else Store()
     run = walk(store, **arguments)
     try:
@@ -203,10 +203,10 @@ def test_path_of_a_refused_submission(head: Head) -> None:
 
 
 def test_path_of_a_submission_that_is_refused_after_a_retry(head: Head) -> None:
-    """Where an earlier request may have arrived, a refusal does not prove that there is no job: it is stopped."""
+    """If the client has retried, Ray's refusal does not prove that no job exists. The try stops the job."""
     head.refusals = [503, 400]
     run = walk(Store())
-    run.break_in, run.break_off = SUBMITTING, lambda: arrive(head, run)
+    run.abort_in, run.abort = SUBMITTING, lambda: arrive(head, run)
 
     with pytest.raises(RayApiRejectedError):
         run.submit_and_wait()
@@ -220,7 +220,7 @@ def arrive(head: Head, run: Walk) -> None:
 
 
 def test_path_of_a_resumed_try(head: Head) -> None:
-    """A try that resumes begins in DEFERRED, and ends, or is deferred again to let the job run on."""
+    """A resumed try begins in DEFERRED. It ends with the job, or defers again while the job runs."""
     store = stored(head, "RUNNING")
     ended, flushed = (walk(store, is_resumed=True) for _ in range(2))
 
@@ -231,7 +231,7 @@ def test_path_of_a_resumed_try(head: Head) -> None:
 
 
 def test_every_documented_transition_is_walked() -> None:
-    """The table in the module's docstring shows the transitions that the tests above walk, and no others."""
+    """The tests above walk exactly the transitions of the table in the module's docstring."""
     rows = re.findall(r"^([A-Z_]+) +([A-Z_]+)  ", str(states.__doc__), re.MULTILINE)
     documented = {(State[before], State[after]) for before, after in rows}
     paths = [*(case.values[2] for case in PATHS), REFUSED, REFUSED_AFTER_A_RETRY, RESUMED, RESUMED_TO_SHOW_THE_LOG]
@@ -241,22 +241,22 @@ def test_every_documented_transition_is_walked() -> None:
     assert {before for before, after in walked if after is DONE} == set(State) - {DEFERRED, DONE}
 
 
-# -- ways to break off --------------------------------------------------------------------------------------------
+# -- ways to abort ------------------------------------------------------------------------------------------------
 
 
-def broken_off(head: Head, state: State, how: Callable[[Walk], object], **arguments: Any) -> tuple[Walk, Store]:
-    """Return a try that will be broken off as it enters a state, with a job that runs in it, and its store."""
+def aborted(head: Head, state: State, how: Callable[[Walk], object], **arguments: Any) -> tuple[Walk, Store]:
+    """Return a try that aborts as it enters a state, while its job runs, and its store."""
     earlier = {EARLIER_JOB: "RUNNING", NO_JOB: "FAILED"}.get(state)
     store = stored(head, earlier) if earlier else Store()
     head.status = "RUNNING"
     run = walk(store, wait_for_completion=state is not RELEASED, **arguments)
 
-    def break_off() -> None:
+    def abort() -> None:
         if state is SUBMITTING:
             arrive(head, run)
         how(run)
 
-    run.break_in, run.break_off = state, break_off
+    run.abort_in, run.abort = state, abort
     return run, store
 
 
@@ -267,15 +267,15 @@ def throw(error: BaseException) -> Callable[[Walk], object]:
     return raise_it
 
 
-@pytest.mark.parametrize("state", [NO_JOB, *MAY_RUN, RELEASED])
+@pytest.mark.parametrize("state", [NO_JOB, *OWNS_JOB, RELEASED])
 @pytest.mark.parametrize("max_tries", [0, 1], ids=["last try", "retry left"])
 def test_error(head: Head, state: State, max_tries: int) -> None:
-    """An error on the last try stops a job that may run; where a retry is left, the job is left to it."""
-    run, store = broken_off(head, state, throw(RayJobsError("odd")), max_tries=max_tries)
+    """On the last try an error stops the job. Otherwise the job is left to the next try."""
+    run, store = aborted(head, state, throw(RayJobsError("odd")), max_tries=max_tries)
 
     with pytest.raises(RayJobsError, match="odd"):
         run.submit_and_wait()
-    is_stopped = state in MAY_RUN and max_tries == 0
+    is_stopped = state in OWNS_JOB and max_tries == 0
     assert head.stops == ([store.record["submission_id"]] if is_stopped else [])
     assert run.state is DONE
 
@@ -283,25 +283,25 @@ def test_error(head: Head, state: State, max_tries: int) -> None:
 @pytest.mark.parametrize("error", [RayJobLostError("lost"), RayJobNotFoundError("gone")], ids=repr)
 def test_error_of_a_job_that_is_gone(head: Head, error: RayJobsError) -> None:
     """A job that the cluster does not know is not stopped."""
-    run, _ = broken_off(head, FOLLOWING, throw(error))
+    run, _ = aborted(head, FOLLOWING, throw(error))
 
     with pytest.raises(type(error)):
         run.submit_and_wait()
     assert head.stops == []
 
 
-@pytest.mark.parametrize("state", [NO_JOB, *MAY_RUN, RELEASED])
+@pytest.mark.parametrize("state", [NO_JOB, *OWNS_JOB, RELEASED])
 @pytest.mark.parametrize("stop_on_kill", [True, False])
 def test_execution_timeout(head: Head, state: State, stop_on_kill: bool) -> None:
-    """Airflow's timeout stops a job that may run unless stop_on_kill is off, and is raised as it is without one."""
-    run, store = broken_off(head, state, throw(AirflowTaskTimeout("late")), stop_on_kill=stop_on_kill, max_tries=1)
+    """Airflow's timeout stops the job unless stop_on_kill is off. Without a job it is raised unchanged."""
+    run, store = aborted(head, state, throw(AirflowTaskTimeout("late")), stop_on_kill=stop_on_kill, max_tries=1)
     abandoned: list[bool] = []
     head.on_stop = lambda: abandoned.append(store.record["abandoned"])
 
     with pytest.raises(AirflowTaskTimeout) as caught:
         run.submit_and_wait()
-    assert isinstance(caught.value, RayJobTimeoutError) is (state in MAY_RUN)
-    is_stopped = state in MAY_RUN and stop_on_kill
+    assert isinstance(caught.value, RayJobTimeoutError) is (state in OWNS_JOB)
+    is_stopped = state in OWNS_JOB and stop_on_kill
     assert head.stops == ([store.record["submission_id"]] if is_stopped else [])
     assert abandoned == ([True] if is_stopped else []), "a job is abandoned before its stop is sent"
     assert store.record["abandoned"] is is_stopped
@@ -312,7 +312,7 @@ def test_execution_timeout(head: Head, state: State, stop_on_kill: bool) -> None
 def test_time_limit(head: Head, stop_on_kill: bool) -> None:
     """A time limit stops the job, with and without stop_on_kill."""
     late = RayJobTimeoutError("late", limit="job_timeout")
-    run, store = broken_off(head, FOLLOWING, throw(late), stop_on_kill=stop_on_kill, max_tries=1)
+    run, store = aborted(head, FOLLOWING, throw(late), stop_on_kill=stop_on_kill, max_tries=1)
     abandoned: list[bool] = []
     head.on_stop = lambda: abandoned.append(store.record["abandoned"])
 
@@ -333,52 +333,52 @@ def test_time_limit_of_a_job_that_has_just_ended(head: Head) -> None:
     assert store.record["delivered"]
 
 
-@pytest.mark.parametrize("state", [NO_JOB, *MAY_RUN])
+@pytest.mark.parametrize("state", [NO_JOB, *OWNS_JOB])
 def test_kill(head: Head, state: State) -> None:
-    """A kill stops a job that may run: at once where the kill switch is armed, in any case before the try ends."""
-    run, store = broken_off(head, state, lambda run: run.kill.kill(), max_tries=1)
+    """A kill stops the job: at once if the kill switch is armed, otherwise before the try ends."""
+    run, store = aborted(head, state, lambda run: run.kill_switch.kill(), max_tries=1)
 
     with pytest.raises(RayJobStoppedError):
         run.submit_and_wait()
-    assert head.stops == ([store.record["submission_id"]] if state in MAY_RUN else [])
-    assert (run.kill.summary != "") is (state in (SUBMITTING, FOLLOWING))
+    assert head.stops == ([store.record["submission_id"]] if state in OWNS_JOB else [])
+    assert (run.kill_switch.summary != "") is (state in (SUBMITTING, FOLLOWING))
     assert run.state is DONE
 
 
 def test_kill_while_an_id_of_the_user_is_submitted(head: Head) -> None:
-    """The kill switch does not stop a job that may be another's; the try does, which sees whose it is."""
-    run, _ = broken_off(head, SUBMITTING, lambda run: run.kill.kill(), submission_id="mine")
-    theirs, _ = broken_off(head, SUBMITTING, lambda run: run.kill.kill(), submission_id="theirs")
-    theirs.break_off = lambda: (head.add("theirs", "RUNNING", "another"), theirs.kill.kill())
+    """With an id of the user, only the try stops the job, after it has compared the submission nonce."""
+    run, _ = aborted(head, SUBMITTING, lambda run: run.kill_switch.kill(), submission_id="mine")
+    theirs, _ = aborted(head, SUBMITTING, lambda run: run.kill_switch.kill(), submission_id="theirs")
+    theirs.abort = lambda: (head.add("theirs", "RUNNING", "another"), theirs.kill_switch.kill())
 
     for each in (run, theirs):
         with pytest.raises(RayJobStoppedError):
             each.submit_and_wait()
-        assert each.kill.summary == ""
+        assert each.kill_switch.summary == ""
     assert head.stops == ["mine"]
 
 
 def test_kill_of_a_task_that_does_not_wait(head: Head) -> None:
     """A kill while the result is stored still stops the job."""
-    run, store = broken_off(head, RELEASED, lambda run: run.kill.kill())
+    run, store = aborted(head, RELEASED, lambda run: run.kill_switch.kill())
 
     run.submit_and_wait()
     assert head.stops == [store.record["submission_id"]]
 
 
 def test_kill_of_a_task_that_has_just_been_deferred(head: Head) -> None:
-    """From the deferral on the trigger stops the job, not the worker."""
+    """After the deferral, the trigger stops the job, not the worker."""
     run = walk(Store(), deferrable=True)
     with pytest.raises(TaskDeferred):
         run.submit_and_wait()
-    run.kill.kill()
+    run.kill_switch.kill()
 
     assert head.stops == []
 
 
 def test_kill_right_before_the_deferral(head: Head) -> None:
-    """A task that is killed is not deferred any more."""
-    run, store = broken_off(head, FOLLOWING, lambda run: run.kill.kill(), deferrable=True)
+    """A killed task does not defer."""
+    run, store = aborted(head, FOLLOWING, lambda run: run.kill_switch.kill(), deferrable=True)
 
     with pytest.raises(RayJobStoppedError):
         run.submit_and_wait()

@@ -1,4 +1,4 @@
-"""Rendered templates as the types that Ray expects."""
+"""Conversion of rendered templates to the types that Ray expects."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def test_wrong_runtime_env_file(tmp_path: Path, content: bytes | None, message: 
     ],
 )
 def test_error_of_a_wrong_file_shows_no_content(tmp_path: Path, content: bytes, position: str) -> None:
-    """The error about a YAML file has the position of the mistake, but no content, which may be a secret."""
+    """The error about a YAML file has the position, but no content, which may be a secret."""
     (tmp_path / "bad.yaml").write_bytes(content)
 
     with pytest.raises(ValueError, match=position) as caught:
@@ -273,21 +273,21 @@ def test_wrong_seconds(value: Any) -> None:
 
 @pytest.mark.parametrize("fetch_logs", ["live", "on_completion", "never"])
 def test_log_options(fetch_logs: str) -> None:
-    """There are three ways to fetch logs; limit and interval come as numbers or as text."""
+    """fetch_logs has three values; limit and interval may be numbers or text."""
     assert as_log_options(fetch_logs, "7", "0.5") == LogOptions(fetch_logs, lines_limit=7, flush_interval=0.5)
     assert as_log_options(fetch_logs, None, None) == LogOptions(fetch_logs)
 
 
 @pytest.mark.parametrize("value", ["Live", "", None, True])
 def test_wrong_fetch_logs(value: Any) -> None:
-    """Another way to fetch logs is an error that names the three."""
+    """Any other value of fetch_logs is an error that lists the three."""
     with pytest.raises(ValueError, match="fetch_logs must be one of live, on_completion, never"):
         as_log_options(value, None, None)
 
 
 @pytest.mark.parametrize("value", [None, "", "None"])
 def test_unset_text(value: Any) -> None:
-    """A missing XCom renders to nothing or to the word None: both are unset."""
+    """A missing XCom renders to an empty text or to None: both are unset."""
     assert as_optional_text("submission_id", value) is None
 
 
@@ -312,7 +312,7 @@ def test_optional_seconds(value: Any, seconds: float) -> None:
 
 @pytest.mark.parametrize("value", [-1, "soon", timedelta(seconds=-1), "nan", "inf", True], ids=repr)
 def test_wrong_optional_seconds(value: Any) -> None:
-    """A value that is not a duration is an error, never no limit."""
+    """A value that is not a duration is an error, instead of no limit."""
     with pytest.raises(ValueError, match="^job_timeout must be a number"):
         as_optional_seconds("job_timeout", value)
 
@@ -369,7 +369,7 @@ def test_wrong_log_lines_limit(value: Any):
     [(True, True), ("True", True), (False, False), (None, False), ("", False), (["*.pem"], ["*.pem"]), ((), [])],
 )
 def test_package_secrets(value: Any, expected: Any):
-    """All, none, or the files that match patterns; text is understood, too."""
+    """package_secrets is a flag, its text, or a list of patterns."""
     assert as_package_secrets(value) == expected
 
 
