@@ -3,9 +3,10 @@ The states of a try of a task: theory of operation.
 
 A try can break off at any moment, and must not leave an orphaned job. What happens to the job then depends on one
 value, the :class:`State`. Only ``Execution._enter`` changes it, and arms or disarms the kill switch accordingly.
+"Orphan risk" means that a job may run which the try must not leave behind unattended (``State.may_run``).
 
 ===========  =============================================================  ===========  ============================
-state        meaning                                                        job may run  kill switch
+state        meaning                                                        orphan risk  kill switch
 ===========  =============================================================  ===========  ============================
 NO_JOB       nothing was submitted, or what was submitted does not run      no           disarmed
 EARLIER_JOB  the job of an earlier try is looked up, or being replaced      yes          disarmed
@@ -35,7 +36,7 @@ any other    DONE         the job ended or was stopped; at the latest the end of
 ===========  ===========  ===========================================================================================
 
 ========================  ======================================================  ===================================
-the try is broken off by  while a job may run                                     otherwise
+the try is broken off by  with an orphan risk                                     otherwise
 ========================  ======================================================  ===================================
 an error                  the job is left to the next try if there is one and it  the error is raised
                           can find the job, otherwise stopped
