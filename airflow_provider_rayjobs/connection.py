@@ -234,8 +234,10 @@ def _read_value(name: str, value: Any) -> Any:
             wrong = repr(value)
     elif EXTRAS[name] == _OBJECT:
         if isinstance(value, str):
+            wrong = "invalid JSON"
             with suppress(ValueError):
                 value = json.loads(value)
+                wrong = type(value).__name__
         if isinstance(value, dict):
             not_text = [key for key, text in value.items() if not isinstance(text, str)]
             if not not_text:
