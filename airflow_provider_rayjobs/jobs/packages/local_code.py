@@ -236,7 +236,12 @@ def _names_in(source: Path) -> Iterator[str]:
     else:
         with tarfile.open(source) as tar:
             for member in tar:
-                yield f"{member.name}/" if member.isdir() else member.name
+                name = f"{member.name}/" if member.isdir() else member.name
+                yield name
+                # in steps, as tarfile decompresses a large file to find the next name
+                for offset in range(member.offset_data, tar.offset - 1, MIB):
+                    tar.fileobj.seek(offset)
+                    yield name
 
 
 def too_large(package: Package) -> str:

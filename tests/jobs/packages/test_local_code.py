@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,20 @@ def test_zip_headers_count_for_the_destination(folder: Path):
     assert uri().startswith("gcs://")
     (folder / "code" / "data").write_bytes(b"x" * 1000)
     assert uri(storage=Anywhere()).startswith("gcs://")
+
+
+def test_search_of_large_tar_file_can_be_interrupted(folder: Path):
+    """The files in a tar archive for a storage are searched in small steps, also a single large one."""
+    with tarfile.open(folder / "a.tgz", "w:gz", compresslevel=0) as archive, (folder / "notes.txt").open("r+b") as file:
+        file.truncate(LIMIT)
+        archive.add(folder / "notes.txt", "top/notes.txt")
+    work = find_packages({"working_dir": "a.tgz"}, folders=[folder], storage=Anywhere())
+    sizes: list[int] = []
+
+    with pytest.raises(ValueError, match="Archive with a single top directory: .* has only 'top'"):
+        sizes.extend(work)
+
+    assert sizes.count(0) >= 100
 
 
 def test_missing_path_shows_every_location_searched(folder: Path):
