@@ -14,6 +14,7 @@ import yaml
 from hypothesis import example, settings
 from hypothesis import strategies as st
 
+from airflow_provider_rayjobs.exceptions import RayPackageError
 from airflow_provider_rayjobs.jobs.packages.local_code import (
     LIMIT,
     Package,
@@ -23,6 +24,7 @@ from airflow_provider_rayjobs.jobs.packages.local_code import (
 )
 from airflow_provider_rayjobs.jobs.packages.paths import has_local_code
 from airflow_provider_rayjobs.jobs.packages.requirements import logical_lines
+from airflow_provider_rayjobs.jobs.progress import finish
 
 
 @pytest.fixture
@@ -208,6 +210,18 @@ def test_search_of_large_tar_file_can_be_interrupted(folder: Path):
         sizes.extend(work)
 
     assert sizes.count(0) >= 100
+
+
+def test_archive_that_is_deleted_meanwhile_is_an_error(folder: Path):
+    """An archive that is deleted after it was read cannot be checked."""
+    with tarfile.open(folder / "a.tgz", "w:gz") as archive:
+        archive.add(folder / "notes.txt", "notes.txt")
+    work = find_packages({"working_dir": "a.tgz"}, folders=[folder])
+    next(work)
+    (folder / "a.tgz").unlink()
+
+    with pytest.raises(RayPackageError, match=r"Could not read '/.*/a\.tgz': No such file or directory\."):
+        finish(work)
 
 
 def test_missing_path_shows_every_location_searched(folder: Path):
