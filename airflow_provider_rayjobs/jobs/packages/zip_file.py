@@ -31,7 +31,7 @@ def write_zip(tree: Tree, top: str, digests: Mapping[str, bytes], file: IO[bytes
     Write a tree as a zip file. Close this generator before the file.
 
     :param top: a directory around all files, "" for none.
-    :param digests: those of :func:`~.naming.digest_tree`; a file with another one is an error.
+    :param digests: those of :func:`~.digest.digest_tree`; a file with another one is an error.
     """
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=_LEVEL) as archive:
         for entry in tree.entries:
