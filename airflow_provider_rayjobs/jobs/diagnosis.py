@@ -14,7 +14,7 @@ import ssl
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 from urllib.parse import urljoin, urlsplit
-from urllib.request import getproxies
+from urllib.request import getproxies, proxy_bypass
 
 from airflow_provider_rayjobs.exceptions import (
     RayApiAddressError,
@@ -107,8 +107,10 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def _diagnose_lookup(address: str, access: Access) -> tuple[str, str]:
     if access.proxy:
         return f"DNS lookup failed for the HTTP proxy {access.proxy_origin}", "Check the host of proxy."
-    proxy = " or the HTTP proxy of the environment" if getproxies() else ""
-    return f"DNS lookup failed for {urlsplit(address).hostname}{proxy}", "Check the host of the address."
+    parts = urlsplit(address)
+    is_proxied = not {parts.scheme, "all"}.isdisjoint(getproxies()) and not proxy_bypass(parts.netloc)
+    proxy = " or the HTTP proxy of the environment" if is_proxied else ""
+    return f"DNS lookup failed for {parts.hostname}{proxy}", "Check the host of the address."
 
 
 def _diagnose_tls(error: ssl.SSLError, name: str, address: str, access: Access) -> tuple[str, str] | None:

@@ -231,29 +231,35 @@ def test_lost_tls_connection_is_an_outage(kind: type[ssl.SSLError]):
     assert may_retry(endpoints.get_version(), caught.value)
 
 
+PROXY = "http://me:m4rked@proxy:3128"
+
+
 @pytest.mark.parametrize(
-    ("access", "environment", "fact"),
+    ("access", "environment", "host"),
     [
-        pytest.param(Access(), "", "DNS lookup failed for ray", id="no proxy"),
-        pytest.param(
-            Access(), "http://proxy:3128", "DNS lookup failed for ray or the HTTP proxy of the", id="HTTPS_PROXY"
-        ),
-        pytest.param(
-            Access(proxy="http://me:m4rked@proxy:3128"), "", "DNS lookup failed for the HTTP proxy", id="proxy"
-        ),
+        pytest.param(Access(), {}, "ray", id="no proxy"),
+        pytest.param(Access(), {"HTTPS_PROXY": PROXY}, "ray or the HTTP proxy of the environment", id="HTTPS_PROXY"),
+        pytest.param(Access(), {"ALL_PROXY": PROXY}, "ray or the HTTP proxy of the environment", id="ALL_PROXY"),
+        pytest.param(Access(), {"HTTP_PROXY": PROXY}, "ray", id="HTTP_PROXY of another schema"),
+        pytest.param(Access(), {"NO_PROXY": "localhost"}, "ray", id="NO_PROXY alone"),
+        pytest.param(Access(), {"HTTPS_PROXY": PROXY, "NO_PROXY": "ray"}, "ray", id="NO_PROXY of the host"),
+        pytest.param(Access(proxy=PROXY), {}, "the HTTP proxy http://proxy:3128", id="proxy"),
     ],
 )
-def test_failed_dns_lookup_names_the_host(monkeypatch: pytest.MonkeyPatch, access: Access, environment: str, fact: str):
-    """The error names the host of the address, or that of the HTTP proxy."""
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
+def test_failed_dns_lookup_names_the_host(
+    monkeypatch: pytest.MonkeyPatch, access: Access, environment: dict[str, str], host: str
+):
+    """The host is that of the address, or that of the HTTP proxy in between."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.setenv("HTTPS_PROXY", environment)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     error = httpx.ConnectError("no name")
     error.__cause__ = socket.gaierror(-2, "Name or service not known")
 
     kind, said, _ = diagnose_failure(error, "https://ray:8265", access, {})
 
     assert kind is RayApiConnectionError
-    assert said.startswith(fact)
+    assert said == f"DNS lookup failed for {host}"
     assert "m4rked" not in said

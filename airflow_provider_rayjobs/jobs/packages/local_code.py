@@ -21,7 +21,15 @@ from airflow_provider_rayjobs.jobs.packages.digest import ARCHIVES, digest_tree,
 from airflow_provider_rayjobs.jobs.packages.ignores import default_excludes, uses_gitignore
 from airflow_provider_rayjobs.jobs.packages.paths import expand_uri, find_path, is_path
 from airflow_provider_rayjobs.jobs.packages.requirements import read_requirements
-from airflow_provider_rayjobs.jobs.packages.tree import Entry, Selection, Tree, check_name, file_entry, select
+from airflow_provider_rayjobs.jobs.packages.tree import (
+    Entry,
+    Selection,
+    Tree,
+    check_name,
+    file_entry,
+    select,
+    unreadable,
+)
 from airflow_provider_rayjobs.jobs.progress import MIB, Progress, finish
 
 # aiohttp in Ray's HTTP server refuses a request body of this size (``DASHBOARD_CLIENT_MAX_SIZE``).
@@ -181,11 +189,17 @@ class _Naming:
     def _name_archive(self, owner: str, source: Path) -> Progress[Package]:
         package = yield from self._name(Package(owner, source, Tree((file_entry(source),)), is_archive=True))
         is_zip = source.suffix in (".zip", ".whl")
-        if not (zipfile.is_zipfile(source) if is_zip else tarfile.is_tarfile(source)):
+        is_stored = package.storage is not None and source.suffix != ".whl"
+        try:
+            is_archive = zipfile.is_zipfile(source) if is_zip else tarfile.is_tarfile(source)
+            top = (yield from _single_top(source)) if is_archive and is_stored else None
+        except OSError as error:
+            raise unreadable(str(source), error) from error
+        if not is_archive:
             raise ValueError(
                 f"Not a {'zip' if is_zip else 'tar'} archive: {source} (runtime_env[{owner!r}]). Create it again."
             )
-        if package.storage is not None and source.suffix != ".whl" and (top := (yield from _single_top(source))):
+        if top:
             raise ValueError(
                 f"Archive with a single top directory: {source} (runtime_env[{owner!r}]) has only {top!r}, which Ray "
                 "removes from packages of a package_storage. Unpack the archive and give the directory."
@@ -236,7 +250,12 @@ def _names_in(source: Path) -> Iterator[str]:
     else:
         with tarfile.open(source) as tar:
             for member in tar:
-                yield f"{member.name}/" if member.isdir() else member.name
+                name = f"{member.name}/" if member.isdir() else member.name
+                yield name
+                # in steps, as tarfile decompresses a large file to find the next name
+                for offset in range(member.offset_data, tar.offset - 1, MIB):
+                    tar.fileobj.seek(offset)
+                    yield name
 
 
 def too_large(package: Package) -> str:

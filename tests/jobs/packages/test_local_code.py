@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import yaml
 from hypothesis import example, settings
 from hypothesis import strategies as st
 
+from airflow_provider_rayjobs.exceptions import RayPackageError
 from airflow_provider_rayjobs.jobs.packages.local_code import (
     LIMIT,
     Package,
@@ -22,6 +24,7 @@ from airflow_provider_rayjobs.jobs.packages.local_code import (
 )
 from airflow_provider_rayjobs.jobs.packages.paths import has_local_code
 from airflow_provider_rayjobs.jobs.packages.requirements import logical_lines
+from airflow_provider_rayjobs.jobs.progress import finish
 
 
 @pytest.fixture
@@ -193,6 +196,32 @@ def test_zip_headers_count_for_the_destination(folder: Path):
     assert uri().startswith("gcs://")
     (folder / "code" / "data").write_bytes(b"x" * 1000)
     assert uri(storage=Anywhere()).startswith("gcs://")
+
+
+def test_search_of_large_tar_file_can_be_interrupted(folder: Path):
+    """The files in a tar archive for a storage are searched in small steps, also a single large one."""
+    with tarfile.open(folder / "a.tgz", "w:gz", compresslevel=0) as archive, (folder / "notes.txt").open("r+b") as file:
+        file.truncate(LIMIT)
+        archive.add(folder / "notes.txt", "top/notes.txt")
+    work = find_packages({"working_dir": "a.tgz"}, folders=[folder], storage=Anywhere())
+    sizes: list[int] = []
+
+    with pytest.raises(ValueError, match="Archive with a single top directory: .* has only 'top'"):
+        sizes.extend(work)
+
+    assert sizes.count(0) >= 100
+
+
+def test_archive_that_is_deleted_meanwhile_is_an_error(folder: Path):
+    """An archive that is deleted after it was read cannot be checked."""
+    with tarfile.open(folder / "a.tgz", "w:gz") as archive:
+        archive.add(folder / "notes.txt", "notes.txt")
+    work = find_packages({"working_dir": "a.tgz"}, folders=[folder])
+    next(work)
+    (folder / "a.tgz").unlink()
+
+    with pytest.raises(RayPackageError, match=r"Could not read '/.*/a\.tgz': No such file or directory\."):
+        finish(work)
 
 
 def test_missing_path_shows_every_location_searched(folder: Path):
