@@ -433,8 +433,8 @@ def test_follow_job_without_on_log_reads_no_log(call: Call) -> None:
 
 def test_follow_job_ends_for_an_unknown_job_or_a_long_outage(call: Call) -> None:
     """Following ends with an error if the job is unknown or the outage exceeds ``unreachable_timeout``."""
-    with pytest.raises(RayJobNotFoundError, match="Job nobody-1 does not exist"):
-        call("follow_job", Wire(sample("unknown_job.404.txt")), "nobody-1")
+    with pytest.raises(RayJobNotFoundError, match="Job unknown-1 does not exist"):
+        call("follow_job", Wire(sample("unknown_job.404.txt")), "unknown-1")
     with pytest.raises(RayApiUnreachableError, match="unreachable_timeout is 0 s"):
         call("follow_job", Wire(httpx.ConnectError("refused")), "a", unreachable_timeout=0)
     wire = Wire(sample("unknown_job.404.txt"), sample("job_succeeded.json"))

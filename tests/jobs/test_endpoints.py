@@ -157,7 +157,7 @@ def test_answers_of_older_heads_are_read() -> None:
             id="job has not ended",
         ),
         pytest.param(
-            sample("unknown_job.404.txt"), RayJobNotFoundError, "Job nobody-1 does not exist", id="unknown job"
+            sample("unknown_job.404.txt"), RayJobNotFoundError, "Job unknown-1 does not exist", id="unknown job"
         ),
         pytest.param(
             sample("stop_driver.400.txt"), RayApiRejectedError, "Can only stop submission type jobs", id="stop a driver"

@@ -46,8 +46,8 @@ def pack(tree: Tree, file: Any, *, top: str = "") -> None:
 
 
 @pytest.fixture
-def nobody() -> Iterator[None]:
-    """Become the user nobody, for whom permissions count."""
+def unprivileged_user() -> Iterator[None]:
+    """Become a user without privileges: file permissions do not restrict root."""
     if os.geteuid() != 0:
         yield
         return
@@ -226,7 +226,7 @@ def test_documentation_lists_exactly_the_secret_names():
     assert sorted(re.findall("`([^`]+)`", "".join(rows))) == sorted([*SECRET_NAMES, PATTERN])
 
 
-def test_unreadable_file_or_directory_is_an_error(nobody: None):
+def test_unreadable_file_or_directory_is_an_error(unprivileged_user: None):
     """A file or directory without read permission is an error that shows its path."""
     with tempfile.TemporaryDirectory() as folder:
         root = make(Path(folder), {"a.py": "", "b/c.py": ""})
