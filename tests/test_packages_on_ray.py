@@ -194,7 +194,7 @@ def test_package_limit_is_that_of_rays_http_server(client: RayJobsClient, size: 
             client.run(engine())
             client.send(endpoints.get_package(name))
         else:
-            with pytest.raises(RayApiRejectedError, match="more than the server takes"):
+            with pytest.raises(RayApiRejectedError, match="HTTP 413, request too large"):
                 client.run(engine())
 
 

@@ -69,4 +69,5 @@ def test_readme_on_a_package_index_has_absolute_links(tmp_path: Path):
     text = metadata_of(tmp_path)["text"]
 
     assert _RELATIVE.findall(text) == []
+    assert "(https://example.com/us/provider/raw/main/docs/images/task-log.png)" in text
     assert "(https://example.com/us/provider/blob/main/docs/USAGE.md)" in text
