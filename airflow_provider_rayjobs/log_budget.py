@@ -5,7 +5,8 @@ All triggers write their logs into one pipe to the triggerer's supervisor, which
 blocks the event loop of all triggers. So they share a token bucket that fills much more slowly.
 
 Triggers that need more bytes than the bucket holds take turns. A trigger that is one turn ahead of a waiting one waits,
-too. No line is lost: the worker that resumes the task continues at the trigger's log offset.
+too, unless the bucket also holds the records of those behind it. No line is lost: the worker that resumes the task
+continues at the trigger's log offset.
 """
 
 from __future__ import annotations
@@ -98,12 +99,14 @@ class BudgetShare:
         return [share.taken for share in self._budget.shares if share is not self and share.is_waiting]
 
     def _may_take(self, size: int) -> bool:
-        rivals = self._rivals()
-        least = min(rivals, default=self.taken)
-        turn = self._budget.burst / (len(rivals) + 1)
+        rivals = [share for share in self._budget.shares if share is not self and share.is_waiting]
+        least = min((share.taken for share in rivals), default=self.taken)
+        lead = self.taken + size - least
         # the share that has taken least may always take one record
-        is_its_turn = self.taken <= least or self.taken + size <= least + turn
-        return is_its_turn and size <= self._budget.available
+        if self.taken <= least or lead <= self._budget.burst / (len(rivals) + 1):
+            return size <= self._budget.available
+        kept = sum(share._wanted for share in rivals if share.taken < self.taken)  # noqa: SLF001
+        return lead <= self._budget.burst and size + kept <= self._budget.available
 
 
 class FlushTimer:

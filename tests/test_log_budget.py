@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections import Counter
 from heapq import heapify, heappop, heappush
 
@@ -129,6 +130,29 @@ def test_quiet_job_beside_busy_ones() -> None:
 
     assert delays[0] < 16
     assert shown[0] >= 0.05 * (SECONDS - 40)
+
+
+def test_many_quiet_jobs_beside_a_busy_one() -> None:
+    """199 jobs with small records do not wait for each other, nor a busy job for them, while the bucket is full."""
+    budget = LogBudget()
+    shares = [BudgetShare(budget) for _ in range(200)]
+    rng = random.Random(0)  # noqa: S311
+    polls = [(rng.uniform(0, 5), job) for job in range(200)]
+    heapify(polls)
+    shown = [0] * 200
+    while polls[0][0] < 4 * SECONDS:
+        now, job = heappop(polls)
+        heappush(polls, (now + 5 * rng.uniform(0.98, 1.02), job))
+        if shares[job].begin(now):
+            printed = 30 * now if job else float("inf")
+            is_throttled = False
+            while (size := int(min(printed - shown[job], 4096))) > 0 and not is_throttled:
+                is_throttled = not shares[job].take(b"x" * size)
+                shown[job] += 0 if is_throttled else size
+            shares[job].end(is_throttled=is_throttled)
+
+    assert min(shown) > 30 * (4 * SECONDS - 30)
+    assert shown[0] > 4_000_000
 
 
 def test_silent_jobs_need_no_budget() -> None:
