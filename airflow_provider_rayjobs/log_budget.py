@@ -74,7 +74,7 @@ class BudgetShare:
             return self._may_take(self._wanted)
         rivals = self._rivals()
         # a share that did not wait may not catch up on earlier turns
-        self.taken = max(self.taken, min(rivals)) if rivals else 0
+        self.taken = max(self.taken, min(share.taken for share in rivals)) if rivals else 0
         return True
 
     def take(self, record: bytes) -> bool:
@@ -94,12 +94,12 @@ class BudgetShare:
         """Leave the budget, so that no other share waits for this one."""
         self._budget.shares.discard(self)
 
-    def _rivals(self) -> list[int]:
-        """Return the bytes taken by each other share that is waiting."""
-        return [share.taken for share in self._budget.shares if share is not self and share.is_waiting]
+    def _rivals(self) -> list[BudgetShare]:
+        """Return the other shares that are waiting."""
+        return [share for share in self._budget.shares if share is not self and share.is_waiting]
 
     def _may_take(self, size: int) -> bool:
-        rivals = [share for share in self._budget.shares if share is not self and share.is_waiting]
+        rivals = self._rivals()
         least = min((share.taken for share in rivals), default=self.taken)
         lead = self.taken + size - least
         # the share that has taken least may always take one record
