@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from airflow_provider_rayjobs.exceptions import RayJobExistsError
+from airflow_provider_rayjobs.exceptions import Delivery, RayJobExistsError
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobSubmission
 from airflow_provider_rayjobs.jobs.packages.paths import has_local_code
@@ -67,6 +67,7 @@ def submit_job(submission: JobSubmission, retry_timeout: float) -> Engine[bool]:
         start it (ray-project/ray issue 62766).
     :raises RayJobExistsError: the id belongs to the job of another submission.
     :raises RayApiUnreachableError: ``retry_timeout`` is exceeded; the job may exist.
+    :raises RayJobsError: if ``delivery.may_have_effect``, the job may exist.
     """
     job = submission.submission_id
     may_exist = f"Ray may have received the submission: look for job {job} on the cluster before you submit another."
@@ -98,6 +99,6 @@ def _warn_about_older_code(submission: JobSubmission, existing: JobDetails) -> E
 
 def get_session(submission_id: str, retry_timeout: float) -> Engine[str | None]:
     """Return the name of the current Ray session. ``submission_id`` names the job to submit, for the error message."""
-    with raising_unreachable(retry_timeout, f"Job {submission_id} was not submitted.", sent=False):
+    with raising_unreachable(retry_timeout, f"Job {submission_id} was not submitted.", delivery=Delivery.NOT_SENT):
         version = yield from send(endpoints.get_version(), retry_timeout)
     return version.session_name

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_rayjobs.exceptions import (
+    Delivery,
     RayApiAuthError,
     RayApiBusyError,
     RayApiConnectionError,
@@ -39,7 +40,7 @@ from airflow_provider_rayjobs.jobs.submission import build_submission
 
 BUSY = RayApiBusyError("busy", status_code=503)
 LOST = RayApiConnectionError("cut off")
-UNSENT = RayApiConnectionError("refused", sent=False)
+UNSENT = RayApiConnectionError("refused", delivery=Delivery.NOT_SENT)
 
 
 @pytest.mark.parametrize(

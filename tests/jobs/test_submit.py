@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_rayjobs.exceptions import (
+    Delivery,
     RayApiBusyError,
     RayApiConnectionError,
     RayApiRejectedError,
@@ -132,7 +133,7 @@ def test_taken_id_and_refusal_are_errors(answers: list[Any], error: type[RayJobs
 
 
 @pytest.mark.parametrize(
-    "error", [BUSY, LOST, RayApiConnectionError("refused", sent=False)], ids=["busy", "lost", "refused"]
+    "error", [BUSY, LOST, RayApiConnectionError("refused", delivery=Delivery.NOT_SENT)], ids=["busy", "lost", "refused"]
 )
 def test_submission_is_retried_for_retry_timeout(error: RayJobsError) -> None:
     """A submission is retried for ``retry_timeout``; the error then says that the job may exist."""
@@ -184,7 +185,7 @@ def test_unavailable_session_is_an_error(error: RayJobsError) -> None:
     with pytest.raises(RayApiUnreachableError, match="Retried for 30 s. Job mine was not submitted") as caught:
         drive(get_session("mine", 30), *[error] * 100)
 
-    assert caught.value.sent is False
+    assert caught.value.delivery is Delivery.NOT_SENT
     assert caught.value.__cause__ is error
 
 

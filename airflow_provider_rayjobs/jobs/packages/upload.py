@@ -14,7 +14,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import IO
 
-from airflow_provider_rayjobs.exceptions import RayApiPackageNotFoundError, RayPackageError
+from airflow_provider_rayjobs.exceptions import Delivery, RayApiPackageNotFoundError, RayPackageError
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.packages.digest import read_verified
 from airflow_provider_rayjobs.jobs.packages.local_code import LIMIT, LocalCode, Package, PackageStorage, too_large
@@ -48,7 +48,7 @@ def upload_packages(code: LocalCode, retry_timeout: float) -> Engine[None]:
     :raises RayPackageError: for a package that cannot be packed or stored.
     :raises RayApiUnreachableError: if the cluster is unreachable for longer.
     """
-    with raising_unreachable(retry_timeout, "No job was submitted.", sent=False):
+    with raising_unreachable(retry_timeout, "No job was submitted.", delivery=Delivery.NOT_SENT):
         yield from _provide(code, retry_timeout)
 
 

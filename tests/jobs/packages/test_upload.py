@@ -21,6 +21,7 @@ import httpx
 import pytest
 
 from airflow_provider_rayjobs.exceptions import (
+    Delivery,
     RayApiConnectionError,
     RayApiPackageNotFoundError,
     RayApiRejectedError,
@@ -215,7 +216,7 @@ def test_upload_that_never_succeeds_is_an_error(submit: Callable[..., str], code
     away = Cluster([httpx.ConnectError("no")] * 20)
     with pytest.raises(RayApiUnreachableError, match=r"Retried for 2 s\. No job was submitted") as error:
         submit(away, runtime_env={"working_dir": str(code)})
-    assert error.value.sent is False
+    assert error.value.delivery is Delivery.NOT_SENT
 
     forgetful = Cluster(forgets=True)
     with pytest.raises(RayPackageError, match="Package lost: the cluster accepted _ray_pkg_.* but does not have it"):
@@ -554,11 +555,11 @@ def test_temporary_file_has_no_name(code: Path, tmp_path_factory: Any, monkeypat
 
 
 def test_upload_that_was_never_sent_is_marked_unsent():
-    """A refused connection is an error with ``sent=False``, as for any request."""
+    """A refused connection is an error with the delivery ``NOT_SENT``, as for any request."""
 
     def engine() -> Any:
         yield Upload(endpoints.put_package("a.zip", 1), Body(io.BytesIO(b"a"), 1, "a.zip"))
 
     with RayJobsClient("http://127.0.0.1:9") as client, pytest.raises(RayApiConnectionError) as error:
         client.run(engine())
-    assert error.value.sent is False
+    assert error.value.delivery is Delivery.NOT_SENT
