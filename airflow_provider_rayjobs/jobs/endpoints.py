@@ -72,10 +72,13 @@ def _details_of(submission_id: str, answer: Any) -> JobDetails:
     return details
 
 
+class _AnotherJobError(ValueError):
+    """The answer is about another job, for instance from a proxy's cache."""
+
+
 def _check_id(expected: str, *given: str | None) -> str:
-    """Raise :class:`ValueError` for an answer about another job, for instance from a proxy's cache."""
     if expected not in given:
-        raise ValueError(f"the answer is about another job than {expected}")
+        raise _AnotherJobError
     return expected
 
 
@@ -160,6 +163,11 @@ def parse_answer(request: Request[T], answer: Answer) -> T:
     try:
         result = request.read(json.loads(answer.content))
         return request.with_time(result, answer.time) if request.with_time else result
+    except _AnotherJobError:
+        fact = f"HTTP {answer.status_code}, the answer is about another job"
+        advice = "Check the reverse proxy before Ray: it must not cache answers."
+        message = error_message(fact, request, answer.labelled_address, advice)
+        raise RayApiResponseError(message, status_code=answer.status_code, delivery=Delivery.FOREIGN) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise error_for_answer(request, answer) from error
 

@@ -63,15 +63,15 @@ def stop_and_wait(
     is_accepted = False
     last_error = ""
     while True:
-        # A third for each request, so that one slow answer leaves time for another request.
-        longest = max(min(deadline - now, timeout / 3), _MIN_REQUEST_TIMEOUT)
         try:
-            details = yield Send(_with_timeout(endpoints.get_job(name), longest))
+            details = yield Send(_with_timeout(endpoints.get_job(name), deadline - now, timeout))
             if (summary := _summarize(job, details, is_accepted)) is not None:
                 return StopResult(True, summary, details)
             job = job.seen(details)
             last_error = ""
-            is_accepted = (yield Send(_with_timeout(endpoints.stop_job(name), longest))) or is_accepted
+            now = yield Sleep(0)
+            stop = _with_timeout(endpoints.stop_job(name), deadline - now, timeout)
+            is_accepted = (yield Send(stop)) or is_accepted
             if is_accepted and is_brief:
                 return StopResult(False, f"Ray accepted the stop of job {name}.", details)
         except RayJobNotFoundError as error:
@@ -122,5 +122,6 @@ def delete_ended_job(submission_id: str, retry_timeout: float) -> Engine[None]:
     yield from send(endpoints.delete_job(submission_id), retry_timeout)
 
 
-def _with_timeout(request: Request[T], seconds: float) -> Request[T]:
-    return replace(request, timeout=min(request.timeout, seconds))
+def _with_timeout(request: Request[T], remaining: float, total: float) -> Request[T]:
+    """Limit a request to the remaining time, and to a third of all, so that a slow answer leaves time for another."""
+    return replace(request, timeout=min(request.timeout, max(min(remaining, total / 3), _MIN_REQUEST_TIMEOUT)))

@@ -10,9 +10,12 @@ import pytest
 
 from airflow_provider_rayjobs.exceptions import (
     Delivery,
+    RayApiAddressError,
+    RayApiAuthError,
     RayApiBusyError,
     RayApiConnectionError,
     RayApiRejectedError,
+    RayApiResponseError,
     RayApiTLSError,
     RayApiUnreachableError,
     RayJobExistsError,
@@ -28,6 +31,9 @@ SUBMISSION = replace(build_submission("true", submission_id="mine"), metadata={N
 LOST = RayApiConnectionError("cut off")
 TAKEN = RayJobExistsError("taken", status_code=500)
 BUSY = RayApiBusyError("busy", status_code=503)
+UNSENT = RayApiConnectionError("refused", delivery=Delivery.NOT_SENT)
+FOREIGN = RayApiAddressError("ingress", status_code=404, delivery=Delivery.FOREIGN)
+POST = "POST /api/jobs/"
 
 
 def existing(**metadata: str) -> JobDetails:
@@ -132,9 +138,7 @@ def test_taken_id_and_refusal_are_errors(answers: list[Any], error: type[RayJobs
         drive(submit_job(SUBMISSION, 60), *answers)
 
 
-@pytest.mark.parametrize(
-    "error", [BUSY, LOST, RayApiConnectionError("refused", delivery=Delivery.NOT_SENT)], ids=["busy", "lost", "refused"]
-)
+@pytest.mark.parametrize("error", [BUSY, LOST, UNSENT], ids=["busy", "lost", "refused"])
 def test_submission_is_retried_for_retry_timeout(error: RayJobsError) -> None:
     """A submission is retried for ``retry_timeout``; the error then says that the job may exist."""
     with pytest.raises(RayApiUnreachableError, match="look for job mine on the cluster") as caught:
@@ -146,21 +150,33 @@ def test_submission_is_retried_for_retry_timeout(error: RayJobsError) -> None:
 
 
 @pytest.mark.parametrize(
-    ("failures", "error", "was_retried"),
+    ("failures", "delivery"),
     [
-        pytest.param([], RayApiRejectedError("no", status_code=400), False, id="refused at once"),
-        pytest.param([LOST], RayApiRejectedError("no", status_code=400), True, id="refused after a lost answer"),
-        pytest.param([BUSY], RayApiRejectedError("no", status_code=400), True, id="refused after a busy head"),
+        pytest.param([], Delivery.REFUSED, id="refused at once"),
+        pytest.param([UNSENT], Delivery.REFUSED, id="refused after a request that was not sent"),
+        pytest.param([LOST], Delivery.MAY_HAVE_ARRIVED, id="refused after a lost answer"),
+        pytest.param([BUSY], Delivery.MAY_HAVE_ARRIVED, id="refused after a busy head"),
+        pytest.param([FOREIGN], Delivery.MAY_HAVE_ARRIVED, id="refused after a proxy's answer"),
     ],
 )
-def test_refusal_tells_whether_it_was_a_retry(
-    failures: list[RayJobsError], error: RayApiRejectedError, was_retried: bool
-) -> None:
-    """The error about a refusal tells whether the submission was sent before: that may have created the job."""
-    with pytest.raises(RayApiRejectedError) as caught:
-        drive(submit_job(SUBMISSION, 60), *failures, error)
+def test_refusal_tells_whether_the_job_may_exist(failures: list[RayJobsError], delivery: Delivery) -> None:
+    """The error about a refusal tells whether an earlier request may have created the job."""
+    refused = RayApiAuthError("no", status_code=403, delivery=Delivery.REFUSED)
+    with pytest.raises(RayApiAuthError) as caught:
+        drive(submit_job(SUBMISSION, 60), *failures, refused)
 
-    assert caught.value.was_retried is was_retried
+    assert caught.value.delivery is delivery
+
+
+@pytest.mark.parametrize("kind", [RayApiAddressError, RayApiAuthError, RayApiResponseError])
+def test_answer_of_another_program_is_a_lost_answer(kind: type[RayApiResponseError]) -> None:
+    """An ingress may answer 401, 404 or 200 with its own text. The submission is sent again, with the same id."""
+    foreign = kind("ingress", delivery=Delivery.FOREIGN)
+
+    assert drive(submit_job(SUBMISSION, 60), foreign, foreign, "mine") == (True, [POST] * 3)
+    with pytest.raises(kind) as caught:
+        drive(submit_job(SUBMISSION, 60), *[foreign] * 100)
+    assert caught.value.delivery.may_have_effect
 
 
 VERSION = "GET /api/version"
