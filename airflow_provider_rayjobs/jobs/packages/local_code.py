@@ -114,7 +114,8 @@ def find_packages(
     if isinstance(secrets, str):
         raise ValueError("package_secrets must be True, False or a list of patterns, as in a .gitignore")
     folders = folders or (Path.cwd(),)
-    naming = _Naming(Selection(tuple(excludes), uses_gitignore(os.environ), secrets), folders, storage)
+    patterns = (*default_excludes(os.environ), *excludes)
+    naming = _Naming(Selection(patterns, uses_gitignore(os.environ), secrets), folders, storage)
     requirements = read_requirements(runtime_env, folders)
     changed = dict(runtime_env) | requirements.changed
     packages = []
@@ -153,8 +154,7 @@ class _Naming:
             return (yield from self._name(Package("working_dir", Path(), _with_files(Tree(()), files))))
         source = find_path("runtime_env['working_dir']", given, self.folders)
         if source.is_dir():
-            excludes = (*default_excludes(os.environ), *self.selection.excludes)
-            tree = yield from select(source, replace(self.selection, excludes=excludes))
+            tree = yield from select(source, self.selection)
             return (yield from self._name(Package("working_dir", source, _with_files(tree, files))))
         if not source.name.endswith(ARCHIVES):
             raise ValueError(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -91,6 +93,17 @@ def test_module_given_as_dot_has_its_directory_name(folder: Path):
     assert entries(package) == ["code/__init__.py", "code/sub/a.py"]
     [package] = resolve_local_code({"py_modules": [".."]}, folders=[folder / "code" / "sub"]).packages
     assert entries(package) == ["code/__init__.py", "code/sub/a.py"]
+
+
+@pytest.mark.parametrize("environment", [{"working_dir": "code"}, {"py_modules": ["code"]}])
+def test_bytecode_cache_does_not_change_the_name_of_a_package(folder: Path, environment: dict[str, Any]):
+    """A directory has the same package before and after an import has written ``__pycache__``."""
+    [before] = resolve_local_code(environment, folders=[folder]).packages
+    subprocess.run([sys.executable, "-m", "compileall", "-q", "code"], cwd=folder, check=True)
+    assert len(list(folder.rglob("*.pyc"))) == 2
+    [after] = resolve_local_code(environment, folders=[folder]).packages
+
+    assert after.name == before.name
 
 
 @pytest.mark.parametrize(
