@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from airflow.triggers.base import BaseTrigger
 
     from airflow_provider_rayjobs.jobs.packages.local_code import LocalCode
+    from airflow_provider_rayjobs.jobs.packages.upload import UploadedPackages
 
 T = TypeVar("T")
 
@@ -212,18 +213,19 @@ class Execution:
         submission = self.task.new_submission(
             self.context, record.submission_id, record.nonce, runtime_env=code.runtime_env if code else None
         )
+        packages: UploadedPackages | None = None
         if code is not None:
             # Imported here, because few tasks have local code.
             from airflow_provider_rayjobs.jobs.packages.upload import upload_packages  # noqa: PLC0415
 
-            self._run(upload_packages(code, timeout))
+            packages = self._run(upload_packages(code, timeout))
         session = self._run(get_session(record.submission_id, timeout))
         generation, demand = RetryGeneration.of(self.context), submission.demand()
         self.store.save(replace(record, generation=generation, session=session, demand=demand, delivered=False))
         self._push_xcoms()
         self._enter(State.SUBMITTING)
         try:
-            is_confirmed = self._run(submit_job(submission, timeout))
+            is_confirmed = self._run(submit_job(submission, timeout, packages.ensure if packages else None))
         except FINAL_ERRORS as error:
             if not error.was_retried:
                 self._enter(State.NO_JOB)

@@ -17,8 +17,10 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobExistsError,
     RayJobNotFoundError,
     RayJobsError,
+    RayPackageError,
 )
 from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType, RayVersion
+from airflow_provider_rayjobs.jobs.requests import Request
 from airflow_provider_rayjobs.jobs.steps import Engine, LogMessage, Send, Sleep
 from airflow_provider_rayjobs.jobs.submission import NONCE, build_submission
 from airflow_provider_rayjobs.jobs.submit import get_session, submit_job
@@ -163,6 +165,43 @@ def test_refusal_tells_whether_it_was_a_retry(
 
 
 VERSION = "GET /api/version"
+
+
+def prepare(is_repeated: bool) -> Engine[None]:
+    """Send a request before an attempt, whose path tells whether an earlier attempt failed."""
+    yield Send(Request("prepare", "GET", "/again" if is_repeated else "/first", lambda _: None))
+
+
+FIRST, AGAIN = "GET /first", "GET /again"
+
+
+@pytest.mark.parametrize(
+    ("answers", "requests", "is_confirmed"),
+    [
+        pytest.param([None, "mine"], [FIRST, POST], True, id="accepted"),
+        pytest.param([None, LOST, None, "mine"], [FIRST, POST, AGAIN, POST], True, id="lost on the way there"),
+        pytest.param([LOST, None, "mine"], [FIRST, AGAIN, POST], True, id="failed before the first attempt"),
+        pytest.param(
+            [None, LOST, BUSY, None, TAKEN, existing(submission_nonce="ours")],
+            [FIRST, POST, AGAIN, AGAIN, POST, GET],
+            False,
+            id="failed between two attempts",
+        ),
+    ],
+)
+def test_each_attempt_is_prepared(answers: list[Any], requests: list[str], is_confirmed: bool) -> None:
+    """The preparation runs before each attempt, and a temporary failure of it is retried like one of the attempt."""
+    assert drive(submit_job(SUBMISSION, 60, prepare), *answers) == (is_confirmed, requests)
+
+
+def test_failed_preparation_ends_the_submission() -> None:
+    """A preparation that cannot succeed is an error that tells whether the job was sent before."""
+    failure = RayPackageError("changed")
+    with pytest.raises(RayPackageError) as caught:
+        drive(submit_job(SUBMISSION, 60, prepare), None, LOST, failure)
+
+    assert caught.value is failure
+    assert caught.value.was_retried is True
 
 
 @pytest.mark.parametrize(

@@ -264,8 +264,8 @@ def too_large(package: Package) -> str:
     if not package.is_archive and package.tree.size > _DIRECTORY_LIMIT:
         limit = "Ray's limit for local code is 500 MiB"
     fact = (
-        f"Package too large: {limit}. runtime_env[{package.owner!r}] is {package.source} ({package.content}). Nothing "
-        "was submitted."
+        f"Package too large: {limit}. runtime_env[{package.owner!r}] is {package.source} ({package.content}). The "
+        "package was not uploaded."
     )
     storage = "For larger packages set package_storage, an object storage path that the cluster can read."
     if package.is_archive:
