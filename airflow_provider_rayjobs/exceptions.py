@@ -73,6 +73,9 @@ class RayApiResponseError(RayJobsError):
     :param status_code: the HTTP status; 0 if there is none.
     """
 
+    # Seconds that a busy server asked to wait before the next request.
+    retry_after = 0.0
+
     def __init__(self, message: str, *, status_code: int = 0) -> None:
         super().__init__(message)
         self.status_code = status_code

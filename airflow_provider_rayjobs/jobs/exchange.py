@@ -1,0 +1,146 @@
+"""Send one request and receive its answer, blocking or on an event loop. The two classes are twins."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from typing import Any, Generic, TypeVar
+
+import httpx
+
+from airflow_provider_rayjobs.exceptions import RayJobsError
+from airflow_provider_rayjobs.jobs import endpoints
+from airflow_provider_rayjobs.jobs.deadline import Deadline, observe_deadlines
+from airflow_provider_rayjobs.jobs.requests import Answer, AnyRequest, LogRequest
+from airflow_provider_rayjobs.jobs.steps import LogSink, OnLog
+from airflow_provider_rayjobs.jobs.transport import AsyncUploadBytes, Body, HttpCodec, LogReceiver, UploadBytes
+
+Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
+
+
+class _Exchange(Generic[Http]):
+    _http_type: type[Http]
+
+    def __init__(
+        self, codec: HttpCodec, transport: httpx.BaseTransport | httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        self._codec = codec
+        self._http: Http = self._http_type(**codec.client_settings(transport))
+
+    @property
+    def is_closed(self) -> bool:
+        return self._http.is_closed
+
+
+class BlockingExchange(_Exchange[httpx.Client]):
+    """Exchanges requests and answers with a cluster."""
+
+    _http_type = httpx.Client
+
+    def request(self, request: AnyRequest, content: UploadBytes | None = None) -> Answer:
+        """Send one request and return its answer."""
+        arguments = self._codec.encode(request)
+        with self._in_time(request, self._codec.deadline(request)), self._open(arguments, content) as response:
+            return self._answer(request, response)
+
+    def read_log(self, request: LogRequest, log: LogSink, emit: OnLog) -> None:
+        """Feed a log to a sink, and emit the sink's records. An error of ``emit`` is raised unchanged."""
+        receiver = LogReceiver(request, log, emit, self._codec)
+        arguments = self._codec.encode(request)
+        deadline = self._codec.deadline(request)
+        with ExitStack() as stack:
+            with self._in_time(request, deadline):
+                response = stack.enter_context(self._open(arguments))
+                if not receiver.accepts(response):
+                    raise endpoints.error_for_answer(request, self._answer(request, response))
+            chunks = response.iter_bytes()
+            while True:
+                try:
+                    with self._in_time(request, deadline):
+                        chunk = next(chunks, None)
+                except RayJobsError:
+                    receiver.drain()
+                    raise
+                if chunk is None:
+                    return receiver.finish()
+                deadline.extend(len(chunk))
+                if not receiver.feed(chunk):
+                    return None
+
+    def _answer(self, request: AnyRequest, response: httpx.Response) -> Answer:
+        body = Body(request, response)
+        for chunk in response.iter_bytes():
+            if not body.add(chunk):
+                break
+        return self._codec.decode(response, body)
+
+    @contextmanager
+    def _in_time(self, request: AnyRequest, deadline: Deadline) -> Iterator[None]:
+        with self._codec.translate_errors(request), deadline.enforced():
+            yield
+
+    @contextmanager
+    def _open(self, arguments: dict[str, Any], content: UploadBytes | None = None) -> Iterator[httpx.Response]:
+        with self._http.stream(**arguments, content=content, extensions={"trace": observe_deadlines}) as response:
+            yield response
+
+    def close(self) -> None:
+        self._http.close()
+
+
+class AsyncExchange(_Exchange[httpx.AsyncClient]):
+    """:class:`BlockingExchange` for an event loop."""
+
+    _http_type = httpx.AsyncClient
+
+    async def request(self, request: AnyRequest, content: AsyncUploadBytes | None = None) -> Answer:
+        arguments = self._codec.encode(request)
+        deadline = self._codec.deadline(request)
+        async with self._in_time(request, deadline), self._open(arguments, content) as response:
+            return await self._answer(request, response)
+
+    async def read_log(self, request: LogRequest, log: LogSink, emit: OnLog) -> None:
+        receiver = LogReceiver(request, log, emit, self._codec)
+        arguments = self._codec.encode(request)
+        deadline = self._codec.deadline(request)
+        async with AsyncExitStack() as stack:
+            async with self._in_time(request, deadline):
+                response = await stack.enter_async_context(self._open(arguments))
+                if not receiver.accepts(response):
+                    raise endpoints.error_for_answer(request, await self._answer(request, response))
+            chunks = response.aiter_bytes()
+            while True:
+                try:
+                    async with self._in_time(request, deadline):
+                        chunk = await anext(chunks, None)
+                except RayJobsError:
+                    receiver.drain()
+                    raise
+                if chunk is None:
+                    return receiver.finish()
+                deadline.extend(len(chunk))
+                if not receiver.feed(chunk):
+                    return None
+
+    async def _answer(self, request: AnyRequest, response: httpx.Response) -> Answer:
+        body = Body(request, response)
+        async for chunk in response.aiter_bytes():
+            if not body.add(chunk):
+                break
+        return self._codec.decode(response, body)
+
+    @asynccontextmanager
+    async def _in_time(self, request: AnyRequest, deadline: Deadline) -> AsyncIterator[None]:
+        with self._codec.translate_errors(request):
+            async with deadline.enforced_async():
+                yield
+
+    @asynccontextmanager
+    async def _open(
+        self, arguments: dict[str, Any], content: AsyncUploadBytes | None = None
+    ) -> AsyncIterator[httpx.Response]:
+        async with self._http.stream(**arguments, content=content) as response:
+            yield response
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
