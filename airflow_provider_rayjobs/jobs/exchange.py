@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from typing import Any, Generic, TypeVar
@@ -16,6 +17,12 @@ from airflow_provider_rayjobs.jobs.steps import LogSink, OnLog
 from airflow_provider_rayjobs.jobs.transport import AsyncUploadBytes, Body, HttpCodec, LogReceiver, UploadBytes
 
 Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
+
+# Most requests that an async client sends at the same time. The others wait for their turn here, because the cost of
+# httpx's own queue grows with the square of its length. Log reads have turns of their own, so that no status poll waits
+# for a log. Two triggerers and a few workers stay below the 100 connections of a head.
+REQUESTS_AT_ONCE = 32
+LOG_READS_AT_ONCE = 12
 
 
 class _Exchange(Generic[Http]):
@@ -93,17 +100,22 @@ class AsyncExchange(_Exchange[httpx.AsyncClient]):
 
     _http_type = httpx.AsyncClient
 
+    def __init__(self, codec: HttpCodec, transport: Any = None) -> None:
+        super().__init__(codec, transport)
+        self._turns = asyncio.Semaphore(REQUESTS_AT_ONCE)
+        self._log_turns = asyncio.Semaphore(LOG_READS_AT_ONCE)
+
     async def request(self, request: AnyRequest, content: AsyncUploadBytes | None = None) -> Answer:
-        arguments = self._codec.encode(request)
-        deadline = self._codec.deadline(request)
-        async with self._in_time(request, deadline), self._open(arguments, content) as response:
-            return await self._answer(request, response)
+        async with self._turns:
+            arguments = self._codec.encode(request)
+            deadline = self._codec.deadline(request)
+            async with self._in_time(request, deadline), self._open(arguments, content) as response:
+                return await self._answer(request, response)
 
     async def read_log(self, request: LogRequest, log: LogSink, emit: OnLog) -> None:
         receiver = LogReceiver(request, log, emit, self._codec)
-        arguments = self._codec.encode(request)
-        deadline = self._codec.deadline(request)
-        async with AsyncExitStack() as stack:
+        async with self._turn(request) as deadline, AsyncExitStack() as stack:
+            arguments = self._codec.encode(request)
             async with self._in_time(request, deadline):
                 response = await stack.enter_async_context(self._open(arguments))
                 if not receiver.accepts(response):
@@ -121,6 +133,21 @@ class AsyncExchange(_Exchange[httpx.AsyncClient]):
                 deadline.extend(len(chunk))
                 if not receiver.feed(chunk):
                     return None
+
+    @asynccontextmanager
+    async def _turn(self, request: LogRequest) -> AsyncIterator[Deadline]:
+        """Wait for a turn to read a log. The deadline of a running job's read includes the wait."""
+        deadline = self._codec.deadline(request)
+        if request.deadline is None:
+            await self._log_turns.acquire()
+            deadline = self._codec.deadline(request)
+        else:
+            async with self._in_time(request, deadline):
+                await self._log_turns.acquire()
+        try:
+            yield deadline
+        finally:
+            self._log_turns.release()
 
     async def _answer(self, request: AnyRequest, response: httpx.Response) -> Answer:
         body = Body(request, response)

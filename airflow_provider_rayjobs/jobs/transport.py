@@ -38,6 +38,8 @@ _MAX_OTHER = 64 * 1024
 # limit would end a large transfer on a slow network. Without a limit, a transfer of one byte per second would go on.
 _LOG_TIMEOUT = 60.0
 _SLOWEST_TRANSFER = 32 * 1024
+# Idle connections are closed; the number of requests at the same time is the caller's.
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
 # Errors of a request without an answer. On an event loop httpx does not translate a TLS alert after the handshake of
 # TLS 1.3, for instance the alert that the server requires a client certificate.
 _FAILURES = (httpx.HTTPError, ssl.SSLError, DeadlineError)
@@ -74,6 +76,7 @@ class HttpCodec:
             "proxy": None if access.proxy is None else _proxy(access.proxy, context),
             "auth": _GuardedAuth(access.auth) if access.auth else None,
             "transport": transport,
+            "limits": _LIMITS,
         }
 
     @contextmanager

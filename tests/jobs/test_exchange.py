@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from airflow_provider_rayjobs.exceptions import RayApiConnectionError, RayApiResponseError, RayJobsError
-from airflow_provider_rayjobs.jobs import AsyncRayJobsClient, RayJobsClient, endpoints
+from airflow_provider_rayjobs.jobs import AsyncRayJobsClient, RayJobsClient, endpoints, exchange
 from airflow_provider_rayjobs.jobs.access import Access
 from airflow_provider_rayjobs.jobs.logs.cursor import LogCursor
 from airflow_provider_rayjobs.jobs.requests import LogRequest, Request
@@ -313,3 +313,78 @@ def test_error_of_on_log_is_raised_unchanged(run: Run, error: Exception, size: i
         run(address, engine(), on_log)
 
     assert caught.value is error
+
+
+def test_log_reads_leave_turns_for_requests() -> None:
+    """While more logs are read than there are turns, a status request does not wait, and no request fails."""
+    lines = b"".join(b"line %d\n" % number for number in range(3))
+    has_answered, started = threading.Event(), threading.Semaphore(0)
+
+    def handle(connection: socket.socket) -> None:
+        while (line := receive(connection)) and b"/logs/file" not in line:
+            connection.sendall(ANSWER)
+        if line:
+            started.release()
+            has_answered.wait(30)
+            connection.sendall(LOG + lines)
+
+    async def read(client: AsyncRayJobsClient, shown: list[str]) -> None:
+        await client.run(do(ReadLog(endpoints.get_log_file("a", "n"), LogCursor())), shown.append)
+
+    async def watch(address: str) -> list[list[str]]:
+        shown: list[list[str]] = [[] for _ in range(3 * exchange.LOG_READS_AT_ONCE)]
+        async with AsyncRayJobsClient(address, retry_timeout=0) as client:
+            reads = [asyncio.ensure_future(read(client, lines)) for lines in shown]
+            for _ in range(exchange.LOG_READS_AT_ONCE):
+                await asyncio.to_thread(started.acquire)
+            polls = 2 * exchange.REQUESTS_AT_ONCE
+            await asyncio.gather(*(client.send(endpoints.get_version()) for _ in range(polls)))
+            assert not any(shown)
+            has_answered.set()
+            await asyncio.gather(*reads)
+        return shown
+
+    with serving(handle) as address:
+        shown = asyncio.run(watch(address))
+
+    assert all("\n".join(records).encode() + b"\n" == lines for records in shown)
+
+
+def test_number_of_requests_at_once_is_bounded() -> None:
+    """An async client sends a bounded number of requests at the same time; the others wait and then succeed."""
+    current, most = 0, 0
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        nonlocal current, most
+        current += 1
+        most = max(most, current)
+        await asyncio.sleep(0.001)
+        current -= 1
+        return httpx.Response(200, content=VERSION)
+
+    async def poll() -> None:
+        async with AsyncRayJobsClient("http://ray-head:8265", transport=httpx.MockTransport(answer)) as client:
+            await asyncio.gather(*(client.send(endpoints.get_version()) for _ in range(500)))
+
+    asyncio.run(poll())
+
+    assert most == exchange.REQUESTS_AT_ONCE
+
+
+def test_wait_for_a_turn_is_part_of_the_deadline() -> None:
+    """The read of a running job's log ends at its deadline even if it gets no turn."""
+
+    def handle(connection: socket.socket) -> None:
+        receive(connection)
+        drip(connection, LOG, piece=b"line\n")
+
+    async def watch(address: str) -> None:
+        step = ReadLog(LogRequest("read the log", "/", deadline=0.3), LogCursor())
+        async with AsyncRayJobsClient(address) as client:
+            for _ in range(exchange.LOG_READS_AT_ONCE):
+                await client._http._log_turns.acquire()
+            with pytest.raises(RayApiConnectionError, match="without the whole answer"):
+                await client.run(do(step))
+
+    with serving(handle) as address:
+        asyncio.run(watch(address))
