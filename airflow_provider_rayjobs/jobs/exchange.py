@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import httpx
@@ -25,6 +26,15 @@ REQUESTS_AT_ONCE = 32
 LOG_READS_AT_ONCE = 12
 
 
+@dataclass(eq=False)
+class _Pool(Generic[Http]):
+    """The connections that were made with one state of the certificate files; closed when its last user leaves."""
+
+    http: Http
+    certificates: tuple[int, ...]
+    users: set[object] = field(default_factory=set)
+
+
 class _Exchange(Generic[Http]):
     _http_type: type[Http]
 
@@ -32,11 +42,25 @@ class _Exchange(Generic[Http]):
         self, codec: HttpCodec, transport: httpx.BaseTransport | httpx.AsyncBaseTransport | None = None
     ) -> None:
         self._codec = codec
-        self._http: Http = self._http_type(**codec.client_settings(transport))
+        self._transport = transport
+        self._pool: _Pool[Http] = self._new_pool()
+
+    def _new_pool(self) -> _Pool[Http]:
+        certificates = self._codec.certificates()
+        return _Pool(self._http_type(**self._codec.client_settings(self._transport)), certificates, {self})
+
+    def _renew(self, request: AnyRequest) -> _Pool[Http] | None:
+        """Make new connections if a certificate file was replaced, and return the old ones."""
+        if self._pool.certificates == self._codec.certificates():
+            return None
+        old = self._pool
+        with self._codec.naming_unusable_file("Certificate file", request):
+            self._pool = self._new_pool()
+        return old
 
     @property
     def is_closed(self) -> bool:
-        return self._http.is_closed
+        return self._pool.http.is_closed
 
 
 class BlockingExchange(_Exchange[httpx.Client]):
@@ -47,7 +71,7 @@ class BlockingExchange(_Exchange[httpx.Client]):
     def request(self, request: AnyRequest, content: UploadBytes | None = None) -> Answer:
         """Send one request and return its answer."""
         arguments = self._codec.encode(request)
-        with self._in_time(request, self._codec.deadline(request)), self._open(arguments, content) as response:
+        with self._in_time(request, self._codec.deadline(request)), self._open(request, arguments, content) as response:
             return self._answer(request, response)
 
     def read_log(self, request: LogRequest, log: LogSink, emit: OnLog) -> None:
@@ -57,7 +81,7 @@ class BlockingExchange(_Exchange[httpx.Client]):
         deadline = self._codec.deadline(request)
         with ExitStack() as stack:
             with self._in_time(request, deadline):
-                response = stack.enter_context(self._open(arguments))
+                response = stack.enter_context(self._open(request, arguments))
                 if not receiver.accepts(response):
                     raise endpoints.error_for_answer(request, self._answer(request, response))
             chunks = response.iter_bytes()
@@ -87,12 +111,26 @@ class BlockingExchange(_Exchange[httpx.Client]):
             yield
 
     @contextmanager
-    def _open(self, arguments: dict[str, Any], content: UploadBytes | None = None) -> Iterator[httpx.Response]:
-        with self._http.stream(**arguments, content=content, extensions={"trace": observe_deadlines}) as response:
-            yield response
+    def _open(
+        self, request: AnyRequest, arguments: dict[str, Any], content: UploadBytes | None = None
+    ) -> Iterator[httpx.Response]:
+        if (old := self._renew(request)) is not None:
+            self._leave(old, self)
+        pool, user = self._pool, object()
+        pool.users.add(user)
+        try:
+            with pool.http.stream(**arguments, content=content, extensions={"trace": observe_deadlines}) as response:
+                yield response
+        finally:
+            self._leave(pool, user)
+
+    def _leave(self, pool: _Pool[httpx.Client], user: object) -> None:
+        pool.users.discard(user)
+        if not pool.users:
+            pool.http.close()
 
     def close(self) -> None:
-        self._http.close()
+        self._leave(self._pool, self)
 
 
 class AsyncExchange(_Exchange[httpx.AsyncClient]):
@@ -109,7 +147,7 @@ class AsyncExchange(_Exchange[httpx.AsyncClient]):
         async with self._turns:
             arguments = self._codec.encode(request)
             deadline = self._codec.deadline(request)
-            async with self._in_time(request, deadline), self._open(arguments, content) as response:
+            async with self._in_time(request, deadline), self._open(request, arguments, content) as response:
                 return await self._answer(request, response)
 
     async def read_log(self, request: LogRequest, log: LogSink, emit: OnLog) -> None:
@@ -117,7 +155,7 @@ class AsyncExchange(_Exchange[httpx.AsyncClient]):
         async with self._turn(request) as deadline, AsyncExitStack() as stack:
             arguments = self._codec.encode(request)
             async with self._in_time(request, deadline):
-                response = await stack.enter_async_context(self._open(arguments))
+                response = await stack.enter_async_context(self._open(request, arguments))
                 if not receiver.accepts(response):
                     raise endpoints.error_for_answer(request, await self._answer(request, response))
             chunks = response.aiter_bytes()
@@ -164,10 +202,22 @@ class AsyncExchange(_Exchange[httpx.AsyncClient]):
 
     @asynccontextmanager
     async def _open(
-        self, arguments: dict[str, Any], content: AsyncUploadBytes | None = None
+        self, request: AnyRequest, arguments: dict[str, Any], content: AsyncUploadBytes | None = None
     ) -> AsyncIterator[httpx.Response]:
-        async with self._http.stream(**arguments, content=content) as response:
-            yield response
+        if (old := self._renew(request)) is not None:
+            await self._leave(old, self)
+        pool, user = self._pool, object()
+        pool.users.add(user)
+        try:
+            async with pool.http.stream(**arguments, content=content) as response:
+                yield response
+        finally:
+            await self._leave(pool, user)
+
+    async def _leave(self, pool: _Pool[httpx.AsyncClient], user: object) -> None:
+        pool.users.discard(user)
+        if not pool.users:
+            await pool.http.aclose()
 
     async def aclose(self) -> None:
-        await self._http.aclose()
+        await self._leave(self._pool, self)

@@ -79,6 +79,10 @@ class HttpCodec:
             "limits": _LIMITS,
         }
 
+    def certificates(self) -> tuple[int, ...]:
+        """Return a value that changes when a certificate file is replaced."""
+        return tls.certificate_mtimes(self._access) if self._needs_tls else ()
+
     @contextmanager
     def naming_unusable_file(self, kind: str, request: AnyRequest) -> Iterator[None]:
         """Raise the :class:`ValueError` of an unusable file as an error of the connection, as it may be temporary."""

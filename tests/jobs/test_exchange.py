@@ -1,14 +1,16 @@
-"""Both clients against real sockets: time limits and size limits."""
+"""Both clients against real sockets: time limits, size limits, connections and certificates."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,6 +22,7 @@ from airflow_provider_rayjobs.jobs.access import Access
 from airflow_provider_rayjobs.jobs.logs.cursor import LogCursor
 from airflow_provider_rayjobs.jobs.requests import LogRequest, Request
 from airflow_provider_rayjobs.jobs.steps import EmitRecord, ReadLog, Send
+from tests.secured.certificates import CertificateAuthority, CertificateFiles
 
 VERSION = b'{"version": "4", "ray_version": "2.60.0"}'
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
@@ -388,3 +391,120 @@ def test_wait_for_a_turn_is_part_of_the_deadline() -> None:
 
     with serving(handle) as address:
         asyncio.run(watch(address))
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> CertificateAuthority:
+    return CertificateAuthority(tmp_path, "authority")
+
+
+class Clients:
+    """A TLS server that records the common name of the client's certificate for each request."""
+
+    def __init__(self, authority: CertificateAuthority) -> None:
+        server = authority.issue("server", hosts=("127.0.0.1",))
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.load_cert_chain(server.cert, server.key)
+        self.context.load_verify_locations(authority.cert)
+        self.context.verify_mode = ssl.CERT_REQUIRED
+        self.seen: list[str] = []
+
+    def __call__(self, connection: ssl.SSLSocket) -> None:
+        while receive(connection):
+            certificate = connection.getpeercert()
+            self.seen.append(dict(item[0] for item in certificate["subject"])["commonName"])
+            connection.sendall(ANSWER)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Replace a file, and let its time differ on a file system with a coarse clock too."""
+    path.write_bytes(content)
+    os.utime(path, ns=(time.time_ns(), time.time_ns() + len(content)))
+
+
+def pem_of(files: CertificateFiles) -> bytes:
+    return files.cert.read_bytes() + files.key.read_bytes()
+
+
+def test_replaced_client_certificate_is_used_for_the_next_request(
+    run: Run, authority: CertificateAuthority, tmp_path: Path
+) -> None:
+    """A client uses a replaced client certificate from its next request on, and an unusable one is an error."""
+    clients, file = Clients(authority), tmp_path / "client.pem"
+    old, new = (pem_of(authority.issue(name)) for name in ("old", "new"))
+    replace_file(file, old)
+    version = Send(endpoints.get_version())
+
+    def engine() -> Any:
+        yield version
+        yield version
+        replace_file(file, b"half a certificate")
+        with pytest.raises(RayApiConnectionError, match="^Certificate file is not usable: could not get the") as caught:
+            yield version
+        assert not caught.value.sent
+        replace_file(file, new)
+        yield version
+        yield version
+
+    with serving(clients, clients.context) as address:
+        run(address, engine(), verify=str(authority.cert), client_cert=str(file))
+
+    assert clients.seen == ["old", "old", "new", "new"]
+
+
+def test_replaced_authority_is_used_for_the_next_request(
+    run: Run, authority: CertificateAuthority, tmp_path: Path
+) -> None:
+    """A client trusts a replaced CA file from its next request on, and no longer the old one."""
+    clients, file = Clients(authority), tmp_path / "ca.pem"
+    (tmp_path / "other").mkdir()
+    other = CertificateAuthority(tmp_path / "other", "other")
+    mine = authority.issue("mine")
+    replace_file(file, authority.cert.read_bytes())
+    version = Send(endpoints.get_version())
+
+    def engine() -> Any:
+        yield version
+        replace_file(file, other.cert.read_bytes())
+        with pytest.raises(RayApiConnectionError, match="comes from an authority that verify"):
+            yield version
+        replace_file(file, authority.cert.read_bytes())
+        yield version
+
+    with serving(clients, clients.context) as address:
+        run(address, engine(), verify=str(file), client_cert=str(mine.cert), client_key=str(mine.key))
+
+    assert clients.seen == ["mine", "mine"]
+
+
+def test_old_connections_are_closed_when_their_last_request_has_ended(
+    authority: CertificateAuthority, tmp_path: Path
+) -> None:
+    """A request that is being answered ends undisturbed when a certificate file is replaced; then its client closes."""
+    file = tmp_path / "ca.pem"
+    replace_file(file, authority.cert.read_bytes())
+    may_answer, clients = asyncio.Event(), []
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("slow"):
+            await may_answer.wait()
+        return httpx.Response(200, content=VERSION)
+
+    async def watch() -> None:
+        access = Access(verify=str(file))
+        transport = httpx.MockTransport(answer)
+        async with AsyncRayJobsClient("https://ray-head:8265", access=access, transport=transport) as client:
+            old = client._http._pool.http
+            slow = asyncio.ensure_future(client.send(Request("wait", "GET", "/slow", lambda _: True)))
+            await asyncio.sleep(0)
+            replace_file(file, authority.cert.read_bytes() + b"\n")
+            await client.send(endpoints.get_version())
+            assert client._http._pool.http is not old
+            assert not old.is_closed
+            may_answer.set()
+            assert await slow
+            assert old.is_closed
+            clients.append(client)
+        assert client._http.is_closed
+
+    asyncio.run(watch())
