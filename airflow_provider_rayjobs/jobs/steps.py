@@ -45,6 +45,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from airflow_provider_rayjobs.exceptions import (
     RayApiBusyError,
     RayApiConnectionError,
+    RayApiResponseError,
     RayApiTLSError,
     RayApiUnreachableError,
     RayJobsError,
@@ -73,7 +74,7 @@ class LogSink(Protocol):
         """Take the next bytes, and yield the log records that they complete."""
 
     def flush(self) -> Iterator[str]:
-        """End a read at the current end of the log, and yield the remaining log records."""
+        """End a read, also one that was cut off, and yield the remaining log records."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def with_retries(step: Send | ReadLog | Upload, retry_timeout: float) -> Engine[
             if not may_retry(step.request, error):
                 error.was_retried = failed_at is not None
                 raise
-            pause = with_jitter(delay)
+            pause = retry_pause(delay, error)
             now = yield Sleep(0)
             if now + pause > (now if failed_at is None else failed_at) + retry_timeout:
                 raise
@@ -244,6 +245,12 @@ def may_retry(request: AnyRequest, error: RayJobsError) -> bool:
     return request.idempotent and isinstance(error, RayApiBusyError)
 
 
-def with_jitter(delay: float) -> float:
-    """Randomise half of a delay, so that many callers do not retry at the same moment."""
-    return delay * random.uniform(0.5, 1)  # noqa: S311  (no secret)
+def with_jitter(delay: float, part: float = 0.5) -> float:
+    """Randomise a part of a delay, half of it by default, so that many callers do not come at the same moment."""
+    return delay * random.uniform(1 - part, 1)  # noqa: S311  (no secret)
+
+
+def retry_pause(delay: float, error: RayJobsError) -> float:
+    """Randomise the delay before a retry. A busy server may ask for a longer one (``Retry-After``)."""
+    asked = error.retry_after if isinstance(error, RayApiResponseError) else 0.0
+    return max(with_jitter(delay), 2 * asked - with_jitter(asked))
