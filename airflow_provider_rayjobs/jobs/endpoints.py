@@ -134,17 +134,24 @@ def get_log_text(submission_id: str) -> LogRequest:
     return LogRequest(f"read the log of job {submission_id}", f"{_job_path(submission_id)}/logs", is_json=True)
 
 
-def get_log_file(submission_id: str, node_id: str) -> LogRequest:
+def get_log_file(submission_id: str, node_id: str, last_lines: int = -1) -> LogRequest:
     """
     Describe the request for a driver's log file, as bytes (Ray 2.47 and later).
 
     The request names the file. Given a ``submission_id``, the head would search all jobs that it ever ran.
+
+    :param last_lines: only so many lines from the end.
     """
     return LogRequest(
         f"read the log of job {submission_id}",
         "/api/v0/logs/file",
         # By default the head cuts the answer off after 30 s.
-        {"node_id": node_id, "filename": log_name(submission_id), "lines": "-1", "timeout": str(_LOG_TIMEOUT)},
+        {
+            "node_id": node_id,
+            "filename": log_name(submission_id),
+            "lines": str(last_lines),
+            "timeout": str(_LOG_TIMEOUT),
+        },
     )
 
 

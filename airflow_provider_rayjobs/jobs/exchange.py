@@ -90,7 +90,7 @@ class BlockingExchange(_Exchange[httpx.Client]):
                     with self._in_time(request, deadline):
                         chunk = next(chunks, None)
                 except RayJobsError:
-                    receiver.drain()
+                    receiver.end_early()
                     raise
                 if chunk is None:
                     return receiver.finish()
@@ -164,7 +164,7 @@ class AsyncExchange(_Exchange[httpx.AsyncClient]):
                     async with self._in_time(request, deadline):
                         chunk = await anext(chunks, None)
                 except RayJobsError:
-                    receiver.drain()
+                    receiver.end_early()
                     raise
                 if chunk is None:
                     return receiver.finish()

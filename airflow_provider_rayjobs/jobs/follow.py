@@ -112,7 +112,7 @@ def follow_job(
                 )
             limit_at = now + limits.remaining(details)
             if reader is not None:
-                yield from reader.read(details, max_delay)
+                yield from reader.read(details, max_delay, limits.remaining(details))
                 now = yield Sleep(0)
             limits.check(details)
             if details.status.is_terminal() or (reader is not None and reader.hands_over):

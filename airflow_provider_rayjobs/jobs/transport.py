@@ -225,8 +225,7 @@ class LogReceiver:
             data = self._json.decode(data) if self._json else data
         except ValueError as error:
             raise self._error(str(error)) from error
-        for record in self._log.feed(data):
-            self._emit(record)
+        self._emit_all(self._log.feed(data))
         return self._log.needs_more
 
     def finish(self) -> None:
@@ -235,7 +234,15 @@ class LogReceiver:
             return
         if self._json and not self._json.is_whole:
             raise self._error("the JSON is cut off")
-        for record in self._log.flush():
+        self._emit_all(self._log.flush())
+
+    def end_early(self) -> None:
+        """End a read that was cut off: show the whole lines that have arrived."""
+        if self.drain():
+            self._emit_all(self._log.flush())
+
+    def _emit_all(self, records: Iterator[str]) -> None:
+        for record in records:
             self._emit(record)
 
     def _error(self, reason: str) -> RayApiAddressError:

@@ -16,12 +16,22 @@ from typing import Any
 import httpx
 import pytest
 
-from airflow_provider_rayjobs.exceptions import Delivery, RayApiConnectionError, RayApiResponseError, RayJobsError
+from airflow_provider_rayjobs.exceptions import (
+    Delivery,
+    RayApiConnectionError,
+    RayApiResponseError,
+    RayJobsError,
+    RayJobTimeoutError,
+)
 from airflow_provider_rayjobs.jobs import AsyncRayJobsClient, RayJobsClient, endpoints, exchange
 from airflow_provider_rayjobs.jobs.access import Access
+from airflow_provider_rayjobs.jobs.follow import follow_job
+from airflow_provider_rayjobs.jobs.job_ref import JobRef
+from airflow_provider_rayjobs.jobs.limits import Limits
 from airflow_provider_rayjobs.jobs.logs.cursor import LogCursor
+from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.requests import LogRequest, Request
-from airflow_provider_rayjobs.jobs.steps import EmitRecord, ReadLog, Send
+from airflow_provider_rayjobs.jobs.steps import ReadLog, Send
 from tests.secured.certificates import CertificateAuthority, CertificateFiles
 
 VERSION = b'{"version": "4", "ray_version": "2.60.0"}'
@@ -181,15 +191,12 @@ def test_read_of_a_log_ends_at_its_deadline(run: Run) -> None:
     request = LogRequest("read the log", "/", deadline=0.7)
     log = LogCursor()
 
-    def engine() -> Any:
-        with pytest.raises(RayApiConnectionError, match="without the whole answer: could not read the log"):
-            yield ReadLog(request, log)
-        yield from map(EmitRecord, log.flush())
+    said = "without the whole answer: could not read the log"
+    with serving(handle) as address, pytest.raises(RayApiConnectionError, match=said):
+        run(address, do(ReadLog(request, log)), shown.append)
 
-    with serving(handle) as address:
-        run(address, engine(), shown.append)
-
-    assert "\n".join(shown).startswith("line\nline")
+    assert shown[0].startswith("line\nline")
+    assert log.offset == 5 * len(shown[0].split())
 
 
 def test_deadline_includes_a_slow_callback(run: Run) -> None:
@@ -508,3 +515,34 @@ def test_old_connections_are_closed_when_their_last_request_has_ended(
         assert client._http.is_closed
 
     asyncio.run(watch())
+
+
+def test_time_limit_is_enforced_while_a_log_drips(run: Run) -> None:
+    """A job is polled, and its time limit enforced, although the read of its log never ends."""
+    polls = 0
+
+    def handle(connection: socket.socket) -> None:
+        nonlocal polls
+        while line := receive(connection):
+            if b"/logs/file" in line:
+                drip(connection, LOG, piece=b"line\n")
+            if b"/api/version" in line:
+                connection.sendall(ANSWER)
+            else:
+                polls += 1
+                job = (
+                    b'{"submission_id": "a", "type": "SUBMISSION", "status": "RUNNING", "driver_node_id": "n", "start_time": %d}'
+                    % began
+                )
+                connection.sendall(OK + b"Content-Length: %d\r\n\r\n" % len(job) + job)
+
+    shown: list[str] = []
+    began = int(time.time() * 1000)
+    following = follow_job(
+        JobRef("http://head:8265", "a"), reader=LogReader(), limits=Limits(job_timeout=2), poll_interval=1
+    )
+    with serving(handle) as address, pytest.raises(RayJobTimeoutError, match="job_timeout is 2 s"):
+        run(address, following, shown.append)
+
+    assert polls >= 2
+    assert shown[0].startswith("line")

@@ -713,6 +713,31 @@ def test_time_limit_is_enforced_in_time_in_an_outage(seconds: float) -> None:
     assert seconds <= cluster.clock - 1000 <= seconds + 0.5
 
 
+@pytest.mark.parametrize("poll_interval", [0.1, 1, 5])
+@pytest.mark.parametrize("seconds", [0.0, 2.0, 20.0, 100.0])
+def test_slow_log_does_not_delay_a_time_limit(seconds: float, poll_interval: float) -> None:
+    """While a log arrives more slowly than it can be read, a limit is enforced within a second and one poll."""
+    cluster = SlowLog(jobs=[RUNNING], files=[b"one\n"])
+
+    with pytest.raises(RayJobTimeoutError):
+        cluster.drive(
+            follow_job("a", reader=LogReader(), limits=Limits(job_timeout=seconds), poll_interval=poll_interval)
+        )
+
+    assert seconds <= cluster.clock - 1000 <= seconds + 1 + 0.5
+    assert sum(cluster.deadlines) <= 0.06 * (cluster.clock - 1000) + 2 * max(poll_interval, 1)
+
+
+def test_slow_log_does_not_delay_status_polls() -> None:
+    """A read of a running job's log has a deadline of ``poll_interval``, which doubles up to a minute."""
+    cluster = SlowLog(jobs=[RUNNING] * 10_000 + [SUCCEEDED], files=[b"one\n"])
+
+    cluster.drive(follow_job("a", reader=LogReader()))
+
+    assert cluster.deadlines[:8] == [5, 5, 10, 20, 40, 60, 60, 60]
+    assert sum(cluster.deadlines) < 0.05 * (cluster.clock - 1000)
+
+
 @dataclass
 class Outages(Ageing):
     """A cluster whose outage ends at a given time."""
@@ -723,6 +748,22 @@ class Outages(Ageing):
         if isinstance(step, Send) and self.clock >= self.until:
             scripts["jobs"] = iter([RUNNING])
         return super()._do(step, scripts)
+
+
+@dataclass
+class SlowLog(Ageing):
+    """A cluster that sends the first line of a log, and then nothing until the deadline of the read."""
+
+    deadlines: list[float] = field(default_factory=list)
+
+    def _do(self, step: Any, scripts: dict[str, Iterator[Any]]) -> Any:
+        if not isinstance(step, ReadLog) or self.clock > 1_000_000 or step.request.deadline is None:
+            return super()._do(step, scripts)
+        self.deadlines.append(step.request.deadline)
+        self.clock += step.request.deadline
+        step.log.begin()
+        self.shown += [*step.log.feed(b"one\ntw"), *step.log.flush()]
+        return LOST
 
 
 @dataclass
