@@ -289,6 +289,22 @@ def query_job(record: JobRecord, unreachable_timeout: float) -> Engine[ClusterAn
             return ClusterAnswer(job, version.session_name)
 
 
+def id_of_try(context: Context) -> str:
+    """Return the id of a try: each try of a task instance has its own."""
+    return str(getattr(context["ti"], "id", ""))
+
+
+def owner_of(context: Context) -> dict[str, str]:
+    """Return the keys of a job's metadata that name its task instance."""
+    task_instance = context["ti"]
+    return {
+        "airflow_dag_id": task_instance.dag_id,
+        "airflow_run_id": task_instance.run_id,
+        "airflow_task_id": task_instance.task_id,
+        "airflow_map_index": str(-1 if task_instance.map_index is None else task_instance.map_index),
+    }
+
+
 def new_submission_id(context: Context) -> str:
     """Return a unique id that names the task, such as ``nightly.train-m3-try2-5f0c9a1b7d3e2468``."""
     task_instance = context["ti"]

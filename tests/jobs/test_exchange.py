@@ -531,8 +531,8 @@ def test_time_limit_is_enforced_while_a_log_drips(run: Run) -> None:
             else:
                 polls += 1
                 job = (
-                    b'{"submission_id": "a", "type": "SUBMISSION", "status": "RUNNING", "driver_node_id": "n", "start_time": %d}'
-                    % began
+                    b'{"submission_id": "a", "type": "SUBMISSION", "status": "RUNNING", "driver_node_id": "n", '
+                    b'"start_time": %d}' % began
                 )
                 connection.sendall(OK + b"Content-Length: %d\r\n\r\n" % len(job) + job)
 

@@ -212,7 +212,7 @@ def test_delays_grow_in_an_outage(poll_interval: float, most: float) -> None:
     cluster = Cluster(jobs=[LOST])
 
     with pytest.raises(RayApiUnreachableError):
-        cluster.drive(follow_job("a", poll_interval=poll_interval, unreachable_timeout=3600))
+        cluster.drive(follow_job(JOB, poll_interval=poll_interval, unreachable_timeout=3600))
 
     first = min(0.5, poll_interval)
     assert all(min(first * 2**number, 30) / 2 <= pause <= most for number, pause in enumerate(cluster.pauses[:-1])), (
@@ -227,7 +227,7 @@ def test_short_outages_do_not_lengthen_later_delays() -> None:
     """After an answer the delays are those between two polls again."""
     cluster = Cluster(jobs=[*[LOST] * 8, *[RUNNING] * 30, SUCCEEDED])
 
-    cluster.drive(follow_job("a", poll_interval=2))
+    cluster.drive(follow_job(JOB, poll_interval=2))
 
     assert max(cluster.pauses[-20:]) <= 2
 
@@ -239,7 +239,7 @@ def test_server_may_ask_for_a_longer_delay(seconds: float, least: float, most: f
     busy.retry_after = seconds
     cluster = Cluster(jobs=[busy, SUCCEEDED])
 
-    cluster.drive(follow_job("a", poll_interval=1))
+    cluster.drive(follow_job(JOB, poll_interval=1))
 
     assert least <= cluster.pauses[0] <= most
 
@@ -247,7 +247,9 @@ def test_server_may_ask_for_a_longer_delay(seconds: float, least: float, most: f
 def test_followers_spread_over_the_time_after_an_outage() -> None:
     """Followers that began together, and saw the same outage, do not all come at the same moment."""
     counts: Counter[int] = Counter()
-    queue: list[tuple[float, int, Any, Any]] = [(0.0, number, follow_job(str(number)), None) for number in range(200)]
+    queue: list[tuple[float, int, Any, Any]] = [
+        (0.0, number, follow_job(JobRef(ADDRESS, str(number))), None) for number in range(200)
+    ]
     while queue and queue[0][0] < 140:
         clock, number, engine, outcome = heapq.heappop(queue)
         step = engine.throw(outcome) if isinstance(outcome, RayJobsError) else engine.send(outcome)
@@ -721,7 +723,7 @@ def test_slow_log_does_not_delay_a_time_limit(seconds: float, poll_interval: flo
 
     with pytest.raises(RayJobTimeoutError):
         cluster.drive(
-            follow_job("a", reader=LogReader(), limits=Limits(job_timeout=seconds), poll_interval=poll_interval)
+            follow_job(JOB, reader=LogReader(), limits=Limits(job_timeout=seconds), poll_interval=poll_interval)
         )
 
     assert seconds <= cluster.clock - 1000 <= seconds + 1 + 0.5
@@ -732,7 +734,7 @@ def test_slow_log_does_not_delay_status_polls() -> None:
     """A read of a running job's log has a deadline of ``poll_interval``, which doubles up to a minute."""
     cluster = SlowLog(jobs=[RUNNING] * 10_000 + [SUCCEEDED], files=[b"one\n"])
 
-    cluster.drive(follow_job("a", reader=LogReader()))
+    cluster.drive(follow_job(JOB, reader=LogReader()))
 
     assert cluster.deadlines[:8] == [5, 5, 10, 20, 40, 60, 60, 60]
     assert sum(cluster.deadlines) < 0.05 * (cluster.clock - 1000)
@@ -780,7 +782,7 @@ def test_job_is_lost_when_the_head_restarts() -> None:
     cluster = Sessions(jobs=[RUNNING, GONE], version=["session_2"])
 
     with pytest.raises(
-        RayJobLostError, match=r"submitted in session session_1, and session session_2 answers now.*gone"
+        RayJobLostError, match=r"The job was in session session_1, and session session_2 answers now.*gone"
     ):
         cluster.drive(follow_job(IN_SESSION_1))
     assert cluster.asked == [POLL, POLL, VERSION]
