@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from airflow.triggers.base import BaseTrigger
 
     from airflow_provider_rayjobs.jobs.packages.local_code import LocalCode
+    from airflow_provider_rayjobs.jobs.packages.upload import UploadedPackages
 
 T = TypeVar("T")
 
@@ -292,11 +293,12 @@ class Execution:
         submission = self.task.new_submission(
             self.context, record.submission_id, record.job.nonce, runtime_env=code.runtime_env if code else None
         )
+        packages: UploadedPackages | None = None
         if code is not None:
             # Imported here, because few tasks have local code.
             from airflow_provider_rayjobs.jobs.packages.upload import upload_packages  # noqa: PLC0415
 
-            self._run(upload_packages(code, timeout))
+            packages = self._run(upload_packages(code, timeout))
         session = self._run(get_session(record.submission_id, timeout))
         job = replace(record.job, session=session)
         self.store.save(
@@ -305,7 +307,7 @@ class Execution:
         self._push_xcoms()
         self._enter(State.SUBMITTING)
         try:
-            is_confirmed = self._run(submit_job(submission, timeout))
+            is_confirmed = self._run(submit_job(submission, timeout, packages.ensure if packages else None))
         except RayJobsError as error:
             if not error.delivery.may_have_effect:
                 self._enter(State.NO_JOB)
