@@ -9,9 +9,12 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies
+
+from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_rayjobs.jobs.access import Access
 from airflow_provider_rayjobs.jobs.redaction import redact_address
@@ -40,6 +43,10 @@ EXTRAS = {
     **dict.fromkeys(("connect_timeout", "read_timeout"), _SECONDS),
     "verify": "text: system, off or the path of a certificate file",
 }
+# Extras that use a credential of the worker. The line in token_file is sent to the host of the connection.
+_FILE_EXTRAS = ("token_file", "client_cert", "client_key")
+# The section of Airflow's configuration that says which files and classes connections may use.
+CONFIG_SECTION = "providers.ray_jobs"
 # Extras that become the field of Access with the same name.
 _ACCESS_EXTRAS = EXTRAS.keys() & {each.name for each in fields(Access)} - {"token", "auth"}
 
@@ -162,7 +169,7 @@ def _stays_on_this_machine(address: str) -> bool:
     proxies = getproxies()
     # Not proxy_bypass(): on macOS it obeys system settings that httpx ignores.
     exceptions = {each.strip() for each in proxies.get("no", "").split(",")}
-    return proxies.keys().isdisjoint((parts.scheme, "all")) or host in exceptions
+    return proxies.keys().isdisjoint((parts.scheme, "all")) or not exceptions.isdisjoint((host, "*"))
 
 
 def _local_token_file() -> str | None:
@@ -183,6 +190,8 @@ def naming_source(source: str) -> Iterator[None]:
 def _cluster_of(connection: Connection, extra: Mapping[str, Any]) -> Cluster:
     address = _address_of(connection, extra.get("base_path", ""))
     if "auth" in extra:
+        if extra["auth"] not in conf.getlist(CONFIG_SECTION, "allowed_auth_classes", fallback=[]):
+            raise ValueError(_describe_forbidden("auth", "a class", "allowed_auth_classes"))
         find_auth(extra["auth"])
     elif "auth_kwargs" in extra:
         raise ValueError("extra auth_kwargs is set without auth. Set extra auth to the class that takes them.")
@@ -209,8 +218,27 @@ def _access_of(connection: Connection, extra: Mapping[str, Any]) -> Access:
         token, password = password, None
     extras = {name: extra[name] for name in _ACCESS_EXTRAS & extra.keys()}
     access = Access(token=token, login=login, password=password, **extras)
+    for name in _FILE_EXTRAS:
+        if name in extra and not _is_allowed_file(extra[name]):
+            raise ValueError(_describe_forbidden(name, "a file of the worker", "allowed_files"))
     check_certificates(access)
     return access
+
+
+def _is_allowed_file(path: str) -> bool:
+    """Tell whether Airflow's configuration lets connections use a file. A ``*`` matches no slash."""
+    given = PurePosixPath(path)
+    patterns = conf.getlist(CONFIG_SECTION, "allowed_files", fallback=[])
+    return ".." not in given.parts and any(each.startswith("/") and given.match(each) for each in patterns)
+
+
+def _describe_forbidden(extra: str, kind: str, option: str) -> str:
+    # The value is not quoted: it may be a token in the wrong field.
+    return (
+        f"extra {extra} names {kind} that connections may not use. An administrator of Airflow can add it to {option} "
+        f"in the section [{CONFIG_SECTION}] of its configuration (environment variable "
+        f"AIRFLOW__{CONFIG_SECTION.replace('.', '_').upper()}__{option.upper()})."
+    )
 
 
 def _address_of(connection: Connection, base_path: str) -> str:
