@@ -25,6 +25,7 @@ from airflow_provider_rayjobs.task.attempts import HAS_STORE, JobRecordStore, Re
 from airflow_provider_rayjobs.task.execution import Execution, Settings
 from airflow_provider_rayjobs.task.kill_switch import KillSwitch
 from airflow_provider_rayjobs.task.outcomes import raising_task_errors
+from airflow_provider_rayjobs.task.text_templates import RendersText
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, ObjectStoragePath, XComArg
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from airflow_provider_rayjobs.jobs.steps import Engine
 
 
-class RayJobSubmitOperator(BaseOperator):
+class RayJobSubmitOperator(RendersText, BaseOperator):
     """
     Submit a job to a Ray cluster, follow it, and succeed or fail as it does.
 
@@ -313,7 +314,7 @@ def build_metadata(context: Context, given: Mapping[str, str]) -> dict[str, str]
     return {"job_name": f"{task_instance.dag_id}.{task_instance.task_id}"} | dict(given) | reserved
 
 
-class _ManageJobOperator(BaseOperator):
+class _ManageJobOperator(RendersText, BaseOperator):
     """Base of the operators for an existing job."""
 
     template_fields: Sequence[str] = ("submission_id", "ray_conn_id", "missing_ok")

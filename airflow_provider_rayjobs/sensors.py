@@ -24,6 +24,7 @@ from airflow_provider_rayjobs.jobs.steps import send
 from airflow_provider_rayjobs.masking import masking_env_vars
 from airflow_provider_rayjobs.task import template_values
 from airflow_provider_rayjobs.task.outcomes import error_for_outcome, to_sensor_error
+from airflow_provider_rayjobs.task.text_templates import RendersText
 from airflow_provider_rayjobs.triggers import RayJobTrigger, details_from_event, emit_job_log
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ MISSING_TIMEOUT = 60.0
 _STORE_KEY = "ray_job_sensor"
 
 
-class RayJobSensor(BaseSensorOperator):
+class RayJobSensor(RendersText, BaseSensorOperator):
     """
     Wait for the end of a Ray job that another task, another DAG or a user submitted.
 
