@@ -8,13 +8,16 @@ is ambiguous: a 500 may mean that the submission id is taken. So Ray's wording d
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from http import HTTPStatus
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from airflow_provider_rayjobs.exceptions import (
+    Delivery,
     RayApiAddressError,
+    RayApiAuthError,
     RayApiBusyError,
     RayApiPackageNotFoundError,
     RayApiRejectedError,
@@ -31,6 +34,8 @@ T = TypeVar("T")
 
 # Seconds. A client that hangs up during a submission can leave a job PENDING forever (ray-project/ray issue 62766).
 SUBMIT_TIMEOUT = 120.0
+# Seconds. A head needs 30 s for a list of 100,000 jobs, and a slow network as long to carry it.
+_LIST_TIMEOUT = 120.0
 # Seconds for the head to send a whole log: a gigabyte over a slow network.
 _LOG_TIMEOUT = 3600
 
@@ -46,7 +51,7 @@ def submit_job(submission: JobSubmission) -> Request[str]:
         f"submit job {submission.submission_id}",
         "POST",
         "/api/jobs/",  # without the last slash Ray answers 404
-        lambda answer: str(answer.get("submission_id") or answer["job_id"]),
+        lambda answer: _check_id(submission.submission_id, answer.get("submission_id") or answer["job_id"]),
         payload=submission.to_json(),
         timeout=SUBMIT_TIMEOUT,
     )
@@ -58,14 +63,36 @@ def get_job(submission_id: str) -> Request[JobDetails]:
         f"get job {submission_id}",
         "GET",
         _job_path(submission_id),
-        JobDetails.from_json,
+        lambda answer: _details_of(submission_id, answer),
         with_time=lambda details, time: replace(details, seen_at=time),
     )
 
 
+def _details_of(submission_id: str, answer: Any) -> JobDetails:
+    details = JobDetails.from_json(answer)
+    _check_id(submission_id, details.submission_id, details.job_id)
+    return details
+
+
+class _AnotherJobError(ValueError):
+    """The answer is about another job, for instance from a proxy's cache."""
+
+
+def _check_id(expected: str, *given: str | None) -> str:
+    if expected not in given:
+        raise _AnotherJobError
+    return expected
+
+
 def list_jobs() -> Request[list[JobDetails]]:
     """Describe the request for all jobs that the cluster remembers, interactive ones (type DRIVER) included."""
-    return Request("list jobs", "GET", "/api/jobs/", lambda answer: [JobDetails.from_json(job) for job in answer])
+    return Request(
+        "list jobs",
+        "GET",
+        "/api/jobs/",
+        lambda answer: [JobDetails.from_json(job) for job in answer],
+        timeout=_LIST_TIMEOUT,
+    )
 
 
 def stop_job(submission_id: str) -> Request[bool]:
@@ -107,17 +134,24 @@ def get_log_text(submission_id: str) -> LogRequest:
     return LogRequest(f"read the log of job {submission_id}", f"{_job_path(submission_id)}/logs", is_json=True)
 
 
-def get_log_file(submission_id: str, node_id: str) -> LogRequest:
+def get_log_file(submission_id: str, node_id: str, last_lines: int = -1) -> LogRequest:
     """
     Describe the request for a driver's log file, as bytes (Ray 2.47 and later).
 
     The request names the file. Given a ``submission_id``, the head would search all jobs that it ever ran.
+
+    :param last_lines: only so many lines from the end.
     """
     return LogRequest(
         f"read the log of job {submission_id}",
         "/api/v0/logs/file",
         # By default the head cuts the answer off after 30 s.
-        {"node_id": node_id, "filename": log_name(submission_id), "lines": "-1", "timeout": str(_LOG_TIMEOUT)},
+        {
+            "node_id": node_id,
+            "filename": log_name(submission_id),
+            "lines": str(last_lines),
+            "timeout": str(_LOG_TIMEOUT),
+        },
     )
 
 
@@ -144,6 +178,11 @@ def parse_answer(request: Request[T], answer: Answer) -> T:
     try:
         result = request.read(json.loads(answer.content))
         return request.with_time(result, answer.time) if request.with_time else result
+    except _AnotherJobError:
+        fact = f"HTTP {answer.status_code}, the answer is about another job"
+        advice = "Check the reverse proxy before Ray: it must not cache answers."
+        message = error_message(fact, request, answer.labelled_address, advice)
+        raise RayApiResponseError(message, status_code=answer.status_code, delivery=Delivery.FOREIGN) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise error_for_answer(request, answer) from error
 
@@ -165,7 +204,29 @@ def error_for_answer(request: AnyRequest, answer: Answer) -> RayApiResponseError
     message = error_message(f"HTTP {answer.status_code}, {fact}", request, answer.labelled_address, advice)
     if quoted := _quote(answer):
         message = f"{message} The answer says: {quoted}{'' if quoted.endswith('.') else '.'}"
-    return kind(message, status_code=answer.status_code)
+    error = kind(message, status_code=answer.status_code, delivery=_delivery_of(kind, answer))
+    error.retry_after = answer.retry_after
+    return error
+
+
+# Ray's words in an error: token authentication, aiohttp's size limit, a traceback, unknown jobs and packages, no agent.
+_RAYS_WORDS = re.compile(
+    r"(Unauthorized|Forbidden): .*authentication token|Maximum request body size|Traceback \(most recent call last\)"
+    r"|submission type jobs|(Job|Package) .* does not exist|No available agent",
+    re.DOTALL,
+)
+_REFUSALS = (
+    RayApiAuthError, RayApiPackageNotFoundError, RayApiRejectedError, RayJobExistsError, RayJobNotFoundError,
+    RayJobNotTerminalError,
+)  # fmt: skip
+
+
+def _delivery_of(kind: type[RayApiResponseError], answer: Answer) -> Delivery:
+    """Tell whether Ray refused a request in its own words. A 500 of Ray may come after the request's effect."""
+    is_rays = _RAYS_WORDS.search(answer.text) is not None and not answer.content_type.startswith("text/html")
+    if not is_rays:
+        return Delivery.FOREIGN
+    return Delivery.REFUSED if issubclass(kind, _REFUSALS) else Delivery.MAY_HAVE_ARRIVED
 
 
 def _diagnose_status(answer: Answer) -> Diagnosis[RayApiResponseError]:

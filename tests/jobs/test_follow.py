@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_rayjobs.exceptions import (
+    Delivery,
     RayApiAddressError,
     RayApiAuthError,
     RayApiBusyError,
@@ -26,15 +29,23 @@ from airflow_provider_rayjobs.exceptions import (
 )
 from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType, RayVersion
 from airflow_provider_rayjobs.jobs.follow import follow_job, poll_job
+from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.limits import Limits
 from airflow_provider_rayjobs.jobs.logs.cursor import NO_ENDING
 from airflow_provider_rayjobs.jobs.logs.download import get_job_logs
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.steps import EmitRecord, Engine, LogMessage, ReadLog, Send, Sleep
+from airflow_provider_rayjobs.jobs.submission import NONCE
+
+ADDRESS = "http://head:8265"
+JOB = JobRef(ADDRESS, "a")
+IN_SESSION_1 = JobRef(ADDRESS, "a", session="session_1")
+
 
 LOST = RayApiConnectionError("cut off")
 BUSY = RayApiBusyError("busy", status_code=503)
 GONE = RayJobNotFoundError("gone", status_code=404)
+ANOTHER_JOB = RayApiResponseError("the answer is about another job", status_code=200, delivery=Delivery.FOREIGN)
 NO_FILE = RayApiResponseError("A file is not found", status_code=500)
 
 RUNNING = JobDetails(JobType.SUBMISSION, JobStatus.RUNNING, submission_id="a", driver_node_id="node")
@@ -123,7 +134,7 @@ def repeat_last(answers: Sequence[Any]) -> Iterator[Any]:
         yield answers[-1]
 
 
-JOB, VERSION, FILE, TEXT = "/api/jobs/a", "/api/version", "/api/v0/logs/file", "/api/jobs/a/logs"
+POLL, VERSION, FILE, TEXT = "/api/jobs/a", "/api/version", "/api/v0/logs/file", "/api/jobs/a/logs"
 
 
 @pytest.mark.parametrize("end", [SUCCEEDED, FAILED, STOPPED, NEVER_RAN], ids=lambda end: end.status)
@@ -131,20 +142,22 @@ def test_job_is_followed_to_its_terminal_status(end: JobDetails) -> None:
     """A job is followed to any terminal status, and returned with that status."""
     cluster = Cluster(jobs=[PENDING, PENDING, RUNNING, end])
 
-    assert cluster.drive(follow_job("a")) is end
-    assert cluster.asked == [JOB] * 4
+    assert cluster.drive(follow_job(JOB)) is end
+    assert cluster.asked == [POLL] * 4
     assert cluster.messages == []
 
 
 def test_engine_yields_its_steps_in_order() -> None:
     """The engine asks for the time, then for the job, and sleeps between two polls."""
-    engine = follow_job("a")
+    engine = follow_job(JOB)
 
     assert next(engine) == Sleep(0)
     asked = engine.send(0.0)
     assert isinstance(asked, Send)
-    assert (asked.request.method, asked.request.path) == ("GET", JOB)
-    assert engine.send(RUNNING) == Sleep(0.5)
+    assert (asked.request.method, asked.request.path) == ("GET", POLL)
+    pause = engine.send(RUNNING)
+    assert isinstance(pause, Sleep)
+    assert 0.4 <= pause.seconds <= 0.5
     assert isinstance(engine.send(0.5), Send)
     with pytest.raises(StopIteration) as end:
         engine.send(SUCCEEDED)
@@ -155,8 +168,8 @@ def test_ended_job_takes_one_request() -> None:
     """A job that has already ended takes one request and no sleep."""
     cluster = Cluster()
 
-    assert cluster.drive(follow_job("a")) is SUCCEEDED
-    assert (cluster.asked, cluster.pauses) == ([JOB], [])
+    assert cluster.drive(follow_job(JOB)) is SUCCEEDED
+    assert (cluster.asked, cluster.pauses) == ([POLL], [])
 
 
 @pytest.mark.parametrize(
@@ -168,31 +181,93 @@ def test_ended_job_takes_one_request() -> None:
     ],
 )
 def test_delay_grows_to_poll_interval(poll_interval: float, pauses: list[float]) -> None:
-    """The delay between two polls grows from half a second to ``poll_interval``, and not further."""
+    """The delay between two polls grows from half a second to ``poll_interval``; up to a fifth of it is random."""
     cluster = Cluster(jobs=[RUNNING] * 10 + [SUCCEEDED])
 
-    cluster.drive(follow_job("a", poll_interval=poll_interval))
+    cluster.drive(follow_job(JOB, poll_interval=poll_interval))
 
-    assert cluster.pauses == pytest.approx(pauses, rel=1e-3)
+    assert len(cluster.pauses) == len(pauses)
+    assert all(0.799 * most <= pause <= 1.001 * most for pause, most in zip(cluster.pauses, pauses, strict=True))
+    assert len(set(cluster.pauses)) == len(pauses)
 
 
 @pytest.mark.parametrize(
     "error",
-    [LOST, BUSY, NO_FILE, RayApiAuthError("token", status_code=401), RayApiAddressError("a page")],
-    ids=lambda error: type(error).__name__,
+    [LOST, BUSY, NO_FILE, ANOTHER_JOB, RayApiAuthError("token", status_code=401), RayApiAddressError("a page")],
+    ids=str,
 )
 def test_outage_is_tolerated_and_logged_twice(error: RayJobsError) -> None:
     """An outage of any kind is tolerated, and logged once at its start and once at its end."""
     cluster = Cluster(jobs=[RUNNING, *[error] * 20, RUNNING, error, SUCCEEDED])
 
-    assert cluster.drive(follow_job("a", poll_interval=2)) is SUCCEEDED
+    assert cluster.drive(follow_job(JOB, poll_interval=2)) is SUCCEEDED
     assert [message.message.split(".")[0].split(", after")[0] for message in cluster.messages] == [
         "No usable answer about Ray job a",
         "Ray answers about job a again",
     ] * 2
     assert str(error) in cluster.warnings[0]
     assert len(cluster.warnings) == 2
-    assert max(cluster.pauses) == 2
+
+
+@pytest.mark.parametrize(("poll_interval", "most"), [(0.1, 30), (5, 30), (60, 60)])
+def test_delays_grow_in_an_outage(poll_interval: float, most: float) -> None:
+    """In an outage the delays double up to half a minute, or ``poll_interval``, and half of each is random."""
+    cluster = Cluster(jobs=[LOST])
+
+    with pytest.raises(RayApiUnreachableError):
+        cluster.drive(follow_job(JOB, poll_interval=poll_interval, unreachable_timeout=3600))
+
+    first = min(0.5, poll_interval)
+    assert all(min(first * 2**number, 30) / 2 <= pause <= most for number, pause in enumerate(cluster.pauses[:-1])), (
+        cluster.pauses
+    )
+    assert max(cluster.pauses) > most / 2
+    assert len(set(cluster.pauses)) == len(cluster.pauses)
+    assert 3599.9 < cluster.clock - 1000 < 3600.2
+
+
+def test_short_outages_do_not_lengthen_later_delays() -> None:
+    """After an answer the delays are those between two polls again."""
+    cluster = Cluster(jobs=[*[LOST] * 8, *[RUNNING] * 30, SUCCEEDED])
+
+    cluster.drive(follow_job(JOB, poll_interval=2))
+
+    assert max(cluster.pauses[-20:]) <= 2
+
+
+@pytest.mark.parametrize(("seconds", "least", "most"), [(2, 2, 3), (45, 45, 67.5)])
+def test_server_may_ask_for_a_longer_delay(seconds: float, least: float, most: float) -> None:
+    """A busy server is asked again after the time that it names (``Retry-After``), plus a random part of it."""
+    busy = RayApiBusyError("busy", status_code=503)
+    busy.retry_after = seconds
+    cluster = Cluster(jobs=[busy, SUCCEEDED])
+
+    cluster.drive(follow_job(JOB, poll_interval=1))
+
+    assert least <= cluster.pauses[0] <= most
+
+
+def test_followers_spread_over_the_time_after_an_outage() -> None:
+    """Followers that began together, and saw the same outage, do not all come at the same moment."""
+    counts: Counter[int] = Counter()
+    queue: list[tuple[float, int, Any, Any]] = [
+        (0.0, number, follow_job(JobRef(ADDRESS, str(number))), None) for number in range(200)
+    ]
+    while queue and queue[0][0] < 140:
+        clock, number, engine, outcome = heapq.heappop(queue)
+        step = engine.throw(outcome) if isinstance(outcome, RayJobsError) else engine.send(outcome)
+        if isinstance(step, Send):
+            counts[int(10 * clock)] += 1
+            outcome = RayApiConnectionError("cut off") if 20 < clock < 80 else RUNNING
+        elif isinstance(step, Sleep):
+            clock += step.seconds
+            outcome = clock
+        else:
+            outcome = None
+        heapq.heappush(queue, (clock, number, engine, outcome))
+
+    assert max(count for tenth, count in counts.items() if tenth > 200) < 30
+    assert sum(count for tenth, count in counts.items() if 500 < tenth < 800) < 500
 
 
 @pytest.mark.parametrize("timeout", [0, 30, 600])
@@ -203,17 +278,17 @@ def test_outage_ends_following_after_unreachable_timeout(timeout: float) -> None
     with pytest.raises(
         RayApiUnreachableError, match=rf"unreachable_timeout is {timeout} s.*The job may still be running.*cut off"
     ):
-        cluster.drive(follow_job("a", unreachable_timeout=timeout))
+        cluster.drive(follow_job(JOB, unreachable_timeout=timeout))
 
-    assert timeout <= cluster.clock - 1000.5 < timeout + 5
+    assert timeout - 0.001 <= cluster.clock - 1000 - cluster.pauses[0] <= timeout + 0.101
     assert len(cluster.messages) == 1
 
 
 def test_outages_do_not_add_up() -> None:
     """An answer between two outages restarts ``unreachable_timeout``."""
-    cluster = Cluster(jobs=[*([LOST] * 4 + [RUNNING]) * 10, SUCCEEDED])
+    cluster = Cluster(jobs=[*([LOST] * 3 + [RUNNING]) * 10, SUCCEEDED])
 
-    assert cluster.drive(follow_job("a", unreachable_timeout=30)) is SUCCEEDED
+    assert cluster.drive(follow_job(JOB, unreachable_timeout=30)) is SUCCEEDED
     assert cluster.clock - 1000 > 100
 
 
@@ -221,7 +296,7 @@ def test_unknown_job_ends_following() -> None:
     """A job that the cluster does not know ends the following at once, even after an outage."""
     for jobs in ([GONE], [RUNNING, GONE], [LOST, GONE]):
         with pytest.raises(RayJobNotFoundError) as caught:
-            Cluster(jobs=jobs).drive(follow_job("a"))
+            Cluster(jobs=jobs).drive(follow_job(JOB))
         assert caught.value is GONE
 
 
@@ -230,10 +305,10 @@ def test_missing_timeout_waits_for_a_submission() -> None:
     cluster = Cluster(jobs=[GONE] * 5 + [SUCCEEDED])
     too_late = Cluster(jobs=[GONE])
 
-    assert cluster.drive(follow_job("a", missing_timeout=60)) is SUCCEEDED
+    assert cluster.drive(follow_job(JOB, missing_timeout=60)) is SUCCEEDED
     assert cluster.messages == []
     with pytest.raises(RayJobNotFoundError):
-        too_late.drive(follow_job("a", missing_timeout=60))
+        too_late.drive(follow_job(JOB, missing_timeout=60))
     assert 60 <= too_late.clock - 1000 <= 65
 
 
@@ -241,7 +316,7 @@ def test_unknown_job_ends_an_outage() -> None:
     """The answer that a job is unknown is usable: it ends an outage."""
     cluster = Cluster(jobs=[LOST, *[GONE] * 20, LOST, SUCCEEDED])
 
-    assert cluster.drive(follow_job("a", missing_timeout=600, unreachable_timeout=30)) is SUCCEEDED
+    assert cluster.drive(follow_job(JOB, missing_timeout=600, unreachable_timeout=30)) is SUCCEEDED
 
 
 def test_unknown_status_is_not_terminal() -> None:
@@ -249,7 +324,7 @@ def test_unknown_status_is_not_terminal() -> None:
     paused, moved = (replace(RUNNING, status=JobStatus(word)) for word in ("PAUSED", "MOVED"))
     cluster = Cluster(jobs=[paused, paused, RUNNING, paused, moved, moved, SUCCEEDED])
 
-    assert cluster.drive(follow_job("a")) is SUCCEEDED
+    assert cluster.drive(follow_job(JOB)) is SUCCEEDED
     assert [message.split(",")[0] for message in cluster.warnings] == [
         "Ray job a has status PAUSED",
         "Ray job a has status MOVED",
@@ -261,7 +336,7 @@ def test_interactive_job_has_no_log() -> None:
     ended = replace(INTERACTIVE, status=JobStatus.SUCCEEDED)
     cluster = Cluster(jobs=[INTERACTIVE, INTERACTIVE, ended])
 
-    assert cluster.drive(follow_job("02000000", reader=LogReader())) is ended
+    assert cluster.drive(follow_job(JobRef(ADDRESS, "02000000"), reader=LogReader())) is ended
     assert cluster.asked == ["/api/jobs/02000000"] * 3
     assert [message.message.split(":")[0] for message in cluster.messages] == [
         "Job 02000000 was started interactively (type DRIVER)"
@@ -290,11 +365,11 @@ def test_log_source_depends_on_the_ray_version(version: str | RayJobsError, sour
         texts=["one\ntw", "one\ntwo\nthree"],
     )
 
-    assert cluster.drive(follow_job("a", reader=LogReader())) is SUCCEEDED
+    assert cluster.drive(follow_job(JOB, reader=LogReader())) is SUCCEEDED
     assert cluster.shown == ["one", "two", "three"]
     assert cluster.asked.count(VERSION) == 1
     assert cluster.asked.count(source) == 3
-    assert set(cluster.asked) == {JOB, VERSION, source}
+    assert set(cluster.asked) == {POLL, VERSION, source}
 
 
 def test_long_log_text_is_emitted_in_records() -> None:
@@ -302,7 +377,7 @@ def test_long_log_text_is_emitted_in_records() -> None:
     lines = [f"line {number}" for number in range(2500)]
     cluster = Cluster(jobs=[RUNNING, SUCCEEDED], version=["2.40.0"], texts=["\n".join(lines)])
 
-    cluster.drive(follow_job("a", reader=LogReader()))
+    cluster.drive(follow_job(JOB, reader=LogReader()))
 
     assert "\n".join(cluster.shown) == "\n".join(lines)
     assert len(cluster.shown) < 10
@@ -312,9 +387,9 @@ def test_log_is_read_only_at_the_end() -> None:
     """With ``live=False`` the log is read once, after the job has ended."""
     cluster = Cluster(jobs=[RUNNING] * 5 + [SUCCEEDED], files=[b"one\ntwo\n"])
 
-    cluster.drive(follow_job("a", reader=LogReader(live=False)))
+    cluster.drive(follow_job(JOB, reader=LogReader(live=False)))
 
-    assert cluster.asked == [JOB] * 6 + [VERSION, FILE]
+    assert cluster.asked == [POLL] * 6 + [VERSION, FILE]
     assert cluster.shown == ["one\ntwo"]
 
 
@@ -322,8 +397,8 @@ def test_job_that_never_started_has_no_log() -> None:
     """No log is requested for a job that never started."""
     cluster = Cluster(jobs=[PENDING, NEVER_RAN])
 
-    assert cluster.drive(follow_job("a", reader=LogReader())) is NEVER_RAN
-    assert cluster.asked == [JOB, JOB]
+    assert cluster.drive(follow_job(JOB, reader=LogReader())) is NEVER_RAN
+    assert cluster.asked == [POLL, POLL]
     assert cluster.messages == []
 
 
@@ -331,7 +406,7 @@ def test_reading_the_log_takes_a_small_share_of_the_time() -> None:
     """A log that takes 1 s to read is read again after 24 s, so that reading takes 4 % of the time."""
     cluster = Cluster(jobs=[RUNNING] * 100 + [SUCCEEDED], files=[b"x\n"], read_takes=1.0)
 
-    cluster.drive(follow_job("a", reader=LogReader(), poll_interval=1))
+    cluster.drive(follow_job(JOB, reader=LogReader(), poll_interval=1))
 
     between = [later - earlier for earlier, later in zip(cluster.reads, cluster.reads[1:], strict=False)]
     assert all(25 <= pause <= 26 for pause in between[:-1])
@@ -347,7 +422,7 @@ def test_failed_reads_of_a_running_job_lose_nothing() -> None:
         files=[LOST, (b"one\ntwo\nth", LOST), NO_FILE, b"one\ntwo\nthree\n"],
     )
 
-    cluster.drive(follow_job("a", reader=LogReader()))
+    cluster.drive(follow_job(JOB, reader=LogReader()))
 
     assert cluster.shown == ["one\ntwo\nthree"]
     assert [message.message for message in cluster.messages] == [
@@ -360,11 +435,13 @@ def test_log_of_an_ended_job_is_retried(error: RayJobsError) -> None:
     """Failed reads of an ended job's log are retried for a minute, and then the whole log is emitted."""
     cluster = Cluster(files=[error, (b"one\ntw", LOST), error, b"one\ntwo\n"])
 
-    cluster.drive(follow_job("a", reader=LogReader()))
+    cluster.drive(follow_job(JOB, reader=LogReader()))
 
     assert cluster.shown == ["one\ntwo"]
     assert cluster.messages == []
-    assert cluster.pauses == [0.5, 1, 2]
+    assert all(most / 2 <= pause <= most for pause, most in zip(cluster.pauses, [0.5, 1, 2], strict=True)), (
+        cluster.pauses
+    )
 
 
 @pytest.mark.parametrize(
@@ -381,7 +458,7 @@ def test_unreadable_log_is_reported(version: Any, files: Any, texts: Any) -> Non
     """An unreadable log is reported with its location, and does not change the job's result."""
     cluster = Cluster(jobs=[RUNNING, SUCCEEDED], version=version, files=files, texts=texts)
 
-    assert cluster.drive(follow_job("a", reader=LogReader())) is SUCCEEDED
+    assert cluster.drive(follow_job(JOB, reader=LogReader())) is SUCCEEDED
     assert len(cluster.warnings) == 1
     assert "The log of job a is not complete here: 0 bytes were shown" in cluster.warnings[0]
     assert "job-driver-a.log in Ray's log directory on node node" in cluster.warnings[0]
@@ -392,9 +469,9 @@ def test_missing_log_file_is_replaced_by_the_text() -> None:
     """If no byte of the log file can be read, the log is read as text."""
     cluster = Cluster(files=[NO_FILE], texts=["one\ntwo"])
 
-    cluster.drive(follow_job("a", reader=LogReader()))
+    cluster.drive(follow_job(JOB, reader=LogReader()))
 
-    assert cluster.asked == [JOB, VERSION, FILE, TEXT]
+    assert cluster.asked == [POLL, VERSION, FILE, TEXT]
     assert cluster.shown == ["one", "two"]
     assert cluster.messages == []
 
@@ -403,7 +480,7 @@ def test_text_replaces_a_file_of_which_nothing_was_emitted() -> None:
     """If nothing of the file was emitted, the text that replaces it is emitted whole, even with other line ends."""
     cluster = Cluster(files=[(b"10%\r\n20%\r\n", LOST), NO_FILE], texts=["10%\n20%\n30%\ndone\n"])
 
-    cluster.drive(follow_job("a", reader=LogReader()))
+    cluster.drive(follow_job(JOB, reader=LogReader()))
 
     assert "\n".join(cluster.shown) == "10%\n20%\n30%\ndone"
 
@@ -413,7 +490,7 @@ def test_head_without_the_state_api_sends_the_log_as_text() -> None:
     no_endpoint = RayApiAddressError("no such path", status_code=404)
     cluster = Cluster(jobs=[RUNNING, RUNNING, SUCCEEDED], files=[no_endpoint], texts=["one\n", "one\ntwo\n"])
 
-    assert cluster.drive(follow_job("a", reader=LogReader())) is SUCCEEDED
+    assert cluster.drive(follow_job(JOB, reader=LogReader())) is SUCCEEDED
     assert cluster.shown == ["one", "two"]
     assert cluster.warnings == []
 
@@ -423,7 +500,7 @@ def test_error_page_does_not_change_the_log_source() -> None:
     page = RayApiAddressError("a page", status_code=404)
     cluster = Cluster(jobs=[RUNNING, RUNNING, SUCCEEDED], files=[b"one\n", page, b"one\ntwo\n"])
 
-    cluster.drive(follow_job("a", reader=LogReader()))
+    cluster.drive(follow_job(JOB, reader=LogReader()))
     assert cluster.shown == ["one", "two"]
     assert TEXT not in cluster.asked
 
@@ -433,7 +510,7 @@ def test_lost_log_file_is_reported() -> None:
     reader = LogReader()
     cluster = Cluster(jobs=[RUNNING, FAILED], files=[b"one\ntwo\n", NO_FILE], texts=["other\n"])
 
-    assert cluster.drive(follow_job("a", reader=reader)) is FAILED
+    assert cluster.drive(follow_job(JOB, reader=reader)) is FAILED
     assert cluster.shown == ["one\ntwo"]
     assert "8 bytes were shown, the rest cannot be read" in cluster.warnings[0]
     assert TEXT not in cluster.asked
@@ -445,7 +522,7 @@ def test_file_error_of_a_restarting_head_is_retried() -> None:
     reader = LogReader()
     cluster = Cluster(jobs=[RUNNING, FAILED], files=[b"one\ntwo\n", NO_FILE, b"one\ntwo\nthree\n"])
 
-    assert cluster.drive(follow_job("a", reader=reader)) is FAILED
+    assert cluster.drive(follow_job(JOB, reader=reader)) is FAILED
     assert cluster.shown == ["one\ntwo", "three"]
     assert cluster.warnings == []
     assert reader.log.ending.last_lines == ("one", "two", "three")
@@ -469,15 +546,15 @@ def test_poll_sends_one_request_and_reads_the_log() -> None:
     cluster = Cluster(jobs=[RUNNING, RUNNING, SUCCEEDED], files=[b"one\n", b"one\ntwo\n"])
     reader = LogReader()
 
-    assert cluster.drive(poll_job("a", None)) is RUNNING
-    assert cluster.asked == [JOB]
-    cluster.drive(poll_job("a", reader))
+    assert cluster.drive(poll_job(JOB, None)) is RUNNING
+    assert cluster.asked == [POLL]
+    cluster.drive(poll_job(JOB, reader))
     assert cluster.shown == ["one"]
     reader.live = False
-    cluster.drive(poll_job("a", reader))
+    cluster.drive(poll_job(JOB, reader))
     assert cluster.shown == ["one"]
     with pytest.raises(RayJobNotFoundError):
-        Cluster(jobs=[GONE]).drive(poll_job("a", reader))
+        Cluster(jobs=[GONE]).drive(poll_job(JOB, reader))
 
 
 answers = st.sampled_from([PENDING, RUNNING, LOST, BUSY, replace(RUNNING, status=JobStatus("NEW"))])
@@ -501,9 +578,9 @@ def test_any_sequence_of_answers_has_one_result(
 
     if end is GONE:
         with pytest.raises(RayJobNotFoundError):
-            cluster.drive(follow_job("a", reader=LogReader()))
+            cluster.drive(follow_job(JOB, reader=LogReader()))
     else:
-        assert cluster.drive(follow_job("a", reader=LogReader())) is end
+        assert cluster.drive(follow_job(JOB, reader=LogReader())) is end
     shown = "".join(f"{record}\n" for record in cluster.shown).encode()
     assert text.startswith(shown)
     assert shown == text or end in (GONE, NEVER_RAN)
@@ -516,23 +593,23 @@ def test_any_sequence_of_answers_has_one_result(
 @pytest.mark.parametrize(
     ("cluster", "asked"),
     [
-        pytest.param(Cluster(files=[b"one\ntwo"]), [JOB, VERSION, FILE], id="file"),
-        pytest.param(Cluster(jobs=[RUNNING], files=[b"one\ntwo"]), [JOB, VERSION, FILE], id="of a running job"),
+        pytest.param(Cluster(files=[b"one\ntwo"]), [POLL, VERSION, FILE], id="file"),
+        pytest.param(Cluster(jobs=[RUNNING], files=[b"one\ntwo"]), [POLL, VERSION, FILE], id="of a running job"),
         pytest.param(
             Cluster(jobs=[BUSY, SUCCEEDED], files=[LOST, (b"on", LOST), b"one\ntwo"]),
-            [JOB, JOB, VERSION, FILE, FILE, FILE],
+            [POLL, POLL, VERSION, FILE, FILE, FILE],
             id="with failures",
         ),
         pytest.param(
             Cluster(version=[BUSY, LOST, "2.60.0"], files=[b"one\ntwo"]),
-            [JOB, VERSION, VERSION, VERSION, FILE],
+            [POLL, VERSION, VERSION, VERSION, FILE],
             id="with failed version requests",
         ),
-        pytest.param(Cluster(version=["2.40.0"], texts=["one\ntwo"]), [JOB, VERSION, TEXT], id="text of an old head"),
+        pytest.param(Cluster(version=["2.40.0"], texts=["one\ntwo"]), [POLL, VERSION, TEXT], id="text of an old head"),
         pytest.param(
-            Cluster(files=[NO_FILE], texts=[BUSY, "one\ntwo"]), [JOB, VERSION, FILE, TEXT, TEXT], id="no file"
+            Cluster(files=[NO_FILE], texts=[BUSY, "one\ntwo"]), [POLL, VERSION, FILE, TEXT, TEXT], id="no file"
         ),
-        pytest.param(Cluster(jobs=[PENDING], texts=["one\ntwo"]), [JOB, TEXT], id="no node"),
+        pytest.param(Cluster(jobs=[PENDING], texts=["one\ntwo"]), [POLL, TEXT], id="no node"),
     ],
 )
 def test_whole_log_is_returned_as_text(cluster: Cluster, asked: list[str]) -> None:
@@ -573,7 +650,7 @@ def test_time_limit_is_enforced_within_half_a_second(seconds: float, poll_interv
     cluster = Ageing(jobs=[RUNNING])
 
     with pytest.raises(RayJobTimeoutError, match="job_timeout") as caught:
-        cluster.drive(follow_job("a", limits=Limits(job_timeout=seconds), poll_interval=poll_interval))
+        cluster.drive(follow_job(JOB, limits=Limits(job_timeout=seconds), poll_interval=poll_interval))
 
     assert caught.value.details is not None
     assert caught.value.details.name == "a"
@@ -586,10 +663,10 @@ def test_pending_timeout_applies_to_pending_jobs_only() -> None:
     started = Ageing(jobs=[PENDING, PENDING, *[RUNNING] * 20, SUCCEEDED])
     waiting = Ageing(jobs=[PENDING])
 
-    assert started.drive(follow_job("a", limits=limits)).status == JobStatus.SUCCEEDED
+    assert started.drive(follow_job(JOB, limits=limits)).status == JobStatus.SUCCEEDED
     assert started.clock - 1000 > 60
     with pytest.raises(RayJobTimeoutError) as caught:
-        waiting.drive(follow_job("a", limits=limits))
+        waiting.drive(follow_job(JOB, limits=limits))
     assert caught.value.limit == "pending_timeout"
 
 
@@ -597,7 +674,7 @@ def test_ended_job_is_not_abandoned() -> None:
     """A job that has ended is returned with its log, even if a time limit expired before its end was seen."""
     cluster = Ageing(jobs=[SUCCEEDED], files=[b"one\n"], clock=9000.0)
 
-    ended = cluster.drive(follow_job("a", limits=Limits(job_timeout=5), reader=LogReader()))
+    ended = cluster.drive(follow_job(JOB, limits=Limits(job_timeout=5), reader=LogReader()))
     assert ended.status == JobStatus.SUCCEEDED
     assert cluster.shown == ["one"]
 
@@ -607,7 +684,7 @@ def test_log_is_emitted_before_a_job_is_abandoned() -> None:
     cluster = Ageing(jobs=[RUNNING], files=[b"one\n", b"one\ntwo\n"])
 
     with pytest.raises(RayJobTimeoutError):
-        cluster.drive(follow_job("a", limits=Limits(job_timeout=0.7), reader=LogReader()))
+        cluster.drive(follow_job(JOB, limits=Limits(job_timeout=0.7), reader=LogReader()))
     assert cluster.shown == ["one", "two"]
 
 
@@ -616,18 +693,82 @@ def test_time_limit_is_enforced_after_an_outage() -> None:
     cluster = Ageing(jobs=[RUNNING, *[LOST] * 10, RUNNING])
 
     with pytest.raises(RayJobTimeoutError):
-        cluster.drive(follow_job("a", limits=Limits(job_timeout=3)))
+        cluster.drive(follow_job(JOB, limits=Limits(job_timeout=3)))
     assert cluster.clock - 1000 > 3
     assert len(cluster.warnings) == 1
 
 
-def test_expiring_limit_does_not_shorten_delays_in_an_outage() -> None:
-    """During an outage a limit that is about to expire does not shorten the delay between two polls."""
+def test_expired_limit_does_not_shorten_delays_in_an_outage() -> None:
+    """A limit that expires during an outage shortens one delay, and no later one."""
     cluster = Ageing(jobs=[RUNNING, *[LOST] * 20, SUCCEEDED])
 
-    cluster.drive(follow_job("a", limits=Limits(job_timeout=1)))
+    cluster.drive(follow_job(JOB, limits=Limits(job_timeout=1)))
 
-    assert cluster.pauses[-1] == 5
+    assert all(15 <= pause <= 30 for pause in cluster.pauses[-10:])
+
+
+@pytest.mark.parametrize("seconds", [3, 20, 100])
+def test_time_limit_is_enforced_in_time_in_an_outage(seconds: float) -> None:
+    """A poll comes when a limit expires, so that the limit is enforced if the outage has ended by then."""
+    cluster = Outages(jobs=[RUNNING, LOST], until=1000.0 + seconds)
+
+    with pytest.raises(RayJobTimeoutError):
+        cluster.drive(follow_job(JOB, limits=Limits(job_timeout=seconds)))
+
+    assert seconds <= cluster.clock - 1000 <= seconds + 0.5
+
+
+@pytest.mark.parametrize("poll_interval", [0.1, 1, 5])
+@pytest.mark.parametrize("seconds", [0.0, 2.0, 20.0, 100.0])
+def test_slow_log_does_not_delay_a_time_limit(seconds: float, poll_interval: float) -> None:
+    """While a log arrives more slowly than it can be read, a limit is enforced within a second and one poll."""
+    cluster = SlowLog(jobs=[RUNNING], files=[b"one\n"])
+
+    with pytest.raises(RayJobTimeoutError):
+        cluster.drive(
+            follow_job(JOB, reader=LogReader(), limits=Limits(job_timeout=seconds), poll_interval=poll_interval)
+        )
+
+    assert seconds <= cluster.clock - 1000 <= seconds + 1 + 0.5
+    assert sum(cluster.deadlines) <= 0.06 * (cluster.clock - 1000) + 2 * max(poll_interval, 1)
+
+
+def test_slow_log_does_not_delay_status_polls() -> None:
+    """A read of a running job's log has a deadline of ``poll_interval``, which doubles up to a minute."""
+    cluster = SlowLog(jobs=[RUNNING] * 10_000 + [SUCCEEDED], files=[b"one\n"])
+
+    cluster.drive(follow_job(JOB, reader=LogReader()))
+
+    assert cluster.deadlines[:8] == [5, 5, 10, 20, 40, 60, 60, 60]
+    assert sum(cluster.deadlines) < 0.05 * (cluster.clock - 1000)
+
+
+@dataclass
+class Outages(Ageing):
+    """A cluster whose outage ends at a given time."""
+
+    until: float = 0.0
+
+    def _do(self, step: Any, scripts: dict[str, Iterator[Any]]) -> Any:
+        if isinstance(step, Send) and self.clock >= self.until:
+            scripts["jobs"] = iter([RUNNING])
+        return super()._do(step, scripts)
+
+
+@dataclass
+class SlowLog(Ageing):
+    """A cluster that sends the first line of a log, and then nothing until the deadline of the read."""
+
+    deadlines: list[float] = field(default_factory=list)
+
+    def _do(self, step: Any, scripts: dict[str, Iterator[Any]]) -> Any:
+        if not isinstance(step, ReadLog) or self.clock > 1_000_000 or step.request.deadline is None:
+            return super()._do(step, scripts)
+        self.deadlines.append(step.request.deadline)
+        self.clock += step.request.deadline
+        step.log.begin()
+        self.shown += [*step.log.feed(b"one\ntw"), *step.log.flush()]
+        return LOST
 
 
 @dataclass
@@ -643,11 +784,9 @@ def test_job_is_lost_when_the_head_restarts() -> None:
     """A job that is unknown because the head was restarted is lost, and the error names both sessions."""
     cluster = Sessions(jobs=[RUNNING, GONE], version=["session_2"])
 
-    with pytest.raises(
-        RayJobLostError, match=r"submitted in session session_1, and session session_2 answers now.*gone"
-    ):
-        cluster.drive(follow_job("a", session="session_1"))
-    assert cluster.asked == [JOB, JOB, VERSION]
+    with pytest.raises(RayJobLostError, match=r"was in session session_1, and session session_2 answers now.*gone"):
+        cluster.drive(follow_job(IN_SESSION_1))
+    assert cluster.asked == [POLL, POLL, VERSION]
 
 
 def test_unknown_job_in_its_own_session_is_not_lost() -> None:
@@ -655,8 +794,8 @@ def test_unknown_job_in_its_own_session_is_not_lost() -> None:
     cluster = Sessions(jobs=[RUNNING, GONE], version=["session_1"])
 
     with pytest.raises(RayJobNotFoundError):
-        cluster.drive(follow_job("a", session="session_1"))
-    assert cluster.asked == [JOB, JOB, VERSION]
+        cluster.drive(follow_job(IN_SESSION_1))
+    assert cluster.asked == [POLL, POLL, VERSION]
 
 
 def test_session_is_requested_only_if_needed() -> None:
@@ -664,8 +803,8 @@ def test_session_is_requested_only_if_needed() -> None:
     unknown, known = Sessions(jobs=[GONE]), Sessions(jobs=[RUNNING, SUCCEEDED])
 
     with pytest.raises(RayJobNotFoundError):
-        unknown.drive(follow_job("a"))
-    known.drive(follow_job("a", session="session_1"))
+        unknown.drive(follow_job(JOB))
+    known.drive(follow_job(IN_SESSION_1))
     assert VERSION not in unknown.asked + known.asked
 
 
@@ -674,9 +813,9 @@ def test_restarted_head_is_asked_for_its_session_until_it_answers() -> None:
     cluster = Sessions(jobs=[RUNNING, LOST, LOST, GONE, GONE, GONE], version=[BUSY, LOST, "session_2"])
 
     with pytest.raises(RayJobLostError):
-        cluster.drive(follow_job("a", session="session_1"))
+        cluster.drive(follow_job(IN_SESSION_1))
     assert len(cluster.warnings) == 1
-    assert cluster.asked == [JOB] * 4 + [VERSION, JOB, VERSION, JOB, VERSION]
+    assert cluster.asked == [POLL] * 4 + [VERSION, POLL, VERSION, POLL, VERSION]
 
 
 def test_missing_timeout_does_not_apply_to_a_lost_job() -> None:
@@ -684,5 +823,134 @@ def test_missing_timeout_does_not_apply_to_a_lost_job() -> None:
     cluster = Sessions(jobs=[GONE], version=["session_2"])
 
     with pytest.raises(RayJobLostError):
-        cluster.drive(follow_job("a", session="session_1", missing_timeout=60))
+        cluster.drive(follow_job(IN_SESSION_1, missing_timeout=60))
     assert cluster.pauses == []
+
+
+OURS = replace(RUNNING, start_time=1000, metadata={NONCE: "ours"})
+NO_NONCE = replace(OURS, metadata={})
+ANOTHER_HAS_ITS_ID = f"Ray job a was lost: another job at {ADDRESS} has its id now"
+
+
+@pytest.mark.parametrize("status", [JobStatus.RUNNING, JobStatus.SUCCEEDED])
+@pytest.mark.parametrize(
+    ("job", "theirs"),
+    [
+        pytest.param(JobRef(ADDRESS, "a", nonce="ours"), replace(OURS, metadata={NONCE: "theirs"}), id="another nonce"),
+        pytest.param(JobRef(ADDRESS, "a", nonce="ours"), NO_NONCE, id="no nonce"),
+        pytest.param(JobRef(ADDRESS, "a", start_time=1000), replace(NO_NONCE, start_time=2000), id="other start time"),
+        pytest.param(JobRef(ADDRESS, "a", start_time=1000), replace(NO_NONCE, start_time=None), id="no start time"),
+    ],
+)
+def test_another_job_with_the_same_id_is_not_followed(job: JobRef, theirs: JobDetails, status: JobStatus) -> None:
+    """If another job has the id, the job that is meant is lost, whatever the other job's status and log."""
+    theirs = replace(theirs, status=status)
+    cluster, poll = Cluster(jobs=[theirs]), Cluster(jobs=[theirs])
+
+    with pytest.raises(RayJobLostError, match=ANOTHER_HAS_ITS_ID):
+        cluster.drive(follow_job(job, reader=LogReader(), missing_timeout=60))
+    with pytest.raises(RayJobLostError, match=ANOTHER_HAS_ITS_ID):
+        poll.drive(poll_job(job, LogReader()))
+    assert cluster.asked == poll.asked == [POLL]
+
+
+@pytest.mark.parametrize("between", [[], [LOST], [GONE, LOST]], ids=["at once", "after an outage", "after a restart"])
+@pytest.mark.parametrize(
+    ("job", "first", "later"),
+    [
+        pytest.param(JOB, NO_NONCE, replace(NO_NONCE, start_time=2000), id="another start time"),
+        pytest.param(JOB, OURS, replace(OURS, metadata={NONCE: "theirs"}), id="another nonce"),
+        pytest.param(JOB, OURS, NO_NONCE, id="record came back without metadata"),
+        pytest.param(JOB, INTERACTIVE, replace(INTERACTIVE, start_time=2000), id="interactive job, not seen before"),
+        pytest.param(JobRef(ADDRESS, "a", nonce="ours"), OURS, replace(OURS, metadata={}), id="known nonce"),
+    ],
+)
+def test_job_that_is_replaced_while_it_is_followed_is_lost(
+    job: JobRef, first: JobDetails, later: JobDetails, between: list[RayJobsError]
+) -> None:
+    """The first answer completes the reference; a later answer about another job is neither a result nor a log."""
+    first = replace(first, start_time=first.start_time or 1000)
+    cluster = Cluster(jobs=[first, *between, replace(later, status=JobStatus.SUCCEEDED)], files=[b"one\n", b"theirs\n"])
+
+    with pytest.raises(RayJobLostError, match=ANOTHER_HAS_ITS_ID):
+        cluster.drive(follow_job(job, reader=LogReader(), missing_timeout=60))
+    assert "theirs" not in cluster.shown
+
+
+@pytest.mark.parametrize(
+    "job",
+    [JOB, JobRef(ADDRESS, "a", nonce="ours"), JobRef(ADDRESS, "a", start_time=1000), IN_SESSION_1],
+    ids=["id", "nonce", "start time", "session"],
+)
+def test_job_is_followed_with_any_part_of_its_identity(job: JobRef) -> None:
+    """Each known part of a job's identity is compared, and an unknown one is not needed."""
+    ended = replace(OURS, status=JobStatus.SUCCEEDED)
+
+    assert Cluster(jobs=[OURS, OURS, ended]).drive(follow_job(job)) is ended
+
+
+@given(
+    history=st.lists(st.sampled_from([OURS, replace(OURS, status=JobStatus.PENDING), LOST, GONE]), max_size=20),
+    theirs=st.sampled_from([NO_NONCE, replace(OURS, metadata={NONCE: "theirs"})]),
+    status=st.sampled_from([JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.RUNNING]),
+)
+def test_no_result_of_another_job_is_returned(history: list[Any], theirs: JobDetails, status: JobStatus) -> None:
+    """After any sequence of answers the following never ends with the result of another job."""
+    cluster = Cluster(jobs=[*history, replace(theirs, status=status)])
+
+    with pytest.raises(RayJobLostError):
+        cluster.drive(follow_job(JobRef(ADDRESS, "a", nonce="ours"), missing_timeout=9e9))
+
+
+@pytest.mark.parametrize("time_left", [0.0, 0.2, 3.0, 12.34, 1000.0])
+@pytest.mark.parametrize("poll_interval", [0.1, 5.0, 3600.0])
+@pytest.mark.parametrize(
+    ("jobs", "details"),
+    [
+        pytest.param([RUNNING], RUNNING, id="running"),
+        pytest.param([PENDING], PENDING, id="pending"),
+        pytest.param([LOST], None, id="outage"),
+        pytest.param([RUNNING, LOST], RUNNING, id="outage after an answer"),
+        pytest.param([GONE], None, id="not submitted yet"),
+    ],
+)
+def test_time_left_ends_the_following(
+    jobs: list[Any], details: JobDetails | None, time_left: float, poll_interval: float
+) -> None:
+    """After ``time_left`` seconds the following ends with the job as last seen, during an outage as well."""
+    cluster = Cluster(jobs=jobs)
+    engine = follow_job(
+        JOB, time_left=time_left, poll_interval=poll_interval, missing_timeout=9e9, unreachable_timeout=9e9
+    )
+
+    with pytest.raises(
+        RayJobTimeoutError, match="job a did not end within the execution_timeout of this try"
+    ) as caught:
+        cluster.drive(engine)
+
+    assert caught.value.limit == "execution_timeout"
+    assert caught.value.details is details
+    assert cluster.clock - 1000 == pytest.approx(time_left)
+
+
+def test_no_time_left_still_takes_one_poll() -> None:
+    """Without any time left the job is polled once; if it has ended, it is returned with its log."""
+    ended, running = Cluster(files=[b"one\n"]), Cluster(jobs=[RUNNING, SUCCEEDED])
+
+    assert ended.drive(follow_job(JOB, time_left=0, reader=LogReader())) is SUCCEEDED
+    assert ended.shown == ["one"]
+    for time_left in (0, -5):
+        with pytest.raises(RayJobTimeoutError):
+            running.drive(follow_job(JOB, time_left=time_left))
+    assert (running.asked, running.pauses) == ([POLL] * 2, [])
+
+
+def test_first_of_all_time_limits_ends_the_following() -> None:
+    """``time_left`` delays neither a limit of the job nor the end of an outage."""
+    limited, away = Ageing(jobs=[RUNNING]), Cluster(jobs=[LOST])
+
+    with pytest.raises(RayJobTimeoutError) as caught:
+        limited.drive(follow_job(JOB, limits=Limits(job_timeout=5), time_left=9))
+    assert caught.value.limit == "job_timeout"
+    with pytest.raises(RayApiUnreachableError):
+        away.drive(follow_job(JOB, unreachable_timeout=30, time_left=90))
