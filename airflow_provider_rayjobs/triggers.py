@@ -28,6 +28,7 @@ from airflow_provider_rayjobs.jobs.limits import Limits
 from airflow_provider_rayjobs.jobs.logs.options import LOGS_OFF, LogOptions
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.models import JobDetails
+from airflow_provider_rayjobs.jobs.steps import with_jitter
 from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, stop_and_wait
 from airflow_provider_rayjobs.jobs.tls import certificate_mtimes
 from airflow_provider_rayjobs.log_budget import FlushTimer, LogBudget
@@ -225,7 +226,7 @@ class RayJobTrigger(BaseTrigger):
             except Exception:
                 if not self._job.address or clock() >= give_up_at:
                     raise
-            await asyncio.sleep(_LOOKUP_PAUSE)
+            await asyncio.sleep(with_jitter(_LOOKUP_PAUSE))
 
 
 def emit_job_log(record: str) -> None:
