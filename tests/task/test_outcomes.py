@@ -203,6 +203,10 @@ OTHERS = [
 ]
 
 
+# After these errors of a sensor, waiting again cannot change the result.
+_JOB_ENDS = (RayJobFailedError, RayJobStoppedError, RayJobLostError)
+
+
 def contents(error: BaseException) -> Any:
     return error.args, vars(error)
 
@@ -381,7 +385,7 @@ def test_sensor_error_has_two_classes(error: RayJobsError):
     [
         *(pytest.param(error, True, id=repr(error)) for error in FINAL),
         *(
-            pytest.param(error, isinstance(error, RayJobFailedError | RayJobStoppedError), id=f"{number} {error!r}")
+            pytest.param(error, isinstance(error, _JOB_ENDS), id=f"{number} {error!r}")
             for number, error in enumerate(OTHERS[:-1])
         ),
     ],
