@@ -144,7 +144,7 @@ class JobRecord:
         try:
             known = {each.name: stored[each.name] for each in fields(cls) if each.name in stored}
             generation = None
-            if (given := stored["generation"]) is not None:
+            if (given := stored.get("generation")) is not None:
                 generation = RetryGeneration(given["max_tries"], given["run_start"], given.get("clear_number"))
             return cls(**{**known, "job": JobRef.from_json(stored["job"]), "generation": generation})
         except (TypeError, ValueError, KeyError, AttributeError):

@@ -121,6 +121,7 @@ class Execution:
         self._store: JobRecordStore | None = None
         self._settings: Settings | None = None
         self.limits = NO_LIMITS
+        self._handed_deadline: float | None = None
         self.reader: LogReader | None = None
         self._own: Target | None = None
         self._target: Target | None = None
@@ -183,6 +184,7 @@ class Execution:
     def _resume(self, event: Mapping[str, Any]) -> str:
         self._set_up(event)
         self._enter(State.FOLLOWING)
+        self._handed_deadline = event.get("execution_deadline")
         self.reader = self.settings.logs.reader(event.get("log_state"))
         details = details_from_event(event)
         self._update(job=self._record.job.seen(details))
@@ -351,7 +353,13 @@ class Execution:
 
     @property
     def _execution_deadline(self) -> float | None:
-        """When this try's ``execution_timeout`` expires, Unix seconds. Airflow does not enforce it for a trigger."""
+        """
+        When this try's ``execution_timeout`` expires, Unix seconds. Airflow does not enforce it for a trigger.
+
+        The trigger hands it over, as Airflow before 3.2 sets ``start_date`` again when a task resumes.
+        """
+        if self._handed_deadline is not None:
+            return self._handed_deadline
         start = getattr(self.context["ti"], "start_date", None)
         if self.settings.execution_timeout is None or start is None:
             return None
