@@ -159,9 +159,13 @@ class RayJobTrigger(BaseTrigger):
 
     async def _follow(self) -> TriggerEvent:
         options = self.options
-        event: dict[str, Any] = {"version": 1, "submission_id": self.submission_id, "job_ref": self._job.to_json()}
-        if options.try_id is not None:
-            event["try_id"] = options.try_id
+        event: dict[str, Any] = {
+            "version": 1,
+            "submission_id": self.submission_id,
+            "job_ref": self._job.to_json(),
+            "try_id": options.try_id,
+            "execution_deadline": options.execution_deadline,
+        }
         reader: LogReader | None = None
         if self._unknown:
             self.log.warning("Arguments of another version are ignored: %s.", ", ".join(self._unknown))

@@ -145,7 +145,7 @@ class JobRecord:
         with suppress(TypeError, ValueError, KeyError, AttributeError):
             known = {each.name: stored[each.name] for each in fields(cls) if each.name in stored}
             generation = None
-            if (given := stored["generation"]) is not None:
+            if (given := stored.get("generation")) is not None:
                 generation = RetryGeneration(given["max_tries"], given["run_start"], given.get("clear_number"))
             job, number = JobRef.from_json(stored["job"]), int(stored.get("number", 1))
             if isinstance(job.submission_id, str) and isinstance(job.address, str):
