@@ -56,7 +56,7 @@ def log_state() -> dict[str, Any]:
 def trigger_arguments() -> dict[str, Any]:
     return RayJobTrigger(
         JOB.submission_id, "ray_nightly", 10.0, unreachable_timeout=300.0, missing_timeout=60.0, job_ref=JOB.to_json(),
-        limits=LIMITS.to_json(), execution_deadline=1767312100.5, stop_on_kill=True, stop_timeout=20.0,
+        limits=LIMITS.to_json(), try_id="0197", execution_deadline=1767312100.5, stop_on_kill=True, stop_timeout=20.0,
         logs=LOGS.to_json(), log_state=log_state(), deferred_at=1767312000.5,
     ).serialize()[1]  # fmt: skip
 
@@ -180,6 +180,7 @@ def read_event(stored: Any) -> dict[str, Any]:
         "submission_id": stored.get("submission_id"),
         "job_ref": JobRef.from_json({"address": "", "submission_id": "", **(stored.get("job_ref") or {})}).to_json(),
         "log_state": read_log_state(stored.get("log_state")),
+        "try_id": stored.get("try_id"),
         "execution_deadline": stored.get("execution_deadline"),
     }
     try:
