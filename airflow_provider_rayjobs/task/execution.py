@@ -109,7 +109,6 @@ class Execution(Boundary):
         self.limits = settings.limits
         self.reader = settings.logs.reader()
         self._own = Target.of_connection(self.task.ray_conn_id, check_token_file=not self.is_resumed)
-        self._target = self._own
         if event is not None:
             self._find_target()
 
