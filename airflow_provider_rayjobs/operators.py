@@ -23,10 +23,12 @@ from airflow_provider_rayjobs.jobs.packages.paths import has_local_code
 from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, delete_ended_job, stop_and_wait
 from airflow_provider_rayjobs.jobs.submission import build_submission, check_runtime_env_keys
 from airflow_provider_rayjobs.task import template_values
-from airflow_provider_rayjobs.task.attempts import HAS_STORE, RetryGeneration
-from airflow_provider_rayjobs.task.execution import Execution, Settings, owner_of
+from airflow_provider_rayjobs.task.attempts import HAS_STORE, RetryGeneration, owner_of
+from airflow_provider_rayjobs.task.boundary import Settings
+from airflow_provider_rayjobs.task.execution import Execution
 from airflow_provider_rayjobs.task.kill_switch import KillSwitch
 from airflow_provider_rayjobs.task.outcomes import raising_task_errors
+from airflow_provider_rayjobs.task.text_templates import RendersText
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, ObjectStoragePath, XComArg
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from airflow_provider_rayjobs.jobs.steps import Engine
 
 
-class RayJobSubmitOperator(BaseOperator):
+class RayJobSubmitOperator(RendersText, BaseOperator):
     """
     Submit a job to a Ray cluster, follow it, and succeed or fail as it does.
 
@@ -258,7 +260,9 @@ class RayJobSubmitOperator(BaseOperator):
             secrets=template_values.as_package_secrets(self.package_secrets),
             storage=None if template_values.is_unset(self.package_storage) else open_storage(self.package_storage),
         )
-        return (yield from run_in_slices(packages, "Hashing local code"))
+        code = yield from run_in_slices(packages, "Hashing local code")
+        masking.mask_env_vars(code.runtime_env)  # requirements files may hold URLs with credentials
+        return code
 
     def new_submission(
         self, context: Context, submission_id: str, nonce: str | None = None, *, runtime_env: Any = None
@@ -317,7 +321,7 @@ def build_metadata(context: Context, given: Mapping[str, str]) -> dict[str, str]
     return {"job_name": f"{task_instance.dag_id}.{task_instance.task_id}"} | dict(given) | reserved
 
 
-class _ManageJobOperator(BaseOperator):
+class _ManageJobOperator(RendersText, BaseOperator):
     """Base of the operators for an existing job."""
 
     template_fields: Sequence[str] = ("submission_id", "ray_conn_id", "missing_ok")

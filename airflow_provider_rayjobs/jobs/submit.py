@@ -7,16 +7,20 @@ Local code is packed and uploaded before the submission. A submission creates ex
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from airflow_provider_rayjobs.exceptions import Delivery, RayJobExistsError
+from airflow_provider_rayjobs.exceptions import Delivery, RayJobExistsError, RayJobsError
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobSubmission
 from airflow_provider_rayjobs.jobs.packages.paths import has_local_code
 from airflow_provider_rayjobs.jobs.progress import run_in_slices
-from airflow_provider_rayjobs.jobs.steps import Engine, LogMessage, raising_unreachable, send
+from airflow_provider_rayjobs.jobs.redaction import redact_urls
+from airflow_provider_rayjobs.jobs.steps import Engine, LogMessage, Send, Step, map_steps, raising_unreachable, send
 from airflow_provider_rayjobs.jobs.submission import NONCE, SubmissionOptions, build_submission, check_runtime_env_keys
+
+# An engine that prepares an attempt to submit a job; it is told whether an earlier attempt failed.
+BeforeAttempt = Callable[[bool], Engine[None]]
 
 
 class CodeOptions(SubmissionOptions, total=False):
@@ -40,6 +44,7 @@ def submit_with_code(entrypoint: str | Sequence[str], options: CodeOptions, retr
     arguments: dict[str, Any] = dict(options)
     secrets = arguments.pop("package_secrets", False)
     runtime_env: Any = arguments.get("runtime_env")
+    before_attempt: BeforeAttempt | None = None
     if not has_local_code(runtime_env):
         submission = build_submission(entrypoint, **arguments)
     else:
@@ -50,12 +55,14 @@ def submit_with_code(entrypoint: str | Sequence[str], options: CodeOptions, retr
         check_runtime_env_keys(runtime_env)
         code = yield from run_in_slices(find_packages(runtime_env, secrets=secrets), "Hashing local code")
         submission = build_submission(entrypoint, **{**arguments, "runtime_env": code.runtime_env})
-        yield from upload_packages(code, retry_timeout)
-    yield from submit_job(submission, retry_timeout)
+        before_attempt = (yield from upload_packages(code, retry_timeout)).ensure
+    yield from submit_job(submission, retry_timeout, before_attempt)
     return submission.submission_id
 
 
-def submit_job(submission: JobSubmission, retry_timeout: float) -> Engine[bool]:
+def submit_job(
+    submission: JobSubmission, retry_timeout: float, before_attempt: BeforeAttempt | None = None
+) -> Engine[bool]:
     """
     Submit a job exactly once.
 
@@ -63,6 +70,7 @@ def submit_job(submission: JobSubmission, retry_timeout: float) -> Engine[bool]:
     the job's metadata tells whether the job is this submission's.
 
     :param retry_timeout: seconds for which a failed request is retried.
+    :param before_attempt: runs before each attempt to submit. Its errors are those of the attempt.
     :return: whether Ray confirmed the submission. Otherwise the client found the job by its nonce, and Ray may never
         start it (ray-project/ray issue 62766).
     :raises RayJobExistsError: the id belongs to the job of another submission.
@@ -71,9 +79,10 @@ def submit_job(submission: JobSubmission, retry_timeout: float) -> Engine[bool]:
     """
     job = submission.submission_id
     may_exist = f"Ray may have received the submission: look for job {job} on the cluster before you submit another."
+    sending = send(endpoints.submit_job(submission), retry_timeout)
     try:
         with raising_unreachable(retry_timeout, may_exist):
-            yield from send(endpoints.submit_job(submission), retry_timeout)
+            yield from _before_each_attempt(sending, before_attempt) if before_attempt else sending
     except RayJobExistsError:
         existing: JobDetails = yield from send(endpoints.get_job(job), retry_timeout)
         if existing.metadata.get(NONCE) != submission.metadata[NONCE]:
@@ -83,6 +92,24 @@ def submit_job(submission: JobSubmission, retry_timeout: float) -> Engine[bool]:
     return True
 
 
+def _before_each_attempt(sending: Engine[str], before_attempt: BeforeAttempt) -> Engine[str]:
+    is_repeated = False
+
+    def perform(step: Step) -> Engine[Any]:
+        nonlocal is_repeated
+        if isinstance(step, Send):
+            was_repeated, is_repeated = is_repeated, True
+            try:
+                yield from before_attempt(was_repeated)
+            except RayJobsError as error:
+                if error.delivery is not Delivery.REFUSED:
+                    error.delivery = Delivery.NOT_SENT  # the submission was not
+                raise
+        return (yield step)
+
+    return map_steps(sending, perform)
+
+
 def _warn_about_older_code(submission: JobSubmission, existing: JobDetails) -> Engine[None]:
     """Warn if this submission's existing job was submitted with other code."""
     if not existing.runtime_env:
@@ -90,11 +117,11 @@ def _warn_about_older_code(submission: JobSubmission, existing: JobDetails) -> E
     for key in ("working_dir", "py_modules"):
         current, running = (submission.runtime_env or {}).get(key) or None, existing.runtime_env.get(key) or None
         if current != running:
-            yield LogMessage(
+            message = (
                 f"Ray job {submission.submission_id} runs older code: it was submitted with {key} {running}, and {key} "
-                f"is {current} now. The job is kept. To run the current code, stop the job and submit a new one.",
-                logging.WARNING,
+                f"is {current} now. The job is kept. To run the current code, stop the job and submit a new one."
             )
+            yield LogMessage(redact_urls(message), logging.WARNING)
 
 
 def get_session(submission_id: str, retry_timeout: float) -> Engine[str | None]:

@@ -7,9 +7,11 @@ import inspect
 import json
 import logging
 import pickle
+import re
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ import httpx
 import pytest
 
 from airflow_provider_rayjobs.exceptions import (
+    Delivery,
     RayApiAddressError,
     RayApiAuthError,
     RayApiBusyError,
@@ -64,6 +67,15 @@ class Cut(httpx.SyncByteStream, httpx.AsyncByteStream):
             yield chunk
 
 
+def as_requested_job(request: httpx.Request, content: bytes) -> bytes:
+    """Return an answer about one job with the id of the requested job and one start time: each sample has its own."""
+    if not re.match(rb'\{[^{]*"submission_id": ', content):
+        return content
+    name = json.loads(request.content)["submission_id"] if request.content else request.url.path.rpartition("jobs/")[2]
+    own = {"job_id": name, "submission_id": name, "start_time": 1_795_406_831_854}
+    return json.dumps({key: value and own.get(key, value) for key, value in json.loads(content).items()}).encode()
+
+
 class Wire:
     """Answers requests from a script; an error in it is raised, and its last entry repeats. Records the requests."""
 
@@ -78,7 +90,8 @@ class Wire:
             raise answer
         if isinstance(answer, httpx.Response) and not isinstance(answer.stream, Cut):
             # a response can be read once, and the cases share it
-            return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
+            content = as_requested_job(request, answer.content)
+            return httpx.Response(answer.status_code, headers=answer.headers, content=content)
         return answer(request) if callable(answer) else answer
 
     @property
@@ -205,7 +218,9 @@ def test_lost_answer_to_a_submission_is_recovered_by_the_nonce(call: Call, is_ow
 
     def describe(request: httpx.Request) -> httpx.Response:
         metadata = sent[0]["metadata"] if is_own else {"submission_nonce": "theirs"}
-        return httpx.Response(200, json={"type": "SUBMISSION", "status": "PENDING", "metadata": metadata})
+        return httpx.Response(
+            200, json={"type": "SUBMISSION", "submission_id": "mine", "status": "PENDING", "metadata": metadata}
+        )
 
     wire = Wire(accept, sample("duplicate_id.500.txt"), describe)
 
@@ -236,6 +251,16 @@ def test_idempotent_request_is_retried(call: Call, failure: httpx.Response | htt
 
     assert call("get_job", wire, "a", client_retry_timeout=5).status == JobStatus.RUNNING
     assert wire.asked == [f"GET {JOB}"] * 2
+
+
+@pytest.mark.parametrize("code", [429, 503])
+def test_retry_after_of_a_busy_server_is_respected(call: Call, code: int) -> None:
+    """A request is retried no earlier than the server asks."""
+    wire = Wire(httpx.Response(code, headers={"Retry-After": "1"}), sample("job_running.json"))
+    began = time.monotonic()
+
+    assert call("get_job", wire, "a", client_retry_timeout=5).status == JobStatus.RUNNING
+    assert time.monotonic() - began >= 1
 
 
 @pytest.mark.parametrize(
@@ -280,7 +305,7 @@ def test_connection_error_leads_with_the_fact(call: Call, failure: httpx.HTTPErr
     with pytest.raises(RayApiConnectionError) as caught:
         call("get_job", Wire(failure), "a", client_retry_timeout=0)
 
-    assert caught.value.sent is sent
+    assert caught.value.delivery is (Delivery.MAY_HAVE_ARRIVED if sent else Delivery.NOT_SENT)
     assert caught.value.__cause__ is failure
     assert str(caught.value).startswith(f"{fact}: could not get job a at {ADDRESS}. ")
     assert str(caught.value).endswith(f" Cause: {type(failure).__name__}: {failure}.")
@@ -420,7 +445,7 @@ def test_follow_job_emits_the_log_and_logs_outages(call: Call, caplog: pytest.Lo
     assert (details.status, details.driver_exit_code) == ("FAILED", 3)
     assert "\n".join(shown) + "\n" == LOG.decode()
     assert [record.levelname for record in caplog.records if "airflow_provider" in record.name] == ["WARNING", "INFO"]
-    assert wire.requests[-1].url.params["filename"] == "job-driver-sample-failed.log"
+    assert wire.requests[-1].url.params["filename"] == "job-driver-a.log"
 
 
 def test_follow_job_without_on_log_reads_no_log(call: Call) -> None:

@@ -11,9 +11,12 @@ import pytest
 
 from airflow_provider_rayjobs.exceptions import (
     Delivery,
+    RayApiAddressError,
     RayApiAuthError,
     RayApiBusyError,
     RayApiConnectionError,
+    RayApiRejectedError,
+    RayApiResponseError,
     RayJobNotFoundError,
     RayJobsError,
 )
@@ -32,6 +35,7 @@ from airflow_provider_rayjobs.jobs.steps import (
     advance,
     interruptible,
     may_retry,
+    retry_pause,
     send,
     with_jitter,
     with_retries,
@@ -59,6 +63,29 @@ def test_may_retry(error: RayJobsError, read: bool, delete: bool) -> None:
     assert may_retry(endpoints.get_job("a"), error) is read
     assert may_retry(endpoints.get_log_file("a", "node"), error) is read
     assert may_retry(endpoints.delete_job("a"), error) is delete
+
+
+@pytest.mark.parametrize(
+    ("error", "read", "write"),
+    [
+        pytest.param(RayApiAddressError("ingress", status_code=404), False, True, id="404"),
+        pytest.param(RayApiAddressError("login page", status_code=200), False, True, id="login page"),
+        pytest.param(RayApiAuthError("ingress", status_code=403), False, True, id="403"),
+        pytest.param(RayApiResponseError("another job", status_code=200), False, True, id="another job"),
+        pytest.param(RayApiBusyError("nginx", status_code=502), True, True, id="busy"),
+        pytest.param(RayApiRejectedError("nginx", status_code=413), False, False, id="too large"),
+    ],
+)
+def test_post_is_retried_after_another_programs_answer(error: RayApiResponseError, read: bool, write: bool) -> None:
+    """A POST is retried after another program's answer, unless it is too large. Ray's own refusal is final."""
+    error.delivery = Delivery.FOREIGN
+    submission, package = endpoints.submit_job(build_submission("true")), endpoints.put_package("a.zip", 1)
+    assert may_retry(submission, error) is may_retry(endpoints.stop_job("a"), error) is write
+    assert may_retry(endpoints.get_job("a"), error) is may_retry(package, error) is read
+    assert not may_retry(endpoints.delete_job("a"), error)
+
+    error.delivery = Delivery.REFUSED
+    assert may_retry(submission, error) is isinstance(error, RayApiBusyError)
 
 
 @pytest.mark.parametrize("step", [Send(endpoints.get_job("a")), ReadLog(endpoints.get_log_file("a", "n"), LogCursor())])
@@ -134,6 +161,33 @@ def test_jitter_halves_a_delay_at_most() -> None:
 
     assert len(delays) > 1
     assert 4 <= min(delays) <= max(delays) <= 8
+
+
+@pytest.mark.parametrize(
+    ("asked", "least", "most"),
+    [pytest.param(0, 4, 8, id="nothing"), pytest.param(2, 4, 8, id="less"), pytest.param(20, 20, 30, id="more")],
+)
+def test_server_may_ask_for_a_longer_pause(asked: float, least: float, most: float) -> None:
+    """A retry waits as long as a busy server asks (``Retry-After``), and a random part of that time longer."""
+    busy = RayApiBusyError("busy", status_code=503)
+    busy.retry_after = asked
+    pauses = [retry_pause(8, busy) for _ in range(100)]
+
+    assert len(set(pauses)) == 100
+    assert least <= min(pauses) <= max(pauses) <= most
+    assert 4 <= retry_pause(8, LOST) <= 8
+
+
+def test_error_is_raised_if_the_server_asks_for_more_time_than_is_left() -> None:
+    """A request is not retried before the time that the server asks for, not even at the end of the timeout."""
+    busy = RayApiBusyError("busy", status_code=503)
+    busy.retry_after = 60.0
+    engine = send(endpoints.get_job("a"), retry_timeout=30)
+    next(engine)
+    engine.throw(busy)
+
+    with pytest.raises(RayApiBusyError):
+        engine.send(100.0)
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,10 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobExistsError,
     RayJobNotFoundError,
     RayJobsError,
+    RayPackageError,
 )
 from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType, RayVersion
+from airflow_provider_rayjobs.jobs.requests import Request
 from airflow_provider_rayjobs.jobs.steps import Engine, LogMessage, Send, Sleep
 from airflow_provider_rayjobs.jobs.submission import NONCE, build_submission
 from airflow_provider_rayjobs.jobs.submit import get_session, submit_job
@@ -180,6 +182,46 @@ def test_answer_of_another_program_is_a_lost_answer(kind: type[RayApiResponseErr
 
 
 VERSION = "GET /api/version"
+
+
+def prepare(is_repeated: bool) -> Engine[None]:
+    """Send a request before an attempt, whose path tells whether an earlier attempt failed."""
+    yield Send(Request("prepare", "GET", "/again" if is_repeated else "/first", lambda _: None))
+
+
+FIRST, AGAIN = "GET /first", "GET /again"
+
+
+@pytest.mark.parametrize(
+    ("answers", "requests", "is_confirmed"),
+    [
+        pytest.param([None, "mine"], [FIRST, POST], True, id="accepted"),
+        pytest.param([None, LOST, None, "mine"], [FIRST, POST, AGAIN, POST], True, id="lost on the way there"),
+        pytest.param([LOST, None, "mine"], [FIRST, AGAIN, POST], True, id="failed before the first attempt"),
+        pytest.param(
+            [None, LOST, BUSY, None, TAKEN, existing(submission_nonce="ours")],
+            [FIRST, POST, AGAIN, AGAIN, POST, GET],
+            False,
+            id="failed between two attempts",
+        ),
+    ],
+)
+def test_each_attempt_is_prepared(answers: list[Any], requests: list[str], is_confirmed: bool) -> None:
+    """The preparation runs before each attempt, and a temporary failure of it is retried like one of the attempt."""
+    assert drive(submit_job(SUBMISSION, 60, prepare), *answers) == (is_confirmed, requests)
+
+
+def test_failed_preparation_ends_the_submission() -> None:
+    """A preparation that cannot succeed is an error that tells whether the job was sent before."""
+    first, second = RayPackageError("changed"), RayPackageError("changed")
+    with pytest.raises(RayPackageError) as caught:
+        drive(submit_job(SUBMISSION, 60, prepare), first)
+    assert caught.value.delivery is Delivery.NOT_SENT
+
+    with pytest.raises(RayPackageError) as caught:
+        drive(submit_job(SUBMISSION, 60, prepare), None, RayApiConnectionError("cut off"), second)
+    assert caught.value is second
+    assert caught.value.delivery is Delivery.MAY_HAVE_ARRIVED
 
 
 @pytest.mark.parametrize(
