@@ -44,6 +44,7 @@ _ENDED_STATES = ("success", "failed", "skipped", "removed", "restarting", "up_fo
 class Execution(Boundary):
     """One try of a task: find its job or submit one, follow it, and end as it ends."""
 
+    # The deadline of the try from before it was deferred.
     _handed_deadline: float | None = None
 
     def submit_and_wait(self) -> str:
