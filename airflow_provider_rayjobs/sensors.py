@@ -141,7 +141,7 @@ class RayJobSensor(RendersText, BaseSensorOperator):
 
         :param deadline: when the sensor's ``timeout`` expires, Unix seconds.
         """
-        if event.get("try_id", id_of_try(context)) != id_of_try(context):  # see Execution.resume
+        if event.get("try_id") not in (None, id_of_try(context)):  # see Execution.resume
             self.execute(context)
             return
         poller = self._new_poller(context, is_resumed=True)

@@ -14,7 +14,7 @@ from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobStatus
 from airflow_provider_rayjobs.jobs.requests import Request
-from airflow_provider_rayjobs.jobs.steps import Engine, Send, Sleep, send
+from airflow_provider_rayjobs.jobs.steps import Engine, Send, Sleep, send, with_jitter
 
 T = TypeVar("T")
 
@@ -94,7 +94,7 @@ def stop_and_wait(
                 f"{job.address}.{last_error}"
             )
             return StopResult(False, summary, details)
-        now = yield Sleep(delay)
+        now = yield Sleep(with_jitter(delay))
         if not is_brief:  # a signal handler has no time for long delays
             delay = min(delay * 2, _MAX_DELAY)
 

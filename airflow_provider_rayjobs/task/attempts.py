@@ -282,7 +282,7 @@ def query_job(record: JobRecord, unreachable_timeout: float) -> Engine[ClusterAn
         except RayJobsError as error:
             now = yield Sleep(0)
             yield from outage.record_failure(error, now)
-            yield Sleep(_RETRY_INTERVAL)
+            yield Sleep(outage.pause(error, now, _RETRY_INTERVAL))
         else:
             now = yield Sleep(0)
             yield from outage.record_success(now)

@@ -44,7 +44,6 @@ _ENDED_STATES = ("success", "failed", "skipped", "removed", "restarting", "up_fo
 class Execution(Boundary):
     """One try of a task: find its job or submit one, follow it, and end as it ends."""
 
-    # The deadline of the try from before it was deferred.
     _handed_deadline: float | None = None
 
     def submit_and_wait(self) -> str:
@@ -58,7 +57,7 @@ class Execution(Boundary):
         An event of another try is ignored. Airflow 3.3 passes it to the new try of a task that was cleared after it
         resumed (``scheduler_job_runner.py`` resets a RESTARTING task without ``clear_next_method_args``).
         """
-        if event.get("try_id", self._id) != self._id:
+        if event.get("try_id") not in (None, self._id):
             self.is_resumed, self.state = False, State.STARTING
             return self.submit_and_wait()
         return self.guard(lambda: self._resume(event))

@@ -209,12 +209,12 @@ OTHERS = [
 ]
 
 
-# After these errors of a sensor, waiting again cannot change the result.
-_JOB_ENDS = (RayJobFailedError, RayJobStoppedError, RayJobLostError)
-
-
 def name(error: BaseException) -> str:
     return f"{error!r} {getattr(error, 'delivery', '')}"
+
+
+# After these errors of a sensor, waiting again cannot change the result.
+_JOB_ENDS = (RayJobFailedError, RayJobStoppedError, RayJobLostError)
 
 
 def contents(error: BaseException) -> Any:
