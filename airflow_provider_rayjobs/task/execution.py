@@ -44,6 +44,7 @@ _ENDED_STATES = ("success", "failed", "skipped", "removed", "restarting", "up_fo
 class Execution(Boundary):
     """One try of a task: find its job or submit one, follow it, and end as it ends."""
 
+    # The deadline of the try from before it was deferred.
     _handed_deadline: float | None = None
 
     def submit_and_wait(self) -> str:
@@ -109,7 +110,6 @@ class Execution(Boundary):
         self.limits = settings.limits
         self.reader = settings.logs.reader()
         self._own = Target.of_connection(self.task.ray_conn_id, check_token_file=not self.is_resumed)
-        self._target = self._own
         if event is not None:
             self._find_target()
 
