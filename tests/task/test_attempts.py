@@ -458,7 +458,6 @@ def test_record_of_a_later_version() -> None:
     "stored",
     [
         pytest.param({"submission_id": "job-1", "nonce": "n", "address": HERE, "accepted": False}, id="flat form"),
-        pytest.param({"job": {"address": HERE, "submission_id": "job-1"}}, id="generation missing"),
         pytest.param({"job": {"address": HERE, "submission_id": "job-1"}, "generation": 3}, id="generation a number"),
         pytest.param({"job": {"address": HERE, "submission_id": "job-1"}, "generation": {}}, id="generation empty"),
         pytest.param({"job": {"submission_id": "job-1"}, "generation": None}, id="address missing"),
@@ -473,6 +472,14 @@ def test_record_of_a_later_version() -> None:
 def test_unreadable_record_keeps_its_id(stored: Any) -> None:
     """Of a record in an unknown form the submission id remains, which is enough to ask Ray."""
     assert JobRecord.from_json(stored) == UNREADABLE
+
+
+def test_record_without_a_generation() -> None:
+    """Without a generation in the record, the job's metadata tell it."""
+    stored = json.loads(VERSION_1)
+    del stored["generation"]
+
+    assert JobRecord.from_json(stored) == replace(FULL, generation=None)
 
 
 @pytest.mark.parametrize(
