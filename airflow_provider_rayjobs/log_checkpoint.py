@@ -126,9 +126,11 @@ class CheckpointedShare(BudgetShare):
         if not self._has_lookup:
             return
         found: Any = None
-        with suppress(Exception):  # without a checkpoint lines are repeated, but none is lost
+        try:
             # not through the user's XCom backend, which may block the event loop
             found = await BaseXCom.aget_one(**self._xcom)
+        except Exception as error:  # noqa: BLE001  (no line is lost)
+            self._warn("The log offset of job %s cannot be read. Lines may be repeated. %s", self._submission_id, error)
         this = (self._submission_id, self._try_number)
         if isinstance(found, dict) and (found.get("job"), found.get("try_number")) == this:
             reader.restore(found.get("log"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -25,7 +25,7 @@ from airflow_provider_rayjobs.jobs.models import JobDetails
 from airflow_provider_rayjobs.jobs.steps import send
 from airflow_provider_rayjobs.masking import masking_env_vars
 from airflow_provider_rayjobs.task import template_values
-from airflow_provider_rayjobs.task.attempts import id_of_try
+from airflow_provider_rayjobs.task.attempts import RetryGeneration, id_of_try
 from airflow_provider_rayjobs.task.outcomes import error_for_outcome, to_sensor_error
 from airflow_provider_rayjobs.task.text_templates import RendersText
 from airflow_provider_rayjobs.triggers import RayJobTrigger, details_from_event, emit_job_log
@@ -126,7 +126,7 @@ class RayJobSensor(RendersText, BaseSensorOperator):
             self._poller = self._new_poller(context)
         with RayJobsHook(self.ray_conn_id).client_of(self._poller.cluster) as client:
             details = self._poller.poll(client)
-        if self.reschedule and not self.deferrable:
+        if (self.reschedule and not self.deferrable) or self._poller.is_new:
             self._poller.save(context)
         has_succeeded = details is not None and self._poller.has_succeeded(details)
         if self.deferrable and not has_succeeded:
@@ -175,8 +175,7 @@ class RayJobSensor(RendersText, BaseSensorOperator):
         poller = _JobPoller(JobRef(cluster.address, job), cluster, logs, missing_timeout, unreachable_timeout)
         if first_poke is not None:
             poller.started_at = first_poke.timestamp()
-        if is_rescheduled:
-            poller.restore(context, is_first_poke=first_poke is None)
+        poller.restore(context, is_rescheduled=is_rescheduled, is_first_poke=first_poke is None)
         return poller
 
 
@@ -192,6 +191,8 @@ class _JobPoller:
         self.reader = logs.reader()
         self.missing_timeout = missing_timeout
         self.outage = follow.Outage(job.submission_id, unreachable_timeout)
+        # whether the last poll was the first that told which job is meant
+        self.is_new = False
         # Unix seconds, because in mode ``reschedule`` each poke is a new process.
         self.started_at = time.time()
         # Unix seconds before which no poke reads the log of a running job again, to limit the load on the head.
@@ -217,7 +218,8 @@ class _JobPoller:
                 client.run(self.outage.record_failure(error, time.time()))
             else:
                 client.run(self.outage.record_success(time.time()))
-                if self.job.start_time is None:
+                self.is_new = self.job.start_time is None
+                if self.is_new:
                     self.job = self.job.seen(details, self._session(client))
                 return details
         except RayJobsError as error:
@@ -242,20 +244,26 @@ class _JobPoller:
             raise to_sensor_error(error)
         return True
 
-    def restore(self, context: Context, *, is_first_poke: bool) -> None:
-        """Restore the state of this try's last poke. Without a store, show the log only after the end of the job."""
+    def restore(self, context: Context, *, is_rescheduled: bool, is_first_poke: bool) -> None:
+        """
+        Restore which job was meant by an earlier try or poke, and the rest of the state of this try's last poke.
+
+        Without a store, a rescheduled sensor shows the log only after the end of the job.
+        """
         store = context.get("task_state_store")
         if store is None:
-            if self.reader is not None:
+            if self.reader is not None and is_rescheduled:
                 self.reader.live = False
                 if not is_first_poke:
                     self.reader.notices.add(NO_LOG)
             return
         saved: Any = store.get(_STORE_KEY)
         # The store outlives retries and Clears. Another try shows the log from its start.
-        if not isinstance(saved, dict) or saved.get("try_number") != context["ti"].try_number:
+        generation = RetryGeneration.from_json(saved.get("generation")) if isinstance(saved, dict) else None
+        if generation is None or not RetryGeneration.of(context).is_retry_of(generation):
             return
-        if self._adopt(saved.get("job_ref")):
+        is_same_job = self._adopt(saved.get("job_ref"))
+        if is_same_job and is_rescheduled and saved.get("try_number") == context["ti"].try_number:
             self.outage.since = saved.get("outage_since") or None
             if self.reader is not None and isinstance(saved.get("log"), Mapping):
                 self.reader.restore(saved["log"])
@@ -285,6 +293,7 @@ class _JobPoller:
         value: dict[str, Any] = {
             "version": 1,
             "try_number": context["ti"].try_number,
+            "generation": asdict(RetryGeneration.of(context)),
             "job_ref": self.job.to_json(),
             "log": self.reader.state if self.reader else {},
             "outage_since": self.outage.since or 0,

@@ -44,8 +44,10 @@ job_logger = structlog.get_logger("airflow.task.ray_job")
 # before that, Airflow fails it as killed (apache/airflow issues 66374, 67287, 72716). Seen on Airflow 3.3.2 for 2 of
 # 10 tasks that deferred for 4 s without this package, and for none of 12 with this minimum.
 MIN_DEFERRAL = 8.0
-# Seconds for a stop, of the 30 that Airflow gives a trigger's ``on_kill`` (``[triggerer] on_kill_timeout``).
-_KILL_TIMEOUT = 25.0
+# Seconds for the lookup of the connection and for a stop, of the 30 that Airflow gives a trigger's ``on_kill``
+# (``[triggerer] on_kill_timeout``).
+_KILL_LOOKUP_TIMEOUT = 10.0
+_KILL_TIMEOUT = 15.0
 # Seconds before the next lookup of an unusable connection.
 _LOOKUP_PAUSE = 5.0
 
@@ -149,13 +151,22 @@ class RayJobTrigger(BaseTrigger):
     async def _stop(self) -> None:
         try:
             hook = RayJobsHook(self.ray_conn_id)
-            cluster = self._cluster or await self._look_up_cluster(hook)
+            cluster = self._cluster or await self._look_up_for_stop(hook)
             async with shared_client(hook, cluster) as client:
                 stopped = await client.run(stop_and_wait(self._job, min(self.options.stop_timeout, _KILL_TIMEOUT)))
             level = logging.INFO if stopped.has_ended else logging.WARNING
             self.log.log(level, "Airflow ended this task. %s", stopped.summary)
         except Exception as error:  # noqa: BLE001  (Airflow would only log it)
             self.log.warning("Ray job %s could not be stopped and may still be running. %s", self.submission_id, error)
+
+    async def _look_up_for_stop(self, hook: RayJobsHook) -> Cluster:
+        try:
+            return await self._look_up_cluster(hook, _KILL_LOOKUP_TIMEOUT)
+        except Exception:
+            if not self._job.address:
+                raise
+            # A cluster that requires no credentials still answers.
+            return Cluster(self._job.address, dashboard_url=self._job.address)
 
     async def _follow(self) -> TriggerEvent:
         options = self.options

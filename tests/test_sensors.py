@@ -42,15 +42,18 @@ class Store(dict):
         self[key] = json.loads(json.dumps(value))
 
 
-def context(store: Store | None = None, try_number: int = 1) -> dict[str, Any]:
+def context(store: Store | None = None, try_number: int = 1, max_tries: int = 2) -> dict[str, Any]:
     pushed: dict[str, Any] = {}
     ti = SimpleNamespace(
+        id=f"try-{try_number}",
         try_number=try_number,
+        max_tries=max_tries,
         pushed=pushed,
         xcom_push=lambda key, value: pushed.update({key: value}),
         get_first_reschedule_date=lambda context: None,
     )
-    return {"ti": ti} | ({} if store is None else {"task_state_store": store})
+    run = SimpleNamespace(start_date=datetime(2026, 1, 2, tzinfo=UTC), clear_number=max_tries - 2)
+    return {"ti": ti, "dag_run": run} | ({} if store is None else {"task_state_store": store})
 
 
 def sensor(**arguments: Any) -> RayJobSensor:

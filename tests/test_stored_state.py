@@ -122,8 +122,9 @@ def sensor_state() -> Any:
 
 def read_sensor_state(stored: Any) -> dict[str, Any]:
     poller = new_poller()
-    poller.restore(context(Store(ray_job_sensor=stored)), is_first_poke=False)
+    poller.restore(context(Store(ray_job_sensor=stored)), is_rescheduled=True, is_first_poke=False)
     return {
+        "generation": asdict(RetryGeneration.from_json(stored["generation"])),
         "job_ref": poller.job.to_json(),
         "log": poller.reader.state | {"version": None},
         "outage_since": poller.outage.since,
@@ -259,7 +260,11 @@ FORMS = {
         job_record, read_record,
         ("job", "job.address", "job.submission_id", "generation", "generation.max_tries", "generation.run_start"),
     ),
-    "sensor_state": Form(sensor_state, read_sensor_state, ("try_number", "job_ref", "job_ref.submission_id", "log")),
+    "sensor_state": Form(
+        sensor_state, read_sensor_state,
+        ("try_number", "job_ref", "job_ref.submission_id", "log", "generation", "generation.max_tries",
+         "generation.run_start"),
+    ),
     "event_success": Form(event_success, read_event, _EVENT),
     "event_error": Form(event_error, read_event, _EVENT),
     "event_time_limit": Form(event_time_limit, read_event, _EVENT),
@@ -362,9 +367,9 @@ def test_shortest_event_resumes_a_task(head: StandInHead):
 
 @pytest.mark.parametrize("change", [{"try_number": None}, {"job_ref": None}, {"job_ref": 3}, {"log": 7}], ids=str)
 def test_unreadable_sensor_state_is_no_error(change: dict[str, Any]):
-    """A sensor that cannot read its stored state shows the log from its start."""
+    """A sensor that cannot read a part of its stored state keeps the rest, and shows the log from its start."""
     poller = new_poller()
-    poller.restore(context(Store(ray_job_sensor=sensor_state() | change)), is_first_poke=False)
+    poller.restore(context(Store(ray_job_sensor=sensor_state() | change)), is_rescheduled=True, is_first_poke=False)
 
-    assert poller.job == (JOB if "log" in change else JobRef(ADDRESS, JOB.submission_id))
+    assert poller.job == (JobRef(ADDRESS, JOB.submission_id) if "job_ref" in change else JOB)
     assert poller.reader.log.offset == 0

@@ -60,6 +60,13 @@ class RetryGeneration:
         return cls(context["ti"].max_tries, start, getattr(run, "clear_number", None))
 
     @classmethod
+    def from_json(cls, stored: Any) -> Self | None:
+        """Read what :func:`dataclasses.asdict` wrote; ``None`` for anything else."""
+        if not isinstance(stored, Mapping) or not {"max_tries", "run_start"} <= stored.keys():
+            return None
+        return cls(stored["max_tries"], stored["run_start"], stored.get("clear_number"))
+
+    @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Self | None:
         """Return the generation of the try that submitted a job, as far as the job's metadata tells it."""
         max_tries, clear_number = metadata.get("airflow_max_tries", ""), metadata.get("airflow_clear_number", "")
@@ -144,9 +151,7 @@ class JobRecord:
         """
         with suppress(TypeError, ValueError, KeyError, AttributeError):
             known = {each.name: stored[each.name] for each in fields(cls) if each.name in stored}
-            generation = None
-            if (given := stored["generation"]) is not None:
-                generation = RetryGeneration(given["max_tries"], given["run_start"], given.get("clear_number"))
+            generation = RetryGeneration.from_json(stored.get("generation"))
             job, number = JobRef.from_json(stored["job"]), int(stored.get("number", 1))
             if isinstance(job.submission_id, str) and isinstance(job.address, str):
                 return cls(**{**known, "job": job, "generation": generation, "number": number, "version": cls.version})

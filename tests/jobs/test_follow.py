@@ -156,12 +156,14 @@ def test_engine_yields_its_steps_in_order() -> None:
     asked = engine.send(0.0)
     assert isinstance(asked, Send)
     assert (asked.request.method, asked.request.path) == ("GET", POLL)
-    pause = engine.send(RUNNING)
+    assert engine.send(RUNNING) == Sleep(0)
+    pause = engine.send(0.0)
     assert isinstance(pause, Sleep)
     assert 0.4 <= pause.seconds <= 0.5
     assert isinstance(engine.send(0.5), Send)
+    assert engine.send(SUCCEEDED) == Sleep(0)
     with pytest.raises(StopIteration) as end:
-        engine.send(SUCCEEDED)
+        engine.send(0.5)
     assert end.value.value is SUCCEEDED
 
 
