@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from fault_proxy import FaultProxy
 
+from sandbox.fault_proxy import FaultProxy
 from sandbox.local_airflow import LocalAirflow
 from sandbox.ray_head import RayHead
 

@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 from cutting_proxy import CuttingProxy
 from job_programs import JOB_PROGRAMS, JobProgram
-from log_comparison import find_difference
 
 from sandbox.local_airflow import LocalAirflow
+from sandbox.log_comparison import find_difference
 from sandbox.ray_head import RayHead
 
 MODES = ("worker", "deferred")

@@ -27,7 +27,7 @@ class FaultProxy:
         self.head = head
         self.add_event = add_event
         # chooses the fault of a request by its method, its path and the number of requests before it
-        self.fault: Callable[[str, str, int], Fault] = lambda method, path, number: None
+        self.fault: Callable[[str, str, int], Fault] = lambda *_: None
         # called when Ray has responded to a submission, before the client gets the response
         self.on_submitted: Callable[[], Any] = lambda: None
         self._count = 0
@@ -53,7 +53,7 @@ class FaultProxy:
         """Drop every request for some seconds, as an unreachable head would."""
         until = time.monotonic() + seconds
         self.add_event(f"the head is unreachable for {seconds:g} s")
-        self.fault = lambda method, path, number: "drop" if time.monotonic() < until else None
+        self.fault = lambda *_: "drop" if time.monotonic() < until else None
 
     def handle(self, request: BaseHTTPRequestHandler) -> None:
         """Forward one request and its response, or apply the fault that the case chose."""
