@@ -86,6 +86,17 @@ class TaskRun:
         task, supervisor = (self.folder / f"{self.name}.pids").read_text().split()
         return int(task), int(supervisor)
 
+    def has_process(self) -> bool:
+        """Tell whether the task's process and its supervisor live."""
+        file = self.folder / f"{self.name}.pids"
+        try:
+            task, supervisor = self.pids()
+            process = psutil.Process(task)
+            # A process that started after the file was written is another one with the same id.
+            return process.create_time() < file.stat().st_mtime and process.ppid() == supervisor
+        except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
+            return False
+
     # -- what can be done -----------------------------------------------------------------------------------------
 
     def trigger(self, conf: dict[str, Any] | None = None) -> None:
@@ -117,17 +128,10 @@ class TaskRun:
 
         :raises ProcessLookupError: the process has ended, or the supervisor runs another task meanwhile.
         """
-        task, parent = self.pids()
-        try:
-            process = psutil.Process(task)
-            # A process that started after the file was written is another one with the same id.
-            is_task = process.create_time() < (self.folder / f"{self.name}.pids").stat().st_mtime
-            if not (is_task and process.ppid() == parent):
-                raise ProcessLookupError(f"process {task} is not the task any more, or has lost its supervisor")
-        except psutil.NoSuchProcess as error:
-            raise ProcessLookupError(str(error)) from None
+        if not self.has_process():
+            raise ProcessLookupError("the task has no process with a supervisor")
         self.add_event(f"{number.name} to {'the supervisor' if supervisor else 'the task'}")
-        os.kill(parent if supervisor else task, number)
+        os.kill(self.pids()[supervisor], number)
 
     def ray(self, method: str, path: str) -> Any:
         """Call Ray directly, as another user of the cluster would."""

@@ -19,7 +19,7 @@ from chaos_slots import STUBBORN_FOR, Slot
 from job_ledger import JobLedger
 
 from sandbox.local_airflow import record_texts
-from sandbox.task_logs import JOB_LOGGER, log_files
+from sandbox.task_logs import JOB_LOGGER, log_files, time_of
 from sandbox.task_runs import TASK_ID, Observer, TaskRun
 
 FINAL_STATES = ("success", "failed", "skipped")
@@ -60,6 +60,8 @@ class History(TaskRun):
         self.findings: list[Finding] = []
         self.state: str | None = None
         self.error = ""
+        # the whole history, if it has a violation
+        self.report = ""
 
     @property
     def violations(self) -> list[Finding]:
@@ -85,6 +87,8 @@ class History(TaskRun):
             self.error = traceback.format_exc()
         finally:
             self.observer.forget(self)
+        if self.violations or self.error:
+            self.report = self._report()  # now, as the log files are removed with Airflow
 
     def _carry_out_plan(self, started_at: float, may_act: Callable[[], bool]) -> None:
         for action in sorted(self.plan.actions, key=lambda one: (one.kind == "clear at the end", one.at)):
@@ -94,8 +98,16 @@ class History(TaskRun):
                 self._wait_for_end()
             if not may_act():
                 return
+            if action.kind.startswith("kill"):
+                self._wait_for_process(may_act)
+                time.sleep(action.delay)
             if action.kind != "submission fault" and (action.kind.startswith("clear") or not self._is_over()):
                 self._act(action)
+
+    def _wait_for_process(self, may_act: Callable[[], bool]) -> None:
+        """Wait until the task has a process. A deferred task has none."""
+        while may_act() and not self._is_over() and not self.has_process():
+            time.sleep(0.1)
 
     def _act(self, action: Action) -> None:
         """Carry out one action, and record it as an incident."""
@@ -117,6 +129,7 @@ class History(TaskRun):
                 # A request without an answer may have been obeyed.
                 self.incidents.append(incident)
                 self.clear()
+                incident.until = time.time()
                 return
             elif action.kind == "stop job":
                 self._stop_living_jobs()
@@ -204,6 +217,7 @@ class History(TaskRun):
         shown = ShownLog(number)
         for record in (record for records in self._files(number) for record in records):
             text = str(record.get("event"))
+            shown.ended_at = max(shown.ended_at, time_of(record).timestamp())
             if record.get("logger") == JOB_LOGGER:
                 shown.records.append(text)
                 for submission_id, line in _LINE.findall(text):
@@ -222,7 +236,7 @@ class History(TaskRun):
         actions = [action.kind for action in self.plan.actions]
         return f"{self.name} {self.run_id}: {self.state}, jobs {jobs}, planned {actions}"
 
-    def report(self) -> str:
+    def _report(self) -> str:
         """Return all that a person needs to see what happened."""
         start = self.timeline[0][0] if self.timeline else 0.0
         lines = [
@@ -235,6 +249,6 @@ class History(TaskRun):
             lines.append(f"--- messages of try {number + 1}")
             for record in (record for records in self._files(number + 1) for record in records):
                 if record.get("logger") != JOB_LOGGER:
-                    moment = datetime.fromisoformat(record["timestamp"]).timestamp() - start
+                    moment = time_of(record).timestamp() - start
                     lines += [f"{moment:7.1f} s  {text[:_MESSAGE]}" for text in record_texts(record)]
         return "\n".join([*lines, self.error])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from sandbox.log_comparison import find_difference
 
@@ -51,12 +52,14 @@ class SeenJob:
 
     :param status: Ray's status, or ``LOST`` if the head was killed before the job ended.
     :param end: Unix seconds; ``None`` if the job lives.
+    :param seen_running: when it was first seen to run.
     """
 
     submission_id: str
     status: str
     start: float
     end: float | None = None
+    seen_running: float | None = None
 
     def describe(self) -> str:
         """Return id, status and times."""
@@ -73,6 +76,7 @@ class ShownLog:
     :param has_entrypoint_error: whether the try failed because its job's entrypoint failed.
     :param is_deferral_rejected: whether Airflow refused the deferral of this try.
     :param is_continued: whether a triggerer followed the job after another one was lost.
+    :param ended_at: the time of the last record, Unix seconds.
     """
 
     number: int
@@ -81,6 +85,7 @@ class ShownLog:
     has_entrypoint_error: bool = False
     is_deferral_rejected: bool = False
     is_continued: bool = False
+    ended_at: float = 0.0
 
 
 @dataclass
@@ -150,7 +155,11 @@ def _one_living_job(story: Story) -> Iterator[Finding]:
     for number, job in enumerate(jobs):
         for later in jobs[number + 1 :]:
             if job.end is None or job.end > later.start:
-                yield Finding("one living job", f"{job.describe()} and {later.describe()} lived at the same time")
+                has_run = job.status == "SUCCEEDED" or (job.seen_running or later.start) < later.start
+                reason = "" if has_run else "a PENDING job takes a stop, and ends when it starts"
+                yield Finding(
+                    "one living job", f"{job.describe()} and {later.describe()} lived at the same time", reason
+                )
 
 
 def _nothing_alive(story: Story) -> Iterator[Finding]:
@@ -200,14 +209,13 @@ def _green(story: Story) -> Iterator[Finding]:
 
 
 def _successes(story: Story) -> Iterator[Finding]:
-    clears = len(story.of_kind("clear"))
-    succeeded = [job for job in story.jobs if job.status == "SUCCEEDED"]
-    if len(succeeded) > 1 + clears:
-        forgotten = [
-            job for job in succeeded if any(restart.at >= (job.end or 0) for restart in story.of_kind("head restarted"))
-        ]
-        reason = "the head was restarted and forgot a success" if len(succeeded) - len(forgotten) <= 1 + clears else ""
-        text = f"{len(succeeded)} jobs SUCCEEDED, with {clears} Clears: {[job.describe() for job in succeeded]}"
+    succeeded = sorted((job for job in story.jobs if job.status == "SUCCEEDED"), key=lambda job: job.start)
+    for job, later in pairwise(succeeded):
+        if any(clear.overlaps(job.start, later.start) for clear in story.of_kind("clear")):
+            continue
+        is_forgotten = any(one.overlaps(job.end or 0, later.start) for one in story.of_kind("head restarted"))
+        reason = "the head was restarted and forgot a success" if is_forgotten else ""
+        text = f"{job.describe()} and {later.describe()}, without a Clear between them"
         yield Finding("successes at most 1 + Clears", text, reason)
 
 
@@ -230,7 +238,7 @@ def _lines(story: Story) -> Iterator[Finding]:
             numbers = shown.numbers.get(submission_id or "", [])
             if max(numbers, default=0) != story.lines:
                 text = f"try {shown.number} ended as {submission_id} did, and shows the lines {_ranges(numbers)} of it"
-                yield Finding(name, f"{text}, of {story.lines}", _reason_for_missing_lines(story, submission_id))
+                yield Finding(name, f"{text}, of {story.lines}", _reason_for_missing_lines(story, shown, submission_id))
             elif difference := _difference(story, shown, submission_id or ""):
                 yield Finding(name, f"try {shown.number}: {difference}")
 
@@ -241,10 +249,10 @@ def _difference(story: Story, shown: ShownLog, submission_id: str) -> str:
     return find_difference(story.driver_logs[submission_id], shown.records)
 
 
-def _reason_for_missing_lines(story: Story, submission_id: str | None) -> str:
+def _reason_for_missing_lines(story: Story, shown: ShownLog, submission_id: str | None) -> str:
     for job in story.jobs:
         if job.submission_id == submission_id and any(
-            fault.overlaps((job.end or 0) - 1, story.ended_at) for fault in story.of_kind(*NETWORK_FAULTS)
+            fault.overlaps((job.end or 0) - 1, shown.ended_at) for fault in story.of_kind(*NETWORK_FAULTS)
         ):
             return "the head did not answer when the end of the log had to be read"
     return ""

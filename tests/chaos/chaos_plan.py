@@ -31,11 +31,13 @@ class Action:
     One action.
 
     :param at: seconds after the start of the run.
+    :param delay: seconds between the start of a process and its kill, if it has to be waited for.
     :param fault: of the network, for some seconds, for a share of the requests.
     """
 
     kind: str
     at: float
+    delay: float = 0.0
     fault: str | int = ""
     seconds: float = 0.0
     share: float = 0.0
@@ -85,7 +87,7 @@ def _new_action(kind: str, rng: random.Random) -> Action:
     at = rng.uniform(3, 45)
     if kind == "network fault":
         seconds, share = rng.uniform(3, 25), rng.choice((0.3, 0.6, 1.0))
-        return Action(kind, rng.uniform(0, 30), rng.choice(NETWORK_FAULTS), seconds, share)
+        return Action(kind, rng.uniform(0, 30), fault=rng.choice(NETWORK_FAULTS), seconds=seconds, share=share)
     if kind == "submission fault":
-        return Action(kind, 0, rng.choice(NETWORK_FAULTS))
-    return Action(kind, at)
+        return Action(kind, 0, fault=rng.choice(NETWORK_FAULTS))
+    return Action(kind, at, delay=rng.expovariate(1.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 from chaos_invariants import SeenJob
@@ -27,19 +28,24 @@ class JobLedger:
         with self._lock:
             for job in jobs:
                 key = (job["submission_id"], job["start_time"])
-                if key in self._jobs and self._jobs[key].status == LOST:
+                seen = self._jobs.setdefault(key, SeenJob(job["submission_id"], "", job["start_time"] / 1000))
+                if seen.status == LOST:
                     continue  # the list is older than the end of its head
-                end = job["end_time"] / 1000 if job["status"] in _ENDED else None
-                self._jobs[key] = SeenJob(job["submission_id"], job["status"], job["start_time"] / 1000, end)
+                seen.status = job["status"]
+                if seen.status in _ENDED:
+                    seen.end = job["end_time"] / 1000
+                elif seen.status == "RUNNING" and seen.seen_running is None:
+                    seen.seen_running = time.time()
                 # the record of a deleted job may come back without metadata
                 self._runs.setdefault(key, run_of(job))
 
-    def lose_living_jobs(self, at: float) -> None:
-        """Record that the head was killed with all jobs that lived."""
+    def lose_living_jobs(self, at: float) -> list[str]:
+        """Record that the head was killed with all jobs that lived, and return their ids."""
         with self._lock:
-            for job in self._jobs.values():
-                if job.end is None:
-                    job.status, job.end = LOST, at
+            lost = [job for job in self._jobs.values() if job.end is None]
+            for job in lost:
+                job.status, job.end = LOST, at
+        return [job.submission_id for job in lost]
 
     def jobs_of(self, run: tuple[str, str]) -> list[SeenJob]:
         """Return the jobs of a DAG run, oldest first."""

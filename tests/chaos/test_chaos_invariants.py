@@ -9,13 +9,21 @@ from job_ledger import LOST, JobLedger
 LINES = 5
 
 
-def a_job(name: str = "a", status: str = "SUCCEEDED", start: float = 100, end: float | None = 110) -> SeenJob:
-    return SeenJob(name, status, start, end)
+def a_job(
+    name: str = "a",
+    status: str = "SUCCEEDED",
+    start: float = 100,
+    end: float | None = 110,
+    seen_running: float | None = None,
+) -> SeenJob:
+    return SeenJob(name, status, start, end, seen_running)
 
 
 def a_log(name: str = "a", numbers: list[int] | None = None, number: int = 1, **options: bool) -> ShownLog:
     numbers = [*range(1, LINES + 1)] if numbers is None else numbers
-    return ShownLog(number, [f"{name} line {each}" for each in numbers], {name: numbers} if numbers else {}, **options)
+    return ShownLog(
+        number, [f"{name} line {each}" for each in numbers], {name: numbers} if numbers else {}, ended_at=112, **options
+    )
 
 
 def a_story(**changes: object) -> Story:
@@ -46,11 +54,11 @@ GOOD = {
     "one job": a_story(),
     "a failed task": a_story(state="failed", jobs=[a_job(status="FAILED")], tries=[a_log(has_entrypoint_error=True)]),
     "a job replaced after a Clear": a_story(
-        result="b", jobs=REPLACED, incidents=[Incident("clear", 104)],
+        result="b", jobs=REPLACED, incidents=[Incident("clear", 104, 104)],
         tries=[a_log("a", [1, 2]), a_log("b", number=2)], driver_logs={},
     ),
     "two successes with a Clear": a_story(
-        result="b", jobs=[a_job(), a_job("b", start=120, end=130)], incidents=[Incident("clear", 115)],
+        result="b", jobs=[a_job(), a_job("b", start=120, end=130)], incidents=[Incident("clear", 115, 115)],
         tries=[a_log(), a_log("b", number=2)], driver_logs={}, ended_at=132,
     ),
     "marked as success": a_story(
@@ -60,17 +68,21 @@ GOOD = {
 }  # fmt: skip
 BAD = {
     "every task ends": a_story(state=None),
-    "one living job": a_story(jobs=[a_job("b", "STOPPED", 90, 101), a_job()]),
+    "one living job": a_story(jobs=[a_job("b", "STOPPED", 90, 101, 95), a_job()]),
     "nothing alive at the end": a_marked_story(Incident("mark failed", 105, state="running")),
     "green only for its own job that succeeded": a_story(jobs=[a_job(status="STOPPED")]),
     "successes at most 1 + Clears": a_story(jobs=[a_job("b", start=90, end=99), a_job()]),
     "every line once": a_story(tries=[a_log(numbers=[1, 2, 2, 3, 4, 5])], driver_logs={}),
 }
 ALSO_BAD = {
-    "a job that never ends": a_story(jobs=[a_job("b", "RUNNING", 100, None), a_job("a", start=101)]),
+    "a job that never ends": a_story(jobs=[a_job("b", "RUNNING", 90, None, 92), a_job()]),
     "green with another's job": a_story(result="c", tries=[a_log("c")]),
-    "green with a job from before the Clear": a_story(incidents=[Incident("clear", 108)]),
+    "green with a job from before the Clear": a_story(incidents=[Incident("clear", 108, 108)]),
     "green with a lost job": a_story(jobs=[a_job(status=LOST)]),
+    "a success after a Clear and a success": a_story(
+        jobs=[a_job("b", start=90, end=92), a_job("c", start=95, end=99), a_job()],
+        incidents=[Incident("clear", 94, 94)],
+    ),
     "a lost line": a_story(tries=[a_log(numbers=[1, 2, 4, 5])]),
     "a lost end": a_story(tries=[a_log(numbers=[1, 2, 3])]),
     "a lost end of a failed job": a_story(
@@ -81,6 +93,7 @@ ALSO_BAD = {
 }
 MARK = Incident("mark failed", 105, state="deferred")
 EXCEPTIONS = {
+    "a PENDING job takes a stop, and ends when it starts": a_story(jobs=[a_job("b", "STOPPED", 90, 101), a_job()]),
     "rejected deferral": a_marked_story(MARK, observed_until=300),
     "marked while no process of Airflow had the task": a_marked_story(
         Incident("mark failed", 105, state="up_for_retry")
@@ -142,4 +155,6 @@ def test_ledger_remembers_jobs_of_a_head_that_restarts():
     ledger.lose_living_jobs(5.0)
     ledger.record([listed, listed | {"start_time": 6000, "status": "SUCCEEDED", "end_time": 7000}])
 
-    assert ledger.jobs_of(("dag", "run")) == [SeenJob("a", LOST, 1.0, 5.0), SeenJob("a", "SUCCEEDED", 6.0, 7.0)]
+    lost, other = ledger.jobs_of(("dag", "run"))
+    assert (lost.status, lost.start, lost.end) == (LOST, 1.0, 5.0)
+    assert other == SeenJob("a", "SUCCEEDED", 6.0, 7.0)
