@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from chaos_invariants import GRACE, Finding, Incident, ShownLog, Story, check
+from chaos_invariants import GRACE, UNCONFIRMED_CLEAR, Finding, Incident, ShownLog, Story, check, when_heard
 from chaos_network import Network
 from chaos_plan import Action, Plan
 from chaos_slots import STUBBORN_FOR, Slot
@@ -38,6 +39,7 @@ class History(TaskRun):
 
     :param sessions: the directory with the sessions of the head.
     :param common_incidents: those that concern all runs.
+    :param supervisor_kills: how many supervisors may still be killed.
     """
 
     def __init__(
@@ -51,16 +53,17 @@ class History(TaskRun):
         folder: Path,
         sessions: Path,
         common_incidents: list[Incident],
+        supervisor_kills: threading.Semaphore,
     ) -> None:
         super().__init__(slot.name)
         self.observer, self.folder, self.proxy = observer, folder, network.proxy
         self.slot, self.plan, self.network, self.ledger, self.sessions = slot, plan, network, ledger, sessions
-        self.common_incidents = common_incidents
+        self.common_incidents, self.supervisor_kills = common_incidents, supervisor_kills
         self.incidents: list[Incident] = []
         self.findings: list[Finding] = []
         self.state: str | None = None
         self.error = ""
-        # the whole history, if it has a violation
+        # the whole history, if there are findings
         self.report = ""
 
     @property
@@ -87,7 +90,7 @@ class History(TaskRun):
             self.error = traceback.format_exc()
         finally:
             self.observer.forget(self)
-        if self.violations or self.error:
+        if self.findings or self.error:
             self.report = self._report()  # now, as the log files are removed with Airflow
 
     def _carry_out_plan(self, started_at: float, may_act: Callable[[], bool]) -> None:
@@ -122,14 +125,15 @@ class History(TaskRun):
             )
             self.add_event(f"{action.kind}, while the task is {one['state']} in try {one['try_number']}")
             if action.kind.startswith("kill"):
-                self.kill(supervisor=action.kind == "kill supervisor")
+                self.kill(supervisor=action.kind == "kill supervisor" and self.supervisor_kills.acquire(blocking=False))
             elif action.kind.startswith("mark"):
                 self.mark(action.kind.removeprefix("mark "))
             elif action.kind.startswith("clear"):
                 # A request without an answer may have been obeyed.
+                incident.kind = UNCONFIRMED_CLEAR
                 self.incidents.append(incident)
                 self.clear()
-                incident.until = time.time()
+                incident.kind, incident.until = "clear", time.time()
                 return
             elif action.kind == "stop job":
                 self._stop_living_jobs()
@@ -158,9 +162,11 @@ class History(TaskRun):
     def _wait_for_jobs(self) -> None:
         """Wait until no job lives, at most as long as a job may live after its task."""
         enough_polls = self.observer.ray_polls + 2
-        deadline = self._ended_at() + self._grace + 2
-        while self.observer.ray_polls < enough_polls or (self._living_jobs() and time.time() < deadline):
+        while self.observer.ray_polls < enough_polls or (self._living_jobs() and time.time() < self._deadline()):
             time.sleep(0.5)
+
+    def _deadline(self) -> float:
+        return when_heard(self._ended_at(), self.common_incidents) + self._grace + 2
 
     def _living_jobs(self) -> list[str]:
         return [job.submission_id for job in self.ledger.jobs_of((self.name, self.run_id)) if job.end is None]

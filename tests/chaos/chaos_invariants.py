@@ -18,8 +18,16 @@ GRACE = 30.0
 _UNHEARD = (None, "scheduled", "queued", "up_for_retry", "restarting")
 # Seconds in which a triggerer takes over the triggers of one that was killed.
 _TAKEOVER = 30.0
-# Seconds after a task's end in which its worker or trigger tries to stop the job.
-_STOP_WINDOW = 12.0
+# Seconds in which Airflow notices that a worker is lost, and starts the next try.
+_HEARTBEATS = 60.0
+# Seconds until a worker or a trigger notices a mark.
+_HEARTBEAT = 8.0
+# Seconds from a mark, in which a worker or a trigger can stop the job.
+_WORKER_STOPS, _TRIGGER_STOPS = 5.0, 20.0
+# Seconds before the end of a try, with its last requests.
+_LAST_REQUESTS = 5.0
+# A Clear whose request got no answer.
+UNCONFIRMED_CLEAR = "unconfirmed clear"
 NETWORK_FAULTS = ("network fault", "head unreachable", "head restarted")
 
 
@@ -115,6 +123,11 @@ class Story:
     tries: list[ShownLog] = field(default_factory=list)
     driver_logs: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def heard_at(self) -> float:
+        """When the processes of Airflow could know that the task has ended: their API server answered."""
+        return when_heard(self.ended_at, self.incidents)
+
     def of_kind(self, *kinds: str) -> list[Incident]:
         """Return the incidents of some kinds, in their order."""
         return sorted((one for one in self.incidents if one.kind in kinds), key=lambda one: one.at)
@@ -122,8 +135,8 @@ class Story:
     @property
     def last_mark(self) -> Incident | None:
         """The user's mark that decided the final state, if no Clear came after it."""
-        last = self.of_kind("clear", "mark failed", "mark success")[-1:]
-        return last[0] if last and last[0].kind != "clear" else None
+        last = self.of_kind("clear", UNCONFIRMED_CLEAR, "mark failed", "mark success")[-1:]
+        return last[0] if last and last[0].kind.startswith("mark") else None
 
 
 @dataclass(frozen=True)
@@ -137,6 +150,18 @@ class Finding:
     invariant: str
     text: str
     exception: str = ""
+
+    def describe(self) -> str:
+        """Return all about the deviation in one line."""
+        label = f"exception ({self.exception})" if self.exception else "VIOLATION"
+        return f"{label}: {self.invariant}: {self.text}"
+
+
+def when_heard(ended_at: float, incidents: list[Incident]) -> float:
+    """Return when a running API server could tell a worker that its task has ended."""
+    outages = [one for one in incidents if one.kind == "API server killed"]
+    ends = [one.until or ended_at for one in outages if one.overlaps(ended_at - _HEARTBEAT, ended_at + _HEARTBEAT)]
+    return max([ended_at, *ends])
 
 
 def check(story: Story) -> list[Finding]:
@@ -164,7 +189,7 @@ def _one_living_job(story: Story) -> Iterator[Finding]:
 
 def _nothing_alive(story: Story) -> Iterator[Finding]:
     for job in story.jobs:
-        lived = (job.end or story.observed_until) - story.ended_at
+        lived = (job.end or story.observed_until) - story.heard_at
         if story.state is not None and lived > story.grace:
             text = f"{job.describe()} lived for {lived:.0f} s after the end of the task"
             yield Finding("nothing alive at the end", text, _reason_for_orphan(story))
@@ -176,20 +201,26 @@ def _reason_for_orphan(story: Story) -> str:
     kills = story.of_kind("kill task", "kill supervisor")
     reasons = {
         "rejected deferral": any(one.is_deferral_rejected for one in story.tries),
-        "no answer from the head when the job had to be stopped": any(
-            fault.overlaps(story.ended_at - _STOP_WINDOW, story.ended_at + _STOP_WINDOW)
-            for fault in story.of_kind(*NETWORK_FAULTS)
-        ),
         "worker killed on the last try": any(kill.is_last_try for kill in kills),
     }
-    if mark is not None:
+    if mark is None:
+        reasons["the head did not answer when the last try had to stop the job"] = any(
+            fault.overlaps(story.ended_at - _LAST_REQUESTS, story.ended_at) for fault in story.of_kind(*NETWORK_FAULTS)
+        )
+    else:
+        triggerer_kills = story.of_kind("triggerer killed") if mark.state == "deferred" else []
+        window = _TRIGGER_STOPS if mark.state == "deferred" else _WORKER_STOPS
         reasons |= {
             "marked while no process of Airflow had the task": mark.state in _UNHEARD,
-            "marked after its worker was killed": any(0 < mark.at - kill.at < 60 for kill in kills),
-            "marked while its triggerer was dead": mark.state == "deferred"
-            and any(0 < mark.at - one.at < _TAKEOVER for one in story.of_kind("triggerer killed")),
-            "triggerer killed before it stopped the job": mark.state == "deferred"
-            and any(0 <= one.at - mark.at < _STOP_WINDOW for one in story.of_kind("triggerer killed")),
+            "marked after its worker was killed": any(0 < mark.at - kill.at < _HEARTBEATS for kill in kills),
+            "marked while its triggerer was dead": any(0 < mark.at - one.at < _TAKEOVER for one in triggerer_kills),
+            "triggerer killed before it stopped the job": any(
+                0 <= one.at - mark.at < window for one in triggerer_kills
+            ),
+            "the head did not answer while the job had to be stopped": any(
+                fault.at < mark.at + _HEARTBEAT and (fault.until or story.observed_until) > mark.at + window
+                for fault in story.of_kind(*NETWORK_FAULTS)
+            ),
         }
     return next((reason for reason, applies in reasons.items() if applies), "")
 
@@ -211,7 +242,7 @@ def _green(story: Story) -> Iterator[Finding]:
 def _successes(story: Story) -> Iterator[Finding]:
     succeeded = sorted((job for job in story.jobs if job.status == "SUCCEEDED"), key=lambda job: job.start)
     for job, later in pairwise(succeeded):
-        if any(clear.overlaps(job.start, later.start) for clear in story.of_kind("clear")):
+        if any(clear.overlaps(job.start, later.start) for clear in story.of_kind("clear", UNCONFIRMED_CLEAR)):
             continue
         is_forgotten = any(one.overlaps(job.end or 0, later.start) for one in story.of_kind("head restarted"))
         reason = "the head was restarted and forgot a success" if is_forgotten else ""

@@ -30,6 +30,8 @@ from sandbox.task_runs import Observer
 # Airflow's executor never frees the slot of a supervisor that was killed.
 _PARALLELISM = 40
 _SUPERVISOR_KILLS = _PARALLELISM - 2 * len(SLOTS)
+# The network of the address in the environment.
+_UNDEFINED = "undefined"
 # The share of the ids that users chose, of lost jobs, that another user takes.
 _REUSED_IDS = 0.5
 # Seconds between two faults that concern all runs.
@@ -58,13 +60,16 @@ class Campaign:
             slot.conn_id: Network(self.head.address, self._rng("network", slot.conn_id), self._teller(slot.conn_id))
             for slot in SLOTS
         }
+        # where tasks go if Airflow takes the default connection for undefined
+        self.networks[_UNDEFINED] = Network(self.head.address, self._rng("network"), self._teller("ray_jobs_default"))
         self._active: dict[str, History] = {}
         self._end = 0.0
         self._triggerers: list[Program] = []
-        self._supervisor_kills = 0
+        self._supervisor_kills = threading.Semaphore(_SUPERVISOR_KILLS)
         self._write_files()
         settings = QUICK_RECOVERY | {
             "CHAOS_DIR": str(folder),
+            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{self.networks[_UNDEFINED].proxy.port}",
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
             "AIRFLOW__SECRETS__BACKEND": "file_secrets.FileSecretsBackend",
             "AIRFLOW__CORE__PARALLELISM": str(_PARALLELISM),
@@ -110,14 +115,16 @@ class Campaign:
                 folder=self.folder,
                 sessions=self.head.directory,
                 common_incidents=self.incidents,
+                supervisor_kills=self._supervisor_kills,
             )
             self.histories.append(history)
             self._active[slot.name] = history
             history.run(self._may_act)
             print(history.summary(), flush=True)
             for finding in history.findings:
-                label = f"exception ({finding.exception})" if finding.exception else "VIOLATION"
-                print(f"  {label}: {finding.invariant}: {finding.text}", flush=True)
+                print(f"  {finding.describe()}", flush=True)
+            if history.report:
+                (self.folder / f"{slot.name}-{number}.txt").write_text(history.report)
 
     def _may_act(self) -> bool:
         return time.monotonic() < self._end
@@ -193,17 +200,21 @@ class Campaign:
         incident = Incident(kind, time.time())
         self.incidents.append(incident)
         self._tell_all(f"{kind} ...")
-        yield
-        incident.until = time.time()
-        self._tell_all(f"{kind}: over")
+        try:
+            yield
+        finally:
+            incident.until = time.time()
+            self._tell_all(f"{kind}: over")
 
     @contextmanager
     def _cut_networks(self) -> Iterator[None]:
         for network in self.networks.values():
             network.is_down = True
-        yield
-        for network in self.networks.values():
-            network.is_down = False
+        try:
+            yield
+        finally:
+            for network in self.networks.values():
+                network.is_down = False
 
     # -- helpers --------------------------------------------------------------------------------------------------
 
@@ -219,6 +230,7 @@ class Campaign:
         connections = {
             conn_id: {"conn_type": "ray_jobs", "host": "127.0.0.1", "port": network.proxy.port}
             for conn_id, network in self.networks.items()
+            if conn_id != _UNDEFINED
         }
         (self.folder / CONNECTIONS).write_text(json.dumps(connections))
 
@@ -238,7 +250,8 @@ class Campaign:
 
     def report(self) -> str:
         """Return the histories of all violations, and what went wrong in the campaign itself."""
-        return "\n\n".join([*(history.report for history in self.histories if history.report), *self.errors])
+        bad = [history.report for history in self.histories if history.violations or history.error]
+        return "\n\n".join([*bad, *self.errors])
 
     def summary(self) -> str:
         """Return what happened, in numbers."""
@@ -251,5 +264,6 @@ class Campaign:
         jobs = sum(len(self.ledger.jobs_of((history.name, history.run_id))) for history in self.histories)
         return (
             f"seed {self.seed}: {len(self.histories)} runs {dict(states)}, {jobs} jobs\nfaults: {dict(kinds)}\n"
-            f"exceptions: {dict(exceptions)}\nviolations: {dict(violations)}"
+            f"exceptions: {dict(exceptions)}\nviolations: {dict(violations)}\n"
+            f"the histories of both are in {self.folder}"
         )

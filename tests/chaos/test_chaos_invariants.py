@@ -83,6 +83,9 @@ ALSO_BAD = {
         jobs=[a_job("b", start=90, end=92), a_job("c", start=95, end=99), a_job()],
         incidents=[Incident("clear", 94, 94)],
     ),
+    "alive after a short outage": a_marked_story(
+        Incident("mark failed", 105, state="deferred"), Incident("head unreachable", 100, 110)
+    ),
     "a lost line": a_story(tries=[a_log(numbers=[1, 2, 4, 5])]),
     "a lost end": a_story(tries=[a_log(numbers=[1, 2, 3])]),
     "a lost end of a failed job": a_story(
@@ -100,7 +103,13 @@ EXCEPTIONS = {
     ),
     "marked after its worker was killed": a_marked_story(MARK, Incident("kill supervisor", 100)),
     "marked while its triggerer was dead": a_marked_story(MARK, Incident("triggerer killed", 100)),
-    "no answer from the head when the job had to be stopped": a_marked_story(MARK, Incident("network fault", 90, 106)),
+    "triggerer killed before it stopped the job": a_marked_story(MARK, Incident("triggerer killed", 106)),
+    "the head did not answer while the job had to be stopped": a_marked_story(
+        MARK, Incident("head unreachable", 106, 130)
+    ),
+    "the head did not answer when the last try had to stop the job": a_story(
+        state="failed", jobs=[a_job(end=160)], tries=[], incidents=[Incident("network fault", 90, 112)]
+    ),
     "worker killed on the last try": a_story(
         state="failed", ended_at=112.0, jobs=[a_job(end=160)], tries=[],
         incidents=[Incident("kill supervisor", 105, is_last_try=True)],
