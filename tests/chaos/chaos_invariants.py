@@ -16,6 +16,8 @@ from sandbox.log_comparison import find_difference
 GRACE = 30.0
 # States in which no process of Airflow can hear that a user marks the task.
 _UNHEARD = (None, "scheduled", "queued", "up_for_retry", "restarting")
+# States in which a Clear is not visible in the task instance until its worker has obeyed.
+_UNHEARD_CLEAR = ("running", "restarting")
 # Seconds in which a triggerer takes over the triggers of one that was killed.
 _TAKEOVER = 30.0
 # Seconds in which Airflow notices that a worker is lost, and starts the next try.
@@ -236,7 +238,11 @@ def _green(story: Story) -> Iterator[Finding]:
         yield Finding(name, f"the task succeeded with {job.describe()}")
     for clear in story.of_kind("clear"):
         if job is not None and clear.at > job.start:
-            yield Finding(name, f"{job.describe()} is older than the Clear at {clear.at:.1f}")
+            is_gap = clear.state in _UNHEARD_CLEAR and any(
+                abs(kill.at - clear.at) < _HEARTBEATS for kill in story.of_kind("kill task", "kill supervisor")
+            )
+            reason = "cleared while it ran, and its worker was lost" if is_gap else ""
+            yield Finding(name, f"{job.describe()} is older than the Clear at {clear.at:.1f}", reason)
 
 
 def _successes(story: Story) -> Iterator[Finding]:
