@@ -125,6 +125,7 @@ class History(TaskRun):
             )
             self.add_event(f"{action.kind}, while the task is {one['state']} in try {one['try_number']}")
             if action.kind.startswith("kill"):
+                incident.until = incident.at
                 self.kill(supervisor=action.kind == "kill supervisor" and self.supervisor_kills.acquire(blocking=False))
             elif action.kind.startswith("mark"):
                 self.mark(action.kind.removeprefix("mark "))

@@ -238,8 +238,10 @@ def _green(story: Story) -> Iterator[Finding]:
         yield Finding(name, f"the task succeeded with {job.describe()}")
     for clear in story.of_kind("clear"):
         if job is not None and clear.at > job.start:
+            # Airflow also takes a worker for lost that cannot reach the API server.
+            losses = story.of_kind("kill task", "kill supervisor", "API server killed")
             is_gap = clear.state in _UNHEARD_CLEAR and any(
-                abs(kill.at - clear.at) < _HEARTBEATS for kill in story.of_kind("kill task", "kill supervisor")
+                loss.overlaps(clear.at - _HEARTBEATS, clear.at + _HEARTBEATS) for loss in losses
             )
             reason = "cleared while it ran, and its worker was lost" if is_gap else ""
             yield Finding(name, f"{job.describe()} is older than the Clear at {clear.at:.1f}", reason)

@@ -73,6 +73,8 @@ class Campaign:
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
             "AIRFLOW__SECRETS__BACKEND": "file_secrets.FileSecretsBackend",
             "AIRFLOW__CORE__PARALLELISM": str(_PARALLELISM),
+            # on a busy machine, two triggerers would follow the same job
+            "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "20",
             "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "60",
         }
         self.airflow = LocalAirflow(Path(__file__).parent / "dags", {}, settings, separate_execution_api=True)

@@ -115,7 +115,7 @@ EXCEPTIONS = {
         incidents=[Incident("kill supervisor", 105, is_last_try=True)],
     ),
     "cleared while it ran, and its worker was lost": a_story(
-        incidents=[Incident("clear", 108, 108, state="running"), Incident("kill task", 109)]
+        incidents=[Incident("clear", 108, 108, state="running"), Incident("kill task", 109, 109)]
     ),
     "the head was restarted and forgot a success": a_story(
         jobs=[a_job("b", start=80, end=85), a_job()], incidents=[Incident("head restarted", 86, 95)]
