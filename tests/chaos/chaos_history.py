@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from chaos_invariants import GRACE, UNCONFIRMED_CLEAR, Finding, Incident, ShownLog, Story, check, when_heard
@@ -23,7 +23,10 @@ from sandbox.local_airflow import record_texts
 from sandbox.task_logs import JOB_LOGGER, log_files, time_of
 from sandbox.task_runs import TASK_ID, Observer, TaskRun
 
+T = TypeVar("T")
+
 FINAL_STATES = ("success", "failed", "skipped")
+_API_ATTEMPTS = 6
 # Seconds until a task must have ended, after its last action.
 _END_TIMEOUT = 420.0
 _LINE = re.compile(r"^(\S+) line (\d+)$", re.MULTILINE)
@@ -80,7 +83,7 @@ class History(TaskRun):
             for action in self.plan.actions:
                 if action.kind == "submission fault":
                     self.network.add_submission_fault(action.fault)
-            self.trigger(self.plan.conf)
+            _patiently(lambda: self.trigger(self.plan.conf))
             self._carry_out_plan(started_at, may_act)
             self._wait_for_end()
             self._wait_for_jobs()
@@ -210,11 +213,11 @@ class History(TaskRun):
 
     def _result(self) -> str | None:
         """Return what the task returned."""
-        path = f"/dags/{self.name}/dagRuns/{self.run_id}/taskInstances/{TASK_ID}/xcomEntries/return_value"
-        try:
-            return str(self.observer.airflow.api("GET", path)["value"])
-        except RuntimeError:
+        path = f"/dags/{self.name}/dagRuns/{self.run_id}/taskInstances/{TASK_ID}/xcomEntries"
+        entries = _patiently(lambda: self.observer.airflow.api("GET", path)["xcom_entries"])
+        if not any(entry["key"] == "return_value" for entry in entries):
             return None
+        return str(_patiently(lambda: self.observer.airflow.api("GET", f"{path}/return_value"))["value"])
 
     def _files(self, number: int) -> list[list[dict[str, Any]]]:
         logs = self.observer.airflow.home / "logs"
@@ -259,3 +262,13 @@ class History(TaskRun):
                     moment = time_of(record).timestamp() - start
                     lines += [f"{moment:7.1f} s  {text[:_MESSAGE]}" for text in record_texts(record)]
         return "\n".join([*lines, self.error])
+
+
+def _patiently(call: Callable[[], T]) -> T:
+    """Call Airflow's API, and once more after each error: on a busy machine, SQLite is locked for long."""
+    for _ in range(_API_ATTEMPTS - 1):
+        try:
+            return call()
+        except (RuntimeError, httpx.HTTPError):
+            time.sleep(5)
+    return call()
