@@ -43,6 +43,9 @@ class Program:
     def pid(self) -> int:
         return self._process.pid
 
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
     def wait_until(self, is_ready: Callable[[], bool], name: str, timeout: float) -> None:
         """
         Wait until the program is ready.

@@ -64,6 +64,7 @@ class Campaign:
         self.networks[_UNDEFINED] = Network(self.head.address, self._rng("network"), self._teller("ray_jobs_default"))
         self._active: dict[str, History] = {}
         self._end = 0.0
+        self._is_over = threading.Event()
         self._triggerers: list[Program] = []
         self._supervisor_kills = threading.Semaphore(_SUPERVISOR_KILLS)
         self._write_files()
@@ -87,8 +88,13 @@ class Campaign:
                 stack.callback(network.proxy.close)
             stack.enter_context(self.head)
             stack.enter_context(self.airflow)
+            self.airflow.kill("scheduler")
             self.airflow.kill("triggerer")
             self._triggerers = [self._start_triggerer() for _ in range(2)]
+            keeper = threading.Thread(target=self._keep_scheduler, daemon=True)
+            keeper.start()
+            stack.callback(keeper.join)
+            stack.callback(self._is_over.set)
             stack.callback(self.observer.close)
             self.observer.start()
             for slot in SLOTS:
@@ -100,6 +106,17 @@ class Campaign:
                 thread.start()
             for thread in threads:
                 thread.join()
+
+    def _keep_scheduler(self) -> None:
+        """Start the scheduler, also after a crash: 3.3.2 crashes if a task is cleared at the wrong moment."""
+        scheduler: Program | None = None
+        while not self._is_over.is_set():
+            if scheduler is None or not scheduler.is_running():
+                if scheduler is not None:
+                    self.incidents.append(Incident("scheduler crashed", time.time(), time.time()))
+                    self._tell_all("the scheduler crashed, and is started again")
+                scheduler = self.airflow.start_component("scheduler", "--skip-serve-logs")
+            self._is_over.wait(2)
 
     # -- the slots ------------------------------------------------------------------------------------------------
 
