@@ -260,7 +260,9 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
             secrets=template_values.as_package_secrets(self.package_secrets),
             storage=None if template_values.is_unset(self.package_storage) else open_storage(self.package_storage),
         )
-        return (yield from run_in_slices(packages, "Hashing local code"))
+        code = yield from run_in_slices(packages, "Hashing local code")
+        masking.mask_env_vars(code.runtime_env)  # requirements files may hold URLs with credentials
+        return code
 
     def new_submission(
         self, context: Context, submission_id: str, nonce: str | None = None, *, runtime_env: Any = None
