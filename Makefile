@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # PIP_CONSTRAINT also pins the build backend, which pip installs in an isolated environment.
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet
 
-.PHONY: help demo standalone test lint bench soak compat package clean
+.PHONY: help demo standalone test lint bench soak chaos compat package clean
 
 help:
 	@echo "make demo        run the nightly example DAG in a real Airflow against a real Ray head"
@@ -15,6 +15,7 @@ help:
 	@echo "make lint        run ruff and mypy --strict"
 	@echo "make bench       measure speed, memory and load on the head; results in benchmarks/results.json"
 	@echo "make soak        run 300 jobs with all kinds of output through a proxy that cuts connections"
+	@echo "make chaos       run an hour of random faults in a real Airflow and Ray: make chaos SEED=7 SECONDS=600"
 	@echo "make compat      run all tests with another Airflow version: make compat AIRFLOW=3.1.8"
 	@echo "make package     build sdist and wheel into dist/"
 
@@ -37,6 +38,12 @@ bench: $(VENV)/test.stamp
 
 soak: $(VENV)/test.stamp
 	SOAK_JOBS=300 $(BIN)/python -m pytest tests/soak -s
+
+# Without SEED each campaign has a fresh one, which it prints.
+SEED ?=
+SECONDS ?= 3600
+chaos: $(VENV)/test.stamp
+	CHAOS_SEED=$(SEED) CHAOS_SECONDS=$(SECONDS) $(BIN)/python -m pytest tests/chaos -s
 
 # All tests with another supported Airflow: make compat AIRFLOW=3.1.8 AIRFLOW_CONSTRAINTS=<file or URL>
 AIRFLOW ?= 3.1.8

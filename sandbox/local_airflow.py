@@ -19,6 +19,15 @@ from sandbox.processes import Program, clean_environment, free_port
 
 # Attempts for one API call. The components of Airflow share one SQLite file, which is sometimes locked.
 _API_ATTEMPTS = 8
+# Settings with which Airflow notices a lost process soon, and tasks wait for an API server that is restarted.
+QUICK_RECOVERY = {
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "45",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
+    "AIRFLOW__WORKERS__MAX_FAILED_HEARTBEATS": "20",
+    "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "2",
+    "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "10",
+    "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "5",
+}
 FINAL_STATES = ("success", "failed", "skipped", "upstream_failed", "removed")
 
 
@@ -72,6 +81,8 @@ class LocalAirflow:
             | {f"AIRFLOW_CONN_{name.upper()}": json.dumps(fields) for name, fields in connections.items()}
             | dict(settings or {})
         )
+        # the separate API server for tasks, if there is one
+        self.execution_api: Program | None = None
         self._program: Program | None = None
         self._extra_programs: list[Program] = []
         self._http = httpx.Client(base_url=self.address, timeout=60)
@@ -85,8 +96,7 @@ class LocalAirflow:
         )
         self._program.wait_until(self._is_healthy, "Airflow", timeout)
         if self.execution_port != self.port:
-            self.start_component("api-server", "--apps", "execution", "--port", str(self.execution_port))
-            self._extra_programs[-1].wait_until(self._execution_api_is_healthy, "the execution API server", timeout)
+            self.start_execution_api(timeout)
         token = self._http.get("/auth/token").json()["access_token"]
         self._http.headers["Authorization"] = f"Bearer {token}"
         return self
@@ -119,11 +129,19 @@ class LocalAirflow:
             if program is not None:
                 program.kill_matching(component)
 
-    def start_component(self, *command: str) -> None:
+    def start_component(self, *command: str) -> Program:
         """Start an additional component, or one that was killed: ``start_component("triggerer")``."""
         airflow = str(Path(sys.executable).with_name("airflow"))
         log = self.home / f"{command[0]}-{len(self._extra_programs)}.log"
-        self._extra_programs.append(Program([airflow, *command], self.environment, log))
+        program = Program([airflow, *command], self.environment, log)
+        self._extra_programs.append(program)
+        return program
+
+    def start_execution_api(self, timeout: float = 180.0) -> None:
+        """Start the API server for the requests of tasks, and wait until it is healthy."""
+        program = self.start_component("api-server", "--apps", "execution", "--port", str(self.execution_port))
+        self.execution_api = program
+        program.wait_until(self._execution_api_is_healthy, "the execution API server", timeout)
 
     @property
     def output(self) -> str:

@@ -43,6 +43,9 @@ class Program:
     def pid(self) -> int:
         return self._process.pid
 
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
     def wait_until(self, is_ready: Callable[[], bool], name: str, timeout: float) -> None:
         """
         Wait until the program is ready.
@@ -80,6 +83,15 @@ class Program:
         psutil.wait_procs(alive, timeout=5)
         self._process.wait()
 
+    def kill(self) -> None:
+        """Kill the program with its descendants, as if its machine had failed."""
+        processes = self._process_tree()
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(processes, timeout=5)
+        self._process.wait()
+
     def kill_matching(self, name: str) -> None:
         """Kill the processes of this program whose command line contains ``name``, with their descendants."""
         for process in self._process_tree():
@@ -92,6 +104,8 @@ class Program:
         self._process.poll()
 
     def _process_tree(self) -> list[psutil.Process]:
+        if self._process.poll() is not None:
+            return []  # another program may have this id by now
         try:
             process = psutil.Process(self._process.pid)
             return [process, *process.children(recursive=True)]

@@ -69,6 +69,12 @@ class RayHead:
             self._program.stop()
             self._program = None
 
+    def kill(self) -> None:
+        """Kill the head with its jobs, as if its machine had failed. :meth:`start` starts it again."""
+        if self._program is not None:
+            self._program.kill()
+            self._program = None
+
     def close(self) -> None:
         """Stop the head and remove its directory."""
         self.stop()

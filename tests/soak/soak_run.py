@@ -6,21 +6,19 @@ import json
 import shutil
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 from cutting_proxy import CuttingProxy
 from job_programs import JOB_PROGRAMS, JobProgram
-from log_comparison import find_difference
 
 from sandbox.local_airflow import LocalAirflow
+from sandbox.log_comparison import find_difference
 from sandbox.ray_head import RayHead
+from sandbox.task_logs import JOB_LOGGER, log_files, time_of
 
 MODES = ("worker", "deferred")
-# The logger of the job's own lines. Other records come from the operator, the trigger or Airflow.
-JOB_LOGGER = "airflow.task.ray_job"
 # Seconds until the DAG run must have ended: a fixed part, and a part for each job.
 RUN_TIMEOUT, RUN_TIMEOUT_PER_JOB = 240.0, 15.0
 _PAGE = 100
@@ -84,15 +82,8 @@ class SoakJob:
             shutil.copy(file, self.folder)
 
     def records(self) -> list[dict[str, Any]]:
-        """
-        Return the log records of the task's only try.
-
-        The triggerer writes files of its own. They come first, because the worker logs nothing of the job's log before
-        it defers the task.
-        """
-        files = [records for file in self.folder.glob("attempt=1.log.trigger.*") if (records := _read_records(file))]
-        files.sort(key=lambda records: _time_of(records[0]))
-        return [record for records in [*files, _read_records(self.folder / "attempt=1.log")] for record in records]
+        """Return the log records of the task's only try."""
+        return [record for records in log_files(self.folder, 1) for record in records]
 
     def job_log_records(self) -> list[dict[str, Any]]:
         """Return the records of the job's own log."""
@@ -107,7 +98,7 @@ class SoakJob:
         difference = find_difference(
             driver_log.read_bytes().decode("utf-8", errors="replace"), [str(record["event"]) for record in shown]
         )
-        times = [_time_of(record) for record in shown]
+        times = [time_of(record) for record in shown]
         if not difference and times != sorted(times):
             difference = "the records are in order, but their times are not: the web UI would show another order"
         return f"{self.report()}\n{difference}" if difference else ""
@@ -191,12 +182,3 @@ def _job_statuses(head: RayHead) -> list[tuple[str, str]]:
     """Return submission id and status of every job of the head, requested directly."""
     response = httpx.get(f"{head.address}/api/jobs/", timeout=60)
     return [(job["submission_id"], job["status"]) for job in response.json() if job["type"] == "SUBMISSION"]
-
-
-def _read_records(file: Path) -> list[dict[str, Any]]:
-    """Return the records of one of Airflow's log files, which has one JSON document in each line."""
-    return [json.loads(line) for line in file.read_bytes().split(b"\n") if line] if file.exists() else []
-
-
-def _time_of(record: dict[str, Any]) -> datetime:
-    return datetime.fromisoformat(record["timestamp"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from log_comparison import LONG_LINE, find_difference
+
+from sandbox.log_comparison import LONG_LINE, find_difference
 
 LOG = "first\n\n  second\nsame\nsame\nlast"
 LONG = "x" * LONG_LINE

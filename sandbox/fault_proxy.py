@@ -11,9 +11,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 # What the proxy may do to a request. "drop": Ray never gets the request. "cut": the client never gets the response.
-# 401: the proxy responds with 401 and Ray never gets the request. Any other number: Ray handles the request, and the
-# client gets this status instead of Ray's response.
+# "half": the client gets half of the response's body. "delay": Ray gets the request some seconds later. "drip": the
+# response takes some seconds, and arrives in small pieces. 401: the proxy responds with 401 and Ray never gets the
+# request. Any other number: Ray handles the request, and the client gets this status instead of Ray's response.
 Fault = str | int | None
+# Seconds of "delay" and "drip", and the number of pieces.
+_SLOW = 6.0
+_PIECES = 60
 
 
 class FaultProxy:
@@ -27,7 +31,7 @@ class FaultProxy:
         self.head = head
         self.add_event = add_event
         # chooses the fault of a request by its method, its path and the number of requests before it
-        self.fault: Callable[[str, str, int], Fault] = lambda method, path, number: None
+        self.fault: Callable[[str, str, int], Fault] = lambda *_: None
         # called when Ray has responded to a submission, before the client gets the response
         self.on_submitted: Callable[[], Any] = lambda: None
         self._count = 0
@@ -53,7 +57,7 @@ class FaultProxy:
         """Drop every request for some seconds, as an unreachable head would."""
         until = time.monotonic() + seconds
         self.add_event(f"the head is unreachable for {seconds:g} s")
-        self.fault = lambda method, path, number: "drop" if time.monotonic() < until else None
+        self.fault = lambda *_: "drop" if time.monotonic() < until else None
 
     def handle(self, request: BaseHTTPRequestHandler) -> None:
         """Forward one request and its response, or apply the fault that the case chose."""
@@ -69,6 +73,8 @@ class FaultProxy:
             if fault == 401:
                 self._respond(request, 401, b"Unauthorized: Missing authentication token", "text/plain")
             return
+        if fault == "delay":
+            time.sleep(_SLOW)
         try:
             status, content, content_type = self._forward(request, body)
         except OSError as error:
@@ -82,7 +88,7 @@ class FaultProxy:
             return
         if isinstance(fault, int):
             status, content, content_type = fault, b"<html>Bad Gateway</html>", "text/html"
-        self._respond(request, status, content, content_type)
+        self._respond(request, status, content, content_type, fault)
 
     def _forward(self, request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, bytes, str]:
         connection = http.client.HTTPConnection(urlsplit(self.head).netloc, timeout=60)
@@ -96,13 +102,23 @@ class FaultProxy:
         finally:
             connection.close()
 
-    def _respond(self, request: BaseHTTPRequestHandler, status: int, body: bytes, content_type: str) -> None:
+    def _respond(
+        self, request: BaseHTTPRequestHandler, status: int, body: bytes, content_type: str, fault: Fault = None
+    ) -> None:
         try:
             request.send_response(status)
             request.send_header("Content-Type", content_type)
             request.send_header("Content-Length", str(len(body)))
             request.end_headers()
-            request.wfile.write(body)
+            if fault == "half":
+                request.wfile.write(body[: len(body) // 2])
+            elif fault == "drip":
+                size = len(body) // _PIECES + 1
+                for start in range(0, len(body), size):
+                    time.sleep(_SLOW / _PIECES)
+                    request.wfile.write(body[start : start + size])
+            else:
+                request.wfile.write(body)
         except OSError:
             self.add_event("the client closed the connection before it got the response")
 
