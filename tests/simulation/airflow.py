@@ -91,6 +91,8 @@ class Worker:
     task: Any = None
     thread: Thread | None = None
     is_terminating: bool = False
+    # when SIGTERM was sent; infinity if it was not
+    terminated_at: float = float("inf")
     # the whole machine is gone, so no supervisor reports the end
     is_machine_lost: bool = False
     # SIGKILL, OOM: the end was a crash, not an answer to the server's SIGTERM
@@ -155,8 +157,9 @@ class Airflow:
         # a history in an endless loop: no further try
         self.retries_are_over = False
         self._try_started = 0.0
-        # when a user acted on the task last
-        self._last_action = 0.0
+        # when the task instance ended last, and when a user acted on it last
+        self.ended_at = 0.0
+        self.last_action = 0.0
 
     # -- the scheduler and the API server -------------------------------------------------------------------------
 
@@ -201,6 +204,7 @@ class Airflow:
         self.script.note(f"airflow: the task instance is {state}, try {self.try_number} of {self.max_tries + 1}")
         self.state = state
         if state in _TERMINAL:
+            self.ended_at = self.clock.now
             self.on_terminal()
 
     def _accept(self, worker: Worker, state: str) -> bool:
@@ -249,7 +253,7 @@ class Airflow:
 
     def clear(self) -> None:
         """Clear the task instance."""
-        self._last_action = self.clock.now
+        self.last_action = self.clock.now
         self.clear_number += 1
         self.script.note(f"user: clears the task ({self.state})")
         if self.state == "running":
@@ -266,7 +270,7 @@ class Airflow:
 
     def mark(self, state: str) -> None:
         """Mark the task instance as ``success`` or ``failed``."""
-        self._last_action = self.clock.now
+        self.last_action = self.clock.now
         self.script.note(f"user: marks the task as {state} ({self.state})")
         if self.state in ("up_for_retry", "scheduled", "up_for_reschedule", None):
             self.tags.add("marked while no process or trigger was there")
@@ -304,6 +308,7 @@ class Airflow:
         if worker is None or not worker.process.is_alive or worker.is_terminating:
             return
         worker.is_terminating = True
+        worker.terminated_at = self.clock.now
         self.script.note(f"airflow: SIGTERM to {worker.process.name}")
         task, thread = worker.task, worker.thread
         if task is None or thread is None:
@@ -480,7 +485,7 @@ class Airflow:
                 )
             if self._triggerer is not None:
                 self._triggerer.add(row)
-        elif worker.looked_at >= 0 and worker.looked_at >= self._last_action:
+        elif worker.looked_at >= 0 and worker.looked_at >= self.last_action:
             self.tags.add("the deferral was rejected after the last look")
         else:
             self.tags.add("rejected deferral")

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain
 from multiprocessing import get_context
 
 from . import network
@@ -32,7 +33,11 @@ EVENTS = (
 )  # fmt: skip
 # Those of them that are tried at each operation, before and after it.
 _CRASHES = ("die", "clear", "mark failed", "sigterm", "head restarts and the id is taken")
+# Faults of a request that leave its process waiting.
+_WAITS = ("request lost", "answer late", "slow", "slow both ways")
 _MAX_FAULTS = 4
+# Operations that are close to another one.
+_NEAR = 4
 
 
 @dataclass(frozen=True)
@@ -109,14 +114,14 @@ def faults_of(operation: str) -> Sequence[str]:
 
 
 @cache
-def operations_of(scenario: str) -> tuple[str, ...]:
-    """Return the operations of a scenario without faults."""
-    return tuple(Case(scenario, ()).run().operations)
+def without_faults(scenario: str) -> Report:
+    """Return the history of a scenario without faults."""
+    return Case(scenario, ()).run()
 
 
 def single_faults(scenario: str) -> Iterator[Case]:
     """Yield the histories with one fault at each operation: of those of a kind, the first two and the last."""
-    operations = operations_of(scenario)
+    operations = without_faults(scenario).operations
     last = {operation.partition("#")[0]: operation for operation in operations}
     for operation in operations:
         name, _, number = operation.partition("#")
@@ -129,30 +134,49 @@ def single_faults(scenario: str) -> Iterator[Case]:
             yield Case(scenario, (Fault(operation, what),))
 
 
+def kills_of_submissions(scenario: str) -> Iterator[Case]:
+    """Yield the histories in which a kill meets a submission that takes long."""
+    report = without_faults(scenario)
+    for operation, began in zip(report.operations, report.times, strict=True):
+        if operation != "worker submit#1":
+            continue
+        for fault in _WAITS:
+            for what in ("sigterm", "mark failed", "clear", "die"):
+                for delay in (0.2, 1.4):
+                    yield Case(scenario, (Fault(operation, fault), Fault(f"{began + delay:.3f}", what)))
+
+
 def walk(seed: int) -> Iterator[tuple[Case, Report]]:
     """Run a random walk, and yield each history of it."""
     rng = random.Random(seed)  # noqa: S311  (no secret)
     scenario = rng.choice(list(SCENARIOS))
-    operations, seconds = operations_of(scenario), 40.0
+    report = without_faults(scenario)
     faults: tuple[Fault, ...] = ()
+    near: int | None = None
     for _ in range(rng.randint(1, _MAX_FAULTS)):
-        faults = (*faults, _random_fault(rng, operations, seconds))
+        fault, near = _random_fault(rng, report, near)
+        faults = (*faults, fault)
         case = Case(scenario, faults, seed)
         report = case.run()
         yield case, report
         if report.violations:
             return
-        operations, seconds = tuple(report.operations), report.seconds
 
 
-def _random_fault(rng: random.Random, operations: Sequence[str], seconds: float) -> Fault:
-    if rng.random() < 0.25:
-        return Fault(f"{rng.uniform(0, min(seconds, 100.0)):.3f}", rng.choice(EVENTS))
-    operation = rng.choice(operations)
+def _random_fault(rng: random.Random, report: Report, near: int | None) -> tuple[Fault, int]:
+    """Return a fault and the index of its operation: in half of the cases one close to that of the last fault."""
+    index = rng.randrange(len(report.operations))
+    if near is not None and rng.random() < 0.5:
+        index = min(max(near + rng.randint(-1, _NEAR), 0), len(report.operations) - 1)
+    operation = report.operations[index]
     own = faults_of(operation)
-    if own and rng.random() < 0.5:
-        return Fault(operation, rng.choice(own))
-    return Fault(f"{operation} {rng.choice(('before', 'after'))}", rng.choice(EVENTS))
+    kind = rng.random()
+    if kind < 0.3:
+        delay = rng.choice((0.0, 0.1, 1.0, 3.0, 10.0, 60.0)) * rng.random()
+        return Fault(f"{report.times[index] + delay:.3f}", rng.choice(EVENTS)), index
+    if own and kind < 0.65:
+        return Fault(operation, rng.choice(own)), index
+    return Fault(f"{operation} {rng.choice(('before', 'after'))}", rng.choice(EVENTS)), index
 
 
 def shrink(case: Case, kind: str) -> Case:
@@ -165,9 +189,9 @@ def shrink(case: Case, kind: str) -> Case:
 
 
 def run_scenario(scenario: str) -> Tally:
-    """Run all histories of a scenario with one fault."""
+    """Run the enumerated histories of a scenario."""
     tally = Tally()
-    for case in single_faults(scenario):
+    for case in chain(single_faults(scenario), kills_of_submissions(scenario)):
         tally.add(case, case.run())
     return tally
 

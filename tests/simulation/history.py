@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # Seconds after the end of the task in which its jobs must have been stopped.
 GRACE = 60.0
+# Seconds after SIGTERM for which a submission under way may still be stopped: the handler of the signal has 3 s.
+KILL_TIME = 2.5
 # More operations or seconds than any history needs: the code under test is in an endless loop.
 MAX_OPERATIONS = 3000
 MAX_SECONDS = 20_000.0
@@ -57,6 +59,8 @@ class Report:
 
     violations: list[str] = field(default_factory=list)
     operations: list[str] = field(default_factory=list)
+    # when each of them began
+    times: list[float] = field(default_factory=list)
     journal: list[str] = field(default_factory=list)
     tags: set[str] = field(default_factory=set)
     seconds: float = 0.0
@@ -91,7 +95,6 @@ class History:
         self.jobs: list[Job] = []
         # when each Clear happened
         self.clears: list[float] = []
-        # whether each job was submitted when its process still lived
         self._is_verbose = is_verbose
         self._counts: Counter[str] = Counter()
         self._faults: dict[str, list[str]] = defaultdict(list)
@@ -167,6 +170,7 @@ class History:
         self._counts[name] += 1
         key = f"{name}#{self._counts[name]}"
         self.report.operations.append(key)
+        self.report.times.append(self.clock.now)
         if len(self.report.operations) > MAX_OPERATIONS:
             if len(self.report.operations) == MAX_OPERATIONS + 1:
                 self.violate("busy", f"more than {MAX_OPERATIONS} operations")
@@ -301,9 +305,18 @@ class History:
         self.note(f"ray: job {job.number} {job.name} {event}")
         if event == "accepted" and job.metadata.get("airflow_task_id") == self.airflow.task_id:
             self.jobs.append(job)
+            job.is_late = self._is_late()
             invariants.check_one_living_job(self, job)
         elif event == "started":
             invariants.check_one_living_job(self, job)
+
+    def _is_late(self) -> bool:
+        """Tell whether the sender of a submission is dead, or will be before it can stop the job."""
+        sender = self.network.sender
+        for worker in self.airflow.workers:
+            if worker.process is sender:
+                return not sender.is_alive or self.clock.now > worker.terminated_at + KILL_TIME
+        return True
 
     def _succeeded(self, result: Any) -> None:
         invariants.check_green(self, result)

@@ -11,12 +11,13 @@ there and back. The script of the history may do one of these things to it:
 ``answer late``            the request takes effect, and the client waits until its timeout
 ``arrives late``           the connection is cut, and the request takes effect 15 s later
 ``slow``                   the request takes effect after 10 s, and is answered
+``slow both ways``         the request takes effect after 2 s, and is answered 10 s later
 ``twice``                  the request takes effect, and once more 5 s later, as proxies retry
 ``404 of an ingress`` ...  something else answers; nothing arrives
 ``502 after arrival`` ...  the request takes effect, and something else answers
 =========================  ==========================================================================
 
-A request that is under way when its head dies never arrives.
+A request that is under way when its process dies arrives. One that is under way when its head dies does not.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ FOREIGN: Mapping[str, Reply] = {
     "502 after arrival": Reply(502, b"<html><title>502 Bad Gateway</title></html>", _HTML),
     "200 of a gateway after arrival": Reply(200, b'{"status": "accepted"}', "application/json"),
 }
-LOST = ("refused", "request lost", "answer lost", "answer late", "arrives late", "slow", "twice")
+LOST = ("refused", "request lost", "answer lost", "answer late", "arrives late", "slow", "slow both ways", "twice")
 FAULTS = (*LOST, *FOREIGN)
 
 
@@ -68,6 +69,10 @@ class Network:
         # every request is answered so, or refused, until that time
         self.outage_until = 0.0
         self.outage = "refused"
+        # the process whose request arrives
+        self.sender: Process | None = None
+        # when requests other than submissions failed
+        self.failures: list[float] = []
         self._clock = clock
         self._script = script
 
@@ -79,48 +84,47 @@ class Network:
         if self._clock.now < self.outage_until:
             fault = self.outage
         cluster = self.clusters.get(request.url.host)
+        is_down = cluster is None or not cluster.is_up
+        if label != "submit" and (is_down or fault not in (None, "slow", "slow both ways", "twice")):
+            self.failures.append(self._clock.now)
         if cluster is None or not cluster.is_up or fault == "refused":
             raise httpx.ConnectError("[Errno 111] Connection refused", request=request)
         timeout = request.extensions["timeout"]["read"]
-        session = cluster.session
-        yield LATENCY
-        reply: Reply | None = None
-        if fault == "slow":
-            wait = min(10.0, timeout)
-            yield wait
-            fault = None if wait < timeout else "arrives late"
-        if fault == "arrives late":
-            self._deliver_later(cluster, request, 15.0)
-        elif fault != "request lost" and (fault not in FOREIGN or "after arrival" in fault):
-            if not cluster.is_up or cluster.session != session:
-                raise httpx.ReadError("", request=request)
-            reply = self._deliver(cluster, request)
-        if fault == "twice":
-            self._deliver_later(cluster, request, 5.0)
-        self._script.end(process, key)
-        yield timeout if fault in ("request lost", "answer late") else LATENCY
-        self._script.note(f"{process.name}: {label}: {_shown(reply, fault)}")
+        there, back = {"slow": (10.0, LATENCY), "slow both ways": (2.0, 10.0), "arrives late": (15.0, 0.0)}.get(
+            fault or "", (LATENCY, LATENCY)
+        )
         if fault in ("request lost", "answer late"):
+            back = timeout
+        replies: list[Reply] = []
+        if fault != "request lost" and (fault not in FOREIGN or "after arrival" in fault):
+            self._deliver_later(process, cluster, request, there, replies)
+        if fault == "twice":
+            self._deliver_later(process, cluster, request, 5.0, [])
+        session = cluster.session
+        yield LATENCY if fault == "arrives late" else min(there, timeout)
+        self._script.end(process, key)
+        yield min(back, max(timeout - there, 0.0)) if fault in ("slow", "slow both ways") else back
+        self._script.note(f"{process.name}: {label}: {_shown(replies, fault)}")
+        if fault in ("request lost", "answer late") or there + back > timeout:
             raise httpx.ReadTimeout("The read operation timed out", request=request)
         if fault in ("answer lost", "arrives late") or not cluster.is_up or cluster.session != session:
             raise httpx.RemoteProtocolError("Server disconnected without sending a response.", request=request)
-        if fault in FOREIGN:
-            reply = FOREIGN[fault]
-        assert reply is not None
+        reply = FOREIGN[fault] if fault in FOREIGN else replies[0]
         headers = {"content-type": reply.content_type, "date": formatdate(self._clock.time(), usegmt=True)}
         return httpx.Response(reply.status, headers=headers, content=reply.body)
 
-    def _deliver(self, cluster: Cluster, request: httpx.Request) -> Reply:
-        query = dict(parse_qsl(request.url.query.decode()))
-        return cluster.handle(request.method, request.url.path, query, request.content)
-
-    def _deliver_later(self, cluster: Cluster, request: httpx.Request, delay: float) -> None:
+    def _deliver_later(
+        self, process: Process, cluster: Cluster, request: httpx.Request, delay: float, replies: list[Reply]
+    ) -> None:
         session = cluster.session
 
         def arrive() -> None:
             if cluster.is_up and cluster.session == session:
-                reply = self._deliver(cluster, request)
-                self._script.note(f"network: {describe(request)} arrives late: {_shown(reply, None)}")
+                self.sender = process
+                query = dict(parse_qsl(request.url.query.decode()))
+                replies.append(cluster.handle(request.method, request.url.path, query, request.content))
+                if delay > LATENCY:
+                    self._script.note(f"network: {describe(request)} arrives late: {_shown(replies, None)}")
 
         self._clock.call_later(delay, arrive)
 
@@ -136,8 +140,8 @@ def describe(request: httpx.Request) -> str:
     return action or {"GET": "status", "DELETE": "delete"}.get(request.method, request.method)
 
 
-def _shown(reply: Reply | None, fault: str | None) -> str:
-    answer = "no answer" if reply is None else f"{reply.status} {reply.body[:60]!r}"
+def _shown(replies: list[Reply], fault: str | None) -> str:
+    answer = f"{replies[0].status} {replies[0].body[:60]!r}" if replies else "no answer"
     return answer if fault is None else f"{answer} ({fault})"
 
 

@@ -96,6 +96,8 @@ class Job:
     # the head died, and the job with it
     is_lost: bool = False
     is_deleted: bool = False
+    # the submission arrived when its sender could not stop the job any more
+    is_late: bool = False
     # the status that requests reported last
     reported: set[str] = field(default_factory=set)
 
