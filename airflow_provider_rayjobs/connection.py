@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import ipaddress
 import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_rayjobs.jobs.access import Access
 from airflow_provider_rayjobs.jobs.redaction import redact_address
@@ -23,10 +28,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DEFAULT_PORT = 8265
-DEFAULT_ADDRESS = f"http://127.0.0.1:{DEFAULT_PORT}"
 # Ray's own variables for the address of the Jobs API and for its token.
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+# Where Ray generates a token for local clusters. ``ray start --head`` then requires that token.
+# Source: Ray 2.60 ``_private/authentication/authentication_token_setup.py``.
+_LOCAL_TOKEN_FILE = "~/.ray/auth_token"  # noqa: S105  (a path)
 # The type of each extra. A connection URI has every value as text: an object as JSON, a number as digits.
 _TEXT, _OBJECT, _SECONDS = "text", "a JSON object with text values", "a number of seconds"
 EXTRAS = {
@@ -36,6 +43,10 @@ EXTRAS = {
     **dict.fromkeys(("connect_timeout", "read_timeout"), _SECONDS),
     "verify": "text: system, off or the path of a certificate file",
 }
+# Extras that use a credential of the worker. The line in token_file is sent to the host of the connection.
+_FILE_EXTRAS = ("token_file", "client_cert", "client_key")
+# The section of Airflow's configuration that says which files and classes connections may use.
+CONFIG_SECTION = "providers.ray_jobs"
 # Extras that become the field of Access with the same name.
 _ACCESS_EXTRAS = EXTRAS.keys() & {each.name for each in fields(Access)} - {"token", "auth"}
 
@@ -125,19 +136,46 @@ def parse_connection(connection: Connection, *, check_token_file: bool = True) -
 
 def parse_environment(*, check_token_file: bool = True) -> Cluster:
     """
-    Read Ray's environment variables. Without them the address is :data:`DEFAULT_ADDRESS`.
+    Read Ray's environment variables.
+
+    For a head on this machine, the token may also be in the file that Ray generates in the home directory.
 
     :param check_token_file: see :func:`parse_connection`.
-    :raises ValueError: a variable is invalid. The error names it.
+    :raises ValueError: a variable is missing or invalid. The error names it.
     """
     with naming_source(f"environment variable {ADDRESS_VARIABLE}"):
-        address = check_address(os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS)
+        address = check_address(os.environ.get(ADDRESS_VARIABLE, ""))
     token, token_file = (os.environ.get(name) or None for name in TOKEN_VARIABLES)
+    if token is None and token_file is None and _stays_on_this_machine(address):
+        token_file = _local_token_file()
     with naming_source(f"environment variable {' or '.join(TOKEN_VARIABLES)}"):
         access = Access(token=token and token.strip(), token_file=None if token else token_file)
         if check_token_file:
             access.current_token()  # raises for an unusable token file
     return Cluster(address, dashboard_url=address, access=access)
+
+
+def _stays_on_this_machine(address: str) -> bool:
+    """Tell whether requests go to a loopback address, and not through an HTTP proxy of the environment."""
+    parts = urlsplit(address)
+    host = parts.hostname or ""
+    if host != "localhost":
+        try:
+            is_loopback = ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            is_loopback = False
+        if not is_loopback:
+            return False
+    proxies = getproxies()
+    # Not proxy_bypass(): on macOS it obeys system settings that httpx ignores.
+    exceptions = {each.strip() for each in proxies.get("no", "").split(",")}
+    return proxies.keys().isdisjoint((parts.scheme, "all")) or not exceptions.isdisjoint((host, "*"))
+
+
+def _local_token_file() -> str | None:
+    # Path.home() raises for a user without a home directory.
+    file = os.path.expanduser(_LOCAL_TOKEN_FILE)  # noqa: PTH111
+    return file if os.path.isfile(file) else None  # noqa: PTH113
 
 
 @contextmanager
@@ -152,6 +190,8 @@ def naming_source(source: str) -> Iterator[None]:
 def _cluster_of(connection: Connection, extra: Mapping[str, Any]) -> Cluster:
     address = _address_of(connection, extra.get("base_path", ""))
     if "auth" in extra:
+        if extra["auth"] not in conf.getlist(CONFIG_SECTION, "allowed_auth_classes", fallback=[]):
+            raise ValueError(_describe_forbidden("auth", "a class", "allowed_auth_classes"))
         find_auth(extra["auth"])
     elif "auth_kwargs" in extra:
         raise ValueError("extra auth_kwargs is set without auth. Set extra auth to the class that takes them.")
@@ -178,8 +218,27 @@ def _access_of(connection: Connection, extra: Mapping[str, Any]) -> Access:
         token, password = password, None
     extras = {name: extra[name] for name in _ACCESS_EXTRAS & extra.keys()}
     access = Access(token=token, login=login, password=password, **extras)
+    for name in _FILE_EXTRAS:
+        if name in extra and not _is_allowed_file(extra[name]):
+            raise ValueError(_describe_forbidden(name, "a file of the worker", "allowed_files"))
     check_certificates(access)
     return access
+
+
+def _is_allowed_file(path: str) -> bool:
+    """Tell whether Airflow's configuration lets connections use a file. A ``*`` matches no slash."""
+    given = PurePosixPath(path)
+    patterns = conf.getlist(CONFIG_SECTION, "allowed_files", fallback=[])
+    return ".." not in given.parts and any(each.startswith("/") and given.match(each) for each in patterns)
+
+
+def _describe_forbidden(extra: str, kind: str, option: str) -> str:
+    # The value is not quoted: it may be a token in the wrong field.
+    return (
+        f"extra {extra} names {kind} that connections may not use. An administrator of Airflow can add it to {option} "
+        f"in the section [{CONFIG_SECTION}] of its configuration (environment variable "
+        f"AIRFLOW__{CONFIG_SECTION.replace('.', '_').upper()}__{option.upper()})."
+    )
 
 
 def _address_of(connection: Connection, base_path: str) -> str:

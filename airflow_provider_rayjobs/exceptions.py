@@ -24,7 +24,7 @@ Every error of this package, with its remedy.
     │   │   ├── RayJobUnschedulableError  no node had the requested resources. Request less, or add nodes.
     │   │   └── RayJobSupervisorError     Ray's job supervisor died or did not start. Check the nodes, then retry.
     │   └── RayJobStoppedError            STOPPED by a user, a program or this package. Submit it again if needed.
-    ├── RayJobLostError                   the job died when the head was restarted. Submit it again.
+    ├── RayJobLostError                   the job died with its head, or another job has its id now. Submit it again.
     └── RayJobTimeoutError                a time limit expired (``limit``). Raise the limit, or make the job faster.
 
 A task may raise one of these as an Airflow exception as well, under the same name (``task/outcomes.py``).
@@ -33,29 +33,48 @@ Invalid arguments raise :class:`ValueError`. All classes are public API and can 
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from airflow_provider_rayjobs.jobs.models import JobDetails
 
 
+class Delivery(StrEnum):
+    """
+    What is known about a request that failed. Earlier attempts of the same request count.
+
+    Only ``REFUSED`` is final. Only ``NOT_SENT`` and ``REFUSED`` prove that the request had no effect.
+    """
+
+    NOT_SENT = "not sent"
+    MAY_HAVE_ARRIVED = "may have arrived"
+    REFUSED = "refused by Ray"
+    # A reverse proxy, a login page, another service. It may have passed the request on to Ray before.
+    FOREIGN = "answered by another program"
+
+    @property
+    def may_have_effect(self) -> bool:
+        """Tell whether Ray may have processed the request."""
+        return self in (Delivery.MAY_HAVE_ARRIVED, Delivery.FOREIGN)
+
+
 class RayJobsError(Exception):
     """Base of all errors of this package. The text names the fact, the job, the address and the remedy."""
 
-    # Whether the client retried the request before it failed. Ray may have processed an earlier attempt.
-    was_retried = False
+    delivery = Delivery.MAY_HAVE_ARRIVED
 
 
 class RayApiConnectionError(RayJobsError):
     """
     The cluster did not answer.
 
-    :param sent: whether the request may have reached the cluster.
+    :param delivery: ``NOT_SENT`` if the request certainly did not reach the cluster.
     """
 
-    def __init__(self, message: str, *, sent: bool = True) -> None:
+    def __init__(self, message: str, *, delivery: Delivery = Delivery.MAY_HAVE_ARRIVED) -> None:
         super().__init__(message)
-        self.sent = sent
+        self.delivery = delivery
 
 
 class RayApiTLSError(RayApiConnectionError):
@@ -71,11 +90,13 @@ class RayApiResponseError(RayJobsError):
     The HTTP answer is not as expected.
 
     :param status_code: the HTTP status; 0 if there is none.
+    :param delivery: ``REFUSED`` if the answer has Ray's own words, ``FOREIGN`` if another program sent it.
     """
 
-    def __init__(self, message: str, *, status_code: int = 0) -> None:
+    def __init__(self, message: str, *, status_code: int = 0, delivery: Delivery = Delivery.MAY_HAVE_ARRIVED) -> None:
         super().__init__(message)
         self.status_code = status_code
+        self.delivery = delivery
 
 
 class RayApiBusyError(RayApiResponseError):
@@ -83,7 +104,7 @@ class RayApiBusyError(RayApiResponseError):
 
 
 class RayApiRejectedError(RayApiResponseError):
-    """A final refusal: the same request will be refused again."""
+    """A refusal. If it has Ray's own words (``delivery``), the same request will be refused again."""
 
 
 class RayApiAuthError(RayApiResponseError):
@@ -158,7 +179,7 @@ class RayJobStoppedError(RayJobUnsuccessfulError):
 
 
 class RayJobLostError(RayJobsError):
-    """The cluster does not know the job, and its Ray session has changed since the submission."""
+    """The Ray session has changed since the submission and the job is unknown, or another job has its id."""
 
 
 class RayJobTimeoutError(RayJobsError):

@@ -44,7 +44,31 @@ def get_provider_info() -> dict[str, Any]:
         "sensors": [{"integration-name": "Ray Jobs", "python-modules": ["airflow_provider_rayjobs.sensors"]}],
         "triggers": [{"integration-name": "Ray Jobs", "python-modules": ["airflow_provider_rayjobs.triggers"]}],
         "extra-links": ["airflow_provider_rayjobs.links.RayJobLink"],
+        "config": {
+            "providers.ray_jobs": {
+                "description": "What connections of type ray_jobs may use on the machines of Airflow.",
+                "options": {
+                    "allowed_files": _option(
+                        "Files that connections may use as token_file, client_cert and client_key: absolute paths, "
+                        "separated by commas; * stands for any characters but a slash. Whoever may edit a connection "
+                        "can send the line in such a file to any host. By default no file is allowed.",
+                        example="/var/run/secrets/ray/*",
+                    ),
+                    "allowed_auth_classes": _option(
+                        "Classes that connections may use as auth, separated by commas. By default no class is "
+                        "allowed. The import of a class runs its module.",
+                        example="my_company.iap.IapAuth",
+                    ),
+                },
+            }
+        },
     }
+
+
+def _option(description: str, example: str) -> dict[str, Any]:
+    return {
+        "description": description, "version_added": "0.1.0", "type": "string", "example": example, "default": "",
+    }  # fmt: skip
 
 
 def _connection_fields() -> dict[str, Any]:
@@ -55,20 +79,23 @@ def _connection_fields() -> dict[str, Any]:
         ),
         "token": _field("Ray token", "Only with a login. Without one, the token is the password.", format="password"),
         "token_file": _field(
-            "Ray token file", "Read on workers and triggerers for each request, e.g. /var/run/secrets/ray/token."
+            "Ray token file",
+            "Read for each request, e.g. /var/run/secrets/ray/token. Allowed by [providers.ray_jobs] allowed_files.",
         ),
         "token_header": _field("Token header", "X-Ray-Authorization, if a proxy needs the Authorization header."),
         "headers": _field("Headers", 'HTTP headers of each request as JSON, e.g. {"X-Api-Key": "..."}.', "object"),
         "verify": _field("Certificate check", "system (default), off, or a CA file, e.g. /etc/ssl/company-ca.pem."),
-        "client_cert": _field("Client certificate", "PEM file for mTLS, e.g. /etc/ssl/airflow.pem. May hold the key."),
-        "client_key": _field("Client key", "PEM file with the certificate's key, e.g. /etc/ssl/airflow.key."),
+        "client_cert": _field(
+            "Client certificate", "PEM file for mTLS, e.g. /etc/ssl/me.pem. Must be in allowed_files."
+        ),
+        "client_key": _field("Client key", "PEM file with its key, unless the certificate's file holds it."),
         "client_key_password": _field("Client key password", "Only for an encrypted key.", format="password"),
         "proxy": _field(
             "HTTP proxy", "E.g. http://me:password@proxy:3128. Default: HTTPS_PROXY and NO_PROXY.", format="password"
         ),
         "connect_timeout": _field("Connect timeout", "Seconds to connect, e.g. 5. Default: 10.", "number"),
         "read_timeout": _field("Read timeout", "Seconds to wait for an answer, e.g. 60. Default: 30.", "number"),
-        "auth": _field("Auth class", "Your subclass of httpx.Auth, e.g. my_company.iap.IapAuth."),
+        "auth": _field("Auth class", "A class in [providers.ray_jobs] allowed_auth_classes."),
         "auth_kwargs": _field("Auth arguments", 'Arguments of that class as JSON, e.g. {"audience": "..."}.', "object"),
     }
 

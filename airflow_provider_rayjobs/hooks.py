@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
-from airflow_provider_rayjobs.connection import Cluster, naming_source, parse_connection, parse_environment
+from airflow_provider_rayjobs.connection import (
+    ADDRESS_VARIABLE,
+    Cluster,
+    naming_source,
+    parse_connection,
+    parse_environment,
+)
 from airflow_provider_rayjobs.exceptions import RayJobsError
 from airflow_provider_rayjobs.jobs import endpoints, follow
 from airflow_provider_rayjobs.jobs.access import OFF
@@ -25,6 +32,15 @@ if TYPE_CHECKING:
 C = TypeVar("C", RayJobsClient, AsyncRayJobsClient)
 
 DEFAULT_CONN_ID = "ray_jobs_default"
+_UNDEFINED = (
+    f"Connection {DEFAULT_CONN_ID} is not defined, and the environment variable {ADDRESS_VARIABLE} is not set. A "
+    "secrets backend that cannot be read at the moment looks the same. Define the connection, for example with "
+    f"AIRFLOW_CONN_{DEFAULT_CONN_ID.upper()}="
+    """'{"conn_type": "ray_jobs", "host": "ray-head", "port": 8265}', """
+    f"or set {ADDRESS_VARIABLE}, for example to http://127.0.0.1:8265 for a Ray head on this machine."
+)
+# The addresses from the environment that this process has logged.
+_logged_addresses: set[str] = set()
 
 
 class RayJobsHook(BaseHook):
@@ -35,7 +51,7 @@ class RayJobsHook(BaseHook):
     ``async with await hook.aget_conn() as client``.
 
     :param ray_conn_id: an Airflow connection of type ``ray_jobs``. If the default connection is not defined, the
-        address is ``RAY_API_SERVER_ADDRESS`` of the environment, or ``http://127.0.0.1:8265``.
+        address is ``RAY_API_SERVER_ADDRESS`` of the environment.
     """
 
     conn_name_attr = "ray_conn_id"
@@ -52,7 +68,8 @@ class RayJobsHook(BaseHook):
         Return the cluster that the connection describes.
 
         :param check_token_file: see :func:`~airflow_provider_rayjobs.connection.parse_connection`.
-        :raises AirflowNotFoundException: the connection is not defined, and is not the default one.
+        :raises AirflowNotFoundException: the connection is not defined, or cannot be read at the moment. For the
+            default connection, ``RAY_API_SERVER_ADDRESS`` is not set either.
         :raises ValueError: the connection cannot be used. The error names the field.
         """
         connection: Connection | None = None
@@ -71,12 +88,30 @@ class RayJobsHook(BaseHook):
         await amask_secret([*cluster.secrets()])
         return cluster
 
-    def _allowing_undefined_default(self) -> AbstractContextManager[None]:
-        return suppress(AirflowNotFoundException) if self.ray_conn_id == DEFAULT_CONN_ID else nullcontext()
+    @contextmanager
+    def _allowing_undefined_default(self) -> Iterator[None]:
+        """Ignore that the default connection is not defined, if the environment has an address instead."""
+        try:
+            yield
+        except AirflowNotFoundException:
+            if self.ray_conn_id != DEFAULT_CONN_ID:
+                raise
+            if not os.environ.get(ADDRESS_VARIABLE):
+                raise AirflowNotFoundException(_UNDEFINED) from None
 
     def _parse(self, connection: Connection | None, check_token_file: bool) -> Cluster:
         if connection is None:
-            return parse_environment(check_token_file=check_token_file)
+            cluster = parse_environment(check_token_file=check_token_file)
+            if cluster.address not in _logged_addresses:
+                _logged_addresses.add(cluster.address)
+                self.log.info(
+                    "Connection %s is not defined. Using the address %s from the environment variable %s. A secrets "
+                    "backend that cannot be read at the moment looks the same.",
+                    self.ray_conn_id,
+                    cluster.address,
+                    ADDRESS_VARIABLE,
+                )
+            return cluster
         cluster = parse_connection(connection, check_token_file=check_token_file)
         if cluster.access.verify == OFF:
             self.log.warning(

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,16 +16,18 @@ from airflow_provider_rayjobs import links, masking
 from airflow_provider_rayjobs.exceptions import RayJobNotFoundError, RayJobNotTerminalError
 from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
 from airflow_provider_rayjobs.jobs import follow
+from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.limits import Limits
 from airflow_provider_rayjobs.jobs.models import JobSubmission
 from airflow_provider_rayjobs.jobs.packages.paths import has_local_code
 from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, delete_ended_job, stop_and_wait
 from airflow_provider_rayjobs.jobs.submission import build_submission, check_runtime_env_keys
 from airflow_provider_rayjobs.task import template_values
-from airflow_provider_rayjobs.task.attempts import HAS_STORE, JobRecordStore, RetryGeneration
-from airflow_provider_rayjobs.task.execution import Execution, Settings
+from airflow_provider_rayjobs.task.attempts import HAS_STORE, RetryGeneration
+from airflow_provider_rayjobs.task.execution import Execution, Settings, owner_of
 from airflow_provider_rayjobs.task.kill_switch import KillSwitch
 from airflow_provider_rayjobs.task.outcomes import raising_task_errors
+from airflow_provider_rayjobs.task.text_templates import RendersText
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, ObjectStoragePath, XComArg
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     from airflow_provider_rayjobs.jobs.steps import Engine
 
 
-class RayJobSubmitOperator(BaseOperator):
+class RayJobSubmitOperator(RendersText, BaseOperator):
     """
     Submit a job to a Ray cluster, follow it, and succeed or fail as it does.
 
@@ -48,15 +51,17 @@ class RayJobSubmitOperator(BaseOperator):
 
     The driver's environment has Airflow's ``AIRFLOW_CTX_...`` variables and ``RAY_JOB_SUBMISSION_ID``. The metadata of
     the job has ``airflow_dag_id``, ``airflow_run_id``, ``airflow_task_id``, ``airflow_map_index``,
-    ``airflow_try_number``, ``airflow_max_tries``, ``airflow_run_start_date`` and ``airflow_logical_date``.
+    ``airflow_try_number``, ``airflow_max_tries``, ``airflow_run_start_date``, ``airflow_clear_number`` and
+    ``airflow_logical_date``.
 
     Every duration in seconds may also be a timedelta.
 
     :param entrypoint: a shell command, or a list of arguments. The provider quotes each argument for the shell.
         (templated)
     :param ray_conn_id: an Airflow connection of type ``ray_jobs``. (templated)
-    :param submission_id: the id of the first submission; later ones append ``-2``, ``-3``. It must be unique on the
-        cluster. The default is made of dag, task, map index and try. (templated)
+    :param submission_id: the id of the first submission; later ones append ``-2``, ``-3``. A mapped task appends its
+        map index first: ``-m3``. It must be unique on the cluster. The default is made of dag, task, map index and try.
+        (templated)
     :param job_name: the name in the Ray dashboard. The default is ``dag_id.task_id``. (templated)
     :param runtime_env: Ray's runtime environment as a dictionary, or the path of a YAML file. Local code in it
         (``working_dir``, ``py_modules``, files for ``pip``, ``uv`` and ``conda``) is packed on the worker and uploaded,
@@ -90,13 +95,13 @@ class RayJobSubmitOperator(BaseOperator):
     :param durable: whether a retry follows the job of the last try. The default is ``True``. Airflow before 3.3 has no
         task state store, so there each try submits a new job.
     :param stop_on_kill: whether the job is stopped when the task is cleared, marked or timed out, or when its worker
-        shuts down. (templated)
+        shuts down. With ``False``, a Clear leaves the job running and submits another. (templated)
     :param stop_timeout: seconds within which the end of a stopped job must be confirmed. The default is 30: Ray kills a
         job 3 s after SIGTERM, and a busy head answers late. (templated)
     :param pending_timeout: seconds from the submission to the start of the job, by the head's clock. The default is no
         limit. (templated)
     :param job_timeout: seconds from the submission to the end of the job, by the head's clock. The default is no limit.
-        ``execution_timeout`` counts likewise. On a worker, Airflow also ends a try after it. (templated)
+        Airflow's ``execution_timeout`` limits one try, from the start of the try. (templated)
     :param fail_on_exit_code: one or more exit codes of the entrypoint that fail the task without a retry. (templated)
     :param skip_on_exit_code: one or more exit codes of the entrypoint that skip the task. (templated)
     """
@@ -192,25 +197,29 @@ class RayJobSubmitOperator(BaseOperator):
 
     def execute(self, context: Context) -> str:
         """Find or submit the job of this try, follow it if the task waits, and return its submission id."""
-        execution = self._execution(context)
-        if not execution.store.is_durable and context["ti"].max_tries:
-            self.log.info("No task state store is used. Each try of this task submits a new job.")
-        return execution.submit_and_wait()
+        return Execution(self, context, self._kill_switch).submit_and_wait()
 
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> str:
+    def execute_complete(self, context: Context, event: dict[str, Any] | None = None, **_later: Any) -> str:
         """Show the rest of the log after the trigger has fired, and end as the job ended."""
-        return self._execution(context, is_resumed=True).resume(event)
+        return Execution(self, context, self._kill_switch, is_resumed=True).resume(event or {})
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Resume as Airflow says. If the trigger has failed, see to the job before the error is raised."""
+        resume = partial(super().resume_execution, next_method, next_kwargs, context)
+        if next_method == "execute_complete":  # guards itself
+            return resume()
+        return Execution(self, context, self._kill_switch, is_resumed=True).guard(resume)
 
     def on_kill(self) -> None:
         """Stop the job within a few seconds. Airflow calls this from a signal handler, in the middle of ``execute``."""
         self._kill_switch.kill()
 
-    def _execution(self, context: Context, *, is_resumed: bool = False) -> Execution:
-        store = context.get("task_state_store") if self.durable else None
-        records = JobRecordStore(store)
-        return Execution(self, context, self._settings(), records, self._kill_switch, is_resumed=is_resumed)
+    def settings(self) -> Settings:
+        """
+        Return the rendered arguments, checked.
 
-    def _settings(self) -> Settings:
+        :raises ValueError: an argument is invalid. The error names the field.
+        """
         return Settings(
             submission_id=template_values.as_optional_text("submission_id", self.submission_id),
             wait_for_completion=template_values.as_bool("wait_for_completion", self.wait_for_completion),
@@ -223,10 +232,10 @@ class RayJobSubmitOperator(BaseOperator):
             limits=Limits(
                 pending_timeout=template_values.as_optional_seconds("pending_timeout", self.pending_timeout),
                 job_timeout=template_values.as_optional_seconds("job_timeout", self.job_timeout),
-                execution_timeout=template_values.as_optional_seconds("execution_timeout", self.execution_timeout),
             ),
             fail_on=template_values.as_exit_codes("fail_on_exit_code", self.fail_on_exit_code),
             skip_on=template_values.as_exit_codes("skip_on_exit_code", self.skip_on_exit_code),
+            execution_timeout=template_values.as_optional_seconds("execution_timeout", self.execution_timeout),
         )
 
     def resolve_local_code(self) -> Engine[LocalCode | None]:
@@ -299,13 +308,9 @@ def build_metadata(context: Context, given: Mapping[str, str]) -> dict[str, str]
     task_instance = context["ti"]
     logical_date = context.get("logical_date")
     reserved = {
-        "airflow_dag_id": task_instance.dag_id,
-        "airflow_run_id": task_instance.run_id,
-        "airflow_task_id": task_instance.task_id,
-        "airflow_map_index": str(-1 if task_instance.map_index is None else task_instance.map_index),
+        **owner_of(context),
+        **RetryGeneration.of(context).metadata(),
         "airflow_try_number": str(task_instance.try_number),
-        "airflow_max_tries": str(task_instance.max_tries),
-        "airflow_run_start_date": RetryGeneration.of(context).run_start,
         "airflow_logical_date": logical_date.isoformat() if logical_date else "",
     }
     if taken := reserved.keys() & given.keys():
@@ -313,7 +318,7 @@ def build_metadata(context: Context, given: Mapping[str, str]) -> dict[str, str]
     return {"job_name": f"{task_instance.dag_id}.{task_instance.task_id}"} | dict(given) | reserved
 
 
-class _ManageJobOperator(BaseOperator):
+class _ManageJobOperator(RendersText, BaseOperator):
     """Base of the operators for an existing job."""
 
     template_fields: Sequence[str] = ("submission_id", "ray_conn_id", "missing_ok")
@@ -360,7 +365,7 @@ class RayJobStopOperator(_ManageJobOperator):
         cluster = hook.get_cluster()
         context["ti"].xcom_push(key=links.XCOM_KEY, value=cluster.job_url(job))
         with raising_task_errors(self), hook.client_of(cluster) as client:
-            stopped = client.run(stop_and_wait(job, timeout))
+            stopped = client.run(stop_and_wait(JobRef(cluster.address, job), timeout))
         message = f"{stopped.summary} Cluster: {cluster.address}."
         if not stopped.has_ended:
             raise RayJobNotTerminalError(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from airflow_provider_rayjobs.exceptions import (
@@ -10,9 +11,10 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobEntrypointError,
     RayJobLostError,
     RayJobSupervisorError,
+    RayJobUnschedulableError,
 )
 from airflow_provider_rayjobs.task import template_values
-from airflow_provider_rayjobs.task.outcomes import FINAL_ERRORS
+from airflow_provider_rayjobs.task.outcomes import is_final
 
 try:
     from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryDecision, RetryRule
@@ -24,11 +26,6 @@ if TYPE_CHECKING:
 
 DEFAULT_RULES: tuple[RetryRule, ...] = (
     RetryRule(
-        exception=list(FINAL_ERRORS),
-        action=RetryAction.FAIL,
-        reason="A retry cannot succeed: the DAG or the connection must be changed.",
-    ),
-    RetryRule(
         exception=[RayJobLostError, RayJobSupervisorError, RayApiUnreachableError],
         action=RetryAction.RETRY,
         reason="The cluster failed, not the code of the job.",
@@ -36,13 +33,26 @@ DEFAULT_RULES: tuple[RetryRule, ...] = (
 )
 
 
+# Airflow 3.4 can run the same try again, without using a retry.
+if hasattr(RetryAction, "RESCHEDULE"):
+    DEFAULT_RULES += (
+        RetryRule(  # type: ignore[call-arg, unused-ignore]
+            exception=RayJobUnschedulableError,
+            action=RetryAction.RESCHEDULE,
+            reschedule_timeout=timedelta(days=1),
+            reason="The cluster had no resources for the job. The same try runs again.",
+        ),
+    )
+
+
 class RayJobRetryPolicy(ExceptionRetryPolicy):
     """
     Decide by the class of an error whether a task is retried.
 
-    A refused request, wrong credentials, a wrong address, a TLS error, a taken id and the task's ``fail_on_exit_code``
-    fail the task at once. A failure of the cluster is retried. ``default`` decides about other errors. The task's
-    ``retries`` limit the number of retries.
+    A request that Ray refused, credentials that Ray refused, a taken id and the task's ``fail_on_exit_code`` fail the
+    task at once. A failure of the cluster is retried. A job that the cluster could not schedule is submitted again for
+    a day without using a retry (Airflow 3.4 and later). ``default`` decides about other errors. The task's ``retries``
+    limit the number of retries.
 
     :param rules: rules for classes of :mod:`airflow_provider_rayjobs.exceptions`, applied before the default rules.
     :param default: the action for errors without a rule. ``RetryAction.DEFAULT`` leaves the decision to the task.
@@ -56,6 +66,8 @@ class RayJobRetryPolicy(ExceptionRetryPolicy):
     ) -> RetryDecision:
         """Return whether to retry the task after an error."""
         decision = super().evaluate(exception, try_number, max_tries, context)
+        if decision.reason is None and is_final(exception):
+            return RetryDecision.fail("Ray refused the request. The DAG or the connection must be changed.")
         if decision.reason is None and isinstance(exception, RayJobEntrypointError) and context is not None:
             fail_on = getattr(context["task"], "fail_on_exit_code", None)
             if exception.exit_code in template_values.as_exit_codes("fail_on_exit_code", fail_on):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -12,10 +13,11 @@ from airflow.providers.common.compat.sdk import BaseSensorOperator, conf
 
 from airflow_provider_rayjobs import links
 from airflow_provider_rayjobs.connection import Cluster
-from airflow_provider_rayjobs.exceptions import RayJobNotFoundError, RayJobsError
+from airflow_provider_rayjobs.exceptions import RayJobLostError, RayJobNotFoundError, RayJobsError
 from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
 from airflow_provider_rayjobs.jobs import endpoints, follow
 from airflow_provider_rayjobs.jobs.client import RayJobsClient
+from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.logs.cursor import NO_ENDING
 from airflow_provider_rayjobs.jobs.logs.options import LogOptions
 from airflow_provider_rayjobs.jobs.logs.reader import NO_LOG
@@ -24,6 +26,7 @@ from airflow_provider_rayjobs.jobs.steps import send
 from airflow_provider_rayjobs.masking import masking_env_vars
 from airflow_provider_rayjobs.task import template_values
 from airflow_provider_rayjobs.task.outcomes import error_for_outcome, to_sensor_error
+from airflow_provider_rayjobs.task.text_templates import RendersText
 from airflow_provider_rayjobs.triggers import RayJobTrigger, details_from_event, emit_job_log
 
 if TYPE_CHECKING:
@@ -34,7 +37,7 @@ MISSING_TIMEOUT = 60.0
 _STORE_KEY = "ray_job_sensor"
 
 
-class RayJobSensor(BaseSensorOperator):
+class RayJobSensor(RendersText, BaseSensorOperator):
     """
     Wait for the end of a Ray job that another task, another DAG or a user submitted.
 
@@ -92,21 +95,19 @@ class RayJobSensor(BaseSensorOperator):
         self._poller: _JobPoller | None = None
 
     def execute(self, context: Context) -> None:
-        """Wait on a worker, or defer to the triggerer."""
-        if self.deferrable:
-            poller = self._new_poller(context)
-            self._defer(poller, poller.started_at + self.timeout)
+        """Wait on a worker, or defer to the triggerer after the first poll, which tells which job is meant."""
+        self.poke_interval = max(self.poke_interval, follow.MIN_POLL_INTERVAL)
         super().execute(context)
 
     def _defer(self, poller: _JobPoller, deadline: float) -> NoReturn:
         self.defer(
             trigger=RayJobTrigger(
-                poller.job,
-                ray_conn_id=self.ray_conn_id,
-                poll_interval=self.poke_interval,
+                poller.job.submission_id,
+                self.ray_conn_id,
+                self.poke_interval,
                 unreachable_timeout=poller.outage.timeout,
-                missing_timeout=poller.missing_timeout,
-                address=poller.cluster.address,
+                missing_timeout=max(poller.started_at + poller.missing_timeout - time.time(), 0),
+                job_ref=poller.job.to_json(),
                 logs=poller.logs.to_json(),
                 log_state=poller.reader.state if poller.reader else None,
                 deferred_at=time.time(),
@@ -122,9 +123,12 @@ class RayJobSensor(BaseSensorOperator):
             self._poller = self._new_poller(context)
         with RayJobsHook(self.ray_conn_id).client_of(self._poller.cluster) as client:
             details = self._poller.poll(client)
-        if self.reschedule:
+        if self.reschedule and not self.deferrable:
             self._poller.save(context)
-        return details is not None and self._poller.has_succeeded(details)
+        has_succeeded = details is not None and self._poller.has_succeeded(details)
+        if self.deferrable and not has_succeeded:
+            self._defer(self._poller, self._poller.started_at + self.timeout)
+        return has_succeeded
 
     def execute_complete(self, context: Context, event: dict[str, Any], deadline: float | None = None) -> None:
         """
@@ -134,6 +138,7 @@ class RayJobSensor(BaseSensorOperator):
         """
         poller = self._new_poller(context, is_resumed=True)
         poller.reader = reader = poller.logs.reader(event.get("log_state"))
+        poller.resume(event)
         try:
             details = details_from_event(event)
         except RayJobsError as error:
@@ -141,7 +146,7 @@ class RayJobSensor(BaseSensorOperator):
         if reader is not None:
             with RayJobsHook(self.ray_conn_id).client_of(poller.cluster) as client:
                 with suppress(RayJobsError):  # Mask the env_vars of the job: its log may show them.
-                    client.run(masking_env_vars(send(endpoints.get_job(poller.job), retry_timeout=0)))
+                    client.run(masking_env_vars(send(endpoints.get_job(poller.job.submission_id), retry_timeout=0)))
                 client.run(reader.read(details, poller.logs.flush_interval or 0.0), emit_job_log)
         if not poller.has_succeeded(details):
             self._defer(poller, time.time() + self.timeout if deadline is None else deadline)
@@ -149,7 +154,8 @@ class RayJobSensor(BaseSensorOperator):
     def _new_poller(self, context: Context, *, is_resumed: bool = False) -> _JobPoller:
         """Read the rendered arguments, push the link to the job, and restore the state of the last poke."""
         task_instance = context["ti"]
-        first_poke = task_instance.get_first_reschedule_date(context) if self.reschedule else None
+        is_rescheduled = self.reschedule and not self.deferrable
+        first_poke = task_instance.get_first_reschedule_date(context) if is_rescheduled else None
         logs = template_values.as_log_options(self.fetch_logs, self.log_lines_limit, self.log_flush_interval)
         job = template_values.as_submission_id(self.submission_id)
         check_token_file = first_poke is None and not is_resumed
@@ -157,26 +163,26 @@ class RayJobSensor(BaseSensorOperator):
         task_instance.xcom_push(key=links.XCOM_KEY, value=cluster.job_url(job))
         missing_timeout = template_values.as_seconds("missing_timeout", self.missing_timeout)
         unreachable_timeout = template_values.as_seconds("unreachable_timeout", self.unreachable_timeout)
-        poller = _JobPoller(job, cluster, logs, missing_timeout, unreachable_timeout)
+        poller = _JobPoller(JobRef(cluster.address, job), cluster, logs, missing_timeout, unreachable_timeout)
         if first_poke is not None:
             poller.started_at = first_poke.timestamp()
-        if self.reschedule:
+        if is_rescheduled:
             poller.restore(context, is_first_poke=first_poke is None)
         return poller
 
 
 class _JobPoller:
-    """Polls the job of a sensor. Keeps the state between two pokes: log offset, outage, start of the wait."""
+    """Polls the job of a sensor. Keeps the state between two pokes: job, log offset, outage, start of the wait."""
 
     def __init__(
-        self, job: str, cluster: Cluster, logs: LogOptions, missing_timeout: float, unreachable_timeout: float
+        self, job: JobRef, cluster: Cluster, logs: LogOptions, missing_timeout: float, unreachable_timeout: float
     ) -> None:
         self.job = job
         self.cluster = cluster
         self.logs = logs
         self.reader = logs.reader()
         self.missing_timeout = missing_timeout
-        self.outage = follow.Outage(job, unreachable_timeout)
+        self.outage = follow.Outage(job.submission_id, unreachable_timeout)
         # Unix seconds, because in mode ``reschedule`` each poke is a new process.
         self.started_at = time.time()
         # Unix seconds before which no poke reads the log of a running job again, to limit the load on the head.
@@ -186,7 +192,9 @@ class _JobPoller:
         """
         Poll once. Return ``None`` during an outage or for an unknown job, while either is tolerated.
 
-        :raises AirflowException: ``unreachable_timeout`` or ``missing_timeout`` expired.
+        The first poll tells which job is meant. From then on, another job with its id is an error.
+
+        :raises AirflowException: the job is lost, or ``unreachable_timeout`` or ``missing_timeout`` expired.
         """
         try:
             try:
@@ -194,13 +202,22 @@ class _JobPoller:
             except RayJobNotFoundError:
                 if time.time() - self.started_at >= self.missing_timeout:
                     raise
+            except RayJobLostError:
+                raise
             except RayJobsError as error:
                 client.run(self.outage.record_failure(error, time.time()))
             else:
                 client.run(self.outage.record_success(time.time()))
+                if self.job.start_time is None:
+                    self.job = self.job.seen(details, self._session(client))
                 return details
         except RayJobsError as error:
             raise to_sensor_error(error) from error
+        return None
+
+    def _session(self, client: RayJobsClient) -> str | None:
+        with suppress(RayJobsError):  # the start time alone tells which job is meant
+            return client.send(endpoints.get_version()).session_name
         return None
 
     def has_succeeded(self, details: JobDetails) -> bool:
@@ -227,12 +244,27 @@ class _JobPoller:
             return
         saved: Any = store.get(_STORE_KEY)
         # The store outlives retries and Clears. Another try shows the log from its start.
-        if saved and (saved["try_number"], saved["job"]) == (context["ti"].try_number, self.job):
-            self.outage.since = saved["outage_since"] or None
-            if self.reader is not None and saved["log"]:
+        if not isinstance(saved, dict) or saved.get("try_number") != context["ti"].try_number:
+            return
+        if self._adopt(saved.get("job_ref")):
+            self.outage.since = saved.get("outage_since") or None
+            if self.reader is not None and saved.get("log"):
                 self.reader.restore(saved["log"])
                 self.read_after = saved.get("read_after", 0.0)
                 self.reader.live = self.reader.live and time.time() >= self.read_after
+
+    def resume(self, event: Mapping[str, Any]) -> None:
+        """Continue with the job of a trigger's event."""
+        self._adopt(event.get("job_ref"))
+
+    def _adopt(self, stored: Any) -> bool:
+        """Take over which job was meant, and where it is. Tell whether it is a job with the sensor's id."""
+        if not isinstance(stored, Mapping) or stored.get("submission_id") != self.job.submission_id:
+            return False
+        self.job = JobRef.from_json({"address": self.job.address, **stored})
+        if self.job.address and self.job.address != self.cluster.address:
+            self.cluster = replace(self.cluster, address=self.job.address, dashboard_url=self.job.address)
+        return True
 
     def save(self, context: Context) -> None:
         """Store the state for the next poke."""
@@ -242,8 +274,9 @@ class _JobPoller:
         if self.reader is not None and self.reader.live:
             self.read_after = time.time() + self.reader.rest
         value: dict[str, Any] = {
+            "version": 1,
             "try_number": context["ti"].try_number,
-            "job": self.job,
+            "job_ref": self.job.to_json(),
             "log": self.reader.state if self.reader else {},
             "outage_since": self.outage.since or 0,
             "read_after": self.read_after,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,10 +19,11 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_rayjobs import exceptions
 from airflow_provider_rayjobs.connection import Cluster
-from airflow_provider_rayjobs.exceptions import RayApiUnreachableError, RayJobsError, RayJobTimeoutError
+from airflow_provider_rayjobs.exceptions import Delivery, RayJobsError, RayJobTimeoutError
 from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
 from airflow_provider_rayjobs.jobs import follow
 from airflow_provider_rayjobs.jobs.client import AsyncRayJobsClient
+from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.limits import Limits
 from airflow_provider_rayjobs.jobs.logs.options import LOGS_OFF, LogOptions
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
@@ -46,7 +49,38 @@ _KILL_TIMEOUT = 25.0
 _LOOKUP_PAUSE = 5.0
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(frozen=True)
+class TriggerOptions:
+    """
+    The arguments of a trigger beside the job, the connection and the interval. Airflow stores them in its database.
+
+    :param unreachable_timeout: seconds without a usable answer after which the cluster counts as unreachable.
+    :param missing_timeout: seconds for which "no such job" is retried.
+    :param job_ref: :meth:`.JobRef.to_json` of the job; ``None`` if only its id is known.
+    :param limits: :meth:`.Limits.to_json` of the time limits.
+    :param execution_deadline: when the try's ``execution_timeout`` expires, Unix seconds.
+    :param stop_on_kill: whether the job is stopped with the task (Airflow 3.3 and later).
+    :param stop_timeout: seconds in which Ray has to confirm that stop.
+    :param logs: :meth:`.LogOptions.to_json`; without it the trigger shows no log. With a ``flush_interval`` it shows
+        none either: after that interval it fires as soon as there are new lines.
+    :param log_state: :attr:`.LogReader.state` of the worker's log reader.
+    :param deferred_at: when the task was deferred, Unix seconds.
+    :param version: the version of this form.
+    """
+
+    unreachable_timeout: float = follow.UNREACHABLE_TIMEOUT
+    missing_timeout: float = 0.0
+    job_ref: dict[str, Any] | None = None
+    limits: dict[str, Any] | None = None
+    execution_deadline: float | None = None
+    stop_on_kill: bool = False
+    stop_timeout: float = STOP_TIMEOUT
+    logs: dict[str, Any] | None = None
+    log_state: dict[str, Any] | None = None
+    deferred_at: float | None = None
+    version: int = 1
+
+
 class RayJobTrigger(BaseTrigger):
     """
     Follow a job to its end and fire once, with all that the resuming task needs.
@@ -58,43 +92,34 @@ class RayJobTrigger(BaseTrigger):
     :param submission_id: a submission id, or a Ray Core job id.
     :param ray_conn_id: an Airflow connection of type ``ray_jobs``.
     :param poll_interval: seconds between two polls; the first ones are faster.
-    :param unreachable_timeout: seconds without a usable answer after which the cluster counts as unreachable.
-    :param missing_timeout: seconds for which "no such job" is retried.
-    :param address: where the job was submitted. A connection to another address counts as an outage.
-    :param session: name of the Ray session in which the job was submitted.
-    :param nonce: the submission nonce in the job's metadata; a job with another one is not stopped.
-    :param limits: :meth:`.Limits.to_json` of the time limits.
-    :param stop_on_kill: whether the job is stopped with the task (Airflow 3.3 and later).
-    :param stop_timeout: seconds in which Ray has to confirm that stop.
-    :param logs: :meth:`.LogOptions.to_json`; without it the trigger shows no log. With a ``flush_interval`` it shows
-        none either: after that interval it fires as soon as there are new lines.
-    :param log_state: :attr:`.LogReader.state` of the worker's log reader.
-    :param deferred_at: when the task was deferred, Unix seconds.
+    :param options: see :class:`TriggerOptions`. Those of other versions of this package are ignored.
     """
 
-    submission_id: str
-    ray_conn_id: str = DEFAULT_CONN_ID
-    poll_interval: float = follow.POLL_INTERVAL
-    unreachable_timeout: float = follow.UNREACHABLE_TIMEOUT
-    missing_timeout: float = 0.0
-    address: str | None = None
-    session: str | None = None
-    nonce: str | None = None
-    limits: dict[str, Any] | None = None
-    stop_on_kill: bool = False
-    stop_timeout: float = STOP_TIMEOUT
-    logs: dict[str, Any] | None = None
-    log_state: dict[str, Any] | None = None
-    deferred_at: float | None = None
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        submission_id: str,
+        ray_conn_id: str = DEFAULT_CONN_ID,
+        poll_interval: float = follow.POLL_INTERVAL,
+        **options: Any,
+    ) -> None:
         super().__init__()
+        self.submission_id = submission_id
+        self.ray_conn_id = ray_conn_id
+        self.poll_interval = poll_interval
+        known = {each.name for each in fields(TriggerOptions)}
+        self.options = TriggerOptions(**{name: value for name, value in options.items() if name in known})
+        self._unknown = sorted(options.keys() - known)
+        self._job = JobRef.from_json({"address": "", "submission_id": submission_id} | (self.options.job_ref or {}))
         self._cluster: Cluster | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the arguments for Airflow's database."""
-        arguments = {field.name: getattr(self, field.name) for field in fields(self)}
-        return "airflow_provider_rayjobs.triggers.RayJobTrigger", arguments
+        arguments = {
+            "submission_id": self.submission_id,
+            "ray_conn_id": self.ray_conn_id,
+            "poll_interval": self.poll_interval,
+        }
+        return "airflow_provider_rayjobs.triggers.RayJobTrigger", arguments | asdict(self.options)
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield one event. An error becomes an event as well, as Airflow would lose the class of a raised error."""
@@ -110,7 +135,7 @@ class RayJobTrigger(BaseTrigger):
 
         Airflow does not call it when a triggerer stops or hands its triggers over, so the job continues.
         """
-        if not self.stop_on_kill:
+        if not self.options.stop_on_kill:
             return
         stop = asyncio.ensure_future(self._stop())
         while not stop.done():
@@ -121,81 +146,82 @@ class RayJobTrigger(BaseTrigger):
     async def _stop(self) -> None:
         try:
             hook = RayJobsHook(self.ray_conn_id)
-            cluster = self._cluster or await hook.aget_cluster(check_token_file=False)
+            cluster = self._cluster or await self._look_up_cluster(hook)
             async with shared_client(hook, cluster) as client:
-                stopped = await client.run(
-                    stop_and_wait(self.submission_id, min(self.stop_timeout, _KILL_TIMEOUT), self.nonce)
-                )
+                stopped = await client.run(stop_and_wait(self._job, min(self.options.stop_timeout, _KILL_TIMEOUT)))
             level = logging.INFO if stopped.has_ended else logging.WARNING
             self.log.log(level, "Airflow ended this task. %s", stopped.summary)
         except Exception as error:  # noqa: BLE001  (Airflow would only log it)
             self.log.warning("Ray job %s could not be stopped and may still be running. %s", self.submission_id, error)
 
     async def _follow(self) -> TriggerEvent:
-        event: dict[str, Any] = {"submission_id": self.submission_id, "session": self.session, "nonce": self.nonce}
+        options = self.options
+        event: dict[str, Any] = {"version": 1, "submission_id": self.submission_id, "job_ref": self._job.to_json()}
         reader: LogReader | None = None
+        if self._unknown:
+            self.log.warning("Arguments of another version are ignored: %s.", ", ".join(self._unknown))
         try:
             # triggers that start at the same moment do not poll at the same moment
             await asyncio.sleep(random.uniform(0, min(self.poll_interval, MIN_DEFERRAL / 2)))  # noqa: S311
             hook = RayJobsHook(self.ray_conn_id)
-            self._cluster = await self._look_up_cluster(hook)
+            self._cluster = await self._look_up_cluster(hook, options.unreachable_timeout)
             async with shared_client(hook, self._cluster) as client, self._reader() as reader:
+                deadline = options.execution_deadline
                 following = follow.follow_job(
-                    self.submission_id,
+                    self._job,
                     poll_interval=self.poll_interval,
-                    unreachable_timeout=self.unreachable_timeout,
-                    missing_timeout=self.missing_timeout,
+                    unreachable_timeout=options.unreachable_timeout,
+                    missing_timeout=options.missing_timeout,
                     reader=reader,
-                    limits=Limits.from_json(self.limits),
-                    session=self.session,
+                    limits=Limits.from_json(options.limits),
+                    time_left=math.inf if deadline is None else deadline - time.time(),
                 )
                 details = await client.run(masking_env_vars(following, mask_soon), emit_job_log)
-            event |= job_event(details)
+            event |= job_event(details) | {"job_ref": self._job.seen(details).to_json()}
         except Exception as error:  # noqa: BLE001  (the worker raises it)
             event |= error_event(error)
-        return TriggerEvent(event | {"log_state": reader.state if reader else self.log_state})
+        return TriggerEvent(event | {"log_state": reader.state if reader else options.log_state})
 
     @asynccontextmanager
     async def _reader(self) -> AsyncIterator[LogReader | None]:
         """Yield the reader of the job's log, ``None`` if the trigger reads no log."""
-        options = LogOptions.from_json(self.logs) if self.logs else LOGS_OFF
+        log_state = self.options.log_state
+        options = LogOptions.from_json(self.options.logs) if self.options.logs else LOGS_OFF
         if options.flush_interval is not None:
             # Airflow truncates a trigger's log file whenever a try defers, so the trigger shows nothing. Both trigger
             # and worker read the whole log: an interval of twice the rest keeps their reading at 4 % of the time.
-            timer = FlushTimer(max(options.flush_interval, 2 * (self.log_state or {}).get("rest", 0)))
-            yield options.reader(self.log_state, policy=timer)
+            timer = FlushTimer(max(options.flush_interval, 2 * (log_state or {}).get("rest", 0)))
+            yield options.reader(log_state, policy=timer)
             return
         share = CheckpointedShare(
-            _log_budget, self.task_instance, self.submission_id, self.deferred_at, self.log.warning
+            _log_budget, self.task_instance, self.submission_id, self.options.deferred_at, self.log.warning
         )
-        reader = options.reader(self.log_state, policy=share)
+        reader = options.reader(log_state, policy=share)
         if reader is None:
             yield None
             return
         async with share.following(reader):
             yield reader
 
-    async def _look_up_cluster(self, hook: RayJobsHook) -> Cluster:
+    async def _look_up_cluster(self, hook: RayJobsHook, retry_for: float = 0.0) -> Cluster:
         """
-        Look up the connection. If the job's address is known, retry a failed lookup like an outage.
+        Look up the connection. The job is at the address of its :class:`.JobRef`, even if the connection was edited.
 
-        While Airflow's API server is down, connections appear undefined. The default one then points to this machine.
+        While Airflow's API server is down, connections appear undefined. So a failed lookup is retried for a while.
         """
         clock = asyncio.get_running_loop().time
-        give_up_at = clock() + self.unreachable_timeout
+        give_up_at = clock() + retry_for
         while True:
             try:
                 cluster = await hook.aget_cluster(check_token_file=False)
-                if self.address in (None, cluster.address):
+                address = self._job.address or cluster.address
+                if address == cluster.address:
                     return cluster
-                raise RayApiUnreachableError(
-                    f"Ray job {self.submission_id} is at {self.address}, but connection {self.ray_conn_id} now has the "
-                    f"address {cluster.address}. The job may still be running at its old address: check it there."
-                )
+                return replace(cluster, address=address, dashboard_url=address)
             except Exception:
-                if self.address is None or clock() >= give_up_at:
+                if not self._job.address or clock() >= give_up_at:
                     raise
-            await asyncio.sleep(min(_LOOKUP_PAUSE, self.poll_interval))
+            await asyncio.sleep(_LOOKUP_PAUSE)
 
 
 def emit_job_log(record: str) -> None:
@@ -215,8 +241,11 @@ def job_event(details: JobDetails) -> dict[str, Any]:
 def error_event(error: Exception) -> dict[str, Any]:
     """Describe an error for an event. Add the last polled job if a time limit expired."""
     event = _with_masked_message({"error": type(error).__name__, "message": str(error)})
-    if isinstance(error, RayJobTimeoutError) and error.details is not None:
-        return event | {"limit": error.limit, "seen": _with_masked_message(error.details.to_event())}
+    if isinstance(error, RayJobsError):
+        event["delivery"] = str(error.delivery)
+    if isinstance(error, RayJobTimeoutError):
+        seen = error.details and _with_masked_message(error.details.to_event())
+        return event | {"limit": error.limit, "seen": seen}
     return event
 
 
@@ -234,14 +263,17 @@ def details_from_event(event: Mapping[str, Any]) -> JobDetails:
     if "job" in event:
         return JobDetails.from_json(event["job"])
     kind = getattr(exceptions, str(event.get("error")), None)
-    if kind is RayJobTimeoutError:
-        raise RayJobTimeoutError(
-            str(event["message"]), limit=str(event["limit"]), details=JobDetails.from_json(event["seen"])
-        )
     message = str(event.get("message") or f"The trigger of job {event.get('submission_id')} ended without a message.")
-    if isinstance(kind, type) and issubclass(kind, RayJobsError):
-        raise kind(message)
-    raise RayJobsError(f"{event.get('error')}: {message}")
+    if kind is RayJobTimeoutError:
+        seen = event.get("seen")
+        details = JobDetails.from_json(seen) if seen else None
+        raise RayJobTimeoutError(message, limit=str(event.get("limit")), details=details)
+    if not (isinstance(kind, type) and issubclass(kind, RayJobsError)):
+        raise RayJobsError(f"{event.get('error')}: {message}")
+    error = kind(message)
+    with suppress(ValueError):
+        error.delivery = Delivery(str(event.get("delivery")))
+    raise error
 
 
 @dataclass

@@ -55,7 +55,8 @@ class RayHead:
                 *(f"{option}={port}" for option, port in ports.items()),
             ],
             clean_environment("RAY_", "AIRFLOW")
-            | {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "PATH": _path_with_this_python()}
+            # Without a mode, ``ray start`` requires the token of ~/.ray/auth_token if that file exists.
+            | {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "PATH": _path_with_this_python()}
             | self.environment,
             self.directory / "ray-start.log",
         )  # fmt: skip

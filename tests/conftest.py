@@ -19,7 +19,9 @@ _UNIT_TEST_HOME = tempfile.mkdtemp(prefix="airflow-unit-")
 os.environ["AIRFLOW_HOME"] = _UNIT_TEST_HOME
 os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 os.environ["AIRFLOW__CORE__UNIT_TEST_MODE"] = "False"
-for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "AIRFLOW_CONN_RAY_JOBS_DEFAULT"):
+for name in (
+    "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "AIRFLOW_CONN_RAY_JOBS_DEFAULT"
+):  # fmt: skip
     os.environ.pop(name, None)
 
 from airflow_provider_rayjobs.jobs import JobDetails, JobType, RayJobsClient  # noqa: E402

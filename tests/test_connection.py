@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,16 @@ from airflow_provider_rayjobs.hooks import RayJobsHook
 from airflow_provider_rayjobs.jobs import Access
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
 from airflow_provider_rayjobs.sensors import RayJobSensor
+
+
+@pytest.fixture(autouse=True)
+def _allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let connections use the files and classes of these tests."""
+    monkeypatch.setenv("AIRFLOW__PROVIDERS_RAY_JOBS__ALLOWED_FILES", f"/a, /no/such/*, /dev/null, {__file__}")
+    monkeypatch.setenv(
+        "AIRFLOW__PROVIDERS_RAY_JOBS__ALLOWED_AUTH_CLASSES",
+        f"{__name__}.Signature, auth_that_raises.Auth, nowhere.Auth, json.Auth, json.JSONDecoder",
+    )
 
 
 def connection(**fields: Any) -> Connection:
@@ -136,6 +149,99 @@ def test_wrong_field_is_named(fields: dict[str, Any], message: str):
 
     assert message in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+ALLOWED_FILES = "AIRFLOW__PROVIDERS_RAY_JOBS__ALLOWED_FILES"
+ALLOWED_CLASSES = "AIRFLOW__PROVIDERS_RAY_JOBS__ALLOWED_AUTH_CLASSES"
+
+
+def forbidden_by(extra: dict[str, str]) -> str:
+    """Return the option that a connection with this extra needs, or "" if it needs none."""
+    message = ""
+    try:
+        parse_connection(connection(host="https://head", extra=extra), check_token_file=False)
+    except ValueError as error:
+        message = str(error)
+    found = re.search(r"extra (\w+) names .* may not use\. An administrator of Airflow can add it to (\w+) in", message)
+    assert bool(found) == bool(message), message
+    assert found is None or (found[1] in extra and extra[found[1]] not in message)
+    return found[2] if found else ""
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """The file of a certificate and its key."""
+    subprocess.run(
+        [
+            "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj",
+            "/CN=a", "-keyout", tmp_path / "a.key", "-out", tmp_path / "a.pem",
+        ],
+        check=True, capture_output=True, timeout=20,
+    )  # fmt: skip
+    return tmp_path / "a.pem"
+
+
+@pytest.mark.parametrize("option", [None, "", "/etc/other"])
+def test_files_and_classes_are_forbidden_by_default(
+    option: str | None, certificate: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Nobody who may edit a connection can read a file of the worker or run a class there, unless Airflow allows it."""
+    for name in (ALLOWED_FILES, ALLOWED_CLASSES):
+        monkeypatch.delenv(name)
+        if option is not None:
+            monkeypatch.setenv(name, option)
+
+    assert forbidden_by({"token_file": "/proc/self/environ"}) == "allowed_files"
+    assert forbidden_by({"client_cert": str(certificate)}) == "allowed_files"
+    assert forbidden_by({"auth": "this.Auth"}) == "allowed_auth_classes"
+    assert forbidden_by({"auth": f"{__name__}.Signature"}) == "allowed_auth_classes"
+    assert "this" not in sys.modules, "the module was run"
+    with pytest.raises(ValueError, match=r"\[providers\.ray_jobs\] .*AIRFLOW__PROVIDERS_RAY_JOBS__ALLOWED_FILES\)"):
+        parse_connection(connection(host="head", extra={"token_file": "/etc/hostname"}))
+
+
+@pytest.mark.parametrize(
+    ("patterns", "path", "is_allowed"),
+    [
+        ("/etc/ray/token", "/etc/ray/token", True),
+        ("/etc/other, /etc/ray/token", "/etc/ray/token", True),
+        ("/etc/ray/*", "/etc/ray/token", True),
+        ("/etc/*/token", "/etc/ray/token", True),
+        ("/etc/ray/*", "/etc/ray/a/token", False),
+        ("/etc/ray/*", "/etc/ray/../token", False),
+        ("/etc/*/token", "/etc/../token", False),
+        ("/etc/ray", "/etc/ray/token", False),
+        ("/etc/ray/token", "/etc/ray/token2", False),
+        ("token", "/etc/ray/token", False),
+        ("*", "/etc/ray/token", False),
+        ("ray/token", "ray/token", False),
+    ],
+)
+def test_patterns_of_allowed_files(patterns: str, path: str, is_allowed: bool, monkeypatch: pytest.MonkeyPatch):
+    """A pattern is an absolute path, in which an asterisk matches no slash and no step upwards."""
+    monkeypatch.setenv(ALLOWED_FILES, patterns)
+
+    assert forbidden_by({"token_file": path}) == ("" if is_allowed else "allowed_files")
+
+
+def test_client_certificate_needs_both_files_allowed(certificate: Path, monkeypatch: pytest.MonkeyPatch):
+    """The files of a certificate and of its key are allowed one by one."""
+    monkeypatch.setenv(ALLOWED_FILES, str(certificate))
+    extra = {"client_cert": str(certificate), "client_key": str(certificate.with_suffix(".key"))}
+    key_forbidden = forbidden_by(extra)
+    monkeypatch.setenv(ALLOWED_FILES, f"{certificate.parent}/*")
+
+    assert (key_forbidden, forbidden_by(extra)) == ("allowed_files", "")
+
+
+def test_token_file_of_the_environment_is_always_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whoever sets the worker's environment has chosen its files."""
+    (tmp_path / "token").write_text("a token")
+    monkeypatch.setenv(ALLOWED_FILES, "")
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://head:8265")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+
+    assert RayJobsHook().get_cluster().access == Access(token_file=str(tmp_path / "token"))
 
 
 MARKED = "secret"

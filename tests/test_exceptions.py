@@ -65,13 +65,13 @@ def test_tree_shows_every_error() -> None:
     assert documented == {kind.__name__: kind.__base__.__name__ for kind in CLASSES}
 
 
-def test_was_retried_survives_pickling() -> None:
-    """``was_retried`` is false by default and survives pickling."""
+def test_delivery_survives_pickling() -> None:
+    """A request may have arrived unless the error says otherwise. What the error says survives pickling."""
     error = RayJobsError("what happened")
-    assert error.was_retried is False
+    assert error.delivery is exceptions.Delivery.MAY_HAVE_ARRIVED
 
-    error.was_retried = True
-    assert pickle.loads(pickle.dumps(error)).was_retried is True
+    error.delivery = exceptions.Delivery.REFUSED
+    assert pickle.loads(pickle.dumps(error)).delivery is exceptions.Delivery.REFUSED
 
 
 def test_every_error_is_described() -> None:

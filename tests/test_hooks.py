@@ -5,29 +5,77 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import os
 from pathlib import Path
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowNotFoundException
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowNotFoundException
+from airflow.sdk.execution_time import supervisor
 
+from airflow_provider_rayjobs import hooks
 from airflow_provider_rayjobs.exceptions import RayJobNotFoundError
 from airflow_provider_rayjobs.hooks import RayJobsHook
-from airflow_provider_rayjobs.jobs import JobStatus, RayJobsClient
+from airflow_provider_rayjobs.jobs import Access, JobStatus, RayJobsClient
 from sandbox.ray_head import RayHead
 
+both_ways = pytest.mark.parametrize(
+    "run", [lambda hook: hook.get_cluster(), lambda hook: asyncio.run(hook.aget_cluster())], ids=["blocking", "async"]
+)
 
-@pytest.mark.parametrize("run", [lambda hook: hook.get_cluster(), lambda hook: asyncio.run(hook.aget_cluster())])
-def test_undefined_default_connection_uses_rays_variable(run, monkeypatch: pytest.MonkeyPatch):
-    """Without a default connection the address is ``RAY_API_SERVER_ADDRESS``, or else that of this machine."""
-    without = run(RayJobsHook())
+
+@both_ways
+def test_undefined_default_connection_uses_rays_variable(
+    run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """Without a default connection the address is ``RAY_API_SERVER_ADDRESS``. A process logs that once."""
+    monkeypatch.setattr(hooks, "_logged_addresses", set())
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://elsewhere:8265/")
-    with_variable = run(RayJobsHook())
+    hook = RayJobsHook()
+    said: list[str] = []
+    monkeypatch.setattr(hook.log, "info", lambda message, *args: said.append(message % args), raising=False)
 
-    assert without.address == "http://127.0.0.1:8265"
-    assert with_variable.address == "http://elsewhere:8265"
+    assert [run(hook).address for _ in range(2)] == ["http://elsewhere:8265"] * 2
+    [message] = said
+    assert message == (
+        "Connection ray_jobs_default is not defined. Using the address http://elsewhere:8265 from the environment "
+        "variable RAY_API_SERVER_ADDRESS. A secrets backend that cannot be read at the moment looks the same."
+    )
 
 
-@pytest.mark.parametrize("run", [lambda hook: hook.get_cluster(), lambda hook: asyncio.run(hook.aget_cluster())])
+class SealedVault:
+    """A secrets backend that cannot be read at the moment. Airflow ignores its error."""
+
+    def get_connection(self, conn_id: str) -> None:
+        raise ConnectionError("sealed")
+
+
+@both_ways
+@pytest.mark.parametrize("value", [None, ""], ids=["no variable", "empty variable"])
+@pytest.mark.parametrize("backends", [None, [SealedVault()]], ids=["undefined", "unreadable"])
+def test_without_connection_and_variable_there_is_no_address(
+    run, value: str | None, backends: list[SealedVault] | None, monkeypatch: pytest.MonkeyPatch
+):
+    """No address is assumed. The error, after which Airflow retries, names both ways to define one."""
+    if value is not None:
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", value)
+    if backends is not None:
+        monkeypatch.setattr(supervisor, "ensure_secrets_backend_loaded", lambda *_args, **_kwargs: backends)
+
+    with pytest.raises(AirflowNotFoundException) as caught:
+        run(RayJobsHook())
+
+    assert not isinstance(caught.value, AirflowFailException)
+    for part in (
+        "ray_jobs_default is not defined",
+        "A secrets backend that cannot be read at the moment looks the same",
+        """AIRFLOW_CONN_RAY_JOBS_DEFAULT='{"conn_type": "ray_jobs", "host": "ray-head", "port": 8265}'""",
+        "set RAY_API_SERVER_ADDRESS, for example to http://127.0.0.1:8265",
+    ):
+        assert part in str(caught.value)
+    assert RayJobsHook().test_connection() == (False, str(caught.value))
+
+
+@both_ways
 def test_defined_connection_overrides_environment_variables(run, monkeypatch: pytest.MonkeyPatch):
     """A defined connection has precedence over every environment variable of the worker."""
     monkeypatch.setenv("AIRFLOW_CONN_RAY_JOBS_DEFAULT", '{"conn_type": "ray_jobs", "host": "given"}')
@@ -41,6 +89,7 @@ def test_undefined_default_connection_uses_rays_token_variables(monkeypatch: pyt
     """Without a default connection the token comes from the variables of Ray's own tools."""
     file = tmp_path / "token"
     file.write_text("from a file\n")
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://elsewhere:8265")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
     of_a_file = RayJobsHook().get_cluster().access
     monkeypatch.setenv("RAY_AUTH_TOKEN", "from the environment")
@@ -52,8 +101,78 @@ def test_undefined_default_connection_uses_rays_token_variables(monkeypatch: pyt
     assert RayJobsHook().get_cluster().access.has_token is False
 
 
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home directory in which Ray has generated a token for local clusters."""
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("generated-by-ray\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    return tmp_path
+
+
+@both_ways
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "LOCALHOST", "[::1]"])
+def test_token_of_the_home_directory_is_for_heads_on_this_machine(
+    run, host: str, home: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """For a loopback address from the environment, the token is in the file that Ray's own tools use."""
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"http://{host}:8265")
+
+    assert run(RayJobsHook()).access == Access(token_file=str(home / ".ray" / "auth_token"))
+
+
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize(
+    "variables",
+    [
+        pytest.param({"RAY_API_SERVER_ADDRESS": "http://ray-head:8265"}, id="another host"),
+        pytest.param({"RAY_API_SERVER_ADDRESS": "http://10.0.0.5:8265"}, id="another IP address"),
+        pytest.param({"RAY_API_SERVER_ADDRESS": "http://0.0.0.0:8265"}, id="not a loopback address"),
+        pytest.param({"RAY_API_SERVER_ADDRESS": "http://127.0.0.1.example.com"}, id="name like an address"),
+        pytest.param({"RAY_API_SERVER_ADDRESS": "http://localhost.example.com"}, id="name like localhost"),
+        pytest.param({"AIRFLOW_CONN_RAY_JOBS_DEFAULT": "ray-jobs://127.0.0.1:8265"}, id="a connection"),
+        pytest.param(
+            {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8265", "HTTP_PROXY": "http://proxy:3128"}, id="HTTP proxy"
+        ),
+        pytest.param(
+            {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8265", "all_proxy": "http://proxy:3128", "NO_PROXY": "a"},
+            id="HTTP proxy for all",
+        ),
+        pytest.param(
+            {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8265", "HOME": "/nonexistent"}, id="no generated token"
+        ),
+    ],
+)
+def test_token_of_the_home_directory_goes_to_no_other_host(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch):
+    """Neither another host nor an HTTP proxy gets that token, and no connection uses it."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    assert RayJobsHook().get_cluster().access == Access()
+
+
+@pytest.mark.usefixtures("home")
+def test_token_variables_override_the_token_of_the_home_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """``RAY_AUTH_TOKEN_PATH``, and before it ``RAY_AUTH_TOKEN``, have precedence over the generated token."""
+    (tmp_path / "mine").write_text("mine")
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy:3128")
+    monkeypatch.setenv("NO_PROXY", "localhost,127.0.0.1")
+    generated = RayJobsHook().get_cluster().access
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "mine"))
+    file = RayJobsHook().get_cluster().access
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "from the environment")
+
+    assert generated.current_token() == "generated-by-ray"
+    assert file == Access(token_file=str(tmp_path / "mine"))
+    assert RayJobsHook().get_cluster().access == Access(token="from the environment")
+
+
 def test_wrong_token_variable_is_named(monkeypatch: pytest.MonkeyPatch):
     """The error about a missing token file names the environment variable."""
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://elsewhere:8265")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/no/such/file")
 
     with pytest.raises(ValueError, match="RAY_AUTH_TOKEN_PATH: token_file /no/such/file cannot be read"):
@@ -68,7 +187,7 @@ def test_wrong_address_variable_is_named(monkeypatch: pytest.MonkeyPatch):
         RayJobsHook().get_cluster()
 
 
-@pytest.mark.parametrize("run", [lambda hook: hook.get_cluster(), lambda hook: asyncio.run(hook.aget_cluster())])
+@both_ways
 def test_undefined_connection_is_an_error(run, monkeypatch: pytest.MonkeyPatch):
     """Only the default connection may be undefined."""
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://elsewhere:8265")
@@ -169,6 +288,8 @@ def test_test_connection_explains_the_failure(monkeypatch: pytest.MonkeyPatch):
 def test_missing_token_file_is_an_error_before_the_job(name: str, monkeypatch: pytest.MonkeyPatch):
     """A missing token file fails "Test" and a new task. While a job is followed it is tolerated."""
     given = {"conn_type": "ray_jobs", "host": "127.0.0.1", "port": 9, "extra": {"token_file": "/no/such/file"}}
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
+    monkeypatch.setenv("AIRFLOW__PROVIDERS_RAY_JOBS__ALLOWED_FILES", "/no/such/file")
     monkeypatch.setenv(name, "/no/such/file" if name == "RAY_AUTH_TOKEN_PATH" else json.dumps(given))
     hook = RayJobsHook()
 
@@ -185,6 +306,7 @@ def test_missing_token_file_is_an_error_before_the_job(name: str, monkeypatch: p
 
 def test_blank_token_variable_is_named(monkeypatch: pytest.MonkeyPatch):
     """A blank token is an error, as it would be sent as no token."""
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://elsewhere:8265")
     monkeypatch.setenv("RAY_AUTH_TOKEN", " ")
 
     with pytest.raises(ValueError, match="RAY_AUTH_TOKEN .*: the token is empty"):

@@ -113,7 +113,9 @@ def test_file_that_changes_during_packing_submits_nothing(client: RayJobsClient,
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        with pytest.raises(RayPackageError, match=r"File changed during packing: /.*/log\.txt .*Nothing was submitted"):
+        with pytest.raises(
+            RayPackageError, match=r"File changed during packing: /.*/log\.txt .*package was not uploaded"
+        ):
             task(entrypoint="true", runtime_env={"working_dir": str(tmp_path)}).execute(context(store))
     finally:
         stop.set()

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from airflow.providers.common.compat.sdk import conf
 
-from airflow_provider_rayjobs.connection import EXTRAS
+from airflow_provider_rayjobs import __version__
+from airflow_provider_rayjobs.connection import CONFIG_SECTION, EXTRAS
 from airflow_provider_rayjobs.get_provider_info import get_provider_info
 from airflow_provider_rayjobs.hooks import RayJobsHook
 from airflow_provider_rayjobs.links import RayJobLink
@@ -76,6 +78,15 @@ def test_connection_form_has_every_extra():
 
     assert set(kind["conn-fields"]) == EXTRAS.keys()
     assert (kind["connection-type"], kind["hook-name"]) == (RayJobsHook.conn_type, RayJobsHook.hook_name)
+
+
+def test_options_of_the_configuration_are_known_to_airflow():
+    """Airflow lists the options that permit files and classes. By default they permit nothing."""
+    section = conf.configuration_description[CONFIG_SECTION]
+    permitted = {name: conf.getlist(CONFIG_SECTION, name) for name in section["options"]}
+
+    assert permitted == {"allowed_files": [], "allowed_auth_classes": []}
+    assert {option["version_added"] for option in section["options"].values()} <= {__version__}
 
 
 def test_link_has_its_own_xcom_key():

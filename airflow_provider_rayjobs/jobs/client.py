@@ -16,6 +16,7 @@ import httpx
 from airflow_provider_rayjobs.exceptions import RayJobsError
 from airflow_provider_rayjobs.jobs import endpoints, follow, steps
 from airflow_provider_rayjobs.jobs.access import Access
+from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.logs.download import get_job_logs, save_job_logs, whole_file
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.models import JobDetails, RayVersion
@@ -132,7 +133,9 @@ class RayJobsClient(_BaseClient[httpx.Client]):
         self, submission_id: str, *, on_log: OnLog | None = None, **options: Unpack[follow.FollowOptions]
     ) -> JobDetails:
         """Follow a job to its terminal status; ``on_log`` gets log records: many lines, without a final newline."""
-        engine = follow.follow_job(submission_id, reader=LogReader() if on_log else None, **options)
+        engine = follow.follow_job(
+            JobRef(self.address, submission_id), reader=LogReader() if on_log else None, **options
+        )
         return self.run(engine, on_log)
 
     def run(self, engine: Engine[T], on_log: OnLog | None = None) -> T:
@@ -235,7 +238,9 @@ class AsyncRayJobsClient(_BaseClient[httpx.AsyncClient]):
         self, submission_id: str, *, on_log: OnLog | None = None, **options: Unpack[follow.FollowOptions]
     ) -> JobDetails:
         """See :meth:`RayJobsClient.follow_job`; ``on_log`` is called on the event loop and must not block it."""
-        engine = follow.follow_job(submission_id, reader=LogReader() if on_log else None, **options)
+        engine = follow.follow_job(
+            JobRef(self.address, submission_id), reader=LogReader() if on_log else None, **options
+        )
         return await self.run(engine, on_log)
 
     async def run(self, engine: Engine[T], on_log: OnLog | None = None) -> T:

@@ -8,13 +8,16 @@ is ambiguous: a 500 may mean that the submission id is taken. So Ray's wording d
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from http import HTTPStatus
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from airflow_provider_rayjobs.exceptions import (
+    Delivery,
     RayApiAddressError,
+    RayApiAuthError,
     RayApiBusyError,
     RayApiPackageNotFoundError,
     RayApiRejectedError,
@@ -46,7 +49,7 @@ def submit_job(submission: JobSubmission) -> Request[str]:
         f"submit job {submission.submission_id}",
         "POST",
         "/api/jobs/",  # without the last slash Ray answers 404
-        lambda answer: str(answer.get("submission_id") or answer["job_id"]),
+        lambda answer: _check_id(submission.submission_id, answer.get("submission_id"), answer["job_id"]),
         payload=submission.to_json(),
         timeout=SUBMIT_TIMEOUT,
     )
@@ -58,9 +61,25 @@ def get_job(submission_id: str) -> Request[JobDetails]:
         f"get job {submission_id}",
         "GET",
         _job_path(submission_id),
-        JobDetails.from_json,
+        lambda answer: _details_of(submission_id, answer),
         with_time=lambda details, time: replace(details, seen_at=time),
     )
+
+
+def _details_of(submission_id: str, answer: Any) -> JobDetails:
+    details = JobDetails.from_json(answer)
+    _check_id(submission_id, details.submission_id, details.job_id)
+    return details
+
+
+class _AnotherJobError(ValueError):
+    """The answer is about another job, for instance from a proxy's cache."""
+
+
+def _check_id(expected: str, *given: str | None) -> str:
+    if expected not in given:
+        raise _AnotherJobError
+    return expected
 
 
 def list_jobs() -> Request[list[JobDetails]]:
@@ -144,6 +163,11 @@ def parse_answer(request: Request[T], answer: Answer) -> T:
     try:
         result = request.read(json.loads(answer.content))
         return request.with_time(result, answer.time) if request.with_time else result
+    except _AnotherJobError:
+        fact = f"HTTP {answer.status_code}, the answer is about another job"
+        advice = "Check the reverse proxy before Ray: it must not cache answers."
+        message = error_message(fact, request, answer.labelled_address, advice)
+        raise RayApiResponseError(message, status_code=answer.status_code, delivery=Delivery.FOREIGN) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise error_for_answer(request, answer) from error
 
@@ -165,7 +189,27 @@ def error_for_answer(request: AnyRequest, answer: Answer) -> RayApiResponseError
     message = error_message(f"HTTP {answer.status_code}, {fact}", request, answer.labelled_address, advice)
     if quoted := _quote(answer):
         message = f"{message} The answer says: {quoted}{'' if quoted.endswith('.') else '.'}"
-    return kind(message, status_code=answer.status_code)
+    return kind(message, status_code=answer.status_code, delivery=_delivery_of(kind, answer))
+
+
+# Ray's words in a refusal: token authentication, aiohttp's size limit, a traceback, unknown jobs and packages.
+_RAYS_WORDS = re.compile(
+    r"(Unauthorized|Forbidden): .*authentication token|Maximum request body size|Traceback \(most recent call last\)"
+    r"|submission type jobs|(Job|Package) .* does not exist",
+    re.DOTALL,
+)
+_REFUSALS = (
+    RayApiAuthError, RayApiPackageNotFoundError, RayApiRejectedError, RayJobExistsError, RayJobNotFoundError,
+    RayJobNotTerminalError,
+)  # fmt: skip
+
+
+def _delivery_of(kind: type[RayApiResponseError], answer: Answer) -> Delivery:
+    """Tell whether Ray refused a request in its own words. A 500 of Ray may come after the request's effect."""
+    is_rays = _RAYS_WORDS.search(answer.text) is not None and not answer.content_type.startswith("text/html")
+    if not is_rays:
+        return Delivery.FOREIGN
+    return Delivery.REFUSED if issubclass(kind, _REFUSALS) else Delivery.MAY_HAVE_ARRIVED
 
 
 def _diagnose_status(answer: Answer) -> Diagnosis[RayApiResponseError]:

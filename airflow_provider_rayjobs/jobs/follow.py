@@ -8,6 +8,7 @@ job ends. Once all of them are taken, the head hangs for all clients.
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -16,8 +17,10 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobLostError,
     RayJobNotFoundError,
     RayJobsError,
+    RayJobTimeoutError,
 )
 from airflow_provider_rayjobs.jobs import endpoints
+from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.limits import NO_LIMITS, Limits
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobStatus
@@ -41,41 +44,43 @@ class FollowOptions(TypedDict, total=False):
 
 
 def follow_job(
-    submission_id: str,
+    job: JobRef,
     *,
     poll_interval: float = POLL_INTERVAL,
     unreachable_timeout: float = UNREACHABLE_TIMEOUT,
     missing_timeout: float = 0.0,
     reader: LogReader | None = None,
     limits: Limits = NO_LIMITS,
-    session: str | None = None,
+    time_left: float = math.inf,
 ) -> Engine[JobDetails]:
     """
     Follow a job to its terminal status.
 
-    :param submission_id: a submission id, or the Ray Core job id of an interactive job.
+    :param job: which job. The first poll completes it; each later answer must be about the same job.
     :param poll_interval: seconds between two polls; the first polls follow each other faster.
     :param unreachable_timeout: seconds for which an outage is tolerated.
     :param missing_timeout: seconds for which an unknown job is tolerated, because it may still be submitted.
     :param reader: reads the job's log; ``None`` for no log.
     :param limits: how long the job may wait and run.
-    :param session: the Ray session in which the job was submitted.
+    :param time_left: seconds of this try after which its ``execution_timeout`` expires, during an outage as well.
     :return: the ended job, after its whole log was emitted; or the running job, if :attr:`.LogReader.hands_over`.
     :raises RayJobNotFoundError: the cluster does not know the job.
-    :raises RayJobLostError: the cluster does not know the job, and the head was restarted since the submission.
+    :raises RayJobLostError: another job has its id, or the job is unknown since a restart of the head.
     :raises RayJobTimeoutError: a time limit expired; the job still runs.
     :raises RayApiUnreachableError: an outage exceeded ``unreachable_timeout``.
     """
     now = yield Sleep(0)
-    outage = Outage(submission_id, unreachable_timeout)
+    outage = Outage(job.submission_id, unreachable_timeout)
     missing_until = now + missing_timeout
+    give_up_at = now + time_left
     max_delay = max(poll_interval, MIN_POLL_INTERVAL)
     delay = min(FIRST_DELAY, max_delay)
     unknown_status: JobStatus | None = None
+    details: JobDetails | None = None
     while True:
         remaining = float("inf")
         try:
-            details: JobDetails = yield from _get_job(submission_id, session)
+            details = yield from get_same_job(job)
         except RayJobNotFoundError:
             if now >= missing_until:
                 raise
@@ -87,10 +92,11 @@ def follow_job(
             yield from outage.record_failure(error, now)
         else:
             yield from outage.record_success(now)
+            job = job.seen(details)
             if not details.status.is_known and details.status != unknown_status:
                 unknown_status = details.status
                 yield LogMessage(
-                    f"Ray job {submission_id} has status {unknown_status}, which this client does not know. It is "
+                    f"Ray job {job.submission_id} has status {unknown_status}, which this client does not know. It is "
                     "followed as a job that has not ended.",
                     logging.WARNING,
                 )
@@ -100,30 +106,46 @@ def follow_job(
             if details.status.is_terminal() or (reader is not None and reader.hands_over):
                 return details
             remaining = max(limits.remaining(details), FIRST_DELAY)
-        now = yield Sleep(min(delay, remaining))
+        if now >= give_up_at:
+            raise RayJobTimeoutError(
+                f"Ray job {job.submission_id} did not end within the execution_timeout of this try.",
+                limit="execution_timeout",
+                details=details,
+            )
+        now = yield Sleep(min(delay, remaining, give_up_at - now))
         delay = min(delay * DELAY_GROWTH, max_delay)
 
 
-def _get_job(submission_id: str, session: str | None) -> Engine[JobDetails]:
-    """Get a job. A job is lost if the cluster does not know it and runs another Ray session."""
+def get_same_job(job: JobRef) -> Engine[JobDetails]:
+    """
+    Poll a job once.
+
+    :raises RayJobNotFoundError: the cluster does not know the job.
+    :raises RayJobLostError: another job has its id, or the job is unknown since a restart of the head.
+    """
     try:
-        details: JobDetails = yield Send(endpoints.get_job(submission_id))
-        return details
+        details: JobDetails = yield Send(endpoints.get_job(job.submission_id))
     except RayJobNotFoundError as error:
-        if session is None:
+        if job.session is None:
             raise
         version = yield Send(endpoints.get_version())
-        if version.session_name == session:
+        if job.is_in(version.session_name):
             raise
         raise RayJobLostError(
-            f"Ray job {submission_id} was lost: the head was restarted. The job was submitted in session {session}, "
+            f"Ray job {job.submission_id} was lost: the head was restarted. The job was in session {job.session}, "
             f"and session {version.session_name} answers now. Submit the job again. {error}"
         ) from error
+    if not job.is_same(details):
+        raise RayJobLostError(
+            f"Ray job {job.submission_id} was lost: another job at {job.address} has its id now. The head was "
+            "restarted since, or the job was deleted and its id used again. Submit the job again."
+        )
+    return details
 
 
-def poll_job(submission_id: str, reader: LogReader | None) -> Engine[JobDetails]:
-    """Poll a job once and emit the new part of its log."""
-    details: JobDetails = yield Send(endpoints.get_job(submission_id))
+def poll_job(job: JobRef, reader: LogReader | None) -> Engine[JobDetails]:
+    """Poll a job once and emit the new part of its log. Raise the errors of :func:`get_same_job`."""
+    details = yield from get_same_job(job)
     if reader is not None:
         yield from reader.read(details)
     return details

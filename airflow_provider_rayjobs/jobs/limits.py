@@ -7,7 +7,7 @@ Times count from Ray's ``start_time`` by the head's clock, so every client that 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from airflow_provider_rayjobs.exceptions import RayJobTimeoutError
@@ -26,13 +26,11 @@ class Limits:
 
     :param pending_timeout: for a job that has not started.
     :param job_timeout: for a job that has not ended.
-    :param execution_timeout: a second limit for a job that has not ended; errors show this name.
     :param is_confirmed: whether Ray confirmed the submission. Other jobs are abandoned if PENDING after 20 minutes.
     """
 
     pending_timeout: float | None = None
     job_timeout: float | None = None
-    execution_timeout: float | None = None
     is_confirmed: bool = True
 
     def to_json(self) -> dict[str, Any]:
@@ -41,8 +39,9 @@ class Limits:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any] | None) -> Limits:
-        """Read the result of :meth:`to_json`; ``None`` means no limits."""
-        return cls(**(stored or {}))
+        """Read the result of :meth:`to_json`; ``None`` means no limits. Ignore the keys of other versions."""
+        known = stored or {}
+        return cls(**{each.name: known[each.name] for each in fields(cls) if each.name in known})
 
     def check(self, details: JobDetails) -> None:
         """Raise :class:`RayJobTimeoutError` if a limit that applies to the job's status has expired."""
@@ -67,7 +66,7 @@ class Limits:
 
     def _active(self, details: JobDetails) -> list[tuple[str, float]]:
         """Return name and seconds of each limit that applies to the job's status."""
-        limits = {"job_timeout": self.job_timeout, "execution_timeout": self.execution_timeout}
+        limits = {"job_timeout": self.job_timeout}
         if details.status == JobStatus.PENDING:
             limits["pending_timeout"] = self.pending_timeout
             limits["unconfirmed"] = None if self.is_confirmed else UNCONFIRMED_TIMEOUT

@@ -43,8 +43,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from airflow_provider_rayjobs.exceptions import (
+    Delivery,
     RayApiBusyError,
     RayApiConnectionError,
+    RayApiRejectedError,
     RayApiTLSError,
     RayApiUnreachableError,
     RayJobsError,
@@ -157,12 +159,15 @@ def with_retries(step: Send | ReadLog | Upload, retry_timeout: float) -> Engine[
     """Perform a step with the retries of :func:`send`."""
     delay = _FIRST_DELAY
     failed_at: float | None = None
+    may_have_effect = False
     while True:
         try:
             answer = yield step
         except RayJobsError as error:
+            may_have_effect = may_have_effect or (step.request.method != "GET" and error.delivery.may_have_effect)
+            if may_have_effect and not error.delivery.may_have_effect:
+                error.delivery = Delivery.MAY_HAVE_ARRIVED
             if not may_retry(step.request, error):
-                error.was_retried = failed_at is not None
                 raise
             pause = with_jitter(delay)
             now = yield Sleep(0)
@@ -181,14 +186,19 @@ def with_retries(step: Send | ReadLog | Upload, retry_timeout: float) -> Engine[
 
 
 @contextmanager
-def raising_unreachable(retry_timeout: float, consequence: str, *, sent: bool = True) -> Iterator[None]:
-    """Turn a temporary error after the last retry into :class:`RayApiUnreachableError`."""
+def raising_unreachable(retry_timeout: float, consequence: str, *, delivery: Delivery | None = None) -> Iterator[None]:
+    """
+    Turn a temporary error after the last retry into :class:`RayApiUnreachableError`.
+
+    :param delivery: of the raised error; by default that of the temporary error.
+    """
     try:
         yield
     except RayApiTLSError:
         raise
     except (RayApiConnectionError, RayApiBusyError) as error:
-        raise RayApiUnreachableError(f"{error} Retried for {retry_timeout:.0f} s. {consequence}", sent=sent) from error
+        message = f"{error} Retried for {retry_timeout:.0f} s. {consequence}"
+        raise RayApiUnreachableError(message, delivery=delivery or error.delivery) from error
 
 
 class Interrupted(BaseException):
@@ -236,12 +246,22 @@ def interruptible(engine: Engine[T], is_interrupted: Callable[[], bool]) -> Engi
 
 
 def may_retry(request: AnyRequest, error: RayJobsError) -> bool:
-    """Tell whether a request may be sent again after an error: it can succeed, and cannot take effect twice."""
+    """
+    Tell whether a request may be sent again after an error: it can succeed, and cannot take effect twice.
+
+    A GET with another program's answer fails at once, because the address may be wrong. A POST follows an answer of
+    Ray, so another program's answer to it is a temporary fault. A request that is too large is never sent again.
+    """
     if isinstance(error, RayApiTLSError):
         return False  # a certificate must be changed first
     if isinstance(error, RayApiConnectionError):
-        return request.idempotent or not error.sent
-    return request.idempotent and isinstance(error, RayApiBusyError)
+        return request.idempotent or error.delivery is Delivery.NOT_SENT
+    if isinstance(error, RayApiRejectedError):
+        return False
+    is_temporary = isinstance(error, RayApiBusyError) or (
+        request.method == "POST" and error.delivery is Delivery.FOREIGN
+    )
+    return request.idempotent and is_temporary
 
 
 def with_jitter(delay: float) -> float:

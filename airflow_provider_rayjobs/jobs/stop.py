@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from airflow_provider_rayjobs.exceptions import RayApiRejectedError, RayJobNotFoundError, RayJobsError
+from airflow_provider_rayjobs.exceptions import Delivery, RayApiRejectedError, RayJobNotFoundError, RayJobsError
 from airflow_provider_rayjobs.jobs import endpoints
+from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobStatus
 from airflow_provider_rayjobs.jobs.requests import Request
 from airflow_provider_rayjobs.jobs.steps import Engine, Send, Sleep, send
-from airflow_provider_rayjobs.jobs.submission import NONCE
 
 T = TypeVar("T")
 
@@ -43,14 +43,19 @@ class StopResult:
     details: JobDetails | None = None
 
 
-def stop_and_wait(submission_id: str, timeout: float = STOP_TIMEOUT, nonce: str | None = None) -> Engine[StopResult]:
+def stop_and_wait(
+    job: JobRef, timeout: float = STOP_TIMEOUT, *, may_arrive: bool = False, is_brief: bool = False
+) -> Engine[StopResult]:
     """
     Stop a job, repeat the stop until the job has ended, and return the result. A timeout is a result, not an error.
 
+    :param job: which job. Another job with its id is left alone.
     :param timeout: seconds for all requests and delays; at least one request is sent.
-    :param nonce: the submission nonce; a job with another one is left alone.
+    :param may_arrive: whether the job's submission may still arrive. Then an unknown job is polled again.
+    :param is_brief: whether to return as soon as Ray has accepted the stop.
     :raises RayApiRejectedError: the job is of type DRIVER, which Ray cannot stop.
     """
+    name = job.submission_id
     now = yield Sleep(0)
     deadline = now + timeout
     delay = _FIRST_DELAY
@@ -59,39 +64,46 @@ def stop_and_wait(submission_id: str, timeout: float = STOP_TIMEOUT, nonce: str 
     last_error = ""
     while True:
         try:
-            details = yield Send(_with_timeout(endpoints.get_job(submission_id), deadline - now))
-            if (summary := _summarize(submission_id, details, nonce, is_accepted)) is not None:
+            details = yield Send(_with_timeout(endpoints.get_job(name), deadline - now, timeout))
+            if (summary := _summarize(job, details, is_accepted)) is not None:
                 return StopResult(True, summary, details)
+            job = job.seen(details)
             last_error = ""
             now = yield Sleep(0)
-            stop = _with_timeout(endpoints.stop_job(submission_id), deadline - now)
+            stop = _with_timeout(endpoints.stop_job(name), deadline - now, timeout)
             is_accepted = (yield Send(stop)) or is_accepted
-        except RayJobNotFoundError:
-            return StopResult(True, f"The cluster does not know job {submission_id}. There is nothing to stop.")
-        except RayApiRejectedError:
-            raise
+            if is_accepted and is_brief:
+                return StopResult(False, f"Ray accepted the stop of job {name}.", details)
+        except RayJobNotFoundError as error:
+            if not may_arrive:
+                return StopResult(True, f"The cluster does not know job {name}. There is nothing to stop.")
+            last_error = f" Last error: {error}"
+        except RayApiRejectedError as error:
+            if error.delivery is Delivery.REFUSED:
+                raise
+            last_error = f" Last error: {error}"
         except RayJobsError as error:
             last_error = f" Last error: {error}"
         now = yield Sleep(0)
         if now + delay > deadline:
             summary = (
-                f"The end of job {submission_id} could not be confirmed within {timeout:.12g} s. Its last known status "
-                f"is {details.status if details else 'unknown'}. The job may still be running: look for it on the "
-                f"cluster.{last_error}"
+                f"The end of job {name} could not be confirmed within {timeout:.12g} s. Its last known status is "
+                f"{details.status if details else 'unknown'}. The job may still be running: look for it at "
+                f"{job.address}.{last_error}"
             )
             return StopResult(False, summary, details)
         now = yield Sleep(delay)
         delay = min(delay * 2, _MAX_DELAY)
 
 
-def _summarize(submission_id: str, details: JobDetails, nonce: str | None, is_accepted: bool) -> str | None:
+def _summarize(job: JobRef, details: JobDetails, is_accepted: bool) -> str | None:
     """Return why a job needs no further stop; ``None`` for a job that must be stopped."""
-    if nonce is not None and details.metadata.get(NONCE) != nonce:
-        return f"Job {submission_id} belongs to another submission, as its {NONCE} shows. It is left alone."
+    if not job.is_same(details):
+        return f"Another job at {job.address} has the id {job.submission_id} now. It is left alone."
     if details.status.is_terminal():
-        return f"Job {submission_id} ended with status {details.status}."
+        return f"Job {job.submission_id} ended with status {details.status}."
     if details.status == JobStatus.PENDING and is_accepted:
-        return f"Job {submission_id} has not started. Ray stops it when it starts."
+        return f"Job {job.submission_id} has not started. Ray stops it when it starts."
     return None
 
 
@@ -105,9 +117,11 @@ def delete_ended_job(submission_id: str, retry_timeout: float) -> Engine[None]:
     """
     details: JobDetails = yield from send(endpoints.get_job(submission_id), retry_timeout)
     if details.end_time is not None and details.seen_at is not None:
-        yield Sleep(max(_SETTLING_TIME - (details.seen_at - details.end_time) / 1000, 0))
+        # At most the whole time, as the clocks of a proxy and of the head may differ by hours.
+        yield Sleep(min(max(_SETTLING_TIME - (details.seen_at - details.end_time) / 1000, 0), _SETTLING_TIME))
     yield from send(endpoints.delete_job(submission_id), retry_timeout)
 
 
-def _with_timeout(request: Request[T], seconds: float) -> Request[T]:
-    return replace(request, timeout=min(request.timeout, max(seconds, _MIN_REQUEST_TIMEOUT)))
+def _with_timeout(request: Request[T], remaining: float, total: float) -> Request[T]:
+    """Limit a request to the remaining time, and to a third of all, so that a slow answer leaves time for another."""
+    return replace(request, timeout=min(request.timeout, max(min(remaining, total / 3), _MIN_REQUEST_TIMEOUT)))

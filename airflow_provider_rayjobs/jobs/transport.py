@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from airflow_provider_rayjobs import __version__
-from airflow_provider_rayjobs.exceptions import RayApiAddressError, RayApiConnectionError, RayApiTLSError
+from airflow_provider_rayjobs.exceptions import Delivery, RayApiAddressError, RayApiConnectionError, RayApiTLSError
 from airflow_provider_rayjobs.jobs import redaction, tls
 from airflow_provider_rayjobs.jobs.access import READ_TIMEOUT, Access
 from airflow_provider_rayjobs.jobs.diagnosis import CHECK_ADDRESS, diagnose_failure
@@ -70,7 +70,7 @@ class HttpCodec:
             headers = access.request_headers()
         except ValueError as error:
             message = error_message("Token file is not usable", request, self.labelled_address, str(error))
-            raise RayApiConnectionError(message, sent=False) from None
+            raise RayApiConnectionError(message, delivery=Delivery.NOT_SENT) from None
         if self._on_token is not None and access.token_file is not None:
             self._on_token(headers[access.token_header_name].removeprefix("Bearer "))
         if isinstance(request, UploadRequest):
@@ -114,7 +114,7 @@ class HttpCodec:
         if isinstance(error, _AuthError):
             advice = "Its text is not shown: it may hold a secret."
             message = error_message(str(error), request, self.labelled_address, advice)
-            return RayApiConnectionError(message, sent=False)
+            return RayApiConnectionError(message, delivery=Delivery.NOT_SENT)
         if isinstance(error, httpx.LocalProtocolError):
             # The error and its cause quote the invalid header.
             error.args = ("not shown, as it may hold a secret",)
@@ -122,9 +122,10 @@ class HttpCodec:
         timeouts = self._timeout(request).as_dict()
         kind, fact, advice = diagnose_failure(error, self.address, self._access, timeouts)
         cause = redaction.redact(f"{type(error).__name__}: {error}", self._access.secrets()).rstrip(":. ")
+        was_sent = not isinstance(error, _NEVER_SENT) and kind is not RayApiTLSError
         return kind(
             f"{error_message(fact, request, self.labelled_address, advice)} Cause: {cause}.",
-            sent=not isinstance(error, _NEVER_SENT) and kind is not RayApiTLSError,
+            delivery=Delivery.MAY_HAVE_ARRIVED if was_sent else Delivery.NOT_SENT,
         )
 
 
@@ -165,7 +166,8 @@ class LogReceiver:
 
     def _error(self, reason: str) -> RayApiAddressError:
         fact = f"HTTP 200, not an answer of the Ray Jobs API ({reason})"
-        return RayApiAddressError(error_message(fact, self._request, self._address, CHECK_ADDRESS), status_code=200)
+        message = error_message(fact, self._request, self._address, CHECK_ADDRESS)
+        return RayApiAddressError(message, status_code=200, delivery=Delivery.FOREIGN)
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,10 @@ from packaging.version import Version
 from airflow_provider_rayjobs.exceptions import RayJobNotFoundError, RayJobsError
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.follow import Outage
+from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobStatus
 from airflow_provider_rayjobs.jobs.steps import Engine, Send, Sleep
-from airflow_provider_rayjobs.jobs.submission import MAX_ID_LENGTH, NONCE, new_nonce
+from airflow_provider_rayjobs.jobs.submission import MAX_ID_LENGTH, new_nonce
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -39,20 +40,66 @@ _RETRY_INTERVAL = 3.0
 @dataclass(frozen=True)
 class RetryGeneration:
     """
-    Distinguishes a retry from a Clear: retries keep both values, a Clear changes at least one.
+    Distinguishes a retry from a Clear.
 
-    :param max_tries: the maximum of the task instance; a Clear raises it.
+    :param max_tries: the maximum of the task instance; a Clear of the task raises it.
     :param run_start: the start of the dag run, ISO 8601; a Clear of a finished run sets it again.
+    :param clear_number: how often any task of the dag run was cleared; ``None`` if unknown.
     """
 
     max_tries: int
     run_start: str
+    clear_number: int | None = None
 
     @classmethod
     def of(cls, context: Context) -> Self:
         """Return the generation of a try."""
-        start = context["dag_run"].start_date
-        return cls(context["ti"].max_tries, start.isoformat() if start else "")
+        run = context["dag_run"]
+        start = run.start_date.isoformat() if run.start_date else ""
+        return cls(context["ti"].max_tries, start, getattr(run, "clear_number", None))
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> Self | None:
+        """Return the generation of the try that submitted a job, as far as the job's metadata tells it."""
+        max_tries, clear_number = metadata.get("airflow_max_tries", ""), metadata.get("airflow_clear_number", "")
+        if not max_tries.isdecimal():
+            return None
+        cleared = int(clear_number) if clear_number.isdecimal() else None
+        return cls(int(max_tries), metadata.get("airflow_run_start_date", ""), cleared)
+
+    def metadata(self) -> dict[str, str]:
+        """Return the metadata from which :meth:`from_metadata` reads the generation."""
+        return {
+            "airflow_max_tries": str(self.max_tries),
+            "airflow_run_start_date": self.run_start,
+            "airflow_clear_number": "" if self.clear_number is None else str(self.clear_number),
+        }
+
+    def is_retry_of(self, earlier: RetryGeneration) -> bool:
+        """
+        Tell whether the task was not cleared since an earlier try.
+
+        With the same ``clear_number``, no task of the run was cleared. With another one, another task may have been.
+        """
+        if self.clear_number is not None and self.clear_number == earlier.clear_number:
+            return True
+        return (self.max_tries, self.run_start) == (earlier.max_tries, earlier.run_start)
+
+
+@dataclass(frozen=True)
+class ThisTry:
+    """
+    What a try knows about itself.
+
+    :param owner: the keys of the job metadata that name the task instance.
+    :param stop_on_kill: whether a Clear stops the job of the try before.
+    :param final_exit_codes: the exit codes of the entrypoint that end the task without a retry.
+    """
+
+    generation: RetryGeneration
+    owner: Mapping[str, str] = field(default_factory=dict)
+    stop_on_kill: bool = True
+    final_exit_codes: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -60,46 +107,62 @@ class JobRecord:
     """
     The entry of the task state store about the last job that a task instance submitted.
 
-    :param nonce: the submission nonce in the job's metadata, by which the job is recognised.
-    :param session: the Ray session at the submission; ``None`` if the head has no session names.
+    :param job: which job.
+    :param conn_id: the connection that the try used, for credentials.
+    :param generation: of the try that submitted the job; ``None`` if the record is unreadable.
     :param base_id: the user's ``submission_id``; "" if there is none.
     :param number: the number of this submission under ``base_id``.
-    :param demand: the resources that the job needs on one node, for the error of an unschedulable job.
     :param accepted: whether Ray certainly has received the job.
     :param abandoned: whether a time limit expired; stored before the stop is sent.
-    :param delivered: whether a try has succeeded with this job.
+    :param delivered: whether a try has returned the job's result or raised its failure.
+    :param holder: the try that follows the job, by its task instance id (a UUID).
+    :param version: the version of this form.
     """
 
-    submission_id: str
-    nonce: str
-    generation: RetryGeneration
-    address: str
-    session: str | None = None
+    job: JobRef
+    conn_id: str = ""
+    generation: RetryGeneration | None = None
     base_id: str = ""
     number: int = 1
-    demand: Mapping[str, float] = field(default_factory=dict)
     accepted: bool = False
     abandoned: bool = False
     delivered: bool = False
+    holder: str = ""
+    version: int = 1
+
+    @property
+    def submission_id(self) -> str:
+        return self.job.submission_id
 
     @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Self:
-        """Read the record as :func:`dataclasses.asdict` wrote it. Ignore the fields of later versions."""
-        known = {each.name: stored[each.name] for each in fields(cls) if each.name in stored}
-        return cls(**{**known, "generation": RetryGeneration(**stored["generation"])})
+    def from_json(cls, stored: Any) -> Self | None:
+        """
+        Read the record as :func:`dataclasses.asdict` wrote it. Ignore the fields of later versions.
 
-    @classmethod
-    def from_event(
-        cls, event: Mapping[str, Any], generation: RetryGeneration, address: str, demand: Mapping[str, float]
-    ) -> Self:
-        """Rebuild the record of a job that a trigger has followed."""
-        nonce, session = event.get("nonce") or "", event.get("session")
-        return cls(str(event["submission_id"]), nonce, generation, address, session, demand=demand, accepted=True)
+        Keep the submission id of an unreadable record, as it is enough to ask Ray. Without an id return ``None``.
+        """
+        try:
+            known = {each.name: stored[each.name] for each in fields(cls) if each.name in stored}
+            generation = None
+            if (given := stored["generation"]) is not None:
+                generation = RetryGeneration(given["max_tries"], given["run_start"], given.get("clear_number"))
+            return cls(**{**known, "job": JobRef.from_json(stored["job"]), "generation": generation})
+        except (TypeError, ValueError, KeyError, AttributeError):
+            found = _find_id(stored)
+            return None if found is None else cls(JobRef("", found), accepted=True)
+
+
+def _find_id(stored: Any) -> str | None:
+    """Return the submission id in a record of an unknown form."""
+    for part in (stored.get("job"), stored) if isinstance(stored, Mapping) else ():
+        if isinstance(part, Mapping) and isinstance(found := part.get("submission_id"), str):
+            return found
+    return None
 
 
 @dataclass(frozen=True)
 class ClusterAnswer:
-    """The recorded job, or ``None`` if the cluster does not know it, and the present Ray session."""
+    """The recorded job, or ``None`` if its cluster does not know it, and the present Ray session."""
 
     job: JobDetails | None
     session: str | None = None
@@ -124,55 +187,44 @@ class Decision:
     reason: str = ""
 
 
-def decide(
-    record: JobRecord | None, answer: ClusterAnswer | None, generation: RetryGeneration, address: str
-) -> Decision:
+def decide(record: JobRecord | None, answer: ClusterAnswer | None, this: ThisTry) -> Decision:
     """
-    Decide which Ray job belongs to a try.
-
-    The first row that applies counts. "Cleared" means that the recorded job is ``delivered``, or that the record has
-    another generation.
+    Decide which Ray job belongs to a try. The first row that applies counts.
 
     ==========================================  ========  ==============================================================
     the try finds                               action    remark
     ==========================================  ========  ==============================================================
     no job record                               SUBMIT
-    the connection has another address          SUBMIT    the recorded job may still run at the old address
     Ray was not asked yet                       ASK       without an answer until ``unreachable_timeout`` the try fails
     job unknown, the head was restarted         SUBMIT    the job was lost with the old session
     job unknown, abandoned                      SUBMIT
     job unknown, submission never confirmed     RESUBMIT  with the same id a late request cannot create a second job
     job unknown, otherwise                      SUBMIT    it was deleted
-    job with the nonce of another submission    SUBMIT    the other job is left alone
-    job SUCCEEDED, task not cleared             FINISH
-    job SUCCEEDED, task cleared                 SUBMIT
-    job FAILED or STOPPED                       SUBMIT
+    another job has the id                      SUBMIT    the other job is left alone
+    job SUCCEEDED, task not cleared             FINISH    also if the last try took that result and failed afterwards
+    job FAILED, exit code is final, not raised  FINISH    the task ends as ``fail_on_exit_code`` says; not if cleared
+    job ended otherwise                         SUBMIT
     job not ended, abandoned                    REPLACE
-    job not ended, task cleared                 REPLACE
+    job not ended, task cleared                 REPLACE   with ``stop_on_kill=False``: SUBMIT, and the job runs on
     job not ended, task not cleared             REATTACH  the usual retry
     ==========================================  ========  ==============================================================
 
-    :param answer: ``None`` before Ray was asked.
-    :param generation: the generation of this try.
-    :param address: the present address of the connection.
+    :param answer: the answer of the recorded job's own cluster; ``None`` before Ray was asked.
     """
     if record is None:
         return Decision(Action.SUBMIT)
-    if record.address != address:
-        action = Action.SUBMIT
-        fact = f"is at {record.address} and may still run there; the connection now has the address {address}"
-    elif answer is None:
+    if answer is None:
         return Decision(Action.ASK)
-    elif answer.job is None:
+    if answer.job is None:
         action, fact = _decide_unknown(record, answer.session)
     else:
-        action, fact = _decide_known(record, answer.job, record.delivered or record.generation != generation)
+        action, fact = _decide_known(record, answer.job, this)
     return Decision(action, f"Ray job {record.submission_id} of an earlier try {fact}. {action.value}")
 
 
 def _decide_unknown(record: JobRecord, session: str | None) -> tuple[Action, str]:
-    if session != record.session:
-        fact = f"was lost when the head was restarted (Ray session then: {record.session}, now: {session})"
+    if not record.job.is_in(session):
+        fact = f"was lost when the head was restarted (Ray session then: {record.job.session}, now: {session})"
         return Action.SUBMIT, fact
     if record.abandoned:
         return Action.SUBMIT, "was abandoned and no longer exists"
@@ -181,18 +233,33 @@ def _decide_unknown(record: JobRecord, session: str | None) -> tuple[Action, str
     return Action.SUBMIT, "was deleted from the cluster"
 
 
-def _decide_known(record: JobRecord, job: JobDetails, is_cleared: bool) -> tuple[Action, str]:
-    if job.metadata.get(NONCE) != record.nonce:
-        return Action.SUBMIT, f"is left alone: its metadata has the {NONCE} of another submission"
-    if job.status == JobStatus.SUCCEEDED and not is_cleared:
-        return Action.FINISH, "SUCCEEDED"
+def _decide_known(record: JobRecord, job: JobDetails, this: ThisTry) -> tuple[Action, str]:
+    if not _is_ours(record, job, this):
+        return Action.SUBMIT, "is gone: another job has its id now, which is left alone"
+    generation = record.generation or RetryGeneration.from_metadata(job.metadata)
+    is_cleared = generation is not None and not this.generation.is_retry_of(generation)
+    cleared = ", and the task was cleared" if is_cleared else ""
     if job.status.is_terminal():
-        return Action.SUBMIT, f"ended {job.status}" + (", and the task was cleared" if is_cleared else "")
+        if job.status == JobStatus.SUCCEEDED and not is_cleared:
+            return Action.FINISH, "SUCCEEDED"
+        is_final = job.driver_exit_code in this.final_exit_codes and not record.delivered
+        if job.status == JobStatus.FAILED and is_final and not is_cleared:
+            return Action.FINISH, f"FAILED with exit code {job.driver_exit_code}, after which no job is submitted"
+        return Action.SUBMIT, f"ended {job.status}{cleared}"
     if record.abandoned:
         return Action.REPLACE, f"was abandoned and is still {job.status}"
+    if is_cleared and not this.stop_on_kill:
+        return Action.SUBMIT, f"is still {job.status}, and the task was cleared. It runs on, as stop_on_kill is off"
     if is_cleared:
         return Action.REPLACE, f"is still {job.status}, but the task was cleared"
     return Action.REATTACH, f"is {job.status}"
+
+
+def _is_ours(record: JobRecord, job: JobDetails, this: ThisTry) -> bool:
+    """Compare a job with the record, or with the task instance if the record has no nonce."""
+    if record.job.nonce is not None:
+        return record.job.is_same(job)
+    return all(job.metadata.get(key) == value for key, value in this.owner.items())
 
 
 def query_job(record: JobRecord, unreachable_timeout: float) -> Engine[ClusterAnswer]:
@@ -225,16 +292,18 @@ def new_submission_id(context: Context) -> str:
     task_instance = context["ti"]
     # Truncated, so that the start of each name stays readable within Ray's 200 characters.
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{task_instance.dag_id[:80]}.{task_instance.task_id[:70]}")
-    is_mapped = task_instance.map_index is not None and task_instance.map_index >= 0
-    map_index = f"-m{task_instance.map_index}" if is_mapped else ""
-    return f"{name}{map_index}-try{task_instance.try_number}-{secrets.token_hex(8)}"
+    return f"{name}{_map_suffix(context)}-try{task_instance.try_number}-{secrets.token_hex(8)}"
 
 
-def numbered_id(base_id: str, number: int) -> str:
-    """Return the id of the n-th submission under the user's id: ``nightly``, ``nightly-2``."""
-    if number == 1:
-        return base_id
-    suffix = f"-{number}"
+def _map_suffix(context: Context) -> str:
+    """Return ``-m3`` for the instance of a mapped task with map index 3, "" for an unmapped task."""
+    map_index = context["ti"].map_index
+    return f"-m{map_index}" if map_index is not None and map_index >= 0 else ""
+
+
+def numbered_id(base_id: str, map_suffix: str, number: int) -> str:
+    """Return the id of the n-th submission under the user's id: ``nightly``, ``nightly-2``; mapped ``nightly-m3-2``."""
+    suffix = map_suffix + ("" if number == 1 else f"-{number}")
     return base_id[: MAX_ID_LENGTH - len(suffix)] + suffix
 
 
@@ -243,28 +312,33 @@ class JobRecordStore:
     Keeps the job record of a task instance in Airflow's task state store, across retries and Clears.
 
     :param store: ``None`` before Airflow 3.3 and with ``durable=False``; the record then lives as long as the try.
+    :raises Exception: Airflow cannot read its store.
     """
 
     def __init__(self, store: Any = None) -> None:
         self._store = store
-        stored = store.get(_KEY) if store is not None else None
-        self.record = JobRecord.from_json(stored) if stored else None
+        self.record = self.read()
 
     @property
     def is_durable(self) -> bool:
         """Tell whether the next try will find the record."""
         return self._store is not None
 
-    def new_record(self, context: Context, base_id: str | None, address: str) -> JobRecord:
+    def read(self) -> JobRecord | None:
+        """Return the record as it is stored now."""
+        stored = self._store.get(_KEY) if self._store is not None else None
+        return JobRecord.from_json(stored) if stored else None
+
+    def new_record(self, context: Context, base_id: str | None, address: str, conn_id: str) -> JobRecord:
         """Return the record of a new submission, under an id that this task instance has not used."""
         number = 1
         if base_id and self.record is not None and self.record.base_id == base_id:
             number = self.record.number + 1
         elif base_id and not self.is_durable:
             number = context["ti"].try_number
-        submission_id = numbered_id(base_id, number) if base_id else new_submission_id(context)
-        generation = RetryGeneration.of(context)
-        return JobRecord(submission_id, new_nonce(), generation, address, base_id=base_id or "", number=number)
+        submission_id = numbered_id(base_id, _map_suffix(context), number) if base_id else new_submission_id(context)
+        job = JobRef(address, submission_id, nonce=new_nonce())
+        return JobRecord(job, conn_id, RetryGeneration.of(context), base_id=base_id or "", number=number)
 
     def save(self, record: JobRecord) -> None:
         """Store a record in place of the last one."""

@@ -1,8 +1,8 @@
 """
 One try of a task on a worker: find its Ray job or submit one, follow it, and end as it ends.
 
-An error, a time limit or a kill may abort a try at any moment. The try must not orphan its job then: see
-:mod:`.states`.
+An error, a time limit or a kill may abort a try at any moment, also before its first request. :meth:`Execution.guard`
+is the boundary around all of it. It must not orphan a job: see :mod:`.states`.
 """
 
 from __future__ import annotations
@@ -19,30 +19,36 @@ from airflow_provider_rayjobs import links
 from airflow_provider_rayjobs.exceptions import (
     RayJobLostError,
     RayJobNotFoundError,
+    RayJobNotTerminalError,
     RayJobsError,
     RayJobStoppedError,
     RayJobTimeoutError,
 )
-from airflow_provider_rayjobs.hooks import RayJobsHook
 from airflow_provider_rayjobs.jobs import endpoints, follow
-from airflow_provider_rayjobs.jobs.limits import Limits, describe_shortage
+from airflow_provider_rayjobs.jobs.client import RayJobsClient
+from airflow_provider_rayjobs.jobs.job_ref import JobRef
+from airflow_provider_rayjobs.jobs.limits import NO_LIMITS, Limits, describe_shortage
 from airflow_provider_rayjobs.jobs.logs.cursor import NO_ENDING
 from airflow_provider_rayjobs.jobs.logs.options import LogOptions
+from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.models import ClusterResources, JobDetails, JobStatus, JobSubmission
 from airflow_provider_rayjobs.jobs.steps import Engine, Interrupted, interruptible
-from airflow_provider_rayjobs.jobs.stop import StopResult, stop_and_wait
+from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, StopResult, stop_and_wait
 from airflow_provider_rayjobs.jobs.submit import get_session, submit_job
 from airflow_provider_rayjobs.masking import masking_env_vars
-from airflow_provider_rayjobs.task.attempts import Action, JobRecord, JobRecordStore, RetryGeneration, decide, query_job
-from airflow_provider_rayjobs.task.kill_switch import KillSwitch
-from airflow_provider_rayjobs.task.outcomes import (
-    FINAL_ERRORS,
-    error_for_outcome,
-    is_last_try,
-    is_unschedulable,
-    to_task_error,
+from airflow_provider_rayjobs.task.attempts import (
+    Action,
+    JobRecord,
+    JobRecordStore,
+    RetryGeneration,
+    ThisTry,
+    decide,
+    query_job,
 )
+from airflow_provider_rayjobs.task.kill_switch import KillSwitch
+from airflow_provider_rayjobs.task.outcomes import error_for_outcome, is_last_try, is_unschedulable, to_task_error
 from airflow_provider_rayjobs.task.states import State
+from airflow_provider_rayjobs.task.targets import Target, find_target
 from airflow_provider_rayjobs.triggers import RayJobTrigger, details_from_event, emit_job_log
 
 if TYPE_CHECKING:
@@ -50,8 +56,12 @@ if TYPE_CHECKING:
     from airflow.triggers.base import BaseTrigger
 
     from airflow_provider_rayjobs.jobs.packages.local_code import LocalCode
+    from airflow_provider_rayjobs.jobs.packages.upload import UploadedPackages
 
 T = TypeVar("T")
+
+# States in which Airflow rejects the deferral of a task instance: marked, cleared, or replaced by another try.
+_ENDED_STATES = ("success", "failed", "skipped", "removed", "restarting", "up_for_retry")
 
 
 @dataclass(frozen=True)
@@ -69,15 +79,19 @@ class Settings:
     limits: Limits
     fail_on: frozenset[int]
     skip_on: frozenset[int]
+    execution_timeout: float | None = None
 
 
 class SubmitTask(Protocol):
     """The part of the submit operator that a try uses."""
 
     ray_conn_id: str
+    durable: bool
 
     @property
     def log(self) -> Any: ...
+
+    def settings(self) -> Settings: ...
 
     def resolve_local_code(self) -> Engine[LocalCode | None]: ...
 
@@ -90,45 +104,64 @@ class SubmitTask(Protocol):
 
 class Execution:
     """
-    One try of a task.
+    One try of a task. The constructor only assigns, so that :meth:`guard` sees every error.
 
     :param kill_switch: the switch of the task's ``on_kill``.
     :param is_resumed: whether the task resumes after a trigger has followed the job.
     """
 
     def __init__(
-        self,
-        task: SubmitTask,
-        context: Context,
-        settings: Settings,
-        store: JobRecordStore,
-        kill_switch: KillSwitch,
-        *,
-        is_resumed: bool = False,
+        self, task: SubmitTask, context: Context, kill_switch: KillSwitch, *, is_resumed: bool = False
     ) -> None:
         self.task = task
         self.log = task.log
         self.context = context
-        self.settings = settings
-        self.store = store
         self.kill_switch = kill_switch
-        self.kill_switch.is_enabled = settings.stop_on_kill
-        self.hook = RayJobsHook(task.ray_conn_id)
-        self.cluster = self.hook.get_cluster(check_token_file=not is_resumed)
-        self.client = self.hook.client_of(self.cluster)
-        self.limits = settings.limits
-        self.reader = settings.logs.reader()
-        self.state = State.DEFERRED if is_resumed else State.NO_JOB
+        self.is_resumed = is_resumed
+        self.state = State.DEFERRED if is_resumed else State.STARTING
+        self._store: JobRecordStore | None = None
+        self._settings: Settings | None = None
+        self.limits = NO_LIMITS
+        self.reader: LogReader | None = None
+        self._own: Target | None = None
+        self._target: Target | None = None
+        self._clients: dict[Target, RayJobsClient] = {}
 
     def submit_and_wait(self) -> str:
         """Find or submit the job, follow it if the task waits, and return the submission id."""
-        return self._run_try(self._submit_and_wait)
+        return self.guard(self._submit_and_wait)
 
     def resume(self, event: Mapping[str, Any]) -> str:
         """Continue with the event of the trigger, and return the submission id."""
-        return self._run_try(lambda: self._resume(event))
+        return self.guard(lambda: self._resume(event))
+
+    def guard(self, work: Callable[[], str]) -> str:
+        """Do the work of a try. See to a job that may run, whatever breaks."""
+        try:
+            try:
+                return work()
+            except RayJobTimeoutError as error:
+                return self._abandon(error)
+            except AirflowTaskTimeout:
+                if not self._owns_job():
+                    raise
+                name = self._record.submission_id
+                message = f"Ray job {name} did not end within the execution_timeout of this try."
+                return self._abandon(RayJobTimeoutError(message, limit="execution_timeout"))
+        except Interrupted:
+            self._handle_kill()
+        except Exception as error:  # noqa: BLE001  (raised again)
+            self._handle_error(error)
+        finally:
+            if self.state is not State.DEFERRED:
+                self._enter(State.DONE)
+            for client in self._clients.values():
+                client.close()
 
     def _submit_and_wait(self) -> str:
+        self._set_up()
+        if not self.store.is_durable and self.context["ti"].max_tries:
+            self.log.info("No task state store is used. Each try of this task submits a new job.")
         ended = self._attach_or_submit()
         if not self.settings.wait_for_completion:
             if self.state is State.FOLLOWING:
@@ -140,24 +173,20 @@ class Execution:
         if self.settings.deferrable:
             self._defer()
         following = follow.follow_job(
-            self._record.submission_id,
+            self._record.job,
             poll_interval=self.settings.poll_interval,
             unreachable_timeout=self.settings.unreachable_timeout,
             reader=self.reader,
             limits=self.limits,
-            session=self._record.session,
         )
         return self._conclude(self._run(following))
 
     def _resume(self, event: Mapping[str, Any]) -> str:
-        if self.store.record is None or self.store.record.submission_id != event["submission_id"]:
-            # Without a task state store, only the event describes the job.
-            demand = self.task.new_submission(self.context, event["submission_id"], runtime_env={}).demand()
-            generation = RetryGeneration.of(self.context)
-            self.store.record = JobRecord.from_event(event, generation, self.cluster.address, demand)
+        self._set_up(event)
         self._enter(State.FOLLOWING)
         self.reader = self.settings.logs.reader(event.get("log_state"))
         details = details_from_event(event)
+        self._update(job=self._record.job.seen(details))
         if not details.status.is_terminal():  # ``log_flush_interval`` has passed
             if self.reader is not None:
                 self._run(self.reader.read(details, self.settings.logs.flush_interval or 0.0))
@@ -166,41 +195,93 @@ class Execution:
         self._show_log(details)
         return self._conclude(details)
 
+    def _set_up(self, event: Mapping[str, Any] | None = None) -> None:
+        """Read the job record, the arguments and the connection, in this order: any of them may fail."""
+        self._open_store(event)
+        self._settings = settings = self.task.settings()
+        self.kill_switch.is_enabled = settings.stop_on_kill
+        self.limits = settings.limits
+        self.reader = settings.logs.reader()
+        self._own = Target.of_connection(self.task.ray_conn_id, check_token_file=not self.is_resumed)
+        self._target = self._own
+        if event is not None:
+            self._find_target()
+
+    def _open_store(self, event: Mapping[str, Any] | None = None) -> None:
+        """Read the job record. Without a task state store, the trigger's event or an XCom names a resumed job."""
+        self._store = store = JobRecordStore(self.context.get("task_state_store") if self.task.durable else None)
+        self.kill_switch.begin_try()
+        if self.is_resumed:
+            given = (event or {}).get("submission_id") or (store.record and store.record.submission_id)
+            ti = self.context["ti"]
+            given = given or ti.xcom_pull(key="submission_id", task_ids=ti.task_id, map_indexes=ti.map_index)
+            if given and (store.record is None or store.record.submission_id != given):
+                job = JobRef.from_json({"address": "", "submission_id": given, **((event or {}).get("job_ref") or {})})
+                store.record = JobRecord(job, self.task.ray_conn_id, RetryGeneration.of(self.context), accepted=True)
+        elif self.state is State.STARTING:
+            self._enter(State.NO_JOB if store.record is None else State.EARLIER_JOB)
+
     # -- which job ------------------------------------------------------------------------------------------------
 
     def _attach_or_submit(self) -> JobDetails | None:
-        """Find this try's job, or submit one. Return the job if it has SUCCEEDED already."""
+        """Find this try's job, or submit one. Return the job if it has ended and this try takes its end."""
         action, job = self._decide()
         if job is not None and action in (Action.FINISH, Action.REATTACH):
+            is_confirmed = self._record.accepted or job.status != JobStatus.PENDING
+            seen = self._record.job.seen(job)
+            if action is Action.REATTACH:
+                self._enter(State.FOLLOWING)
+            self._update(job=seen, accepted=is_confirmed, holder=self._id)
             self._push_xcoms()
-            if action is Action.FINISH:
-                return job
-            self._enter(State.FOLLOWING)
-            if job.status != JobStatus.PENDING:
-                self.store.update(accepted=True)
-            self.limits = replace(self.limits, is_confirmed=self._record.accepted)
-            return None
-        if action is Action.REPLACE:
-            self._stop()
-        self._submit(self._record if action is Action.RESUBMIT else self._new_record())
+            self.limits = replace(self.limits, is_confirmed=is_confirmed)
+            return job if action is Action.FINISH else None
+        if action is Action.REPLACE and not (stopped := self._stop()).has_ended:
+            raise RayJobNotTerminalError(f"{stopped.summary} No other job was submitted. Retry the task.")
+        if action is Action.RESUBMIT:
+            self._submit(self._record)
+        else:
+            self._target = self._own
+            self._submit(self._new_record())
         return None
 
     def _decide(self) -> tuple[Action, JobDetails | None]:
         """Return the first action of the try, and the recorded job if Ray was asked and knows it."""
-        record, generation, address = self.store.record, RetryGeneration.of(self.context), self.cluster.address
-        decision, job = decide(record, None, generation, address), None
+        record, settings = self.store.record, self.settings
+        this = ThisTry(
+            RetryGeneration.of(self.context),
+            owner=owner_of(self.context),
+            stop_on_kill=settings.stop_on_kill,
+            final_exit_codes=settings.fail_on | settings.skip_on if settings.wait_for_completion else frozenset(),
+        )
+        decision, job = decide(record, None, this), None
         if record is not None and decision.action is Action.ASK:
-            self._enter(State.EARLIER_JOB)
-            answer = self._run(query_job(record, self.settings.unreachable_timeout))
-            decision, job = decide(record, answer, generation, address), answer.job
+            self._find_target()
+            answer = self._run(query_job(self._record, settings.unreachable_timeout))
+            decision, job = decide(self._record, answer, this), answer.job
             if decision.action not in (Action.REATTACH, Action.REPLACE):
                 self._enter(State.NO_JOB)
         if decision.reason:
             self.log.warning("%s", decision.reason)
         return decision.action, job
 
+    def _find_target(self) -> None:
+        """Turn to the cluster of the recorded job."""
+        record = self._record
+        self._target = target = find_target(record.job, record.conn_id, self._own)
+        if self._own is not None and target.cluster.address != self._own.cluster.address:
+            self._warn(
+                "Ray job %s is at %s, and the connection %s has the address %s now. The job is followed and stopped "
+                "where it is.",
+                record.submission_id, target.cluster.address, self._own.hook.ray_conn_id, self._own.cluster.address,
+            )  # fmt: skip
+        self._update(job=replace(record.job, address=target.cluster.address), conn_id=target.hook.ray_conn_id)
+        self._enter(self.state)
+
     def _new_record(self) -> JobRecord:
-        record = self.store.new_record(self.context, self.settings.submission_id, self.cluster.address)
+        target = self.target
+        record = self.store.new_record(
+            self.context, self.settings.submission_id, target.cluster.address, target.hook.ray_conn_id
+        )
         if record.number > 1:
             self.log.info("submission_id %s was used before. The new job is %s.", record.base_id, record.submission_id)
         return record
@@ -210,123 +291,127 @@ class Execution:
         timeout = self.settings.unreachable_timeout
         code = self._run(self.task.resolve_local_code())
         submission = self.task.new_submission(
-            self.context, record.submission_id, record.nonce, runtime_env=code.runtime_env if code else None
+            self.context, record.submission_id, record.job.nonce, runtime_env=code.runtime_env if code else None
         )
+        packages: UploadedPackages | None = None
         if code is not None:
             # Imported here, because few tasks have local code.
             from airflow_provider_rayjobs.jobs.packages.upload import upload_packages  # noqa: PLC0415
 
-            self._run(upload_packages(code, timeout))
+            packages = self._run(upload_packages(code, timeout))
         session = self._run(get_session(record.submission_id, timeout))
-        generation, demand = RetryGeneration.of(self.context), submission.demand()
-        self.store.save(replace(record, generation=generation, session=session, demand=demand, delivered=False))
+        job = replace(record.job, session=session)
+        self.store.save(
+            replace(record, job=job, generation=RetryGeneration.of(self.context), holder=self._id, delivered=False)
+        )
         self._push_xcoms()
         self._enter(State.SUBMITTING)
         try:
-            is_confirmed = self._run(submit_job(submission, timeout))
-        except FINAL_ERRORS as error:
-            if not error.was_retried:
+            is_confirmed = self._run(submit_job(submission, timeout, packages.ensure if packages else None))
+        except RayJobsError as error:
+            if not error.delivery.may_have_effect:
                 self._enter(State.NO_JOB)
             raise
         self._enter(State.FOLLOWING)
         if is_confirmed:
-            self.store.update(accepted=True)
+            self._update(accepted=True)
         self.limits = replace(self.limits, is_confirmed=is_confirmed)
-        url = self.cluster.job_url(record.submission_id)
-        self.log.info("Submitted Ray job %s to %s: %s", record.submission_id, self.cluster.address, url)
+        cluster = self.target.cluster
+        url = cluster.job_url(record.submission_id)
+        self.log.info("Submitted Ray job %s to %s: %s", record.submission_id, cluster.address, url)
 
     def _push_xcoms(self) -> None:
         """Push the submission id and the link, before the submission, so that no failure can hide the job."""
         task_instance = self.context["ti"]
         task_instance.xcom_push(key="submission_id", value=self._record.submission_id)
-        task_instance.xcom_push(key=links.XCOM_KEY, value=self.cluster.job_url(self._record.submission_id))
+        task_instance.xcom_push(key=links.XCOM_KEY, value=self.target.cluster.job_url(self._record.submission_id))
 
     # -- how the try ends -----------------------------------------------------------------------------------------
 
     def _defer(self) -> NoReturn:
-        if self.kill_switch.is_triggered:
+        if self.kill_switch.is_triggered or self._was_ended_by_airflow():
             raise Interrupted
         self._enter(State.DEFERRED)
+        record, settings = self._record, self.settings
         self.task.defer(
             trigger=RayJobTrigger(
-                self._record.submission_id,
-                ray_conn_id=self.task.ray_conn_id,
-                poll_interval=self.settings.poll_interval,
-                unreachable_timeout=self.settings.unreachable_timeout,
-                address=self.cluster.address,
-                session=self._record.session,
-                nonce=self._record.nonce,
+                record.submission_id,
+                self.target.hook.ray_conn_id,
+                settings.poll_interval,
+                unreachable_timeout=settings.unreachable_timeout,
+                job_ref=record.job.to_json(),
                 limits=self.limits.to_json(),
-                stop_on_kill=self.settings.stop_on_kill,
-                stop_timeout=self.settings.stop_timeout,
-                logs=self.settings.logs.to_json(),
+                execution_deadline=self._execution_deadline,
+                stop_on_kill=settings.stop_on_kill,
+                stop_timeout=settings.stop_timeout,
+                logs=settings.logs.to_json(),
                 log_state=self.reader.state if self.reader else None,
                 deferred_at=time.time(),
             ),
             method_name="execute_complete",
         )
 
+    @property
+    def _execution_deadline(self) -> float | None:
+        """When this try's ``execution_timeout`` expires, Unix seconds. Airflow does not enforce it for a trigger."""
+        start = getattr(self.context["ti"], "start_date", None)
+        if self.settings.execution_timeout is None or start is None:
+            return None
+        return float(start.timestamp() + self.settings.execution_timeout)
+
+    def _was_ended_by_airflow(self) -> bool:
+        """
+        Ask Airflow whether the task was marked or cleared since its last heartbeat.
+
+        Airflow rejects the deferral of such a task, and then nothing would stop the job.
+        """
+        ti = self.context["ti"]
+        map_index = -1 if ti.map_index is None else ti.map_index
+        try:
+            states = ti.get_task_states(
+                dag_id=ti.dag_id, map_index=map_index, task_ids=[ti.task_id], run_ids=[ti.run_id]
+            )
+            return any(state in _ENDED_STATES for state in states.get(ti.run_id, {}).values())
+        except Exception:  # noqa: BLE001  (the deferral itself shows whether Airflow can be reached)
+            return False
+
     def _conclude(self, details: JobDetails) -> str:
         """Return the submission id of a job that SUCCEEDED, or raise the error for its end."""
         self._enter(State.DONE)
         ending = self.reader.log.ending if self.reader else NO_ENDING
         shortage = self._shortage() if is_unschedulable(details) else ""
-        if error := error_for_outcome(details, self.cluster.address, ending, shortage):
+        if error := error_for_outcome(details, self.target.cluster.address, ending, shortage):
+            self._update(delivered=True)
             raise error
         self.log.info("Ray job %s SUCCEEDED after %.1f s.", details.name, details.duration or 0.0)
         return self._deliver()
 
     def _deliver(self) -> str:
-        self.store.update(accepted=True, delivered=True)
+        self._update(accepted=True, delivered=True)
         return self._record.submission_id
-
-    def _run_try(self, work: Callable[[], str]) -> str:
-        """Do the work of a try, and handle each event that may abort it."""
-        try:
-            try:
-                return work()
-            except RayJobTimeoutError as error:
-                return self._abandon(error)
-            except AirflowTaskTimeout:
-                if not self.state.owns_job:
-                    raise
-                return self._abandon(
-                    RayJobTimeoutError(
-                        f"Ray job {self._record.submission_id} did not end within this try's execution_timeout of "
-                        f"{self.limits.execution_timeout or 0.0:.12g} s.",
-                        limit="execution_timeout",
-                    )
-                )
-        except Interrupted:
-            self._handle_kill()
-        except Exception as error:  # noqa: BLE001  (raised again)
-            self._handle_error(error)
-        finally:
-            if self.state is not State.DEFERRED:
-                self._enter(State.DONE)
-            self.client.close()
 
     def _handle_error(self, error: Exception) -> NoReturn:
         """Leave a job that may run to the next try, or stop it if there is none. Raise the error for Airflow."""
-        raised = to_task_error(error, self.task, fail_on=self.settings.fail_on, skip_on=self.settings.skip_on)
-        if self.state.owns_job and not isinstance(error, RayJobNotFoundError | RayJobLostError):
+        fail_on, skip_on = (self._settings.fail_on, self._settings.skip_on) if self._settings else ((), ())
+        raised = to_task_error(error, self.task, fail_on=fail_on, skip_on=skip_on)
+        if self._owns_job() and not isinstance(error, RayJobNotFoundError | RayJobLostError):
             name = self._record.submission_id
             if self.store.is_durable and not is_last_try(raised, self.task, self.context):
                 self._warn("Ray job %s may still be running. It is not stopped: the next try follows it.", name)
             else:
                 self._warn("Ray job %s may still be running, and no further try follows it. Stopping it.", name)
-                self._stop()
+                self._try_to_stop()
         if raised is error:
             raise error
         raise raised from error.__cause__  # not from error, which has the same text
 
     def _abandon(self, error: RayJobTimeoutError) -> str:
         """Stop a job whose time limit expired. If the job ended before the stop, its own end decides."""
-        if error.limit == "execution_timeout" and not self.settings.stop_on_kill:
+        if error.limit == "execution_timeout" and not self.kill_switch.is_enabled:
             self._enter(State.DONE)
             self.log.warning("%s The job is not stopped, because stop_on_kill is off.", error)
             raise error
-        self.store.update(abandoned=True)
+        self._update(abandoned=True)
         self._warn("%s Stopping the job.", error)
         was_pending = error.details is not None and error.details.status == JobStatus.PENDING
         shortage = [self._shortage()] if was_pending else []
@@ -335,20 +420,24 @@ class Execution:
         if stopped.details is not None and stopped.details.status in (JobStatus.SUCCEEDED, JobStatus.FAILED):
             return self._conclude(stopped.details)
         raise RayJobTimeoutError(
-            "\n".join([str(error), f"The job at {self.cluster.address} was abandoned.", *shortage, stopped.summary]),
+            "\n".join(
+                [str(error), f"The job at {self._record.job.address} was abandoned.", *shortage, stopped.summary]
+            ),
             limit=error.limit,
             details=stopped.details or error.details,
         ) from None
 
     def _handle_kill(self) -> NoReturn:
         """Stop a job that may run, and end the task: it was cleared, marked or timed out, or its worker shuts down."""
-        if not self.state.owns_job:
+        if not self._owns_job():
             raise RayJobStoppedError("Airflow ended this task. The task had no Ray job to stop.") from None
         self._warn("Airflow is ending this task. %s", self.kill_switch.summary)
+        if not self.kill_switch.is_enabled:
+            raise RayJobStoppedError("Airflow ended this task. Its Ray job runs on, as stop_on_kill is off.") from None
         stopped = self._stop()
         self._show_log(stopped.details)
         raise RayJobStoppedError(
-            f"Airflow ended this task, so a stop was requested for its Ray job at {self.cluster.address}. "
+            f"Airflow ended this task, so a stop was requested for its Ray job at {self._record.job.address}. "
             f"{stopped.summary}",
             details=stopped.details,
         ) from None
@@ -358,10 +447,35 @@ class Execution:
     def _enter(self, state: State) -> None:
         """Change the state, and arm or disarm the kill switch as :mod:`.states` says."""
         self.state = state
-        if state.is_armed(has_generated_id=self.store.record is not None and not self.store.record.base_id):
-            self.kill_switch.arm(lambda: self.hook.client_of(self.cluster, is_quiet=True), self._record.submission_id)
+        if state.is_armed and self._target is not None:
+            target = self._target
+            self.kill_switch.arm(lambda: target.client(is_quiet=True), self._record.job)
         else:
             self.kill_switch.disarm()
+
+    @property
+    def _id(self) -> str:
+        """The id of this try: each try of a task instance has its own."""
+        return str(getattr(self.context["ti"], "id", ""))
+
+    @property
+    def store(self) -> JobRecordStore:
+        if self._store is None:
+            raise RuntimeError("The job record was not read yet.")
+        return self._store
+
+    @property
+    def settings(self) -> Settings:
+        if self._settings is None:
+            raise RuntimeError("The arguments were not read yet.")
+        return self._settings
+
+    @property
+    def target(self) -> Target:
+        """The cluster that this try talks to: the recorded job's, or that of its own connection."""
+        if self._target is None:
+            raise RuntimeError("The connection was not read yet.")
+        return self._target
 
     @property
     def _record(self) -> JobRecord:
@@ -369,15 +483,59 @@ class Execution:
             raise RuntimeError("This try has no job record yet.")
         return self.store.record
 
+    def _owns_job(self) -> bool:
+        """Tell whether a job may run that this try must stop, or leave to the next try."""
+        if self._store is None:
+            try:
+                self._open_store()
+            except Exception as error:  # noqa: BLE001  (Airflow cannot read its store)
+                self._warn("The job record of this task cannot be read. An earlier try's job may still run. %s", error)
+                return False
+        return self.state.owns_job and self.store.record is not None
+
     def _stop(self) -> StopResult:
-        stopping = stop_and_wait(self._record.submission_id, self.settings.stop_timeout, self._record.nonce or None)
-        stopped = self.client.run(stopping)
+        """Stop the recorded job where it is, unless another try has taken over while this process was frozen."""
+        if self._own is None or self._target is None:
+            with suppress(Exception):  # the connection cannot be read
+                self._own = Target.of_connection(self.task.ray_conn_id)
+            self._find_target()
+        if self.kill_switch.was_frozen and self._was_superseded():
+            self._enter(State.DONE)
+            raise RayJobStoppedError(
+                f"Another try of this task follows Ray job {self._record.submission_id}, as this worker did not run "
+                "for minutes. The job is not stopped."
+            )
+        timeout = self._settings.stop_timeout if self._settings else STOP_TIMEOUT
+        stopping = stop_and_wait(self._record.job, timeout, may_arrive=not self._record.accepted)
+        stopped = self._client.run(stopping)
         self._enter(State.DONE)
         if stopped.has_ended:
             self.log.info("%s", stopped.summary)
         else:
             self._warn("%s", stopped.summary)
         return stopped
+
+    def _try_to_stop(self) -> None:
+        """Stop the job after an error. A second error must not replace the first."""
+        try:
+            self._stop()
+        except Exception as error:  # noqa: BLE001  (the error that ends the task is more important)
+            self._warn("Ray job %s was not stopped. %s", self._record.submission_id, error)
+
+    def _was_superseded(self) -> bool:
+        """Tell whether the stored record names another try. Airflow refuses to read it for a try that was replaced."""
+        try:
+            stored = self.store.read()
+        except Exception:  # noqa: BLE001
+            return True
+        return stored is not None and stored.holder != self._record.holder
+
+    def _update(self, **changes: Any) -> None:
+        """Change the job record. A failing store does not end the try, as the next one asks Ray anyway."""
+        try:
+            self.store.update(**changes)
+        except Exception as error:  # noqa: BLE001
+            self._warn("The job record could not be changed. Ray job %s goes on. %s", self._record.submission_id, error)
 
     def _warn(self, message: str, *args: Any) -> None:
         """Log a warning. If Airflow's supervisor has died, logging fails, but the job must still be stopped."""
@@ -388,13 +546,31 @@ class Execution:
         """Compare the resources that a pending job requests with those of the cluster."""
         cluster: ClusterResources | None = None
         with suppress(RayJobsError):  # the error of the job is more important
-            cluster = self.client.send(endpoints.get_cluster_status())
-        return describe_shortage(self._record.demand, cluster)
+            cluster = self._client.send(endpoints.get_cluster_status())
+        submission = self.task.new_submission(self.context, self._record.submission_id, runtime_env={})
+        return describe_shortage(submission.demand(), cluster)
 
     def _show_log(self, details: JobDetails | None) -> None:
         if self.reader is not None and details is not None and details.status.is_terminal():
-            self.client.run(self.reader.read(details), emit_job_log)
+            self._client.run(self.reader.read(details), emit_job_log)
+
+    @property
+    def _client(self) -> RayJobsClient:
+        target = self.target
+        if target not in self._clients:
+            self._clients[target] = target.client()
+        return self._clients[target]
 
     def _run(self, engine: Engine[T]) -> T:
-        engine = interruptible(masking_env_vars(engine), lambda: self.kill_switch.is_triggered)
-        return self.client.run(engine, emit_job_log)
+        return self._client.run(interruptible(masking_env_vars(engine), self.kill_switch.poll), emit_job_log)
+
+
+def owner_of(context: Context) -> dict[str, str]:
+    """Return the keys of a job's metadata that name its task instance."""
+    task_instance = context["ti"]
+    return {
+        "airflow_dag_id": task_instance.dag_id,
+        "airflow_run_id": task_instance.run_id,
+        "airflow_task_id": task_instance.task_id,
+        "airflow_map_index": str(-1 if task_instance.map_index is None else task_instance.map_index),
+    }

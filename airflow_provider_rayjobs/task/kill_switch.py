@@ -4,22 +4,27 @@ Stop the job when Airflow kills the task.
 Airflow calls ``on_kill`` from a signal handler, in the middle of ``execute``, and sends SIGKILL 5 s later. The
 interrupted code may hold locks, such as that of a log handler or of the connection to the supervisor. So the handler
 must not log or call Airflow: it sends the stop with a client of its own, and sets a flag that ``execute`` polls.
+
+A process that was frozen, for example with its virtual machine, may have lost its task to another try. Then the
+handler sends nothing. ``execute`` reads the job record first, which names the try that follows the job.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import replace
 
-from airflow_provider_rayjobs.exceptions import RayJobNotFoundError, RayJobsError
-from airflow_provider_rayjobs.jobs import endpoints
+from airflow.providers.common.compat.sdk import conf
+
+from airflow_provider_rayjobs.exceptions import RayJobsError
 from airflow_provider_rayjobs.jobs.client import RayJobsClient
+from airflow_provider_rayjobs.jobs.job_ref import JobRef
+from airflow_provider_rayjobs.jobs.stop import stop_and_wait
 
-# Seconds for the handler in total, then for connect and read in its first and in its second request.
-_TOTAL_TIMEOUT = 3.0
-_REQUEST_TIMEOUTS = (1.0, 0.5)
+# Seconds for the handler.
+_TIMEOUT = 3.0
 
 
 class KillSwitch:
@@ -30,18 +35,35 @@ class KillSwitch:
         self.is_enabled = True
         # The result of the stop, which ``execute`` logs.
         self.summary = ""
+        # Whether the process was frozen for so long that another try may have taken over.
+        self.was_frozen = False
+        # Unix seconds of the last poll; 0 before the try begins.
+        self._polled_at = 0.0
+        self._freeze_limit = 0.0
         self._is_killed = False
         self._connect: Callable[[], RayJobsClient] | None = None
-        self._submission_id = ""
+        self._job: JobRef | None = None
 
     @property
     def is_triggered(self) -> bool:
         """Tell whether ``execute`` has to end."""
         return self._is_killed and self.is_enabled
 
-    def arm(self, connect: Callable[[], RayJobsClient], submission_id: str) -> None:
+    def begin_try(self) -> None:
+        """Begin to notice freezes."""
+        self.was_frozen = False
+        self._polled_at = time.time()
+        # Read here, because a signal handler must not read the configuration.
+        self._freeze_limit = conf.getfloat("scheduler", "task_instance_heartbeat_timeout", fallback=300.0) / 2
+
+    def poll(self) -> bool:
+        """Return ``is_triggered``, and notice a freeze since the last poll."""
+        self._notice_freeze()
+        return self.is_triggered
+
+    def arm(self, connect: Callable[[], RayJobsClient], job: JobRef) -> None:
         """Stop this job on a kill from now on. ``connect`` creates a client without a call to Airflow."""
-        self._submission_id = submission_id
+        self._job = job
         self._connect = connect
 
     def disarm(self) -> None:
@@ -50,31 +72,33 @@ class KillSwitch:
 
     def kill(self) -> None:
         """Set the flag, and stop the job if the switch is armed. Runs in a signal handler."""
+        self._notice_freeze()
         self._is_killed = True
-        if not self.is_enabled or self._connect is None:
+        if not self.is_enabled or self.was_frozen or self._connect is None:
             return
         # In a thread, because a DNS lookup has no timeout.
-        stop = threading.Thread(target=self._stop, args=(self._connect,), daemon=True)
+        stop = threading.Thread(target=self._stop, args=(self._connect, self._job), daemon=True)
         # Disable all logging, that of httpx too: the interrupted code may hold the lock of a log handler.
         before = logging.root.manager.disable
         logging.disable(logging.CRITICAL)
         try:
             stop.start()
-            stop.join(_TOTAL_TIMEOUT)
+            stop.join(_TIMEOUT)
         finally:
             logging.disable(before)
 
-    def _stop(self, connect: Callable[[], RayJobsClient]) -> None:
-        job = self._submission_id
-        for timeout in _REQUEST_TIMEOUTS:
-            try:
-                with connect() as client:
-                    was_running = client.send(replace(endpoints.stop_job(job), timeout=timeout))
-            except RayJobNotFoundError:
-                self.summary = f"The cluster does not know job {job}: it has not arrived yet, or was deleted."
-                return
-            except RayJobsError as error:
-                self.summary = f"The stop request for job {job} may not have reached Ray. {error}"
-            else:
-                self.summary = f"Ray accepted the stop of job {job}." if was_running else f"Job {job} had ended."
-                return
+    def _notice_freeze(self) -> None:
+        # The wall clock, because the monotonic clock stands still while a virtual machine is suspended. Airflow starts
+        # another try after its heartbeat timeout. Half of it, as the last heartbeat came before the freeze.
+        now = time.time()
+        if self._polled_at and now - self._polled_at > self._freeze_limit:
+            self.was_frozen = True
+        self._polled_at = now
+
+    def _stop(self, connect: Callable[[], RayJobsClient], job: JobRef) -> None:
+        try:
+            with connect() as client:
+                # The submission may be on its way, so an unknown job is polled again.
+                self.summary = client.run(stop_and_wait(job, _TIMEOUT, may_arrive=True, is_brief=True)).summary
+        except RayJobsError as error:
+            self.summary = f"The stop request for job {job.submission_id} may not have reached Ray. {error}"

@@ -9,7 +9,8 @@ and of Airflow's, and has the name of ours.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
@@ -21,10 +22,9 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_rayjobs.exceptions import (
-    RayApiAddressError,
+    Delivery,
     RayApiAuthError,
     RayApiRejectedError,
-    RayApiTLSError,
     RayJobEntrypointError,
     RayJobExistsError,
     RayJobFailedError,
@@ -64,14 +64,13 @@ _ADVICE: Mapping[str, str] = {
     JobErrorType.JOB_ENTRYPOINT_COMMAND_START_ERROR: "The entrypoint command could not be started.",
 }
 
-# Errors that a retry cannot fix: the DAG or the connection has to change. Ray has not accepted the job then.
-FINAL_ERRORS: tuple[type[RayJobsError], ...] = (
-    RayApiRejectedError,
-    RayApiAuthError,
-    RayApiAddressError,
-    RayApiTLSError,
-    RayJobExistsError,
-)
+# Refusals that a retry cannot change, if they have Ray's own words. Another program's may be temporary.
+_FINAL_REFUSALS = (RayApiRejectedError, RayApiAuthError, RayJobExistsError)
+
+
+def is_final(error: BaseException) -> bool:
+    """Tell whether a retry cannot fix an error: Ray refused the request in its own words."""
+    return isinstance(error, _FINAL_REFUSALS) and error.delivery is Delivery.REFUSED
 
 
 def error_for_outcome(
@@ -145,8 +144,8 @@ def to_task_error(
         return AirflowSkipException(str(error))
     if isinstance(error, RayJobTimeoutError) and error.limit == "execution_timeout":
         return _with_class(error, AirflowTaskTimeout)
-    is_final = isinstance(error, FINAL_ERRORS) or (exit_code is not None and exit_code in fail_on)
-    return _with_class(error, AirflowFailException) if is_final and not has_retry_policy(task) else error
+    ends_retries = is_final(error) or (exit_code is not None and exit_code in fail_on)
+    return _with_class(error, AirflowFailException) if ends_retries and not has_retry_policy(task) else error
 
 
 @contextmanager
@@ -168,24 +167,39 @@ def has_retry_policy(task: Any) -> bool:
 
 def to_sensor_error(error: RayJobsError) -> Exception:
     """Translate an error into the one that a sensor raises. The end of a job is final: a retry cannot change it."""
-    is_final = isinstance(error, (RayJobUnsuccessfulError, *FINAL_ERRORS))
-    return _with_class(error, AirflowFailException if is_final else AirflowException)
+    ends_retries = isinstance(error, RayJobUnsuccessfulError) or is_final(error)
+    return _with_class(error, AirflowFailException if ends_retries else AirflowException)
 
 
 def is_last_try(error: BaseException, task: Any, context: Context) -> bool:
-    """Predict whether Airflow makes no further try after a task has raised this error."""
-    task_instance = context["ti"]
-    if isinstance(error, AirflowFailException) or task_instance.try_number > task_instance.max_tries:
+    """Predict whether Airflow makes no further try after an error. A retry policy is asked first."""
+    if isinstance(error, AirflowFailException):
         return True
-    if not has_retry_policy(task):
+    task_instance = context["ti"]
+    if has_retry_policy(task):
+        with suppress(Exception):  # Airflow logs the failure of a policy, and uses the task's retries
+            decision = task.retry_policy.evaluate(
+                exception=error, try_number=task_instance.try_number, max_tries=task_instance.max_tries, context=context
+            )
+            if decision.action.value == "fail":
+                return True
+            if decision.action.value == "reschedule" and _is_within_bounds(decision, context):
+                return False
+    return bool(task_instance.try_number > task_instance.max_tries)
+
+
+def _is_within_bounds(decision: Any, context: Context) -> bool:
+    """
+    Tell whether Airflow 3.4 runs the same try again, as a decision to reschedule says.
+
+    Source: task SDK 1.4 ``task_runner._reschedule_limit_reached``.
+    """
+    task_instance: Any = context["ti"]
+    count = getattr(task_instance._ti_context_from_server, "task_reschedule_count", None) or 0  # noqa: SLF001
+    if decision.max_reschedules is not None and count >= decision.max_reschedules:
         return False
-    try:
-        decision = task.retry_policy.evaluate(
-            exception=error, try_number=task_instance.try_number, max_tries=task_instance.max_tries, context=context
-        )
-    except Exception:  # noqa: BLE001  (Airflow logs the failure of a policy, and retries)
-        return False
-    return bool(decision.action.value == "fail")
+    first = task_instance.get_first_reschedule_date(context) if decision.reschedule_timeout is not None else None
+    return first is None or datetime.now(UTC) - first < decision.reschedule_timeout
 
 
 def _with_class(error: Exception, airflow_class: type[BaseException]) -> Exception:

@@ -8,27 +8,30 @@ state; it also arms or disarms the kill switch.
 ===========  =============================================================  ===========  ============================
 state        meaning                                                        owns job     kill switch
 ===========  =============================================================  ===========  ============================
+STARTING     the job record was not read yet                                (yes)        disarmed
 NO_JOB       nothing was submitted, or no submitted job runs                no           disarmed
 EARLIER_JOB  Ray is asked about an earlier try's job, or the try stops it   yes          disarmed
-SUBMITTING   the job record is stored; the submission may have been sent    yes          armed, unless the user chose
-                                                                                         the id: it may be taken
+SUBMITTING   the job record is stored; the submission may have been sent    yes          armed
 FOLLOWING    Ray has the job, and this task submitted it                    yes          armed
 RELEASED     ``wait_for_completion=False``: the job may run on              no           armed
-DEFERRED     the trigger follows the job, and stops it on a kill            no           disarmed
+DEFERRED     the trigger follows the job, and stops it on a kill            (yes)        disarmed
 DONE         the job ended or was stopped, or the try is over               no           disarmed
 ===========  =============================================================  ===========  ============================
+
+"(yes)": if a job record exists. In DEFERRED an aborted try is one whose trigger has failed, or one that cannot resume.
 
 ===========  ===========  ===========================================================================================
 from         to           when
 ===========  ===========  ===========================================================================================
-NO_JOB       EARLIER_JOB  a job record of an earlier try exists: ``Action.ASK``
+STARTING     NO_JOB       there is no job record
+STARTING     EARLIER_JOB  a job record of an earlier try exists: ``Action.ASK``
 EARLIER_JOB  NO_JOB       no earlier job of this task runs: ``Action.SUBMIT``, ``RESUBMIT`` or ``FINISH``
 EARLIER_JOB  FOLLOWING    this try follows the earlier job: ``Action.REATTACH``
 EARLIER_JOB  DONE         the earlier job was stopped: ``Action.REPLACE``
 NO_JOB       SUBMITTING   the new job record is stored
 DONE         SUBMITTING   the new job record is stored, after ``Action.REPLACE``
 SUBMITTING   FOLLOWING    Ray has the job
-SUBMITTING   NO_JOB       Ray refused the only request (with ``was_retried`` an earlier one may have arrived)
+SUBMITTING   NO_JOB       no request arrived, or Ray refused all of them (``Delivery.may_have_effect`` is false)
 FOLLOWING    RELEASED     ``wait_for_completion=False``
 FOLLOWING    DEFERRED     the task is deferred
 DEFERRED     FOLLOWING    the task resumes; its new ``Execution`` begins in DEFERRED
@@ -47,6 +50,8 @@ a time limit of the job   ``abandoned`` is stored, then the job is stopped; if  
 a kill                    an armed kill switch sends a stop; then the try stops   an armed kill switch (RELEASED)
                           the job, and waits for its end                          sends a stop, the try does not
 ========================  ======================================================  ===================================
+
+A process that did not run for minutes reads the job record before any stop: another try may follow the job by then.
 """
 
 from __future__ import annotations
@@ -57,6 +62,7 @@ from enum import Enum, auto
 class State(Enum):
     """The state of a try. The tables above describe each one."""
 
+    STARTING = auto()
     NO_JOB = auto()
     EARLIER_JOB = auto()
     SUBMITTING = auto()
@@ -67,9 +73,10 @@ class State(Enum):
 
     @property
     def owns_job(self) -> bool:
-        """Tell whether a job may run that an aborted try must stop, or leave to the next try."""
-        return self in (State.EARLIER_JOB, State.SUBMITTING, State.FOLLOWING)
+        """Tell whether a recorded job may run that an aborted try must stop, or leave to the next try."""
+        return self not in (State.NO_JOB, State.RELEASED, State.DONE)
 
-    def is_armed(self, *, has_generated_id: bool) -> bool:
-        """Tell whether a kill stops the job at once. An id of the user's choice may belong to another job."""
-        return self in (State.FOLLOWING, State.RELEASED) or (self is State.SUBMITTING and has_generated_id)
+    @property
+    def is_armed(self) -> bool:
+        """Tell whether a kill stops the job at once."""
+        return self in (State.SUBMITTING, State.FOLLOWING, State.RELEASED)

@@ -40,6 +40,9 @@ def as_text(field: str, value: Any) -> str:
     if not isinstance(value, _SCALARS):
         # The message has the type alone, because the value may contain a secret.
         raise ValueError(f"{field} must be text, not {type(value).__name__}.")
+    if isinstance(value, float) and not math.isfinite(value):
+        # Python reads the git SHA 5e12345 as infinity, and the digits are lost.
+        raise ValueError(f"{field} must be text, not the number {value}. Write the text in quotes.")
     return str(value)
 
 

@@ -18,7 +18,7 @@ import certifi
 import httpx
 import pytest
 
-from airflow_provider_rayjobs.exceptions import RayApiAddressError, RayApiConnectionError, RayJobsError
+from airflow_provider_rayjobs.exceptions import Delivery, RayApiAddressError, RayApiConnectionError, RayJobsError
 from airflow_provider_rayjobs.jobs import AsyncRayJobsClient, RayJobsClient, endpoints
 from airflow_provider_rayjobs.jobs.access import Access
 from airflow_provider_rayjobs.jobs.redaction import redact
@@ -137,7 +137,7 @@ def test_unusable_token_file_is_an_outage(ask, tmp_path: Path, content: bytes | 
         ask(Access(token_file=str(file)), wire)
 
     assert str(file) in str(caught.value)
-    assert (caught.value.sent, wire.requests) == (False, [])
+    assert (caught.value.delivery, wire.requests) == (Delivery.NOT_SENT, [])
 
 
 def test_headers_are_sent_unchanged(ask):
@@ -171,7 +171,7 @@ def test_error_of_the_auth_class_is_an_outage(ask):
     ) as caught:
         ask(Access(auth=Broken()), Wire())
 
-    assert caught.value.sent is False
+    assert caught.value.delivery is Delivery.NOT_SENT
     assert SECRET not in str(caught.value)
 
 
@@ -464,7 +464,7 @@ def test_invalid_header_of_the_auth_class_is_not_quoted():
     ):
         client.send(endpoints.get_version())
 
-    assert caught.value.sent is False
+    assert caught.value.delivery is Delivery.NOT_SENT
     assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 

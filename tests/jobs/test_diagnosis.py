@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from airflow_provider_rayjobs.exceptions import (
+    Delivery,
     RayApiAddressError,
     RayApiAuthError,
     RayApiConnectionError,
@@ -227,7 +228,7 @@ def test_lost_tls_connection_is_an_outage(kind: type[ssl.SSLError]):
         client.get_version()
 
     assert type(caught.value) is RayApiConnectionError
-    assert caught.value.sent is True
+    assert caught.value.delivery is Delivery.MAY_HAVE_ARRIVED
     assert may_retry(endpoints.get_version(), caught.value)
 
 

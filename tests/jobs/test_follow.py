@@ -26,11 +26,17 @@ from airflow_provider_rayjobs.exceptions import (
 )
 from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType, RayVersion
 from airflow_provider_rayjobs.jobs.follow import follow_job, poll_job
+from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.limits import Limits
 from airflow_provider_rayjobs.jobs.logs.cursor import NO_ENDING
 from airflow_provider_rayjobs.jobs.logs.download import get_job_logs
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.steps import EmitRecord, Engine, LogMessage, ReadLog, Send, Sleep
+
+ADDRESS = "http://head:8265"
+JOB = JobRef(ADDRESS, "a")
+IN_SESSION_1 = JobRef(ADDRESS, "a", session="session_1")
+
 
 LOST = RayApiConnectionError("cut off")
 BUSY = RayApiBusyError("busy", status_code=503)
@@ -123,7 +129,7 @@ def repeat_last(answers: Sequence[Any]) -> Iterator[Any]:
         yield answers[-1]
 
 
-JOB, VERSION, FILE, TEXT = "/api/jobs/a", "/api/version", "/api/v0/logs/file", "/api/jobs/a/logs"
+POLL, VERSION, FILE, TEXT = "/api/jobs/a", "/api/version", "/api/v0/logs/file", "/api/jobs/a/logs"
 
 
 @pytest.mark.parametrize("end", [SUCCEEDED, FAILED, STOPPED, NEVER_RAN], ids=lambda end: end.status)
@@ -131,19 +137,19 @@ def test_job_is_followed_to_its_terminal_status(end: JobDetails) -> None:
     """A job is followed to any terminal status, and returned with that status."""
     cluster = Cluster(jobs=[PENDING, PENDING, RUNNING, end])
 
-    assert cluster.drive(follow_job("a")) is end
-    assert cluster.asked == [JOB] * 4
+    assert cluster.drive(follow_job(JOB)) is end
+    assert cluster.asked == [POLL] * 4
     assert cluster.messages == []
 
 
 def test_engine_yields_its_steps_in_order() -> None:
     """The engine asks for the time, then for the job, and sleeps between two polls."""
-    engine = follow_job("a")
+    engine = follow_job(JOB)
 
     assert next(engine) == Sleep(0)
     asked = engine.send(0.0)
     assert isinstance(asked, Send)
-    assert (asked.request.method, asked.request.path) == ("GET", JOB)
+    assert (asked.request.method, asked.request.path) == ("GET", POLL)
     assert engine.send(RUNNING) == Sleep(0.5)
     assert isinstance(engine.send(0.5), Send)
     with pytest.raises(StopIteration) as end:
@@ -155,8 +161,8 @@ def test_ended_job_takes_one_request() -> None:
     """A job that has already ended takes one request and no sleep."""
     cluster = Cluster()
 
-    assert cluster.drive(follow_job("a")) is SUCCEEDED
-    assert (cluster.asked, cluster.pauses) == ([JOB], [])
+    assert cluster.drive(follow_job(JOB)) is SUCCEEDED
+    assert (cluster.asked, cluster.pauses) == ([POLL], [])
 
 
 @pytest.mark.parametrize(
@@ -171,7 +177,7 @@ def test_delay_grows_to_poll_interval(poll_interval: float, pauses: list[float])
     """The delay between two polls grows from half a second to ``poll_interval``, and not further."""
     cluster = Cluster(jobs=[RUNNING] * 10 + [SUCCEEDED])
 
-    cluster.drive(follow_job("a", poll_interval=poll_interval))
+    cluster.drive(follow_job(JOB, poll_interval=poll_interval))
 
     assert cluster.pauses == pytest.approx(pauses, rel=1e-3)
 
@@ -185,7 +191,7 @@ def test_outage_is_tolerated_and_logged_twice(error: RayJobsError) -> None:
     """An outage of any kind is tolerated, and logged once at its start and once at its end."""
     cluster = Cluster(jobs=[RUNNING, *[error] * 20, RUNNING, error, SUCCEEDED])
 
-    assert cluster.drive(follow_job("a", poll_interval=2)) is SUCCEEDED
+    assert cluster.drive(follow_job(JOB, poll_interval=2)) is SUCCEEDED
     assert [message.message.split(".")[0].split(", after")[0] for message in cluster.messages] == [
         "No usable answer about Ray job a",
         "Ray answers about job a again",
@@ -203,7 +209,7 @@ def test_outage_ends_following_after_unreachable_timeout(timeout: float) -> None
     with pytest.raises(
         RayApiUnreachableError, match=rf"unreachable_timeout is {timeout} s.*The job may still be running.*cut off"
     ):
-        cluster.drive(follow_job("a", unreachable_timeout=timeout))
+        cluster.drive(follow_job(JOB, unreachable_timeout=timeout))
 
     assert timeout <= cluster.clock - 1000.5 < timeout + 5
     assert len(cluster.messages) == 1
@@ -213,7 +219,7 @@ def test_outages_do_not_add_up() -> None:
     """An answer between two outages restarts ``unreachable_timeout``."""
     cluster = Cluster(jobs=[*([LOST] * 4 + [RUNNING]) * 10, SUCCEEDED])
 
-    assert cluster.drive(follow_job("a", unreachable_timeout=30)) is SUCCEEDED
+    assert cluster.drive(follow_job(JOB, unreachable_timeout=30)) is SUCCEEDED
     assert cluster.clock - 1000 > 100
 
 
@@ -221,7 +227,7 @@ def test_unknown_job_ends_following() -> None:
     """A job that the cluster does not know ends the following at once, even after an outage."""
     for jobs in ([GONE], [RUNNING, GONE], [LOST, GONE]):
         with pytest.raises(RayJobNotFoundError) as caught:
-            Cluster(jobs=jobs).drive(follow_job("a"))
+            Cluster(jobs=jobs).drive(follow_job(JOB))
         assert caught.value is GONE
 
 
@@ -230,10 +236,10 @@ def test_missing_timeout_waits_for_a_submission() -> None:
     cluster = Cluster(jobs=[GONE] * 5 + [SUCCEEDED])
     too_late = Cluster(jobs=[GONE])
 
-    assert cluster.drive(follow_job("a", missing_timeout=60)) is SUCCEEDED
+    assert cluster.drive(follow_job(JOB, missing_timeout=60)) is SUCCEEDED
     assert cluster.messages == []
     with pytest.raises(RayJobNotFoundError):
-        too_late.drive(follow_job("a", missing_timeout=60))
+        too_late.drive(follow_job(JOB, missing_timeout=60))
     assert 60 <= too_late.clock - 1000 <= 65
 
 
@@ -241,7 +247,7 @@ def test_unknown_job_ends_an_outage() -> None:
     """The answer that a job is unknown is usable: it ends an outage."""
     cluster = Cluster(jobs=[LOST, *[GONE] * 20, LOST, SUCCEEDED])
 
-    assert cluster.drive(follow_job("a", missing_timeout=600, unreachable_timeout=30)) is SUCCEEDED
+    assert cluster.drive(follow_job(JOB, missing_timeout=600, unreachable_timeout=30)) is SUCCEEDED
 
 
 def test_unknown_status_is_not_terminal() -> None:
@@ -249,7 +255,7 @@ def test_unknown_status_is_not_terminal() -> None:
     paused, moved = (replace(RUNNING, status=JobStatus(word)) for word in ("PAUSED", "MOVED"))
     cluster = Cluster(jobs=[paused, paused, RUNNING, paused, moved, moved, SUCCEEDED])
 
-    assert cluster.drive(follow_job("a")) is SUCCEEDED
+    assert cluster.drive(follow_job(JOB)) is SUCCEEDED
     assert [message.split(",")[0] for message in cluster.warnings] == [
         "Ray job a has status PAUSED",
         "Ray job a has status MOVED",
@@ -261,7 +267,7 @@ def test_interactive_job_has_no_log() -> None:
     ended = replace(INTERACTIVE, status=JobStatus.SUCCEEDED)
     cluster = Cluster(jobs=[INTERACTIVE, INTERACTIVE, ended])
 
-    assert cluster.drive(follow_job("02000000", reader=LogReader())) is ended
+    assert cluster.drive(follow_job(JobRef(ADDRESS, "02000000"), reader=LogReader())) is ended
     assert cluster.asked == ["/api/jobs/02000000"] * 3
     assert [message.message.split(":")[0] for message in cluster.messages] == [
         "Job 02000000 was started interactively (type DRIVER)"
@@ -290,11 +296,11 @@ def test_log_source_depends_on_the_ray_version(version: str | RayJobsError, sour
         texts=["one\ntw", "one\ntwo\nthree"],
     )
 
-    assert cluster.drive(follow_job("a", reader=LogReader())) is SUCCEEDED
+    assert cluster.drive(follow_job(JOB, reader=LogReader())) is SUCCEEDED
     assert cluster.shown == ["one", "two", "three"]
     assert cluster.asked.count(VERSION) == 1
     assert cluster.asked.count(source) == 3
-    assert set(cluster.asked) == {JOB, VERSION, source}
+    assert set(cluster.asked) == {POLL, VERSION, source}
 
 
 def test_long_log_text_is_emitted_in_records() -> None:
@@ -302,7 +308,7 @@ def test_long_log_text_is_emitted_in_records() -> None:
     lines = [f"line {number}" for number in range(2500)]
     cluster = Cluster(jobs=[RUNNING, SUCCEEDED], version=["2.40.0"], texts=["\n".join(lines)])
 
-    cluster.drive(follow_job("a", reader=LogReader()))
+    cluster.drive(follow_job(JOB, reader=LogReader()))
 
     assert "\n".join(cluster.shown) == "\n".join(lines)
     assert len(cluster.shown) < 10
@@ -312,9 +318,9 @@ def test_log_is_read_only_at_the_end() -> None:
     """With ``live=False`` the log is read once, after the job has ended."""
     cluster = Cluster(jobs=[RUNNING] * 5 + [SUCCEEDED], files=[b"one\ntwo\n"])
 
-    cluster.drive(follow_job("a", reader=LogReader(live=False)))
+    cluster.drive(follow_job(JOB, reader=LogReader(live=False)))
 
-    assert cluster.asked == [JOB] * 6 + [VERSION, FILE]
+    assert cluster.asked == [POLL] * 6 + [VERSION, FILE]
     assert cluster.shown == ["one\ntwo"]
 
 
@@ -322,8 +328,8 @@ def test_job_that_never_started_has_no_log() -> None:
     """No log is requested for a job that never started."""
     cluster = Cluster(jobs=[PENDING, NEVER_RAN])
 
-    assert cluster.drive(follow_job("a", reader=LogReader())) is NEVER_RAN
-    assert cluster.asked == [JOB, JOB]
+    assert cluster.drive(follow_job(JOB, reader=LogReader())) is NEVER_RAN
+    assert cluster.asked == [POLL, POLL]
     assert cluster.messages == []
 
 
@@ -331,7 +337,7 @@ def test_reading_the_log_takes_a_small_share_of_the_time() -> None:
     """A log that takes 1 s to read is read again after 24 s, so that reading takes 4 % of the time."""
     cluster = Cluster(jobs=[RUNNING] * 100 + [SUCCEEDED], files=[b"x\n"], read_takes=1.0)
 
-    cluster.drive(follow_job("a", reader=LogReader(), poll_interval=1))
+    cluster.drive(follow_job(JOB, reader=LogReader(), poll_interval=1))
 
     between = [later - earlier for earlier, later in zip(cluster.reads, cluster.reads[1:], strict=False)]
     assert all(25 <= pause <= 26 for pause in between[:-1])
@@ -347,7 +353,7 @@ def test_failed_reads_of_a_running_job_lose_nothing() -> None:
         files=[LOST, (b"one\ntwo\nth", LOST), NO_FILE, b"one\ntwo\nthree\n"],
     )
 
-    cluster.drive(follow_job("a", reader=LogReader()))
+    cluster.drive(follow_job(JOB, reader=LogReader()))
 
     assert cluster.shown == ["one\ntwo\nthree"]
     assert [message.message for message in cluster.messages] == [
@@ -360,7 +366,7 @@ def test_log_of_an_ended_job_is_retried(error: RayJobsError) -> None:
     """Failed reads of an ended job's log are retried for a minute, and then the whole log is emitted."""
     cluster = Cluster(files=[error, (b"one\ntw", LOST), error, b"one\ntwo\n"])
 
-    cluster.drive(follow_job("a", reader=LogReader()))
+    cluster.drive(follow_job(JOB, reader=LogReader()))
 
     assert cluster.shown == ["one\ntwo"]
     assert cluster.messages == []
@@ -381,7 +387,7 @@ def test_unreadable_log_is_reported(version: Any, files: Any, texts: Any) -> Non
     """An unreadable log is reported with its location, and does not change the job's result."""
     cluster = Cluster(jobs=[RUNNING, SUCCEEDED], version=version, files=files, texts=texts)
 
-    assert cluster.drive(follow_job("a", reader=LogReader())) is SUCCEEDED
+    assert cluster.drive(follow_job(JOB, reader=LogReader())) is SUCCEEDED
     assert len(cluster.warnings) == 1
     assert "The log of job a is not complete here: 0 bytes were shown" in cluster.warnings[0]
     assert "job-driver-a.log in Ray's log directory on node node" in cluster.warnings[0]
@@ -392,9 +398,9 @@ def test_missing_log_file_is_replaced_by_the_text() -> None:
     """If no byte of the log file can be read, the log is read as text."""
     cluster = Cluster(files=[NO_FILE], texts=["one\ntwo"])
 
-    cluster.drive(follow_job("a", reader=LogReader()))
+    cluster.drive(follow_job(JOB, reader=LogReader()))
 
-    assert cluster.asked == [JOB, VERSION, FILE, TEXT]
+    assert cluster.asked == [POLL, VERSION, FILE, TEXT]
     assert cluster.shown == ["one", "two"]
     assert cluster.messages == []
 
@@ -403,7 +409,7 @@ def test_text_replaces_a_file_of_which_nothing_was_emitted() -> None:
     """If nothing of the file was emitted, the text that replaces it is emitted whole, even with other line ends."""
     cluster = Cluster(files=[(b"10%\r\n20%\r\n", LOST), NO_FILE], texts=["10%\n20%\n30%\ndone\n"])
 
-    cluster.drive(follow_job("a", reader=LogReader()))
+    cluster.drive(follow_job(JOB, reader=LogReader()))
 
     assert "\n".join(cluster.shown) == "10%\n20%\n30%\ndone"
 
@@ -413,7 +419,7 @@ def test_head_without_the_state_api_sends_the_log_as_text() -> None:
     no_endpoint = RayApiAddressError("no such path", status_code=404)
     cluster = Cluster(jobs=[RUNNING, RUNNING, SUCCEEDED], files=[no_endpoint], texts=["one\n", "one\ntwo\n"])
 
-    assert cluster.drive(follow_job("a", reader=LogReader())) is SUCCEEDED
+    assert cluster.drive(follow_job(JOB, reader=LogReader())) is SUCCEEDED
     assert cluster.shown == ["one", "two"]
     assert cluster.warnings == []
 
@@ -423,7 +429,7 @@ def test_error_page_does_not_change_the_log_source() -> None:
     page = RayApiAddressError("a page", status_code=404)
     cluster = Cluster(jobs=[RUNNING, RUNNING, SUCCEEDED], files=[b"one\n", page, b"one\ntwo\n"])
 
-    cluster.drive(follow_job("a", reader=LogReader()))
+    cluster.drive(follow_job(JOB, reader=LogReader()))
     assert cluster.shown == ["one", "two"]
     assert TEXT not in cluster.asked
 
@@ -433,7 +439,7 @@ def test_lost_log_file_is_reported() -> None:
     reader = LogReader()
     cluster = Cluster(jobs=[RUNNING, FAILED], files=[b"one\ntwo\n", NO_FILE], texts=["other\n"])
 
-    assert cluster.drive(follow_job("a", reader=reader)) is FAILED
+    assert cluster.drive(follow_job(JOB, reader=reader)) is FAILED
     assert cluster.shown == ["one\ntwo"]
     assert "8 bytes were shown, the rest cannot be read" in cluster.warnings[0]
     assert TEXT not in cluster.asked
@@ -445,7 +451,7 @@ def test_file_error_of_a_restarting_head_is_retried() -> None:
     reader = LogReader()
     cluster = Cluster(jobs=[RUNNING, FAILED], files=[b"one\ntwo\n", NO_FILE, b"one\ntwo\nthree\n"])
 
-    assert cluster.drive(follow_job("a", reader=reader)) is FAILED
+    assert cluster.drive(follow_job(JOB, reader=reader)) is FAILED
     assert cluster.shown == ["one\ntwo", "three"]
     assert cluster.warnings == []
     assert reader.log.ending.last_lines == ("one", "two", "three")
@@ -469,15 +475,15 @@ def test_poll_sends_one_request_and_reads_the_log() -> None:
     cluster = Cluster(jobs=[RUNNING, RUNNING, SUCCEEDED], files=[b"one\n", b"one\ntwo\n"])
     reader = LogReader()
 
-    assert cluster.drive(poll_job("a", None)) is RUNNING
-    assert cluster.asked == [JOB]
-    cluster.drive(poll_job("a", reader))
+    assert cluster.drive(poll_job(JOB, None)) is RUNNING
+    assert cluster.asked == [POLL]
+    cluster.drive(poll_job(JOB, reader))
     assert cluster.shown == ["one"]
     reader.live = False
-    cluster.drive(poll_job("a", reader))
+    cluster.drive(poll_job(JOB, reader))
     assert cluster.shown == ["one"]
     with pytest.raises(RayJobNotFoundError):
-        Cluster(jobs=[GONE]).drive(poll_job("a", reader))
+        Cluster(jobs=[GONE]).drive(poll_job(JOB, reader))
 
 
 answers = st.sampled_from([PENDING, RUNNING, LOST, BUSY, replace(RUNNING, status=JobStatus("NEW"))])
@@ -501,9 +507,9 @@ def test_any_sequence_of_answers_has_one_result(
 
     if end is GONE:
         with pytest.raises(RayJobNotFoundError):
-            cluster.drive(follow_job("a", reader=LogReader()))
+            cluster.drive(follow_job(JOB, reader=LogReader()))
     else:
-        assert cluster.drive(follow_job("a", reader=LogReader())) is end
+        assert cluster.drive(follow_job(JOB, reader=LogReader())) is end
     shown = "".join(f"{record}\n" for record in cluster.shown).encode()
     assert text.startswith(shown)
     assert shown == text or end in (GONE, NEVER_RAN)
@@ -516,23 +522,23 @@ def test_any_sequence_of_answers_has_one_result(
 @pytest.mark.parametrize(
     ("cluster", "asked"),
     [
-        pytest.param(Cluster(files=[b"one\ntwo"]), [JOB, VERSION, FILE], id="file"),
-        pytest.param(Cluster(jobs=[RUNNING], files=[b"one\ntwo"]), [JOB, VERSION, FILE], id="of a running job"),
+        pytest.param(Cluster(files=[b"one\ntwo"]), [POLL, VERSION, FILE], id="file"),
+        pytest.param(Cluster(jobs=[RUNNING], files=[b"one\ntwo"]), [POLL, VERSION, FILE], id="of a running job"),
         pytest.param(
             Cluster(jobs=[BUSY, SUCCEEDED], files=[LOST, (b"on", LOST), b"one\ntwo"]),
-            [JOB, JOB, VERSION, FILE, FILE, FILE],
+            [POLL, POLL, VERSION, FILE, FILE, FILE],
             id="with failures",
         ),
         pytest.param(
             Cluster(version=[BUSY, LOST, "2.60.0"], files=[b"one\ntwo"]),
-            [JOB, VERSION, VERSION, VERSION, FILE],
+            [POLL, VERSION, VERSION, VERSION, FILE],
             id="with failed version requests",
         ),
-        pytest.param(Cluster(version=["2.40.0"], texts=["one\ntwo"]), [JOB, VERSION, TEXT], id="text of an old head"),
+        pytest.param(Cluster(version=["2.40.0"], texts=["one\ntwo"]), [POLL, VERSION, TEXT], id="text of an old head"),
         pytest.param(
-            Cluster(files=[NO_FILE], texts=[BUSY, "one\ntwo"]), [JOB, VERSION, FILE, TEXT, TEXT], id="no file"
+            Cluster(files=[NO_FILE], texts=[BUSY, "one\ntwo"]), [POLL, VERSION, FILE, TEXT, TEXT], id="no file"
         ),
-        pytest.param(Cluster(jobs=[PENDING], texts=["one\ntwo"]), [JOB, TEXT], id="no node"),
+        pytest.param(Cluster(jobs=[PENDING], texts=["one\ntwo"]), [POLL, TEXT], id="no node"),
     ],
 )
 def test_whole_log_is_returned_as_text(cluster: Cluster, asked: list[str]) -> None:
@@ -573,7 +579,7 @@ def test_time_limit_is_enforced_within_half_a_second(seconds: float, poll_interv
     cluster = Ageing(jobs=[RUNNING])
 
     with pytest.raises(RayJobTimeoutError, match="job_timeout") as caught:
-        cluster.drive(follow_job("a", limits=Limits(job_timeout=seconds), poll_interval=poll_interval))
+        cluster.drive(follow_job(JOB, limits=Limits(job_timeout=seconds), poll_interval=poll_interval))
 
     assert caught.value.details is not None
     assert caught.value.details.name == "a"
@@ -586,10 +592,10 @@ def test_pending_timeout_applies_to_pending_jobs_only() -> None:
     started = Ageing(jobs=[PENDING, PENDING, *[RUNNING] * 20, SUCCEEDED])
     waiting = Ageing(jobs=[PENDING])
 
-    assert started.drive(follow_job("a", limits=limits)).status == JobStatus.SUCCEEDED
+    assert started.drive(follow_job(JOB, limits=limits)).status == JobStatus.SUCCEEDED
     assert started.clock - 1000 > 60
     with pytest.raises(RayJobTimeoutError) as caught:
-        waiting.drive(follow_job("a", limits=limits))
+        waiting.drive(follow_job(JOB, limits=limits))
     assert caught.value.limit == "pending_timeout"
 
 
@@ -597,7 +603,7 @@ def test_ended_job_is_not_abandoned() -> None:
     """A job that has ended is returned with its log, even if a time limit expired before its end was seen."""
     cluster = Ageing(jobs=[SUCCEEDED], files=[b"one\n"], clock=9000.0)
 
-    ended = cluster.drive(follow_job("a", limits=Limits(job_timeout=5), reader=LogReader()))
+    ended = cluster.drive(follow_job(JOB, limits=Limits(job_timeout=5), reader=LogReader()))
     assert ended.status == JobStatus.SUCCEEDED
     assert cluster.shown == ["one"]
 
@@ -607,7 +613,7 @@ def test_log_is_emitted_before_a_job_is_abandoned() -> None:
     cluster = Ageing(jobs=[RUNNING], files=[b"one\n", b"one\ntwo\n"])
 
     with pytest.raises(RayJobTimeoutError):
-        cluster.drive(follow_job("a", limits=Limits(job_timeout=0.7), reader=LogReader()))
+        cluster.drive(follow_job(JOB, limits=Limits(job_timeout=0.7), reader=LogReader()))
     assert cluster.shown == ["one", "two"]
 
 
@@ -616,7 +622,7 @@ def test_time_limit_is_enforced_after_an_outage() -> None:
     cluster = Ageing(jobs=[RUNNING, *[LOST] * 10, RUNNING])
 
     with pytest.raises(RayJobTimeoutError):
-        cluster.drive(follow_job("a", limits=Limits(job_timeout=3)))
+        cluster.drive(follow_job(JOB, limits=Limits(job_timeout=3)))
     assert cluster.clock - 1000 > 3
     assert len(cluster.warnings) == 1
 
@@ -625,7 +631,7 @@ def test_expiring_limit_does_not_shorten_delays_in_an_outage() -> None:
     """During an outage a limit that is about to expire does not shorten the delay between two polls."""
     cluster = Ageing(jobs=[RUNNING, *[LOST] * 20, SUCCEEDED])
 
-    cluster.drive(follow_job("a", limits=Limits(job_timeout=1)))
+    cluster.drive(follow_job(JOB, limits=Limits(job_timeout=1)))
 
     assert cluster.pauses[-1] == 5
 
@@ -646,8 +652,8 @@ def test_job_is_lost_when_the_head_restarts() -> None:
     with pytest.raises(
         RayJobLostError, match=r"submitted in session session_1, and session session_2 answers now.*gone"
     ):
-        cluster.drive(follow_job("a", session="session_1"))
-    assert cluster.asked == [JOB, JOB, VERSION]
+        cluster.drive(follow_job(IN_SESSION_1))
+    assert cluster.asked == [POLL, POLL, VERSION]
 
 
 def test_unknown_job_in_its_own_session_is_not_lost() -> None:
@@ -655,8 +661,8 @@ def test_unknown_job_in_its_own_session_is_not_lost() -> None:
     cluster = Sessions(jobs=[RUNNING, GONE], version=["session_1"])
 
     with pytest.raises(RayJobNotFoundError):
-        cluster.drive(follow_job("a", session="session_1"))
-    assert cluster.asked == [JOB, JOB, VERSION]
+        cluster.drive(follow_job(IN_SESSION_1))
+    assert cluster.asked == [POLL, POLL, VERSION]
 
 
 def test_session_is_requested_only_if_needed() -> None:
@@ -664,8 +670,8 @@ def test_session_is_requested_only_if_needed() -> None:
     unknown, known = Sessions(jobs=[GONE]), Sessions(jobs=[RUNNING, SUCCEEDED])
 
     with pytest.raises(RayJobNotFoundError):
-        unknown.drive(follow_job("a"))
-    known.drive(follow_job("a", session="session_1"))
+        unknown.drive(follow_job(JOB))
+    known.drive(follow_job(IN_SESSION_1))
     assert VERSION not in unknown.asked + known.asked
 
 
@@ -674,9 +680,9 @@ def test_restarted_head_is_asked_for_its_session_until_it_answers() -> None:
     cluster = Sessions(jobs=[RUNNING, LOST, LOST, GONE, GONE, GONE], version=[BUSY, LOST, "session_2"])
 
     with pytest.raises(RayJobLostError):
-        cluster.drive(follow_job("a", session="session_1"))
+        cluster.drive(follow_job(IN_SESSION_1))
     assert len(cluster.warnings) == 1
-    assert cluster.asked == [JOB] * 4 + [VERSION, JOB, VERSION, JOB, VERSION]
+    assert cluster.asked == [POLL] * 4 + [VERSION, POLL, VERSION, POLL, VERSION]
 
 
 def test_missing_timeout_does_not_apply_to_a_lost_job() -> None:
@@ -684,5 +690,5 @@ def test_missing_timeout_does_not_apply_to_a_lost_job() -> None:
     cluster = Sessions(jobs=[GONE], version=["session_2"])
 
     with pytest.raises(RayJobLostError):
-        cluster.drive(follow_job("a", session="session_1", missing_timeout=60))
+        cluster.drive(follow_job(IN_SESSION_1, missing_timeout=60))
     assert cluster.pauses == []

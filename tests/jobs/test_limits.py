@@ -33,16 +33,14 @@ def job(status: str, age: float | None = 60.0) -> JobDetails:
         pytest.param(Limits(job_timeout=60), job("RUNNING", 59.9), None, id="RUNNING within the limit"),
         pytest.param(Limits(job_timeout=60), job("PENDING"), "job_timeout", id="PENDING longer than job_timeout"),
         pytest.param(Limits(job_timeout=60), job("PAUSED"), "job_timeout", id="status of a newer Ray"),
-        pytest.param(Limits(execution_timeout=60), job("RUNNING"), "execution_timeout", id="execution, RUNNING"),
-        pytest.param(Limits(execution_timeout=60), job("PENDING"), "execution_timeout", id="execution, PENDING"),
         pytest.param(Limits(is_confirmed=False), job("PENDING", 1200), "unconfirmed", id="unconfirmed, limit expired"),
         pytest.param(Limits(is_confirmed=False), job("PENDING", 1199), None, id="unconfirmed, within the limit"),
         pytest.param(Limits(is_confirmed=False), job("RUNNING", 9e9), None, id="unconfirmed, but started"),
         pytest.param(Limits(job_timeout=0), job("RUNNING", 0), "job_timeout", id="limit of 0"),
         pytest.param(
-            Limits(job_timeout=60, execution_timeout=30),
-            job("RUNNING", 40),
-            "execution_timeout",
+            Limits(job_timeout=60, pending_timeout=30),
+            job("PENDING", 40),
+            "pending_timeout",
             id="first limit",
         ),
         pytest.param(NO_LIMITS, job("PENDING", 9e9), None, id="no limit, PENDING"),
@@ -69,7 +67,6 @@ def test_job_is_abandoned_when_a_limit_expires(limits: Limits, details: JobDetai
     [
         pytest.param(Limits(pending_timeout=45), job("PENDING"), "pending_timeout is 45 s.", id="pending_timeout"),
         pytest.param(Limits(job_timeout=0.5), job("RUNNING"), "job_timeout is 0.5 s.", id="job_timeout"),
-        pytest.param(Limits(execution_timeout=60.0), job("RUNNING"), "execution_timeout is 60 s.", id="execution"),
         pytest.param(
             Limits(job_timeout=14 * 86400), job("RUNNING", 15 * 86400), "job_timeout is 1209600 s.", id="two weeks"
         ),
@@ -95,7 +92,7 @@ def test_error_names_job_status_age_and_limit(limits: Limits, details: JobDetail
     ("limits", "details", "seconds"),
     [
         pytest.param(Limits(job_timeout=100), job("RUNNING"), 40, id="one"),
-        pytest.param(Limits(job_timeout=100, execution_timeout=90), job("RUNNING"), 30, id="first of two"),
+        pytest.param(Limits(job_timeout=100, pending_timeout=90), job("PENDING"), 30, id="first of two"),
         pytest.param(Limits(pending_timeout=70, job_timeout=100), job("PENDING"), 10, id="PENDING"),
         pytest.param(Limits(pending_timeout=70, job_timeout=100), job("RUNNING"), 40, id="no longer PENDING"),
         pytest.param(Limits(is_confirmed=False), job("PENDING"), UNCONFIRMED_TIMEOUT - 60, id="unconfirmed"),
@@ -110,7 +107,7 @@ def test_remaining_time_until_the_next_limit(limits: Limits, details: JobDetails
     assert limits.remaining(details) == seconds
 
 
-@pytest.mark.parametrize("limits", [NO_LIMITS, Limits(1.5, 2, 3, is_confirmed=False)], ids=["none", "all"])
+@pytest.mark.parametrize("limits", [NO_LIMITS, Limits(1.5, 2, is_confirmed=False)], ids=["none", "all"])
 def test_limits_survive_json(limits: Limits) -> None:
     """Limits are the same after a round trip through JSON, and no stored limits mean no limits."""
     assert Limits.from_json(json.loads(json.dumps(limits.to_json()))) == limits

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_rayjobs.exceptions import (
+    Delivery,
     RayApiAuthError,
     RayApiBusyError,
     RayApiConnectionError,
@@ -39,7 +40,7 @@ from airflow_provider_rayjobs.jobs.submission import build_submission
 
 BUSY = RayApiBusyError("busy", status_code=503)
 LOST = RayApiConnectionError("cut off")
-UNSENT = RayApiConnectionError("refused", sent=False)
+UNSENT = RayApiConnectionError("refused", delivery=Delivery.NOT_SENT)
 
 
 @pytest.mark.parametrize(
@@ -136,9 +137,15 @@ def test_jitter_halves_a_delay_at_most() -> None:
 
 
 @pytest.mark.parametrize(
-    ("failures", "was_retried"), [pytest.param([], False, id="first try"), pytest.param([LOST], True, id="second try")]
+    ("failures", "delivery"),
+    [
+        pytest.param([], Delivery.REFUSED, id="first try"),
+        pytest.param([LOST], Delivery.MAY_HAVE_ARRIVED, id="second try"),
+    ],
 )
-def test_permanent_error_says_whether_the_request_was_retried(failures: list[RayJobsError], was_retried: bool) -> None:
+def test_permanent_error_says_whether_an_earlier_request_may_have_arrived(
+    failures: list[RayJobsError], delivery: Delivery
+) -> None:
     """A permanent error says whether the same request was sent before and its answer lost."""
     engine = send(endpoints.submit_job(build_submission("true")), retry_timeout=10)
     next(engine)
@@ -149,8 +156,8 @@ def test_permanent_error_says_whether_the_request_was_retried(failures: list[Ray
         engine.send(101.0)
 
     with pytest.raises(RayJobNotFoundError) as caught:
-        engine.throw(RayJobNotFoundError("no", status_code=404))
-    assert caught.value.was_retried is was_retried
+        engine.throw(RayJobNotFoundError("no", status_code=404, delivery=Delivery.REFUSED))
+    assert caught.value.delivery is delivery
 
 
 JOB = Send(endpoints.get_job("a"))

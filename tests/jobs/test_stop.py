@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_rayjobs.exceptions import (
+    Delivery,
     RayApiAuthError,
     RayApiBusyError,
     RayApiConnectionError,
@@ -16,10 +17,16 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobsError,
 )
 from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType
+from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.requests import READ_TIMEOUT
 from airflow_provider_rayjobs.jobs.steps import Engine, Send, Sleep
 from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, StopResult, delete_ended_job, stop_and_wait
 from airflow_provider_rayjobs.jobs.submission import NONCE
+
+ADDRESS = "http://head:8265"
+REFUSED = RayApiRejectedError("DRIVER", delivery=Delivery.REFUSED)
+JOB = JobRef(ADDRESS, "a")
+
 
 RUNNING = JobDetails(JobType.SUBMISSION, JobStatus.RUNNING, submission_id="a", metadata={NONCE: "ours"})
 PENDING = replace(RUNNING, status=JobStatus.PENDING)
@@ -65,7 +72,7 @@ class Cluster:
 
 def test_engine_yields_its_steps_in_order() -> None:
     """A stop asks for the time, polls the job, sends the stop, and polls again until the job has ended."""
-    engine = stop_and_wait("a")
+    engine = stop_and_wait(JOB)
 
     assert next(engine) == Sleep(0)
     looked = engine.send(0.0)
@@ -86,7 +93,7 @@ def test_ended_job_is_not_stopped(ended: JobDetails) -> None:
     """A job that has already ended is polled once, and no stop is sent."""
     cluster = Cluster([ended])
 
-    assert cluster.drive(stop_and_wait("a")) == StopResult(True, f"Job a ended with status {ended.status}.", ended)
+    assert cluster.drive(stop_and_wait(JOB)) == StopResult(True, f"Job a ended with status {ended.status}.", ended)
     assert cluster.asked == [GET]
 
 
@@ -94,7 +101,7 @@ def test_stop_is_repeated_until_the_job_ends() -> None:
     """A stop is repeated, with delays that grow to 3 s, until the job has ended."""
     cluster = Cluster([*[RUNNING, True] * 6, STOPPED])
 
-    assert cluster.drive(stop_and_wait("a")).has_ended
+    assert cluster.drive(stop_and_wait(JOB)).has_ended
     assert cluster.asked == [GET, STOP] * 6 + [GET]
     assert cluster.pauses == [0.5, 1, 2, 3, 3, 3]
 
@@ -103,7 +110,7 @@ def test_pending_job_that_accepted_the_stop_counts_as_stopped() -> None:
     """A PENDING job that accepted the stop counts as stopped: Ray stops it when it starts."""
     cluster = Cluster([PENDING, True, PENDING])
 
-    stopped = cluster.drive(stop_and_wait("a"))
+    stopped = cluster.drive(stop_and_wait(JOB))
     assert stopped == StopResult(True, "Job a has not started. Ray stops it when it starts.", PENDING)
     assert cluster.asked == [GET, STOP, GET]
 
@@ -112,7 +119,7 @@ def test_pending_job_is_stopped_again_until_it_accepts() -> None:
     """A PENDING job that did not accept the stop is stopped again, and only then counts as stopped."""
     cluster = Cluster([PENDING, False, PENDING, LOST, PENDING, True, PENDING])
 
-    assert cluster.drive(stop_and_wait("a")).has_ended
+    assert cluster.drive(stop_and_wait(JOB)).has_ended
     assert cluster.asked == [GET, STOP] * 3 + [GET]
 
 
@@ -120,14 +127,14 @@ def test_job_that_started_after_the_stop_is_stopped_again() -> None:
     """A PENDING job that accepted the stop and started nevertheless is stopped like a running job."""
     cluster = Cluster([PENDING, True, RUNNING, True, STOPPED])
 
-    assert cluster.drive(stop_and_wait("a")).details is STOPPED
+    assert cluster.drive(stop_and_wait(JOB)).details is STOPPED
     assert cluster.asked == [GET, STOP, GET, STOP, GET]
 
 
 @pytest.mark.parametrize("answers", [[GONE], [RUNNING, GONE], [RUNNING, True, GONE]], ids=["at once", "stop", "later"])
 def test_unknown_job_needs_no_stop(answers: list[Any]) -> None:
     """A job that the cluster does not know, or no longer knows, needs no stop."""
-    stopped = Cluster(answers).drive(stop_and_wait("a"))
+    stopped = Cluster(answers).drive(stop_and_wait(JOB))
 
     assert stopped == StopResult(True, "The cluster does not know job a. There is nothing to stop.")
 
@@ -139,26 +146,22 @@ def test_job_of_another_submission_is_left_alone(status: JobStatus, metadata: di
     theirs = replace(RUNNING, status=status, metadata=metadata)
     cluster = Cluster([theirs])
 
-    stopped = cluster.drive(stop_and_wait("a", nonce="ours"))
-    assert stopped == StopResult(
-        True, "Job a belongs to another submission, as its submission_nonce shows. It is left alone.", theirs
-    )
+    stopped = cluster.drive(stop_and_wait(JobRef(ADDRESS, "a", nonce="ours")))
+    assert stopped == StopResult(True, "Another job at http://head:8265 has the id a now. It is left alone.", theirs)
     assert cluster.asked == [GET]
 
 
 @pytest.mark.parametrize("nonce", ["ours", None])
 def test_job_of_this_submission_is_stopped(nonce: str | None) -> None:
     """A job with the given nonce is stopped, and without a given nonce every job is."""
-    assert Cluster([RUNNING, True, STOPPED]).drive(stop_and_wait("a", nonce=nonce)).details is STOPPED
+    assert Cluster([RUNNING, True, STOPPED]).drive(stop_and_wait(JobRef(ADDRESS, "a", nonce=nonce))).details is STOPPED
 
 
-@pytest.mark.parametrize(
-    "answers", [[RayApiRejectedError("DRIVER")], [RUNNING, RayApiRejectedError("DRIVER")]], ids=["get", "stop"]
-)
+@pytest.mark.parametrize("answers", [[REFUSED], [RUNNING, REFUSED]], ids=["get", "stop"])
 def test_refused_stop_is_an_error(answers: list[Any]) -> None:
     """A stop that Ray refuses is an error at once."""
     with pytest.raises(RayApiRejectedError, match="DRIVER"):
-        Cluster(answers).drive(stop_and_wait("a"))
+        Cluster(answers).drive(stop_and_wait(JOB))
 
 
 @pytest.mark.parametrize("error", [LOST, BUSY, RayApiAuthError("token"), RayJobsError("odd")], ids=repr)
@@ -166,7 +169,7 @@ def test_failed_requests_are_repeated(error: RayJobsError) -> None:
     """After any other failure the stop continues."""
     cluster = Cluster([error, error, RUNNING, error, error, RUNNING, True, STOPPED])
 
-    assert cluster.drive(stop_and_wait("a")) == StopResult(True, "Job a ended with status STOPPED.", STOPPED)
+    assert cluster.drive(stop_and_wait(JOB)) == StopResult(True, "Job a ended with status STOPPED.", STOPPED)
 
 
 @pytest.mark.parametrize(
@@ -185,11 +188,11 @@ def test_unconfirmed_end_is_reported(
     """A stop that is not confirmed within its timeout reports the last known status, the last error and the remedy."""
     cluster = Cluster(answers)
 
-    stopped = cluster.drive(stop_and_wait("a", timeout))
+    stopped = cluster.drive(stop_and_wait(JOB, timeout))
     assert not stopped.has_ended
     assert stopped.summary == (
         f"The end of job a could not be confirmed within {timeout} s. Its last known status is "
-        f"{details.status if details else 'unknown'}. The job may still be running: look for it on the cluster."
+        f"{details.status if details else 'unknown'}. The job may still be running: look for it at http://head:8265."
         f"{last_error}"
     )
     assert stopped.details is details
@@ -200,19 +203,19 @@ def test_timeout_of_zero_sends_each_request_once() -> None:
     """With a timeout of 0 each request is sent once and may take a second."""
     cluster = Cluster([RUNNING, True])
 
-    assert not cluster.drive(stop_and_wait("a", 0)).has_ended
+    assert not cluster.drive(stop_and_wait(JOB, 0)).has_ended
     assert (cluster.asked, cluster.timeouts, cluster.pauses) == ([GET, STOP], [1, 1], [])
 
 
 def test_request_timeouts_fit_the_remaining_time() -> None:
-    """No request takes longer than the remaining time, with a minimum of one second."""
+    """No request takes longer than a third of the time or the remaining time, with a minimum of one second."""
     cluster = Cluster([LOST], takes=99)
     many = Cluster([LOST], takes=4)
 
-    assert not cluster.drive(stop_and_wait("a", 10)).has_ended
-    assert cluster.timeouts == [10]
-    assert not many.drive(stop_and_wait("a", 10)).has_ended
-    assert many.timeouts == [10, 5.5, 1]
+    assert not cluster.drive(stop_and_wait(JOB, 10)).has_ended
+    assert cluster.timeouts == [10 / 3, 10 / 3, 1]
+    assert not many.drive(stop_and_wait(JOB, 10)).has_ended
+    assert many.timeouts == [10 / 3, 10 / 3, 1]
     assert max(many.timeouts) <= READ_TIMEOUT
     assert STOP_TIMEOUT == 30
 
@@ -221,7 +224,7 @@ def test_slow_head_does_not_exceed_the_timeout() -> None:
     """A slow poll leaves only the remaining time, or a second, for the stop."""
     cluster = Cluster([RUNNING, LOST], takes=28)
 
-    assert not cluster.drive(stop_and_wait("a", 30)).has_ended
+    assert not cluster.drive(stop_and_wait(JOB, 30)).has_ended
     assert cluster.asked[:2] == [GET, STOP]
     assert cluster.clock - 1000 <= 31
 

@@ -9,16 +9,22 @@ from typing import Any
 import pytest
 
 from airflow_provider_rayjobs.exceptions import (
+    Delivery,
+    RayApiAddressError,
+    RayApiAuthError,
     RayApiBusyError,
     RayApiConnectionError,
     RayApiRejectedError,
+    RayApiResponseError,
     RayApiTLSError,
     RayApiUnreachableError,
     RayJobExistsError,
     RayJobNotFoundError,
     RayJobsError,
+    RayPackageError,
 )
 from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType, RayVersion
+from airflow_provider_rayjobs.jobs.requests import Request
 from airflow_provider_rayjobs.jobs.steps import Engine, LogMessage, Send, Sleep
 from airflow_provider_rayjobs.jobs.submission import NONCE, build_submission
 from airflow_provider_rayjobs.jobs.submit import get_session, submit_job
@@ -27,6 +33,9 @@ SUBMISSION = replace(build_submission("true", submission_id="mine"), metadata={N
 LOST = RayApiConnectionError("cut off")
 TAKEN = RayJobExistsError("taken", status_code=500)
 BUSY = RayApiBusyError("busy", status_code=503)
+UNSENT = RayApiConnectionError("refused", delivery=Delivery.NOT_SENT)
+FOREIGN = RayApiAddressError("ingress", status_code=404, delivery=Delivery.FOREIGN)
+POST = "POST /api/jobs/"
 
 
 def existing(**metadata: str) -> JobDetails:
@@ -131,9 +140,7 @@ def test_taken_id_and_refusal_are_errors(answers: list[Any], error: type[RayJobs
         drive(submit_job(SUBMISSION, 60), *answers)
 
 
-@pytest.mark.parametrize(
-    "error", [BUSY, LOST, RayApiConnectionError("refused", sent=False)], ids=["busy", "lost", "refused"]
-)
+@pytest.mark.parametrize("error", [BUSY, LOST, UNSENT], ids=["busy", "lost", "refused"])
 def test_submission_is_retried_for_retry_timeout(error: RayJobsError) -> None:
     """A submission is retried for ``retry_timeout``; the error then says that the job may exist."""
     with pytest.raises(RayApiUnreachableError, match="look for job mine on the cluster") as caught:
@@ -145,24 +152,76 @@ def test_submission_is_retried_for_retry_timeout(error: RayJobsError) -> None:
 
 
 @pytest.mark.parametrize(
-    ("failures", "error", "was_retried"),
+    ("failures", "delivery"),
     [
-        pytest.param([], RayApiRejectedError("no", status_code=400), False, id="refused at once"),
-        pytest.param([LOST], RayApiRejectedError("no", status_code=400), True, id="refused after a lost answer"),
-        pytest.param([BUSY], RayApiRejectedError("no", status_code=400), True, id="refused after a busy head"),
+        pytest.param([], Delivery.REFUSED, id="refused at once"),
+        pytest.param([UNSENT], Delivery.REFUSED, id="refused after a request that was not sent"),
+        pytest.param([LOST], Delivery.MAY_HAVE_ARRIVED, id="refused after a lost answer"),
+        pytest.param([BUSY], Delivery.MAY_HAVE_ARRIVED, id="refused after a busy head"),
+        pytest.param([FOREIGN], Delivery.MAY_HAVE_ARRIVED, id="refused after a proxy's answer"),
     ],
 )
-def test_refusal_tells_whether_it_was_a_retry(
-    failures: list[RayJobsError], error: RayApiRejectedError, was_retried: bool
-) -> None:
-    """The error about a refusal tells whether the submission was sent before: that may have created the job."""
-    with pytest.raises(RayApiRejectedError) as caught:
-        drive(submit_job(SUBMISSION, 60), *failures, error)
+def test_refusal_tells_whether_the_job_may_exist(failures: list[RayJobsError], delivery: Delivery) -> None:
+    """The error about a refusal tells whether an earlier request may have created the job."""
+    refused = RayApiAuthError("no", status_code=403, delivery=Delivery.REFUSED)
+    with pytest.raises(RayApiAuthError) as caught:
+        drive(submit_job(SUBMISSION, 60), *failures, refused)
 
-    assert caught.value.was_retried is was_retried
+    assert caught.value.delivery is delivery
+
+
+@pytest.mark.parametrize("kind", [RayApiAddressError, RayApiAuthError, RayApiResponseError])
+def test_answer_of_another_program_is_a_lost_answer(kind: type[RayApiResponseError]) -> None:
+    """An ingress may answer 401, 404 or 200 with its own text. The submission is sent again, with the same id."""
+    foreign = kind("ingress", delivery=Delivery.FOREIGN)
+
+    assert drive(submit_job(SUBMISSION, 60), foreign, foreign, "mine") == (True, [POST] * 3)
+    with pytest.raises(kind) as caught:
+        drive(submit_job(SUBMISSION, 60), *[foreign] * 100)
+    assert caught.value.delivery.may_have_effect
 
 
 VERSION = "GET /api/version"
+
+
+def prepare(is_repeated: bool) -> Engine[None]:
+    """Send a request before an attempt, whose path tells whether an earlier attempt failed."""
+    yield Send(Request("prepare", "GET", "/again" if is_repeated else "/first", lambda _: None))
+
+
+FIRST, AGAIN = "GET /first", "GET /again"
+
+
+@pytest.mark.parametrize(
+    ("answers", "requests", "is_confirmed"),
+    [
+        pytest.param([None, "mine"], [FIRST, POST], True, id="accepted"),
+        pytest.param([None, LOST, None, "mine"], [FIRST, POST, AGAIN, POST], True, id="lost on the way there"),
+        pytest.param([LOST, None, "mine"], [FIRST, AGAIN, POST], True, id="failed before the first attempt"),
+        pytest.param(
+            [None, LOST, BUSY, None, TAKEN, existing(submission_nonce="ours")],
+            [FIRST, POST, AGAIN, AGAIN, POST, GET],
+            False,
+            id="failed between two attempts",
+        ),
+    ],
+)
+def test_each_attempt_is_prepared(answers: list[Any], requests: list[str], is_confirmed: bool) -> None:
+    """The preparation runs before each attempt, and a temporary failure of it is retried like one of the attempt."""
+    assert drive(submit_job(SUBMISSION, 60, prepare), *answers) == (is_confirmed, requests)
+
+
+def test_failed_preparation_ends_the_submission() -> None:
+    """A preparation that cannot succeed is an error that tells whether the job was sent before."""
+    first, second = RayPackageError("changed"), RayPackageError("changed")
+    with pytest.raises(RayPackageError) as caught:
+        drive(submit_job(SUBMISSION, 60, prepare), first)
+    assert caught.value.delivery is Delivery.NOT_SENT
+
+    with pytest.raises(RayPackageError) as caught:
+        drive(submit_job(SUBMISSION, 60, prepare), None, LOST, second)
+    assert caught.value is second
+    assert caught.value.delivery is Delivery.MAY_HAVE_ARRIVED
 
 
 @pytest.mark.parametrize(
@@ -184,7 +243,7 @@ def test_unavailable_session_is_an_error(error: RayJobsError) -> None:
     with pytest.raises(RayApiUnreachableError, match="Retried for 30 s. Job mine was not submitted") as caught:
         drive(get_session("mine", 30), *[error] * 100)
 
-    assert caught.value.sent is False
+    assert caught.value.delivery is Delivery.NOT_SENT
     assert caught.value.__cause__ is error
 
 

@@ -108,9 +108,16 @@ def ingress(
         )
 
 
+def allowed_files(fields: dict[str, Any]) -> str:
+    """Return the files that a connection with these fields uses, for the option of Airflow that allows them."""
+    extra = fields.get("extra", {})
+    return ",".join(filter(None, (extra.get(name) for name in ("token_file", "client_cert", "client_key"))))
+
+
 def create_hook(monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]) -> RayJobsHook:
     """Return a hook for a connection with these fields, defined by an environment variable."""
     monkeypatch.setenv("AIRFLOW_CONN_UNDER_TEST", json.dumps({"conn_type": "ray_jobs", **fields}))
+    monkeypatch.setenv("AIRFLOW__PROVIDERS_RAY_JOBS__ALLOWED_FILES", allowed_files(fields))
     return RayJobsHook("under_test")
 
 
@@ -286,6 +293,7 @@ def airflow(ingress: Ingress) -> Iterator[LocalAirflow]:
         "AIRFLOW_VAR_MASKED_BY_ENV_NAME": NAMED_SECRET,
         "AIRFLOW_VAR_UNPRINTED": UNPRINTED,
         "AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG",
+        "AIRFLOW__PROVIDERS_RAY_JOBS__ALLOWED_FILES": allowed_files(ingress.mtls),
     }
     with LocalAirflow(Path(__file__).parent / "dags", connections, settings) as running:
         yield running

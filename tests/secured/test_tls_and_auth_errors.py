@@ -17,6 +17,7 @@ from certificates import CertificateAuthority
 from nginx import Nginx, Server
 
 from airflow_provider_rayjobs.exceptions import (
+    Delivery,
     RayApiAddressError,
     RayApiAuthError,
     RayApiConnectionError,
@@ -168,7 +169,7 @@ def test_error_names_what_is_wrong_with_the_server_certificate(
     address = servers[server].address.replace("http:", "https:")
 
     error = assert_error(RayApiTLSError, text, get_version, address, verify=setting, token=SECRET)
-    assert error.sent is False
+    assert error.delivery is Delivery.NOT_SENT
     assert not may_retry(endpoints.get_version(), error)
 
 

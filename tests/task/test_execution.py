@@ -53,18 +53,30 @@ class Store:
     def record(self) -> dict[str, Any]:
         return self.get("ray_job")
 
+    @property
+    def job(self) -> dict[str, Any]:
+        return self.record["job"]
 
-def context(store: Store | None = None, *, try_number: int = 1, max_tries: int = 2) -> dict[str, Any]:
-    """Return the context of a try of one task instance."""
+    def change(self, job: dict[str, Any] | None = None, **changes: Any) -> None:
+        """Change fields of the stored record, and of the job in it."""
+        self.set("ray_job", self.record | changes | {"job": self.job | (job or {})})
+
+
+def context(
+    store: Store | None = None, *, try_number: int = 1, max_tries: int = 2, map_index: int = -1
+) -> dict[str, Any]:
+    """Return the context of a try of one task instance. A Clear raises ``max_tries``."""
     date = datetime(2026, 1, 2, tzinfo=UTC)
     ti = SimpleNamespace(
-        dag_id="nightly", task_id="train", run_id="run-1", map_index=-1, try_number=try_number, max_tries=max_tries,
-        xcom_push=lambda key, value: None,
+        id=f"try-{try_number}", dag_id="nightly", task_id="train", run_id="run-1", map_index=map_index,
+        try_number=try_number, max_tries=max_tries, start_date=datetime.now(UTC), xcom_push=lambda key, value: None,
+        xcom_pull=lambda **_: None, get_task_states=lambda **_: {"run-1": {"train": "running"}},
     )  # fmt: skip
+    run = SimpleNamespace(run_id="run-1", logical_date=date, start_date=date, clear_number=max_tries - 2)
     given = {
         "ti": ti,
         "task_instance": ti,
-        "dag_run": SimpleNamespace(run_id="run-1", logical_date=date, start_date=date),
+        "dag_run": run,
         "logical_date": date,
     }
     return given if store is None else given | {"task_state_store": store}
@@ -87,7 +99,7 @@ def running(client: RayJobsClient) -> tuple[Store, str]:
     store = Store()
     with pytest.raises(TaskDeferred):
         task("sleep 6", deferrable=True).execute(context(store))
-    job = store.record["submission_id"]
+    job = store.job["submission_id"]
     wait_for(client, job, "RUNNING")
     return store, job
 
@@ -107,14 +119,16 @@ def test_job_record(client: RayJobsClient):
     job = task().execute(context(store))
     record = store.record
 
-    assert record["submission_id"] == job
-    assert record["generation"] == {"max_tries": 2, "run_start": "2026-01-02T00:00:00+00:00"}
-    assert record["address"] == client.address
-    assert record["session"] == client.get_version().session_name
+    assert store.job["submission_id"] == job
+    assert record["generation"] == {"max_tries": 2, "run_start": "2026-01-02T00:00:00+00:00", "clear_number": 0}
+    assert store.job["address"] == client.address
+    assert store.job["session"] == client.get_version().session_name
+    assert record["holder"] == "try-1"
     assert (record["accepted"], record["abandoned"], record["delivered"]) == (True, False, True)
     metadata = client.get_job(job).metadata
     assert (metadata["airflow_max_tries"], metadata["airflow_run_start_date"]) == ("2", "2026-01-02T00:00:00+00:00")
-    assert metadata["submission_nonce"] == record["nonce"]
+    assert metadata["airflow_clear_number"] == "0"
+    assert metadata["submission_nonce"] == store.job["nonce"]
 
 
 @needs_store
@@ -133,7 +147,7 @@ def test_retry_takes_an_undelivered_success(client: RayJobsClient, running: tupl
     wait_for(client, job, "SUCCEEDED")
 
     assert task("exit 1").execute(context(store, try_number=2)) == job
-    assert task().execute(context(store, try_number=3)) != job
+    assert task().execute(context(store, try_number=3, max_tries=4)) != job
 
 
 @needs_store
@@ -150,7 +164,7 @@ def test_clear_replaces_running_job(client: RayJobsClient, running: tuple[Store,
 def test_job_of_another_submission_is_left_alone(client: RayJobsClient, running: tuple[Store, str]):
     """A job with the recorded id but another nonce keeps running."""
     store, job = running
-    store.set("ray_job", store.record | {"nonce": "another"})
+    store.change({"nonce": "another"})
     other = task().execute(context(store, try_number=2, max_tries=4))
 
     assert other != job
@@ -161,7 +175,7 @@ def test_job_of_another_submission_is_left_alone(client: RayJobsClient, running:
 def test_abandoned_job_is_replaced(client: RayJobsClient, running: tuple[Store, str]):
     """A retry stops an abandoned job and submits a new one."""
     store, job = running
-    store.set("ray_job", store.record | {"abandoned": True})
+    store.change(abandoned=True)
 
     assert task().execute(context(store, try_number=2)) != job
     assert client.get_job(job).status == "STOPPED"
@@ -172,11 +186,11 @@ def test_lost_submission_is_sent_again_under_its_id(client: RayJobsClient):
     """An unknown, unconfirmed job is submitted again with the same id and nonce."""
     store = Store()
     task().execute(context(store))
-    lost = store.record | {"submission_id": f"lost-{time.time_ns()}", "accepted": False, "delivered": False}
-    store.set("ray_job", lost)
+    lost = f"lost-{time.time_ns()}"
+    store.change({"submission_id": lost}, accepted=False, delivered=False)
 
-    assert task().execute(context(store, try_number=2)) == lost["submission_id"]
-    assert client.get_job(lost["submission_id"]).metadata["submission_nonce"] == lost["nonce"]
+    assert task().execute(context(store, try_number=2)) == lost
+    assert client.get_job(lost).metadata["submission_nonce"] == store.job["nonce"]
 
 
 @needs_store
@@ -184,12 +198,12 @@ def test_resubmission_resets_delivered(client: RayJobsClient):
     """A job that is submitted again under its id is not delivered yet."""
     store = Store()
     task().execute(context(store))
-    lost = store.record | {"submission_id": f"lost-{time.time_ns()}", "accepted": False, "delivered": True}
-    store.set("ray_job", lost)
+    lost = f"lost-{time.time_ns()}"
+    store.change({"submission_id": lost}, accepted=False, delivered=True)
     with pytest.raises(TaskDeferred):
         task(deferrable=True).execute(context(store, try_number=2, max_tries=4))
 
-    assert store.record["submission_id"] == lost["submission_id"]
+    assert store.job["submission_id"] == lost
     assert (store.record["accepted"], store.record["delivered"]) == (True, False)
 
 
@@ -198,16 +212,15 @@ def test_resubmission_resets_delivered(client: RayJobsClient):
     "change",
     [
         pytest.param({"accepted": True}, id="deleted"),
-        pytest.param({"accepted": True, "session": "another"}, id="head restarted"),
-        pytest.param({"accepted": False, "session": "another"}, id="unconfirmed, head restarted"),
-        pytest.param({"address": "http://elsewhere:8265"}, id="another address"),
+        pytest.param({"accepted": True, "job": {"session": "another"}}, id="head restarted"),
+        pytest.param({"accepted": False, "job": {"session": "another"}}, id="unconfirmed, head restarted"),
     ],
 )
 def test_missing_job_is_submitted_under_a_new_id(client: RayJobsClient, change: dict[str, Any]):
     """If the recorded job is gone for good, the retry submits one under a new id."""
     store = Store()
     task().execute(context(store))
-    store.set("ray_job", store.record | {"submission_id": "gone", "delivered": False} | change)
+    store.change({"submission_id": "gone", **change.pop("job", {})}, delivered=False, **change)
     job = task().execute(context(store, try_number=2))
 
     assert job.startswith("nightly.train-try2-")
@@ -218,7 +231,7 @@ def test_missing_job_is_submitted_under_a_new_id(client: RayJobsClient, change: 
 def test_nothing_is_submitted_during_an_outage(client: RayJobsClient, running: tuple[Store, str]):
     """An unreachable head may still run the job: the retry fails after unreachable_timeout."""
     store, _ = running
-    store.set("ray_job", store.record | {"address": "http://127.0.0.1:9"})
+    store.change({"address": "http://127.0.0.1:9"})
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")

@@ -16,6 +16,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_rayjobs.exceptions import (
+    Delivery,
     RayApiAddressError,
     RayApiAuthError,
     RayApiConnectionError,
@@ -184,7 +185,7 @@ FINAL = [
 ]
 OTHERS = [
     RayJobsError("odd"),
-    RayApiConnectionError("cut off", sent=False),
+    RayApiConnectionError("cut off", delivery=Delivery.NOT_SENT),
     RayApiUnreachableError("away"),
     RayApiResponseError("teapot", status_code=418),
     RayJobNotFoundError("gone", status_code=404),

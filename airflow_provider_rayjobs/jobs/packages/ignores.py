@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 GITIGNORE, RAYIGNORE = ".gitignore", ".rayignore"
-# Ray's default for working_dir, and the environment variables that change what is left out.
+# Ray's default for working_dir, here also for py_modules: an import must not change the name of a module's package.
 _DEFAULT_EXCLUDES = ".git,.venv,venv,__pycache__"
 _DEFAULT_EXCLUDES_VARIABLE = "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES"
 _IGNORE_GITIGNORE_VARIABLE = "RAY_RUNTIME_ENV_IGNORE_GITIGNORE"
@@ -61,7 +61,7 @@ class IgnoreRules:
 
 
 def default_excludes(environ: Mapping[str, str]) -> list[str]:
-    """Return the patterns that Ray always adds to the ``excludes`` of a ``working_dir``."""
+    """Return the patterns that are left out of every directory, before those of ``excludes``."""
     given = environ.get(_DEFAULT_EXCLUDES_VARIABLE, _DEFAULT_EXCLUDES)
     return [pattern.strip() for pattern in given.split(",") if pattern.strip()]
 

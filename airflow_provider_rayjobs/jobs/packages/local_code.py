@@ -34,8 +34,8 @@ from airflow_provider_rayjobs.jobs.progress import MIB, Progress, finish
 
 # aiohttp in Ray's HTTP server refuses a request body of this size (``DASHBOARD_CLIENT_MAX_SIZE``).
 LIMIT = 100 * MIB
-# zlib compresses at best 1032 to 1.
-_BEST_RATIO = 1040
+# Ray's documented limit for a directory. The zip of a larger one is hardly ever below ``LIMIT``.
+_DIRECTORY_LIMIT = 500 * MIB
 _LARGEST = 10
 
 
@@ -114,7 +114,8 @@ def find_packages(
     if isinstance(secrets, str):
         raise ValueError("package_secrets must be True, False or a list of patterns, as in a .gitignore")
     folders = folders or (Path.cwd(),)
-    naming = _Naming(Selection(tuple(excludes), uses_gitignore(os.environ), secrets), folders, storage)
+    patterns = (*default_excludes(os.environ), *excludes)
+    naming = _Naming(Selection(patterns, uses_gitignore(os.environ), secrets), folders, storage)
     requirements = read_requirements(runtime_env, folders)
     changed = dict(runtime_env) | requirements.changed
     packages = []
@@ -153,8 +154,7 @@ class _Naming:
             return (yield from self._name(Package("working_dir", Path(), _with_files(Tree(()), files))))
         source = find_path("runtime_env['working_dir']", given, self.folders)
         if source.is_dir():
-            excludes = (*default_excludes(os.environ), *self.selection.excludes)
-            tree = yield from select(source, replace(self.selection, excludes=excludes))
+            tree = yield from select(source, self.selection)
             return (yield from self._name(Package("working_dir", source, _with_files(tree, files))))
         if not source.name.endswith(ARCHIVES):
             raise ValueError(
@@ -209,9 +209,9 @@ class _Naming:
     def _name(self, package: Package) -> Progress[Package]:
         """Name a package and choose its destination by its size on the disk, before it is packed."""
         tree = package.tree
-        # too large even if it compresses perfectly: an error now, not after hours of reading
-        if self.storage is None and tree.size >= (LIMIT if package.is_archive else _BEST_RATIO * LIMIT):
-            raise ValueError(too_large(package))
+        is_too_large = tree.size >= LIMIT if package.is_archive else tree.size > _DIRECTORY_LIMIT
+        if self.storage is None and is_too_large:
+            raise ValueError(too_large(package))  # before its files are read
         digests = yield from digest_tree(tree)
         file = package.source.name
         name = name_archive(file, digests[file]) if package.is_archive else name_tree(tree, digests)
@@ -260,9 +260,12 @@ def _names_in(source: Path) -> Iterator[str]:
 
 def too_large(package: Package) -> str:
     """Return the error message of a package over the limit, with its largest files and directories."""
+    limit = "Ray's HTTP server accepts less than 100 MiB"
+    if not package.is_archive and package.tree.size > _DIRECTORY_LIMIT:
+        limit = "Ray's limit for local code is 500 MiB"
     fact = (
-        f"Package too large: Ray's HTTP server accepts less than 100 MiB. runtime_env[{package.owner!r}] is "
-        f"{package.source} ({package.content}). Nothing was submitted."
+        f"Package too large: {limit}. runtime_env[{package.owner!r}] is {package.source} ({package.content}). The "
+        "package was not uploaded."
     )
     storage = "For larger packages set package_storage, an object storage path that the cluster can read."
     if package.is_archive:

@@ -270,14 +270,14 @@ def printable(name: str) -> str:
 def unreadable(path: str, error: OSError) -> RayPackageError:
     """Return the error for a file or directory that cannot be read."""
     return RayPackageError(
-        f"Could not read {path!r}: {error.strerror or error}. Nothing was submitted. Make it readable for the user of "
-        "this process, or exclude it."
+        f"Could not read {path!r}: {error.strerror or error}. The package was not uploaded. Make it readable for the "
+        "user of this process, or exclude it."
     )
 
 
 def changed(path: str, how: str) -> RayPackageError:
     """Return the error for a file that changed after its directory was listed."""
     return RayPackageError(
-        f"File changed during packing: {path} ({how}). Nothing was submitted. Try again when no program writes to it, "
-        "or exclude it."
+        f"File changed during packing: {path} ({how}). The package was not uploaded. Try again when no program writes "
+        "to it, or exclude it."
     )

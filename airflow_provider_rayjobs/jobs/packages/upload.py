@@ -2,19 +2,21 @@
 The engine that uploads packages to the cluster, or to a storage, before the job is submitted.
 
 It first asks for each package, and packs and uploads only those that are missing. Ray keeps a package for 10 minutes
-after such a request, but not after an upload. So the engine asks again after an upload, and after a long time.
+after such a request, but not after an upload, and a head that restarts may lose it. So the engine asks again after an
+upload, and :meth:`UploadedPackages.ensure` asks again before an attempt to submit the job.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO
 
-from airflow_provider_rayjobs.exceptions import RayApiPackageNotFoundError, RayPackageError
+from airflow_provider_rayjobs.exceptions import Delivery, RayApiPackageNotFoundError, RayPackageError
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.packages.digest import read_verified
 from airflow_provider_rayjobs.jobs.packages.local_code import LIMIT, LocalCode, Package, PackageStorage, too_large
@@ -32,45 +34,78 @@ from airflow_provider_rayjobs.jobs.steps import (
     with_retries,
 )
 
-# Seconds between two requests for a package. Ray keeps it for 600 s by default, but a cluster may set less
-# (``RAY_RUNTIME_ENV_URI_PIN_EXPIRATION_S``).
+# Seconds between a request for a package and the submission. Ray keeps the package for 600 s by default, but a cluster
+# may set less (``RAY_RUNTIME_ENV_URI_PIN_EXPIRATION_S``).
 _ASK_AGAIN = 120.0
 _CHUNK = 256 * 1024
 _SECRETS_SHOWN = 10
 
 
-def upload_packages(code: LocalCode, retry_timeout: float) -> Engine[None]:
+@dataclass(frozen=True)
+class UploadedPackages:
+    """The packages of a submission; ``seen_at`` is the time of the last request that found a package, by its name."""
+
+    packages: tuple[Package, ...]
+    seen_at: dict[str, float] = field(default_factory=dict)
+
+    def ensure(self, is_repeated: bool) -> Engine[None]:
+        """
+        Ask for packages again before an attempt to submit the job, and upload those that the cluster has lost.
+
+        Ask only for packages that were last seen more than two minutes ago. The caller retries after an error.
+
+        :param is_repeated: whether an earlier attempt failed: the head may have restarted, so ask for all packages.
+        :raises RayPackageError: for a package that is lost and cannot be packed again.
+        """
+        if is_repeated:
+            self.seen_at.clear()
+        for _ in range(2):  # the second time for packages that waited for the upload of another
+            for package in self.packages:
+                now = yield Sleep(0)
+                if package.storage is None and now - self.seen_at.get(package.name, -math.inf) > _ASK_AGAIN:
+                    yield from self._restore(package)
+
+    def _restore(self, package: Package) -> Engine[None]:
+        size = yield from _upload_if_missing(package, 0.0, self.seen_at)
+        if size is not None:
+            yield LogMessage(
+                f"{package.owner} {package.source}: the cluster had lost package {package.name}. It was uploaded again "
+                f"({size / MIB:.1f} MiB).",
+                logging.WARNING,
+            )
+
+
+def upload_packages(code: LocalCode, retry_timeout: float) -> Engine[UploadedPackages]:
     """
     Make all packages available to the job.
 
     :param retry_timeout: seconds for which temporary failures are retried.
+    :return: the packages, for another look at them before each attempt to submit the job.
     :raises ValueError: for a package over the limit of Ray's HTTP server.
     :raises RayPackageError: for a package that cannot be packed or stored.
     :raises RayApiUnreachableError: if the cluster is unreachable for longer.
     """
-    with raising_unreachable(retry_timeout, "No job was submitted.", sent=False):
-        yield from _provide(code, retry_timeout)
+    uploaded = UploadedPackages(code.packages)
+    with raising_unreachable(retry_timeout, "No job was submitted.", delivery=Delivery.NOT_SENT):
+        for package in code.packages:
+            yield from _warn(package)
+            yield from _provide(package, retry_timeout, uploaded.seen_at)
+    return uploaded
 
 
-def _provide(code: LocalCode, retry_timeout: float) -> Engine[None]:
-    asked_at: dict[str, float] = {}
-    for package in code.packages:
-        yield from _warn(package)
-        began = yield Sleep(0)
-        if package.storage is not None:
-            outcome = yield from _store(package, package.storage)
-        else:
-            outcome = yield from _upload_if_missing(package, retry_timeout, asked_at)
-        now = yield Sleep(0)
-        took = "" if outcome.startswith("already") else f" in {now - began:.1f} s"
-        yield LogMessage(
-            f"{package.owner} {package.source}: package {package.name}, {package.content}; named in "
-            f"{package.seconds:.1f} s, {outcome}{took}."
-        )
-    for package in code.packages:
-        now = yield Sleep(0)
-        if package.name in asked_at and now - asked_at[package.name] > _ASK_AGAIN:
-            yield from _upload_if_missing(package, retry_timeout, asked_at)
+def _provide(package: Package, retry_timeout: float, seen_at: dict[str, float]) -> Engine[None]:
+    began = yield Sleep(0)
+    if package.storage is not None:
+        outcome = yield from _store(package, package.storage)
+    else:
+        size = yield from _upload_if_missing(package, retry_timeout, seen_at)
+        outcome = "already on the cluster" if size is None else f"uploaded ({size / MIB:.1f} MiB)"
+    now = yield Sleep(0)
+    took = "" if outcome.startswith("already") else f" in {now - began:.1f} s"
+    yield LogMessage(
+        f"{package.owner} {package.source}: package {package.name}, {package.content}; named in "
+        f"{package.seconds:.1f} s, {outcome}{took}."
+    )
 
 
 def _warn(package: Package) -> Engine[None]:
@@ -83,30 +118,31 @@ def _warn(package: Package) -> Engine[None]:
         yield LogMessage(message, logging.WARNING)
 
 
-def _upload_if_missing(package: Package, retry_timeout: float, asked_at: dict[str, float]) -> Engine[str]:
-    """Upload a package if the cluster does not have it, and describe the outcome for the log."""
-    if (yield from _exists(package, retry_timeout, asked_at)):
-        return "already on the cluster"
+def _upload_if_missing(package: Package, retry_timeout: float, seen_at: dict[str, float]) -> Engine[int | None]:
+    """Upload a package if the cluster does not have it. Return the number of bytes sent, or ``None``."""
+    if (yield from _exists(package, retry_timeout, seen_at)):
+        return None
     with ExitStack() as stack:
         file = yield from run_in_slices(pack(package, LIMIT, stack), f"Packing {package.source}", package.tree.size)
         size = file.tell()
         upload = Upload(endpoints.put_package(package.name, size), Body(file, size, package.name))
         for _ in range(2):
             yield from with_retries(upload, retry_timeout)
-            if (yield from _exists(package, retry_timeout, asked_at)):
-                return f"uploaded ({size / MIB:.1f} MiB)"
+            if (yield from _exists(package, retry_timeout, seen_at)):
+                return size
     raise RayPackageError(
-        f"Package lost: the cluster accepted {package.name} ({size} bytes) twice, but does not have it. Nothing was "
-        "submitted. The head may be short of memory, or several heads may share its address."
+        f"Package lost: the cluster accepted {package.name} ({size} bytes) twice, but does not have it. The head may "
+        "be short of memory, or several heads may share its address."
     )
 
 
-def _exists(package: Package, retry_timeout: float, asked_at: dict[str, float]) -> Engine[bool]:
-    asked_at[package.name] = yield Sleep(0)
+def _exists(package: Package, retry_timeout: float, seen_at: dict[str, float]) -> Engine[bool]:
+    asked_at = yield Sleep(0)
     try:
         yield from send(endpoints.get_package(package.name), retry_timeout)
     except RayApiPackageNotFoundError:
         return False
+    seen_at[package.name] = asked_at
     return True
 
 
@@ -140,8 +176,8 @@ def pack(package: Package, limit: int | None, stack: ExitStack) -> Progress[IO[b
                     raise ValueError(too_large(package))
     except OSError as error:
         raise RayPackageError(
-            f"Could not write a temporary file for a package: {error.strerror or error}. Nothing was submitted. Free "
-            "disk space, or set TMPDIR to another directory."
+            f"Could not write a temporary file for a package: {error.strerror or error}. The package was not uploaded. "
+            "Free disk space, or set TMPDIR to another directory."
         ) from error
     return file
 

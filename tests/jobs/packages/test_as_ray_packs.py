@@ -166,7 +166,7 @@ def test_default_excludes_are_those_of_ray():
 
 
 def test_environment_variables_change_what_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """``RAY_RUNTIME_ENV_IGNORE_GITIGNORE=1`` disables .gitignore; default excludes apply to working_dir only."""
+    """``RAY_RUNTIME_ENV_IGNORE_GITIGNORE=1`` disables .gitignore; another variable replaces the default excludes."""
     (tmp_path / "code" / ".venv").mkdir(parents=True)
     (tmp_path / "code" / ".venv" / "python").touch()
     (tmp_path / "code" / ".gitignore").write_text("*.log\n")
@@ -177,8 +177,30 @@ def test_environment_variables_change_what_is_left_out(tmp_path: Path, monkeypat
         return {entry.name for entry in code.packages[0].tree.entries}
 
     assert names(working_dir="code") == {".gitignore"}
-    assert names(py_modules=["code"]) == {"code/.gitignore", "code/.venv/python"}
+    assert names(py_modules=["code"]) == {"code/.gitignore"}
     monkeypatch.setenv("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "1")
     assert names(working_dir="code") == {".gitignore", "a.log"}
     monkeypatch.setenv("RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES", "")
     assert names(working_dir="code") == {".gitignore", "a.log", ".venv/python"}
+    assert names(py_modules=["code"]) == {"code/.gitignore", "code/a.log", "code/.venv/python"}
+
+
+def test_module_differs_from_rays_by_the_default_excludes(tmp_path: Path):
+    """Ray has default excludes for working_dir only: its package of a module also has __pycache__ and .git."""
+    from ray._private.runtime_env.py_modules import upload_py_modules_if_needed
+
+    module = tmp_path / "venv"  # a default exclude, which does not match the module's own directory
+    for name in ("__init__.py", "a.log", "sub/b.py", "__pycache__/a.pyc", "sub/__pycache__/b.pyc", ".git/HEAD"):
+        (module / name).parent.mkdir(parents=True, exist_ok=True)
+        (module / name).write_text(name)
+    runtime_env: dict[str, Any] = {"py_modules": [str(module)], "excludes": ["*.log"]}
+    rays: list[str] = []
+
+    upload_py_modules_if_needed(dict(runtime_env), True, upload_fn=lambda _, excludes: rays.extend(excludes))
+    theirs = set(contents_by_ray(module, top=True, excludes=rays, gitignore=True))
+    [package] = resolve_local_code(runtime_env).packages
+
+    ours = {entry.name for entry in package.tree.entries}
+    assert ours == {"venv/__init__.py", "venv/sub/b.py"}
+    assert theirs - ours == {"venv/__pycache__/a.pyc", "venv/sub/__pycache__/b.pyc", "venv/.git/HEAD"}
+    assert ours <= theirs

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -91,6 +93,17 @@ def test_module_given_as_dot_has_its_directory_name(folder: Path):
     assert entries(package) == ["code/__init__.py", "code/sub/a.py"]
     [package] = resolve_local_code({"py_modules": [".."]}, folders=[folder / "code" / "sub"]).packages
     assert entries(package) == ["code/__init__.py", "code/sub/a.py"]
+
+
+@pytest.mark.parametrize("environment", [{"working_dir": "code"}, {"py_modules": ["code"]}])
+def test_bytecode_cache_does_not_change_the_name_of_a_package(folder: Path, environment: dict[str, Any]):
+    """A directory has the same package before and after an import has written ``__pycache__``."""
+    [before] = resolve_local_code(environment, folders=[folder]).packages
+    subprocess.run([sys.executable, "-m", "compileall", "-q", "code"], cwd=folder, check=True)
+    assert len(list(folder.rglob("*.pyc"))) == 2
+    [after] = resolve_local_code(environment, folders=[folder]).packages
+
+    assert after.name == before.name
 
 
 @pytest.mark.parametrize(
@@ -235,7 +248,7 @@ def test_too_large_package_shows_its_largest_files(folder: Path):
     """The error lists the ten largest files and how to exclude them."""
     for number in range(12):
         with (folder / "code" / f"data{number:02}.bin").open("wb") as file:
-            file.truncate(10_000_000 * (number + 1))
+            file.truncate(5_000_000 * (number + 1))
     [package] = resolve_local_code({"working_dir": "code"}, folders=[folder]).packages
 
     lines = too_large(package).splitlines()
@@ -282,14 +295,38 @@ def test_too_large_archive_is_an_error_before_it_is_read(folder: Path):
         resolve_local_code({"working_dir": "large.zip"}, folders=[folder])
 
 
-def test_incompressible_size_is_an_error_before_files_are_read(folder: Path):
-    """A tree that is over the limit at any compression ratio is an error before its files are read."""
-    with (folder / "code" / "huge").open("wb") as file:
-        file.truncate(110 * 2**30)
+@pytest.mark.parametrize("environment", [{"working_dir": "code"}, {"py_modules": ["code"]}])
+def test_tree_over_500_mib_is_an_error_before_files_are_read(folder: Path, environment: dict[str, Any]):
+    """Files of more than 500 MiB in total are an error with the ten largest entries, and no file is read."""
+    for number in range(12):
+        with (folder / "code" / f"data{number:02}.bin").open("wb") as file:
+            file.truncate((number + 1) * 2**20)
+    rest = 500 * 2**20 - sum(path.stat().st_size for path in (folder / "code").rglob("*.*"))
+
+    def set_size(size: int) -> None:
+        with (folder / "code" / "model.bin").open("wb") as file:
+            file.truncate(size)
+
+    def first_bytes(**options: Any) -> int:
+        return next(filter(None, find_packages(environment, folders=[folder], **options)))
+
+    set_size(rest + 1)
     read: list[int] = []
-    with pytest.raises(ValueError, match=r"Package too large[\s\S]*112640\.0 MiB  huge"):
-        read.extend(find_packages({"working_dir": "code"}, folders=[folder]))
+    with pytest.raises(ValueError, match="Package too large: Ray's limit for local code is 500 MiB") as error:
+        read.extend(find_packages(environment, folders=[folder]))
     assert sum(read) == 0
+    facts, *entries, remedy = str(error.value).splitlines()
+    assert "(15 files, 500.0 MiB)." in facts
+    assert [line.split()[-1] for line in entries] == [
+        "model.bin",
+        *(f"data{number:02}.bin" for number in range(11, 2, -1)),
+    ]
+    assert "'excludes': ['/model.bin', ...]" in remedy
+    assert "set package_storage" in remedy
+
+    assert first_bytes(storage=Anywhere()) > 0
+    set_size(rest)
+    assert first_bytes() > 0
 
 
 def test_naming_yields_each_byte_that_it_reads(folder: Path):

@@ -15,12 +15,13 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, Any, ClassVar, TypeVar
 
 import httpx
 import pytest
 
 from airflow_provider_rayjobs.exceptions import (
+    Delivery,
     RayApiConnectionError,
     RayApiPackageNotFoundError,
     RayApiRejectedError,
@@ -33,8 +34,18 @@ from airflow_provider_rayjobs.jobs.access import Access
 from airflow_provider_rayjobs.jobs.packages.local_code import LIMIT, LocalCode, resolve_local_code
 from airflow_provider_rayjobs.jobs.packages.upload import Body, pack, upload_packages
 from airflow_provider_rayjobs.jobs.progress import finish
-from airflow_provider_rayjobs.jobs.steps import Interrupted, LogMessage, RunBlocking, Send, Sleep, Upload, interruptible
+from airflow_provider_rayjobs.jobs.steps import (
+    Engine,
+    Interrupted,
+    LogMessage,
+    RunBlocking,
+    Send,
+    Sleep,
+    Upload,
+    interruptible,
+)
 
+T = TypeVar("T")
 ADDRESS = "http://127.0.0.1:8265"
 MISSING = "Package gcs://x does not exist"
 
@@ -42,30 +53,44 @@ MISSING = "Package gcs://x does not exist"
 class Cluster:
     """A head's answers to packages and submissions, as recorded from Ray 2.60."""
 
-    def __init__(self, failures: list[Exception | int] | None = None, *, forgets: bool = False) -> None:
+    def __init__(
+        self,
+        failures: list[Exception | int] | None = None,
+        *,
+        forgets: bool = False,
+        restarts: list[Exception | int] | None = None,
+    ) -> None:
         self.packages: dict[str, bytes] = {}
         self.asked: list[str] = []
         self.submitted: list[bytes] = []
         self._failures = failures or []
         self._forgets = forgets
+        # how submissions fail while the head restarts without its packages
+        self._restarts = restarts or []
 
     def answer(self, request: httpx.Request, body: bytes) -> httpx.Response:
         name = request.url.path.rpartition("/")[2]
         self.asked.append(request.method)
         if request.method == "POST":
+            if self._restarts:
+                self.packages.clear()
+                return self._fail(self._restarts.pop(0))
             self.submitted.append(body)
             return httpx.Response(200, json={"submission_id": "job"})
         if request.method == "GET":
             return httpx.Response(200 if name in self.packages else 404, text="" if name in self.packages else MISSING)
         assert int(request.headers["content-length"]) == len(body)
         if self._failures:
-            failure = self._failures.pop(0)
-            if isinstance(failure, Exception):
-                raise failure
-            return httpx.Response(failure, text="<html>later</html>")
+            return self._fail(self._failures.pop(0))
         if not self._forgets:
             self.packages[name] = body
         return httpx.Response(200)
+
+    @staticmethod
+    def _fail(failure: Exception | int) -> httpx.Response:
+        if isinstance(failure, Exception):
+            raise failure
+        return httpx.Response(failure, text="<html>later</html>")
 
     def blocking(self, request: httpx.Request) -> httpx.Response:
         return self.answer(request, request.read())
@@ -215,7 +240,7 @@ def test_upload_that_never_succeeds_is_an_error(submit: Callable[..., str], code
     away = Cluster([httpx.ConnectError("no")] * 20)
     with pytest.raises(RayApiUnreachableError, match=r"Retried for 2 s\. No job was submitted") as error:
         submit(away, runtime_env={"working_dir": str(code)})
-    assert error.value.sent is False
+    assert error.value.delivery is Delivery.NOT_SENT
 
     forgetful = Cluster(forgets=True)
     with pytest.raises(RayPackageError, match="Package lost: the cluster accepted _ray_pkg_.* but does not have it"):
@@ -272,17 +297,33 @@ def test_log_names_secrets_that_are_left_out(submit: Callable[..., str], code: P
 def drive(
     code: LocalCode, take: Callable[[Any], None], *, held: set[str], seconds: float = 0.0
 ) -> tuple[list[str], list[str]]:
-    """Run the engine with a clock that advances by ``seconds`` with each upload."""
-    now = 1000.0
+    """Run the engines before the first submission with a clock that advances by ``seconds`` with each upload."""
+
+    def engine() -> Engine[None]:
+        uploaded = yield from upload_packages(code, 10)
+        yield from uploaded.ensure(False)
+
+    _, asked, notes = perform(engine(), take, held=held, seconds=seconds)
+    return asked, notes
+
+
+def perform(
+    engine: Engine[T],
+    take: Callable[[Any], None] = lambda _: None,
+    *,
+    held: set[str],
+    now: float = 1000.0,
+    seconds: float = 0.0,
+) -> tuple[T, list[str], list[str]]:
+    """Run an engine from the time ``now``, and return its result, the requests and the messages."""
     asked, notes = [], []
-    engine = upload_packages(code, 10)
     answer: Any = None
     failure: Exception | None = None
     while True:
         try:
             step = engine.throw(failure) if failure else engine.send(answer)
-        except StopIteration:
-            return asked, notes
+        except StopIteration as end:
+            return end.value, asked, notes
         answer = failure = None
         match step:
             case Send(request):
@@ -313,6 +354,105 @@ def test_package_is_asked_for_again_after_long_uploads(code: Path):
 
     assert quick == [f"GET {one}", f"GET {two}", f"PUT {two}", f"GET {two}"]
     assert slow == [*quick, f"GET {one}"]
+
+
+@pytest.fixture
+def modules(code: Path) -> LocalCode:
+    """Two modules, each with a package of its own."""
+    (code / "other.py").touch()
+    return resolve_local_code({"py_modules": [str(code / "main.py"), str(code / "other.py")]})
+
+
+def test_packages_are_asked_for_again_before_a_late_submission(modules: LocalCode):
+    """Before the submission, packages last seen more than two minutes ago are asked for; a found one counts as seen."""
+    one, two = (package.name for package in modules.packages)
+    uploaded, _, _ = perform(upload_packages(modules, 10), held={one, two}, now=1000)
+
+    assert perform(uploaded.ensure(False), held=set(), now=1120) == (None, [], [])
+    assert perform(uploaded.ensure(False), held={one, two}, now=1121) == (None, [f"GET {one}", f"GET {two}"], [])
+    assert perform(uploaded.ensure(False), held=set(), now=1241) == (None, [], [])
+
+
+def test_lost_package_is_uploaded_before_a_repeated_submission(modules: LocalCode):
+    """Before a repeated submission, all packages are asked for at any time, and the missing ones are uploaded."""
+    one, two = (package.name for package in modules.packages)
+    uploaded, _, _ = perform(upload_packages(modules, 10), held={one, two})
+
+    _, asked, notes = perform(uploaded.ensure(True), held={one})
+
+    assert asked == [f"GET {one}", f"GET {two}", f"PUT {two}", f"GET {two}"]
+    [note] = notes
+    assert f"the cluster had lost package {two}. It was uploaded again (0.0 MiB)." in note
+    assert note.startswith("py_modules[1] /")
+
+
+def test_package_that_waits_for_a_slow_upload_is_asked_for_again(modules: LocalCode):
+    """If the upload of a lost package takes more than two minutes, the other packages are asked for once more."""
+    one, two = (package.name for package in modules.packages)
+    uploaded, _, _ = perform(upload_packages(modules, 10), held={one, two})
+
+    _, asked, _ = perform(uploaded.ensure(True), held={one}, seconds=130)
+
+    assert asked == [f"GET {one}", f"GET {two}", f"PUT {two}", f"GET {two}", f"GET {one}"]
+
+
+def test_failed_look_is_an_error_of_the_attempt(modules: LocalCode):
+    """A failed request before a submission is not retried by itself, and does not count as a look."""
+    one, two = (package.name for package in modules.packages)
+    uploaded, _, _ = perform(upload_packages(modules, 10), held={one, two})
+    failing = uploaded.ensure(True)
+    assert isinstance(next(failing), Sleep)
+    while not isinstance(step := failing.send(1000.0), Send):
+        assert isinstance(step, Sleep)
+    failure = RayApiConnectionError("refused", delivery=Delivery.NOT_SENT)
+
+    assert isinstance(failing.throw(failure), Sleep)
+    with pytest.raises(RayApiConnectionError) as error:
+        failing.send(1000.0)
+
+    assert error.value is failure
+    assert perform(uploaded.ensure(False), held={one, two})[1] == [f"GET {one}", f"GET {two}"]
+
+
+def test_stored_package_is_not_asked_for_again(code: Path):
+    """A package in a storage does not depend on the head, so a repeated submission does not look for it."""
+    with (code / "large").open("wb") as file:
+        file.truncate(LIMIT)
+
+    class Full(Slow):
+        def has(self, _: str) -> bool:
+            return True
+
+    packages = resolve_local_code({"working_dir": str(code)}, storage=Full())
+    uploaded, _, _ = perform(upload_packages(packages, 10), held=set())
+
+    assert perform(uploaded.ensure(True), held=set(), now=5000) == (None, [], [])
+
+
+def test_lost_package_whose_files_changed_is_an_error(modules: LocalCode, code: Path):
+    """A package is uploaded again with the contents that were named, or not at all."""
+    uploaded, _, _ = perform(upload_packages(modules, 10), held={package.name for package in modules.packages})
+    (code / "main.py").write_text("print(2)\n")
+
+    with pytest.raises(RayPackageError, match=r"File changed during packing: /.*/main\.py .*package was not uploaded"):
+        perform(uploaded.ensure(True), held=set())
+
+
+@pytest.mark.parametrize(
+    "failure", [httpx.ConnectError("refused"), httpx.ReadTimeout("lost"), 503], ids=["refused", "lost", "busy"]
+)
+def test_job_is_submitted_with_its_package_after_a_restart(
+    submit: Callable[..., str], code: Path, failure: Exception | int
+):
+    """A head that restarts during the submission and loses its packages gets the package again, then the job."""
+    cluster = Cluster(restarts=[failure])
+
+    submit(cluster, runtime_env={"working_dir": str(code)})
+
+    assert cluster.asked == ["GET", "PUT", "GET", "POST", "GET", "PUT", "GET", "POST"]
+    assert len(cluster.submitted) == 1
+    [name] = cluster.packages
+    assert name.encode() in cluster.submitted[0]
 
 
 def test_log_has_one_line_per_package(code: Path):
@@ -554,11 +694,11 @@ def test_temporary_file_has_no_name(code: Path, tmp_path_factory: Any, monkeypat
 
 
 def test_upload_that_was_never_sent_is_marked_unsent():
-    """A refused connection is an error with ``sent=False``, as for any request."""
+    """A refused connection is an error with the delivery ``NOT_SENT``, as for any request."""
 
     def engine() -> Any:
         yield Upload(endpoints.put_package("a.zip", 1), Body(io.BytesIO(b"a"), 1, "a.zip"))
 
     with RayJobsClient("http://127.0.0.1:9") as client, pytest.raises(RayApiConnectionError) as error:
         client.run(engine())
-    assert error.value.sent is False
+    assert error.value.delivery is Delivery.NOT_SENT
