@@ -507,6 +507,7 @@ class Airflow:
             start_date=_date(self._try_started + self.clock.time() - self.clock.now),
             task=worker.task,
             xcom_push=lambda key, value: self._push(worker.process, key, value),
+            xcom_pull=lambda *, key, **_: self._pull(worker.process, key),
             get_first_reschedule_date=lambda _context: self._first_reschedule,
             get_task_states=lambda **_: self._get_states(worker),
         )
@@ -535,6 +536,9 @@ class Airflow:
 
     def _push(self, process: Process, key: str, value: Any) -> None:
         self.effect(process, f"xcom {key}", lambda: self.xcoms.__setitem__(key, json.loads(json.dumps(value))))
+
+    def _pull(self, process: Process, key: str) -> Any:
+        return self.effect(process, f"xcom get {key}", lambda: self.xcoms.get(key))
 
     def effect(self, process: Process, label: str, act: Callable[[], Any]) -> Any:
         """Perform a call to Airflow's API server, which may fail before or after its effect."""
