@@ -88,6 +88,8 @@ class Worker:
     number: int
     try_number: int
     may_retry: bool
+    # how often the task had been cleared when the process started
+    clear_number: int
     task: Any = None
     thread: Thread | None = None
     is_terminating: bool = False
@@ -193,6 +195,7 @@ class Airflow:
             number,
             self.try_number,
             self.max_tries != 0 and self.try_number <= self.max_tries,
+            self.clear_number,
         )
         self.workers.append(worker)
         self._running = worker
@@ -485,7 +488,7 @@ class Airflow:
                 )
             if self._triggerer is not None:
                 self._triggerer.add(row)
-        elif worker.looked_at >= 0 and worker.looked_at >= self.last_action:
+        elif 0 <= worker.looked_at <= self.last_action:
             self.tags.add("the deferral was rejected after the last look")
         else:
             self.tags.add("rejected deferral")

@@ -305,18 +305,17 @@ class History:
         self.note(f"ray: job {job.number} {job.name} {event}")
         if event == "accepted" and job.metadata.get("airflow_task_id") == self.airflow.task_id:
             self.jobs.append(job)
-            job.is_late = self._is_late()
+            self._note_sender(job)
             invariants.check_one_living_job(self, job)
         elif event == "started":
             invariants.check_one_living_job(self, job)
 
-    def _is_late(self) -> bool:
-        """Tell whether the sender of a submission is dead, or will be before it can stop the job."""
-        sender = self.network.sender
+    def _note_sender(self, job: Job) -> None:
+        """Note whether the sender of a submission is dead, or will be before it can stop the job."""
         for worker in self.airflow.workers:
-            if worker.process is sender:
-                return not sender.is_alive or self.clock.now > worker.terminated_at + KILL_TIME
-        return True
+            if worker.process is self.network.sender:
+                job.generation = worker.clear_number
+                job.is_late = not worker.process.is_alive or self.clock.now > worker.terminated_at + KILL_TIME
 
     def _succeeded(self, result: Any) -> None:
         invariants.check_green(self, result)

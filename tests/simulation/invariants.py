@@ -35,7 +35,7 @@ def check_one_living_job(history: History, job: Job) -> None:
         return
     if not history.scenario.stop_on_kill:
         # a Clear leaves the old job alone
-        living = [other for other in living if not any(other.start_time <= at for at in history.clears)]
+        living = [other for other in living if other.generation == job.generation]
     if living:
         others = ", ".join(f"{other.number} {other.name} {other.status}" for other in living)
         history.violate("one living job", f"job {job.number} {job.name} lives beside {others}")
@@ -44,6 +44,8 @@ def check_one_living_job(history: History, job: Job) -> None:
 def check_green(history: History, result: Any) -> None:
     """Check a success that the task itself has reported."""
     if history.scenario.is_sensor:
+        if history.clears:
+            return  # a cleared sensor waits for the job that has the id now
         watched = history.scenario.watched_job(history)
         if watched is not None and watched.status != "SUCCEEDED":
             history.violate("green", f"the sensor is green, but its job {watched.name} is {watched.status}")

@@ -98,6 +98,8 @@ class Job:
     is_deleted: bool = False
     # the submission arrived when its sender could not stop the job any more
     is_late: bool = False
+    # a number of the sender's choice, for checks
+    generation: int = 0
     # the status that requests reported last
     reported: set[str] = field(default_factory=set)
 
