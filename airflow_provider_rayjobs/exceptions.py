@@ -93,6 +93,9 @@ class RayApiResponseError(RayJobsError):
     :param delivery: ``REFUSED`` if the answer has Ray's own words, ``FOREIGN`` if another program sent it.
     """
 
+    # Seconds that a busy server asked to wait before the next request.
+    retry_after = 0.0
+
     def __init__(self, message: str, *, status_code: int = 0, delivery: Delivery = Delivery.MAY_HAVE_ARRIVED) -> None:
         super().__init__(message)
         self.status_code = status_code

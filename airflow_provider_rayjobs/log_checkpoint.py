@@ -25,6 +25,8 @@ RATE = 4.0
 # Seconds after a deferral in which its trigger can only start for the first time, without a checkpoint. A triggerer
 # starts new triggers within a second, and those of a lost triggerer after 30 s.
 _FIRST_RUN = 8.0
+# Seconds for the lookup of a checkpoint after the job's end. A busy triggerer took 21 s for its first XCom.
+_LOOKUP_TIMEOUT = 60.0
 # Airflow before 3.3 has no XComs for an event loop.
 _HAS_XCOMS = hasattr(BaseXCom, "aset")
 
@@ -93,17 +95,24 @@ class CheckpointedShare(BudgetShare):
     @asynccontextmanager
     async def following(self, reader: LogReader) -> AsyncIterator[None]:
         """Restore the checkpoint of a lost triggerer into a reader, and store the reader's offset between turns."""
-        storing = asyncio.ensure_future(self._store_offsets(reader))
+        restoring = asyncio.ensure_future(self._restore(reader))
+        storing = asyncio.ensure_future(self._store_offsets(reader, restoring))
         try:
-            yield
+            try:
+                yield
+            except Exception:
+                await asyncio.wait([restoring], timeout=_LOOKUP_TIMEOUT)
+                raise
+            # The job may end before the lookup. The worker continues at the offset that the lookup finds.
+            await asyncio.wait([restoring], timeout=_LOOKUP_TIMEOUT)
         finally:
+            restoring.cancel()
             storing.cancel()
-            await asyncio.gather(storing, return_exceptions=True)
+            await asyncio.gather(restoring, storing, return_exceptions=True)
             self.leave()
 
-    async def _store_offsets(self, reader: LogReader) -> None:
-        if self._has_lookup:
-            await self._restore(reader)
+    async def _store_offsets(self, reader: LogReader, restoring: asyncio.Future[None]) -> None:
+        await restoring
         while True:
             await self._pending.wait()
             await _next_slot()
@@ -114,6 +123,8 @@ class CheckpointedShare(BudgetShare):
             self._pending.clear()
 
     async def _restore(self, reader: LogReader) -> None:
+        if not self._has_lookup:
+            return
         found: Any = None
         with suppress(Exception):  # without a checkpoint lines are repeated, but none is lost
             # not through the user's XCom backend, which may block the event loop

@@ -23,8 +23,8 @@ from airflow_provider_rayjobs.jobs.packages.paths import has_local_code
 from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, delete_ended_job, stop_and_wait
 from airflow_provider_rayjobs.jobs.submission import build_submission, check_runtime_env_keys
 from airflow_provider_rayjobs.task import template_values
-from airflow_provider_rayjobs.task.attempts import HAS_STORE, RetryGeneration
-from airflow_provider_rayjobs.task.execution import Execution, Settings, owner_of
+from airflow_provider_rayjobs.task.attempts import HAS_STORE, RetryGeneration, owner_of
+from airflow_provider_rayjobs.task.execution import Execution, Settings
 from airflow_provider_rayjobs.task.kill_switch import KillSwitch
 from airflow_provider_rayjobs.task.outcomes import raising_task_errors
 from airflow_provider_rayjobs.task.text_templates import RendersText

@@ -25,6 +25,7 @@ from airflow_provider_rayjobs.jobs.models import JobDetails
 from airflow_provider_rayjobs.jobs.steps import send
 from airflow_provider_rayjobs.masking import masking_env_vars
 from airflow_provider_rayjobs.task import template_values
+from airflow_provider_rayjobs.task.attempts import id_of_try
 from airflow_provider_rayjobs.task.outcomes import error_for_outcome, to_sensor_error
 from airflow_provider_rayjobs.task.text_templates import RendersText
 from airflow_provider_rayjobs.triggers import RayJobTrigger, details_from_event, emit_job_log
@@ -99,7 +100,7 @@ class RayJobSensor(RendersText, BaseSensorOperator):
         self.poke_interval = max(self.poke_interval, follow.MIN_POLL_INTERVAL)
         super().execute(context)
 
-    def _defer(self, poller: _JobPoller, deadline: float) -> NoReturn:
+    def _defer(self, poller: _JobPoller, deadline: float, try_id: str) -> NoReturn:
         self.defer(
             trigger=RayJobTrigger(
                 poller.job.submission_id,
@@ -108,6 +109,7 @@ class RayJobSensor(RendersText, BaseSensorOperator):
                 unreachable_timeout=poller.outage.timeout,
                 missing_timeout=max(poller.started_at + poller.missing_timeout - time.time(), 0),
                 job_ref=poller.job.to_json(),
+                try_id=try_id,
                 logs=poller.logs.to_json(),
                 log_state=poller.reader.state if poller.reader else None,
                 deferred_at=time.time(),
@@ -127,7 +129,7 @@ class RayJobSensor(RendersText, BaseSensorOperator):
             self._poller.save(context)
         has_succeeded = details is not None and self._poller.has_succeeded(details)
         if self.deferrable and not has_succeeded:
-            self._defer(self._poller, self._poller.started_at + self.timeout)
+            self._defer(self._poller, self._poller.started_at + self.timeout, id_of_try(context))
         return has_succeeded
 
     def execute_complete(self, context: Context, event: dict[str, Any], deadline: float | None = None) -> None:
@@ -136,6 +138,9 @@ class RayJobSensor(RendersText, BaseSensorOperator):
 
         :param deadline: when the sensor's ``timeout`` expires, Unix seconds.
         """
+        if event.get("try_id", id_of_try(context)) != id_of_try(context):  # see Execution.resume
+            self.execute(context)
+            return
         poller = self._new_poller(context, is_resumed=True)
         poller.reader = reader = poller.logs.reader(event.get("log_state"))
         poller.resume(event)
@@ -149,7 +154,8 @@ class RayJobSensor(RendersText, BaseSensorOperator):
                     client.run(masking_env_vars(send(endpoints.get_job(poller.job.submission_id), retry_timeout=0)))
                 client.run(reader.read(details, poller.logs.flush_interval or 0.0), emit_job_log)
         if not poller.has_succeeded(details):
-            self._defer(poller, time.time() + self.timeout if deadline is None else deadline)
+            until = time.time() + self.timeout if deadline is None else deadline
+            self._defer(poller, until, id_of_try(context))
 
     def _new_poller(self, context: Context, *, is_resumed: bool = False) -> _JobPoller:
         """Read the rendered arguments, push the link to the job, and restore the state of the last poke."""

@@ -57,6 +57,7 @@ class TriggerOptions:
     :param unreachable_timeout: seconds without a usable answer after which the cluster counts as unreachable.
     :param missing_timeout: seconds for which "no such job" is retried.
     :param job_ref: :meth:`.JobRef.to_json` of the job; ``None`` if only its id is known.
+    :param try_id: the id of the try that deferred; the event has it, too.
     :param limits: :meth:`.Limits.to_json` of the time limits.
     :param execution_deadline: when the try's ``execution_timeout`` expires, Unix seconds.
     :param stop_on_kill: whether the job is stopped with the task (Airflow 3.3 and later).
@@ -71,6 +72,7 @@ class TriggerOptions:
     unreachable_timeout: float = follow.UNREACHABLE_TIMEOUT
     missing_timeout: float = 0.0
     job_ref: dict[str, Any] | None = None
+    try_id: str | None = None
     limits: dict[str, Any] | None = None
     execution_deadline: float | None = None
     stop_on_kill: bool = False
@@ -157,6 +159,8 @@ class RayJobTrigger(BaseTrigger):
     async def _follow(self) -> TriggerEvent:
         options = self.options
         event: dict[str, Any] = {"version": 1, "submission_id": self.submission_id, "job_ref": self._job.to_json()}
+        if options.try_id is not None:
+            event["try_id"] = options.try_id
         reader: LogReader | None = None
         if self._unknown:
             self.log.warning("Arguments of another version are ignored: %s.", ", ".join(self._unknown))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +17,7 @@ if not HAS_STORE:
 from airflow.sdk import BaseOperator, ExceptionRetryPolicy, RetryAction, RetryRule
 
 from airflow_provider_rayjobs.exceptions import (
+    Delivery,
     RayApiAddressError,
     RayApiAuthError,
     RayApiRejectedError,
@@ -49,19 +50,25 @@ def decided(policy: RayJobRetryPolicy, error: BaseException, **task: Any) -> Ret
     return policy.evaluate(error, 1, 3, context).action
 
 
-FAILS = [
-    RayApiRejectedError("no", status_code=400),
-    RayApiAuthError("token", status_code=401),
-    RayApiAddressError("a page"),
-    RayJobExistsError("taken"),
-]
+# Airflow 3.4 introduced RESCHEDULE, which is not valid as a default.
+RESCHEDULE = getattr(RetryAction, "RESCHEDULE", None)
+DEFAULTS = [action for action in RetryAction if action is not RESCHEDULE]
+REFUSALS = [(RayApiRejectedError, 400), (RayApiAuthError, 401), (RayJobExistsError, 500)]
+FAILS = [kind("no", status_code=code, delivery=Delivery.REFUSED) for kind, code in REFUSALS]
+UNSCHEDULABLE = RayJobUnschedulableError("no place")
 RETRIES = [RayJobLostError("lost"), RayJobSupervisorError("died"), RayApiUnreachableError("away")]
 OTHERS = [
+    *(
+        kind(f"{each}", status_code=code, delivery=each)
+        for kind, code in REFUSALS
+        for each in Delivery
+        if each != "refused by Ray"
+    ),
+    RayApiAddressError("a page", status_code=404, delivery=Delivery.FOREIGN),
     RayJobsError("odd"),
-    RayJobNotFoundError("gone"),
+    RayJobNotFoundError("gone", status_code=404, delivery=Delivery.REFUSED),
     RayJobFailedError("failed"),
     RayJobRuntimeEnvError("env"),
-    RayJobUnschedulableError("no place"),
     RayJobStoppedError("stopped"),
     RayJobTimeoutError("late", limit="job_timeout"),
     code_failed(3),
@@ -69,18 +76,23 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize("default", list(RetryAction))
+@pytest.mark.parametrize("default", DEFAULTS)
 @pytest.mark.parametrize(
     ("error", "action"),
     [
         *((error, RetryAction.FAIL) for error in FAILS),
         *((error, RetryAction.RETRY) for error in RETRIES),
+        (UNSCHEDULABLE, RESCHEDULE),
         *((error, None) for error in OTHERS),
     ],
     ids=repr,
 )
 def test_default_rules(error: BaseException, action: RetryAction | None, default: RetryAction) -> None:
-    """Final errors fail, failures of the cluster are retried, and ``default`` decides about the rest."""
+    """
+    Refusals by Ray fail, failures of the cluster are retried, and ``default`` decides about the rest.
+
+    Airflow 3.4 runs the same try again after a job that the cluster could not schedule.
+    """
     policy = RayJobRetryPolicy(default=default)
 
     assert decided(policy, error) is (action or default)
@@ -90,7 +102,26 @@ def test_default_rules(error: BaseException, action: RetryAction | None, default
 
 def test_other_errors_are_left_to_the_task() -> None:
     """Without ``default`` the task decides about errors without a rule."""
-    assert decided(RayJobRetryPolicy(), OTHERS[0]) is RetryAction.DEFAULT
+    for error in OTHERS:
+        assert decided(RayJobRetryPolicy(), error) is RetryAction.DEFAULT
+
+
+@pytest.mark.skipif(RESCHEDULE is None, reason="Airflow 3.4 introduced RetryAction.RESCHEDULE")
+def test_unschedulable_job_is_submitted_again_for_a_day() -> None:
+    """Airflow runs the same try again for a day, also if it is the last one."""
+    task = SimpleNamespace(retry_policy=RayJobRetryPolicy())
+    decision = task.retry_policy.evaluate(UNSCHEDULABLE, 1, 0)
+
+    assert (decision.max_reschedules, decision.reschedule_timeout) == (None, timedelta(days=1))
+    for since, is_last in ((None, False), (timedelta(hours=23), False), (timedelta(days=1), True)):
+        first = None if since is None else datetime.now(UTC) - since
+        ti = SimpleNamespace(
+            try_number=1,
+            max_tries=0,
+            _ti_context_from_server=None,
+            get_first_reschedule_date=lambda context, first=first: first,
+        )
+        assert is_last_try(UNSCHEDULABLE, task, {"ti": ti, "task": task}) is is_last
 
 
 def test_given_rules_have_precedence() -> None:
@@ -104,10 +135,10 @@ def test_given_rules_have_precedence() -> None:
         ]
     )
 
-    decision = policy.evaluate(RayApiAuthError("token"), 1, 3)
+    decision = policy.evaluate(FAILS[1], 1, 3)
     assert (decision.action, decision.retry_delay) == (RetryAction.RETRY, delay)
     assert policy.evaluate(RayJobLostError("lost"), 1, 3).reason == "not here"
-    assert decided(policy, RayApiRejectedError("no")) is RetryAction.DEFAULT
+    assert decided(policy, FAILS[0]) is RetryAction.DEFAULT
 
 
 @pytest.mark.parametrize(
@@ -140,10 +171,13 @@ def test_rule_has_precedence_over_fail_on_exit_code() -> None:
 def test_task_with_the_policy_raises_its_classes() -> None:
     """A task with the policy raises the package's own classes, and the policy tells which try is the last."""
     task = RayJobSubmitOperator(task_id="t", entrypoint="true", retries=3, retry_policy=RayJobRetryPolicy())
-    context: Any = {"ti": SimpleNamespace(try_number=1, max_tries=3), "task": task}
+    ti = SimpleNamespace(
+        try_number=1, max_tries=3, _ti_context_from_server=None, get_first_reschedule_date=lambda context: None
+    )
+    context: Any = {"ti": ti, "task": task}
 
     assert isinstance(task, BaseOperator)
-    for error in (*FAILS, *RETRIES, *OTHERS):
+    for error in (*FAILS, *RETRIES, UNSCHEDULABLE, *OTHERS):
         raised = to_task_error(error, task)
         assert raised is error
         assert is_last_try(raised, task, context) is (error in FAILS)
@@ -158,10 +192,10 @@ def test_execution_timeout_matches_the_package_class() -> None:
     assert decided(policy, raised) is RetryAction.FAIL
 
 
-def test_stored_policy_decides_the_same() -> None:
-    """The policy that Airflow stores with its DAG decides the same."""
+def test_stored_rules_decide_the_same() -> None:
+    """The rules of the policy can be stored as Airflow's. Refusals by Ray are no rule, as their class is not enough."""
     policy = RayJobRetryPolicy([RetryRule(RayJobStoppedError, RetryAction.FAIL)], RetryAction.RETRY)
 
     stored = ExceptionRetryPolicy.deserialize(json.loads(json.dumps(policy.serialize())))
-    for error in (*FAILS, *RETRIES, *OTHERS):
+    for error in (*RETRIES, UNSCHEDULABLE, *OTHERS):
         assert stored.evaluate(error, 1, 3) == policy.evaluate(error, 1, 3)

@@ -27,7 +27,7 @@ _NOT_PATHS = ("", "true", "false", "yes", "no", "on", "1", "0")
 
 # Seconds to connect to the head. A reachable head accepts a connection within milliseconds.
 CONNECT_TIMEOUT = 10.0
-# Seconds for the next bytes of an answer: enough for a head under load, and an outage is noticed within a minute.
+# Seconds for a whole request: enough for a head under load, and an outage is noticed within a minute.
 READ_TIMEOUT = 30.0
 
 # Shortest header value, in characters, that is secret under any header name: "https" and "team-a" are not.
@@ -55,7 +55,7 @@ class Access:
     :param client_key_password: the password of an encrypted key.
     :param proxy: the HTTP proxy, e.g. ``http://me:secret@proxy:3128``; by default that of the environment variables.
     :param connect_timeout: seconds to connect to the head.
-    :param read_timeout: seconds for the next bytes of an answer; a submission always has 120.
+    :param read_timeout: seconds for a whole request, of a log only for its next bytes; a submission always has 120.
     :raises ValueError: a field cannot work; the error names it.
     """
 

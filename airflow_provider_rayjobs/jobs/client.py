@@ -16,17 +16,18 @@ import httpx
 from airflow_provider_rayjobs.exceptions import RayJobsError
 from airflow_provider_rayjobs.jobs import endpoints, follow, steps
 from airflow_provider_rayjobs.jobs.access import Access
+from airflow_provider_rayjobs.jobs.exchange import AsyncExchange, BlockingExchange
 from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.logs.download import get_job_logs, save_job_logs, whole_file
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.models import JobDetails, RayVersion
-from airflow_provider_rayjobs.jobs.requests import Answer, AnyRequest, LogRequest, Request
+from airflow_provider_rayjobs.jobs.requests import Request
 from airflow_provider_rayjobs.jobs.steps import Engine, OnLog, send
 from airflow_provider_rayjobs.jobs.submit import CodeOptions, submit_with_code
-from airflow_provider_rayjobs.jobs.transport import AsyncUploadBytes, HttpCodec, LogReceiver, UploadBytes, check_address
+from airflow_provider_rayjobs.jobs.transport import AsyncUploadBytes, HttpCodec, UploadBytes, check_address
 
 T = TypeVar("T")
-Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
+E = TypeVar("E", BlockingExchange, AsyncExchange)
 
 # Seconds for which a method retries a request that fails.
 RETRY_TIMEOUT = 30.0
@@ -36,8 +37,29 @@ class LoggerLike(Protocol):
     def log(self, level: int, message: Any, /, *args: Any) -> Any: ...
 
 
-class _BaseClient(Generic[Http]):
-    _http_type: type[Http]
+class _Callback:
+    """Calls ``on_log``, and tells its errors from those of the cluster."""
+
+    def __init__(self, on_log: OnLog | None) -> None:
+        self._on_log = on_log
+        self._error: Exception | None = None
+
+    def __call__(self, record: str) -> None:
+        if self._on_log is not None:
+            try:
+                self._on_log(record)
+            except Exception as error:
+                self._error = error
+                raise
+
+    def reraise(self, error: Exception) -> None:
+        """Raise an error again if it came from ``on_log``."""
+        if error is self._error:
+            raise error
+
+
+class _BaseClient(Generic[E]):
+    _exchange_type: type[E]
 
     def __init__(
         self,
@@ -57,7 +79,7 @@ class _BaseClient(Generic[Http]):
         self.retry_timeout = retry_timeout
         self._logger: LoggerLike = logger or logging.getLogger(__name__)
         self._codec = HttpCodec(self.address, access or Access(token=token), label, on_token)
-        self._http: Http = self._http_type(**self._codec.client_settings(transport))
+        self._http: E = self._exchange_type(self._codec, transport)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r})"
@@ -66,7 +88,7 @@ class _BaseClient(Generic[Http]):
         self._logger.log(message.level, "%s", message.message)
 
 
-class RayJobsClient(_BaseClient[httpx.Client]):
+class RayJobsClient(_BaseClient[BlockingExchange]):
     """
     A blocking client of the Ray Jobs API.
 
@@ -80,7 +102,7 @@ class RayJobsClient(_BaseClient[httpx.Client]):
     :param transport: an httpx transport, for tests.
     """
 
-    _http_type = httpx.Client
+    _exchange_type = BlockingExchange
 
     def get_version(self) -> RayVersion:
         """Return the Ray version and the Ray session of the cluster."""
@@ -140,12 +162,14 @@ class RayJobsClient(_BaseClient[httpx.Client]):
 
     def run(self, engine: Engine[T], on_log: OnLog | None = None) -> T:
         """Run an engine to its end, and call ``on_log`` with the records that it emits."""
+        emit = _Callback(on_log)
         with closing(engine):
             step = steps.advance(engine)
             while not isinstance(step, steps.Finished):
                 try:
-                    outcome = self._perform(step, on_log or (lambda _: None))
+                    outcome = self._perform(step, emit)
                 except RayJobsError as error:
+                    emit.reraise(error)
                     outcome = error
                 step = steps.advance(engine, outcome)
             return step.value
@@ -155,10 +179,10 @@ class RayJobsClient(_BaseClient[httpx.Client]):
             case steps.Send(request):
                 return self.send(request)
             case steps.ReadLog(request, log):
-                return self._read_log(request, log, emit)
+                return self._http.read_log(request, log, emit)
             case steps.Upload(request) as upload:
                 content = UploadBytes(lambda: upload.chunks(time.monotonic, self._log))
-                return endpoints.check_answer(request, self._exchange(request, content))
+                return endpoints.check_answer(request, self._http.request(request, content))
             case steps.RunBlocking(call):
                 return call()
             case steps.EmitRecord(record):
@@ -174,24 +198,7 @@ class RayJobsClient(_BaseClient[httpx.Client]):
 
     def send(self, request: Request[T]) -> T:
         """Send one request, once."""
-        return endpoints.parse_answer(request, self._exchange(request))
-
-    def _exchange(self, request: AnyRequest, content: UploadBytes | None = None) -> Answer:
-        with self._codec.translate_errors(request):
-            response = self._http.request(**self._codec.encode(request), content=content)
-        return self._codec.decode(response)
-
-    def _read_log(self, request: LogRequest, log: steps.LogSink, emit: OnLog) -> None:
-        codec = self._codec
-        receiver = LogReceiver(request, log, emit, codec)
-        with codec.translate_errors(request), self._http.stream(**codec.encode(request)) as response:
-            if not receiver.accepts(response):
-                response.read()
-                raise endpoints.error_for_answer(request, codec.decode(response))
-            for chunk in response.iter_bytes(receiver.chunk_size):
-                if not receiver.feed(chunk):
-                    return
-        receiver.finish()
+        return endpoints.parse_answer(request, self._http.request(request))
 
     def close(self) -> None:
         self._http.close()
@@ -203,10 +210,10 @@ class RayJobsClient(_BaseClient[httpx.Client]):
         self.close()
 
 
-class AsyncRayJobsClient(_BaseClient[httpx.AsyncClient]):
+class AsyncRayJobsClient(_BaseClient[AsyncExchange]):
     """:class:`RayJobsClient` for an event loop, with the same arguments and methods."""
 
-    _http_type = httpx.AsyncClient
+    _exchange_type = AsyncExchange
 
     async def get_version(self) -> RayVersion:
         return await self.run(send(endpoints.get_version(), self.retry_timeout))
@@ -244,12 +251,14 @@ class AsyncRayJobsClient(_BaseClient[httpx.AsyncClient]):
         return await self.run(engine, on_log)
 
     async def run(self, engine: Engine[T], on_log: OnLog | None = None) -> T:
+        emit = _Callback(on_log)
         with closing(engine):
             step = steps.advance(engine)
             while not isinstance(step, steps.Finished):
                 try:
-                    outcome = await self._perform(step, on_log or (lambda _: None))
+                    outcome = await self._perform(step, emit)
                 except RayJobsError as error:
+                    emit.reraise(error)
                     outcome = error
                 step = steps.advance(engine, outcome)
             return step.value
@@ -259,10 +268,10 @@ class AsyncRayJobsClient(_BaseClient[httpx.AsyncClient]):
             case steps.Send(request):
                 return await self.send(request)
             case steps.ReadLog(request, log):
-                return await self._read_log(request, log, emit)
+                return await self._http.read_log(request, log, emit)
             case steps.Upload(request) as upload:
                 content = AsyncUploadBytes(lambda: upload.chunks(time.monotonic, self._log))
-                return endpoints.check_answer(request, await self._exchange(request, content))
+                return endpoints.check_answer(request, await self._http.request(request, content))
             case steps.RunBlocking(call):
                 return await _run_in_thread(call)
             case steps.EmitRecord(record):
@@ -277,25 +286,7 @@ class AsyncRayJobsClient(_BaseClient[httpx.AsyncClient]):
                 assert_never(step)
 
     async def send(self, request: Request[T]) -> T:
-        return endpoints.parse_answer(request, await self._exchange(request))
-
-    async def _exchange(self, request: AnyRequest, content: AsyncUploadBytes | None = None) -> Answer:
-        with self._codec.translate_errors(request):
-            response = await self._http.request(**self._codec.encode(request), content=content)
-        return self._codec.decode(response)
-
-    async def _read_log(self, request: LogRequest, log: steps.LogSink, emit: OnLog) -> None:
-        codec = self._codec
-        receiver = LogReceiver(request, log, emit, codec)
-        with codec.translate_errors(request):
-            async with self._http.stream(**codec.encode(request)) as response:
-                if not receiver.accepts(response):
-                    await response.aread()
-                    raise endpoints.error_for_answer(request, codec.decode(response))
-                async for chunk in response.aiter_bytes(receiver.chunk_size):
-                    if not receiver.feed(chunk):
-                        return
-        receiver.finish()
+        return endpoints.parse_answer(request, await self._http.request(request))
 
     async def aclose(self) -> None:
         await self._http.aclose()

@@ -58,6 +58,7 @@ _FACTS = {
     "ConnectError": "Connection failed",
     "ConnectTimeout": "Connection timeout after {connect:.12g} s",
     "PoolTimeout": "Timeout after {pool:.12g} s without a free connection",
+    "DeadlineError": "Timeout after {total:.12g} s without the whole answer",
     "ReadTimeout": "Timeout after {read:.12g} s",
     "WriteTimeout": "Timeout after {write:.12g} s while sending",
     **dict.fromkeys(("ReadError", "WriteError", "CloseError", "RemoteProtocolError"), "Connection lost"),

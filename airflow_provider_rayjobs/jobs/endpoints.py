@@ -34,6 +34,8 @@ T = TypeVar("T")
 
 # Seconds. A client that hangs up during a submission can leave a job PENDING forever (ray-project/ray issue 62766).
 SUBMIT_TIMEOUT = 120.0
+# Seconds. A head needs 30 s for a list of 100,000 jobs, and a slow network as long to carry it.
+_LIST_TIMEOUT = 120.0
 # Seconds for the head to send a whole log: a gigabyte over a slow network.
 _LOG_TIMEOUT = 3600
 
@@ -84,7 +86,13 @@ def _check_id(expected: str, *given: str | None) -> str:
 
 def list_jobs() -> Request[list[JobDetails]]:
     """Describe the request for all jobs that the cluster remembers, interactive ones (type DRIVER) included."""
-    return Request("list jobs", "GET", "/api/jobs/", lambda answer: [JobDetails.from_json(job) for job in answer])
+    return Request(
+        "list jobs",
+        "GET",
+        "/api/jobs/",
+        lambda answer: [JobDetails.from_json(job) for job in answer],
+        timeout=_LIST_TIMEOUT,
+    )
 
 
 def stop_job(submission_id: str) -> Request[bool]:
@@ -126,17 +134,24 @@ def get_log_text(submission_id: str) -> LogRequest:
     return LogRequest(f"read the log of job {submission_id}", f"{_job_path(submission_id)}/logs", is_json=True)
 
 
-def get_log_file(submission_id: str, node_id: str) -> LogRequest:
+def get_log_file(submission_id: str, node_id: str, last_lines: int = -1) -> LogRequest:
     """
     Describe the request for a driver's log file, as bytes (Ray 2.47 and later).
 
     The request names the file. Given a ``submission_id``, the head would search all jobs that it ever ran.
+
+    :param last_lines: only so many lines from the end.
     """
     return LogRequest(
         f"read the log of job {submission_id}",
         "/api/v0/logs/file",
         # By default the head cuts the answer off after 30 s.
-        {"node_id": node_id, "filename": log_name(submission_id), "lines": "-1", "timeout": str(_LOG_TIMEOUT)},
+        {
+            "node_id": node_id,
+            "filename": log_name(submission_id),
+            "lines": str(last_lines),
+            "timeout": str(_LOG_TIMEOUT),
+        },
     )
 
 
@@ -189,7 +204,9 @@ def error_for_answer(request: AnyRequest, answer: Answer) -> RayApiResponseError
     message = error_message(f"HTTP {answer.status_code}, {fact}", request, answer.labelled_address, advice)
     if quoted := _quote(answer):
         message = f"{message} The answer says: {quoted}{'' if quoted.endswith('.') else '.'}"
-    return kind(message, status_code=answer.status_code, delivery=_delivery_of(kind, answer))
+    error = kind(message, status_code=answer.status_code, delivery=_delivery_of(kind, answer))
+    error.retry_after = answer.retry_after
+    return error
 
 
 # Ray's words in a refusal: token authentication, aiohttp's size limit, a traceback, unknown jobs and packages.

@@ -24,15 +24,19 @@ from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.limits import NO_LIMITS, Limits
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobStatus
-from airflow_provider_rayjobs.jobs.steps import Engine, LogMessage, Send, Sleep
+from airflow_provider_rayjobs.jobs.steps import Engine, LogMessage, Send, Sleep, retry_pause, with_jitter
 
 # Seconds between the first two polls. The delay grows up to ``poll_interval``, so that the end of a short job is
 # noticed soon. The head needs 4 ms for a poll.
 FIRST_DELAY = 0.5
 DELAY_GROWTH = 1.4
+# The random part of the delay between two polls. It spreads the polls of many followers that began together.
+POLL_JITTER = 0.2
 MIN_POLL_INTERVAL = 0.1  # a head answers about 250 polls a second, for all clients together
 POLL_INTERVAL = 5.0
 UNREACHABLE_TIMEOUT = 600.0
+# Seconds. In an outage the delay grows to this, or stays at ``poll_interval`` if that is longer.
+MAX_OUTAGE_DELAY = 30.0
 
 
 class FollowOptions(TypedDict, total=False):
@@ -57,7 +61,8 @@ def follow_job(
     Follow a job to its terminal status.
 
     :param job: which job. The first poll completes it; each later answer must be about the same job.
-    :param poll_interval: seconds between two polls; the first polls follow each other faster.
+    :param poll_interval: most seconds between two polls; the first polls follow each other faster, those in an outage
+        more slowly.
     :param unreachable_timeout: seconds for which an outage is tolerated.
     :param missing_timeout: seconds for which an unknown job is tolerated, because it may still be submitted.
     :param reader: reads the job's log; ``None`` for no log.
@@ -77,8 +82,10 @@ def follow_job(
     delay = min(FIRST_DELAY, max_delay)
     unknown_status: JobStatus | None = None
     details: JobDetails | None = None
+    # when the next time limit expires, by our clock
+    limit_at = float("inf")
     while True:
-        remaining = float("inf")
+        pause = with_jitter(delay, POLL_JITTER)
         try:
             details = yield from get_same_job(job)
         except RayJobNotFoundError:
@@ -90,6 +97,9 @@ def follow_job(
         except RayJobsError as error:
             now = yield Sleep(0)
             yield from outage.record_failure(error, now)
+            pause = outage.pause(error, now, delay)
+            if limit_at <= now:  # it cannot be enforced before Ray answers
+                limit_at = float("inf")
         else:
             yield from outage.record_success(now)
             job = job.seen(details)
@@ -100,19 +110,20 @@ def follow_job(
                     "followed as a job that has not ended.",
                     logging.WARNING,
                 )
+            limit_at = now + limits.remaining(details)
             if reader is not None:
-                yield from reader.read(details, max_delay)
+                yield from reader.read(details, max_delay, limits.remaining(details))
+                now = yield Sleep(0)
             limits.check(details)
             if details.status.is_terminal() or (reader is not None and reader.hands_over):
                 return details
-            remaining = max(limits.remaining(details), FIRST_DELAY)
         if now >= give_up_at:
             raise RayJobTimeoutError(
                 f"Ray job {job.submission_id} did not end within the execution_timeout of this try.",
                 limit="execution_timeout",
                 details=details,
             )
-        now = yield Sleep(min(delay, remaining, give_up_at - now))
+        now = yield Sleep(min(pause, max(limit_at - now, FIRST_DELAY), give_up_at - now))
         delay = min(delay * DELAY_GROWTH, max_delay)
 
 
@@ -163,6 +174,7 @@ class Outage:
     job: str
     timeout: float
     since: float | None = None
+    delay: float = 0.0
 
     def record_failure(self, error: RayJobsError, now: float) -> Engine[None]:
         """Record a failed poll. Raise :class:`RayApiUnreachableError` if the outage exceeds its timeout."""
@@ -180,8 +192,15 @@ class Outage:
                 f"again. Last error: {error}"
             ) from error
 
+    def pause(self, error: RayJobsError, now: float, poll_delay: float) -> float:
+        """Return the seconds until the next poll: more after each failure, and not beyond the end of the timeout."""
+        self.delay = min(max(2 * self.delay, poll_delay), max(MAX_OUTAGE_DELAY, poll_delay))
+        since = now if self.since is None else self.since
+        return max(min(retry_pause(self.delay, error), since + self.timeout - now), MIN_POLL_INTERVAL)
+
     def record_success(self, now: float) -> Engine[None]:
         """Record a usable answer."""
         if self.since is not None:
             yield LogMessage(f"Ray answers about job {self.job} again, after {now - self.since:.0f} s.")
             self.since = None
+            self.delay = 0.0

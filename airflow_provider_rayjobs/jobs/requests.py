@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar, Generic, TypeVar
 
 from airflow_provider_rayjobs.jobs import redaction
@@ -11,6 +12,8 @@ from airflow_provider_rayjobs.jobs.access import READ_TIMEOUT, Access
 
 T = TypeVar("T")
 
+# Most seconds that a server may ask to wait. A proxy asks for an hour when it is maintained, and may be back earlier.
+MAX_RETRY_AFTER = 60.0
 # Seconds for the head to take the next bytes of an upload, and to answer after it has stored the upload.
 UPLOAD_TIMEOUT = 120.0
 
@@ -23,7 +26,7 @@ class Request(Generic[T]):
     :param action: for errors: ``"get job nightly-1"`` becomes "could not get job nightly-1".
     :param read: turns the JSON of an answer into the result.
     :param idempotent: whether sending it twice has the same effect as once.
-    :param timeout: seconds for the next bytes of the answer; ``READ_TIMEOUT`` stands for the client's ``read_timeout``.
+    :param timeout: seconds for the whole request; ``READ_TIMEOUT`` stands for the client's ``read_timeout``.
     :param with_time: adds the time of the answer, Unix milliseconds by the head's clock, to the result.
     :param expects_json: ``False`` for an answer without JSON; ``read`` then gets ``None``.
     """
@@ -42,13 +45,19 @@ class Request(Generic[T]):
 
 @dataclass(frozen=True)
 class LogRequest:
-    """A request for a log, as bytes or (``is_json``) as a text in JSON. The client reads the answer in chunks."""
+    """
+    A request for a log, as bytes or (``is_json``) as a text in JSON. The client reads the answer in chunks.
+
+    :param timeout: seconds for the next bytes of the answer; ``READ_TIMEOUT`` stands for the client's ``read_timeout``.
+    :param deadline: seconds for the whole read; by default the time depends on the size of the log.
+    """
 
     action: str
     path: str
     params: Mapping[str, str] | None = None
     is_json: bool = False
     timeout: float = READ_TIMEOUT
+    deadline: float | None = None
     method: ClassVar[str] = "GET"
     payload: ClassVar[None] = None
     idempotent: ClassVar[bool] = True
@@ -56,7 +65,11 @@ class LogRequest:
 
 @dataclass(frozen=True)
 class UploadRequest:
-    """A request with ``size`` bytes of content, which the client sends in chunks."""
+    """
+    A request with ``size`` bytes of content, which the client sends in chunks.
+
+    :param timeout: seconds for the head to take the next bytes, and to answer. The whole time depends on the size.
+    """
 
     action: str
     path: str
@@ -78,7 +91,7 @@ class Answer:
 
     :param address: the address of the cluster; ``label`` is the caller's name for it.
     :param time: Unix milliseconds by the head's clock.
-    :param headers: ``location``, ``server`` and ``www-authenticate``.
+    :param headers: ``location``, ``retry-after``, ``server`` and ``www-authenticate``.
     :param access: the credentials of the request.
     :param sent_secrets: the secrets in the request's headers. The token file of ``access`` may have changed since.
     """
@@ -96,6 +109,16 @@ class Answer:
     @property
     def labelled_address(self) -> str:
         return f"{self.address} ({self.label})" if self.label else self.address
+
+    @property
+    def retry_after(self) -> float:
+        """The seconds that a busy server asks to wait, 0 if it does not. A date counts from the server's own time."""
+        value = self.headers.get("retry-after", "") if self.status_code in (429, 503) else ""
+        try:
+            seconds = float(value) if value.isdecimal() else parsedate_to_datetime(value).timestamp() - self.time / 1000
+        except ValueError:
+            return 0.0
+        return min(max(seconds, 0.0), MAX_RETRY_AFTER)
 
     @property
     def text(self) -> str:

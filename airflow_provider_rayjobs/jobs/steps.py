@@ -47,6 +47,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayApiBusyError,
     RayApiConnectionError,
     RayApiRejectedError,
+    RayApiResponseError,
     RayApiTLSError,
     RayApiUnreachableError,
     RayJobsError,
@@ -75,7 +76,7 @@ class LogSink(Protocol):
         """Take the next bytes, and yield the log records that they complete."""
 
     def flush(self) -> Iterator[str]:
-        """End a read at the current end of the log, and yield the remaining log records."""
+        """End a read, also one that was cut off, and yield the remaining log records."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def with_retries(step: Send | ReadLog | Upload, retry_timeout: float) -> Engine[
                 error.delivery = Delivery.MAY_HAVE_ARRIVED
             if not may_retry(step.request, error):
                 raise
-            pause = with_jitter(delay)
+            pause = retry_pause(delay, error)
             now = yield Sleep(0)
             if now + pause > (now if failed_at is None else failed_at) + retry_timeout:
                 raise
@@ -264,6 +265,12 @@ def may_retry(request: AnyRequest, error: RayJobsError) -> bool:
     return request.idempotent and is_temporary
 
 
-def with_jitter(delay: float) -> float:
-    """Randomise half of a delay, so that many callers do not retry at the same moment."""
-    return delay * random.uniform(0.5, 1)  # noqa: S311  (no secret)
+def with_jitter(delay: float, part: float = 0.5) -> float:
+    """Randomise a part of a delay, half of it by default, so that many callers do not come at the same moment."""
+    return delay * random.uniform(1 - part, 1)  # noqa: S311  (no secret)
+
+
+def retry_pause(delay: float, error: RayJobsError) -> float:
+    """Randomise the delay before a retry. A busy server may ask for a longer one (``Retry-After``)."""
+    asked = error.retry_after if isinstance(error, RayApiResponseError) else 0.0
+    return max(with_jitter(delay), 2 * asked - with_jitter(asked))

@@ -93,7 +93,8 @@ def stop_and_wait(
             )
             return StopResult(False, summary, details)
         now = yield Sleep(delay)
-        delay = min(delay * 2, _MAX_DELAY)
+        if not is_brief:  # a signal handler has no time for long delays
+            delay = min(delay * 2, _MAX_DELAY)
 
 
 def _summarize(job: JobRef, details: JobDetails, is_accepted: bool) -> str | None:

@@ -15,19 +15,35 @@ from urllib.parse import urlsplit
 import httpx
 
 from airflow_provider_rayjobs import __version__
-from airflow_provider_rayjobs.exceptions import Delivery, RayApiAddressError, RayApiConnectionError, RayApiTLSError
+from airflow_provider_rayjobs.exceptions import (
+    Delivery,
+    RayApiAddressError,
+    RayApiConnectionError,
+    RayApiResponseError,
+    RayApiTLSError,
+)
 from airflow_provider_rayjobs.jobs import redaction, tls
 from airflow_provider_rayjobs.jobs.access import READ_TIMEOUT, Access
+from airflow_provider_rayjobs.jobs.deadline import Deadline, DeadlineError
 from airflow_provider_rayjobs.jobs.diagnosis import CHECK_ADDRESS, diagnose_failure
 from airflow_provider_rayjobs.jobs.endpoints import is_success
 from airflow_provider_rayjobs.jobs.logs.json_text import JsonText
-from airflow_provider_rayjobs.jobs.requests import Answer, AnyRequest, LogRequest, UploadRequest, error_message
+from airflow_provider_rayjobs.jobs.requests import Answer, AnyRequest, LogRequest, Request, UploadRequest, error_message
 from airflow_provider_rayjobs.jobs.steps import LogSink, OnLog
 
-_IDENTIFYING_HEADERS = ("location", "server", "www-authenticate")
+_KEPT_HEADERS = ("location", "retry-after", "server", "www-authenticate")
+# Most bytes of a JSON answer: a list of 90,000 jobs. Most bytes of any other answer: an error quotes 500 characters.
+_MAX_JSON = 64 * 1024 * 1024
+_MAX_OTHER = 64 * 1024
+# Seconds for the first bytes of a log, and bytes per second of the slowest transfer of a log or a package. A fixed
+# limit would end a large transfer on a slow network. Without a limit, a transfer of one byte per second would go on.
+_LOG_TIMEOUT = 60.0
+_SLOWEST_TRANSFER = 32 * 1024
+# Idle connections are closed; the number of requests at the same time is the caller's.
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
 # Errors of a request without an answer. On an event loop httpx does not translate a TLS alert after the handshake of
 # TLS 1.3, for instance the alert that the server requires a client certificate.
-_FAILURES = (httpx.HTTPError, ssl.SSLError)
+_FAILURES = (httpx.HTTPError, ssl.SSLError, DeadlineError)
 # Errors of a request that never left this machine, so that a retry is safe.
 _NEVER_SENT = (
     httpx.ConnectError, httpx.ConnectTimeout, httpx.LocalProtocolError, httpx.PoolTimeout, httpx.ProxyError,
@@ -43,14 +59,14 @@ class HttpCodec:
         self.labelled_address = f"{address} ({label})" if label else address
         self._label = label
         self._access = access
+        self._needs_tls = any(urlsplit(url).scheme == "https" for url in (address, access.proxy or ""))
         self._on_token = on_token
 
     def client_settings(self, transport: Any) -> dict[str, Any]:
         """Return the arguments for an httpx client, blocking or async."""
         access = self._access
         # Reading certificates takes 25 ms. A client without an https URL gets a context that trusts none.
-        needs_tls = any(urlsplit(url).scheme == "https" for url in (self.address, access.proxy or ""))
-        context = tls.create_context(access) if needs_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context = tls.create_context(access) if self._needs_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         return {
             "base_url": self.address,
             # Ray rejects writes with the User-Agent of a browser.
@@ -61,16 +77,27 @@ class HttpCodec:
             "proxy": None if access.proxy is None else _proxy(access.proxy, context),
             "auth": _GuardedAuth(access.auth) if access.auth else None,
             "transport": transport,
+            "limits": _LIMITS,
         }
+
+    def certificates(self) -> tuple[int, ...]:
+        """Return a value that changes when a certificate file is replaced."""
+        return tls.certificate_mtimes(self._access) if self._needs_tls else ()
+
+    @contextmanager
+    def naming_unusable_file(self, kind: str, request: AnyRequest) -> Iterator[None]:
+        """Raise the :class:`ValueError` of an unusable file as an error of the connection, as it may be temporary."""
+        try:
+            yield
+        except ValueError as error:
+            message = error_message(f"{kind} is not usable", request, self.labelled_address, str(error))
+            raise RayApiConnectionError(message, delivery=Delivery.NOT_SENT) from None
 
     def encode(self, request: AnyRequest) -> dict[str, Any]:
         """Read the token file, and return the arguments for one request."""
         access = self._access
-        try:
+        with self.naming_unusable_file("Token file", request):
             headers = access.request_headers()
-        except ValueError as error:
-            message = error_message("Token file is not usable", request, self.labelled_address, str(error))
-            raise RayApiConnectionError(message, delivery=Delivery.NOT_SENT) from None
         if self._on_token is not None and access.token_file is not None:
             self._on_token(headers[access.token_header_name].removeprefix("Bearer "))
         if isinstance(request, UploadRequest):
@@ -85,18 +112,37 @@ class HttpCodec:
         }
 
     def _timeout(self, request: AnyRequest) -> httpx.Timeout:
-        timeout = self._access.read_timeout if request.timeout == READ_TIMEOUT else request.timeout
+        timeout = self._seconds(request)
         return httpx.Timeout(timeout, connect=min(self._access.connect_timeout, timeout))
 
-    def decode(self, response: httpx.Response) -> Answer:
-        """Translate a response after its content was read."""
+    def _seconds(self, request: AnyRequest) -> float:
+        return self._access.read_timeout if request.timeout == READ_TIMEOUT else request.timeout
+
+    def deadline(self, request: AnyRequest) -> Deadline:
+        """Begin the time limit of a whole request."""
+        seconds = self._seconds(request)
+        if isinstance(request, LogRequest):
+            if request.deadline is not None:
+                return Deadline(request.deadline)
+            return Deadline(max(seconds, _LOG_TIMEOUT), _SLOWEST_TRANSFER)
+        if isinstance(request, UploadRequest):
+            seconds += request.size / _SLOWEST_TRANSFER
+        return Deadline(seconds)
+
+    def decode(self, response: httpx.Response, body: Body) -> Answer:
+        """Translate a response and the part of its body that was read."""
+        if body.is_too_large and body.is_result:
+            fact = f"HTTP 200, answer larger than {_MAX_JSON // 2**20} MiB"
+            advice = f"Delete the records of old jobs. {CHECK_ADDRESS}"
+            message = error_message(fact, body.request, self.labelled_address, advice)
+            raise RayApiResponseError(message, status_code=200)
         return Answer(
             response.status_code,
-            response.content,
+            bytes(body.content),
             self.address,
             response.headers.get("content-type", ""),
             _time_of(response.headers.get("date")),
-            {name: value for name, value in response.headers.items() if name in _IDENTIFYING_HEADERS},
+            {name: value for name, value in response.headers.items() if name in _KEPT_HEADERS},
             self._access,
             tuple(redaction.header_secrets(response.request.headers)),
             self._label,
@@ -119,7 +165,7 @@ class HttpCodec:
             # The error and its cause quote the invalid header.
             error.args = ("not shown, as it may hold a secret",)
             error.__cause__ = error.__context__ = None
-        timeouts = self._timeout(request).as_dict()
+        timeouts = self._timeout(request).as_dict() | {"total": getattr(error, "seconds", None)}
         kind, fact, advice = diagnose_failure(error, self.address, self._access, timeouts)
         cause = redaction.redact(f"{type(error).__name__}: {error}", self._access.secrets()).rstrip(":. ")
         was_sent = not isinstance(error, _NEVER_SENT) and kind is not RayApiTLSError
@@ -129,10 +175,29 @@ class HttpCodec:
         )
 
 
+class Body:
+    """The body of an answer, up to a limit. The rest of a larger one is not read."""
+
+    def __init__(self, request: AnyRequest, response: httpx.Response) -> None:
+        self.request = request
+        self.content = bytearray()
+        self.is_too_large = False
+        # whether the body is a result in JSON; any other is only quoted
+        self.is_result = isinstance(request, Request) and request.expects_json and response.status_code == 200
+
+    def add(self, chunk: bytes) -> bool:
+        """Add the next bytes, and tell whether there is room for more."""
+        limit = _MAX_JSON if self.is_result else _MAX_OTHER
+        self.is_too_large = len(self.content) + len(chunk) > limit
+        self.content += chunk[: limit - len(self.content)]
+        return not self.is_too_large
+
+
 class LogReceiver:
     """Feeds a log to a sink, and emits the sink's records. The log is the answer itself, or a text in its JSON."""
 
-    chunk_size: ClassVar[int] = 64 * 1024
+    # Bytes that are fed at once. A sink needs more time for many small pieces.
+    _CHUNK: ClassVar[int] = 64 * 1024
 
     def __init__(self, request: LogRequest, log: LogSink, emit: OnLog, codec: HttpCodec) -> None:
         self._request = request
@@ -140,6 +205,7 @@ class LogReceiver:
         self._emit = emit
         self._address = codec.labelled_address
         self._json = JsonText() if request.is_json else None
+        self._waiting = bytearray()
 
     def accepts(self, response: httpx.Response) -> bool:
         """Tell whether a response is a log. If so, begin to read it."""
@@ -148,20 +214,35 @@ class LogReceiver:
         return is_log
 
     def feed(self, chunk: bytes) -> bool:
-        """Feed the next bytes of the answer to the sink, and tell whether it needs more."""
+        """Take the next bytes of the answer, and tell whether the sink needs more."""
+        self._waiting += chunk
+        return self.drain() if len(self._waiting) >= self._CHUNK else True
+
+    def drain(self) -> bool:
+        """Feed the bytes that have arrived to the sink, and tell whether it needs more."""
+        data, self._waiting = bytes(self._waiting), bytearray()
         try:
-            data = self._json.decode(chunk) if self._json else chunk
+            data = self._json.decode(data) if self._json else data
         except ValueError as error:
             raise self._error(str(error)) from error
-        for record in self._log.feed(data):
-            self._emit(record)
+        self._emit_all(self._log.feed(data))
         return self._log.needs_more
 
     def finish(self) -> None:
         """End the read at the end of the answer, which is the current end of the log."""
+        if not self.drain():
+            return
         if self._json and not self._json.is_whole:
             raise self._error("the JSON is cut off")
-        for record in self._log.flush():
+        self._emit_all(self._log.flush())
+
+    def end_early(self) -> None:
+        """End a read that was cut off: show the whole lines that have arrived."""
+        if self.drain():
+            self._emit_all(self._log.flush())
+
+    def _emit_all(self, records: Iterator[str]) -> None:
+        for record in records:
             self._emit(record)
 
     def _error(self, reason: str) -> RayApiAddressError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from enum import Enum
@@ -141,15 +142,16 @@ class JobRecord:
 
         Keep the submission id of an unreadable record, as it is enough to ask Ray. Without an id return ``None``.
         """
-        try:
+        with suppress(TypeError, ValueError, KeyError, AttributeError):
             known = {each.name: stored[each.name] for each in fields(cls) if each.name in stored}
             generation = None
             if (given := stored["generation"]) is not None:
                 generation = RetryGeneration(given["max_tries"], given["run_start"], given.get("clear_number"))
-            return cls(**{**known, "job": JobRef.from_json(stored["job"]), "generation": generation})
-        except (TypeError, ValueError, KeyError, AttributeError):
-            found = _find_id(stored)
-            return None if found is None else cls(JobRef("", found), accepted=True)
+            job, number = JobRef.from_json(stored["job"]), int(stored.get("number", 1))
+            if isinstance(job.submission_id, str) and isinstance(job.address, str):
+                return cls(**{**known, "job": job, "generation": generation, "number": number, "version": cls.version})
+        found = _find_id(stored)
+        return None if found is None else cls(JobRef("", found), accepted=True)
 
 
 def _find_id(stored: Any) -> str | None:
@@ -287,6 +289,22 @@ def query_job(record: JobRecord, unreachable_timeout: float) -> Engine[ClusterAn
             return ClusterAnswer(job, version.session_name)
 
 
+def id_of_try(context: Context) -> str:
+    """Return the id of a try: each try of a task instance has its own."""
+    return str(getattr(context["ti"], "id", ""))
+
+
+def owner_of(context: Context) -> dict[str, str]:
+    """Return the keys of a job's metadata that name its task instance."""
+    task_instance = context["ti"]
+    return {
+        "airflow_dag_id": task_instance.dag_id,
+        "airflow_run_id": task_instance.run_id,
+        "airflow_task_id": task_instance.task_id,
+        "airflow_map_index": str(-1 if task_instance.map_index is None else task_instance.map_index),
+    }
+
+
 def new_submission_id(context: Context) -> str:
     """Return a unique id that names the task, such as ``nightly.train-m3-try2-5f0c9a1b7d3e2468``."""
     task_instance = context["ti"]
@@ -334,8 +352,8 @@ class JobRecordStore:
         number = 1
         if base_id and self.record is not None and self.record.base_id == base_id:
             number = self.record.number + 1
-        elif base_id and not self.is_durable:
-            number = context["ti"].try_number
+        elif base_id and (not self.is_durable or (self.record is not None and self.record.generation is None)):
+            number = context["ti"].try_number  # at least the number of submissions so far
         submission_id = numbered_id(base_id, _map_suffix(context), number) if base_id else new_submission_id(context)
         job = JobRef(address, submission_id, nonce=new_nonce())
         return JobRecord(job, conn_id, RetryGeneration.of(context), base_id=base_id or "", number=number)

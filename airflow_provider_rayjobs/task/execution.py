@@ -43,6 +43,8 @@ from airflow_provider_rayjobs.task.attempts import (
     RetryGeneration,
     ThisTry,
     decide,
+    id_of_try,
+    owner_of,
     query_job,
 )
 from airflow_provider_rayjobs.task.kill_switch import KillSwitch
@@ -132,7 +134,15 @@ class Execution:
         return self.guard(self._submit_and_wait)
 
     def resume(self, event: Mapping[str, Any]) -> str:
-        """Continue with the event of the trigger, and return the submission id."""
+        """
+        Continue with the event of the trigger, and return the submission id.
+
+        An event of another try is ignored. Airflow 3.3 passes it to the new try of a task that was cleared after it
+        resumed (``scheduler_job_runner.py`` resets a RESTARTING task without ``clear_next_method_args``).
+        """
+        if event.get("try_id", self._id) != self._id:
+            self.is_resumed, self.state = False, State.STARTING
+            return self.submit_and_wait()
         return self.guard(lambda: self._resume(event))
 
     def guard(self, work: Callable[[], str]) -> str:
@@ -165,6 +175,7 @@ class Execution:
         ended = self._attach_or_submit()
         if not self.settings.wait_for_completion:
             if self.state is State.FOLLOWING:
+                self._raise_if_ended()
                 self._enter(State.RELEASED)
             return self._deliver()
         if ended is not None:
@@ -329,8 +340,7 @@ class Execution:
     # -- how the try ends -----------------------------------------------------------------------------------------
 
     def _defer(self) -> NoReturn:
-        if self.kill_switch.is_triggered or self._was_ended_by_airflow():
-            raise Interrupted
+        self._raise_if_ended()
         self._enter(State.DEFERRED)
         record, settings = self._record, self.settings
         self.task.defer(
@@ -340,6 +350,7 @@ class Execution:
                 settings.poll_interval,
                 unreachable_timeout=settings.unreachable_timeout,
                 job_ref=record.job.to_json(),
+                try_id=self._id,
                 limits=self.limits.to_json(),
                 execution_deadline=self._execution_deadline,
                 stop_on_kill=settings.stop_on_kill,
@@ -359,12 +370,16 @@ class Execution:
             return None
         return float(start.timestamp() + self.settings.execution_timeout)
 
-    def _was_ended_by_airflow(self) -> bool:
+    def _raise_if_ended(self) -> None:
         """
-        Ask Airflow whether the task was marked or cleared since its last heartbeat.
+        Raise :class:`Interrupted` if the task was marked or cleared since its last heartbeat.
 
-        Airflow rejects the deferral of such a task, and then nothing would stop the job.
+        Airflow rejects the deferral and the success of such a task, and then nothing would stop the job.
         """
+        if self.kill_switch.is_triggered or self._was_ended_by_airflow():
+            raise Interrupted
+
+    def _was_ended_by_airflow(self) -> bool:
         ti = self.context["ti"]
         map_index = -1 if ti.map_index is None else ti.map_index
         try:
@@ -455,8 +470,7 @@ class Execution:
 
     @property
     def _id(self) -> str:
-        """The id of this try: each try of a task instance has its own."""
-        return str(getattr(self.context["ti"], "id", ""))
+        return id_of_try(self.context)
 
     @property
     def store(self) -> JobRecordStore:
@@ -563,14 +577,3 @@ class Execution:
 
     def _run(self, engine: Engine[T]) -> T:
         return self._client.run(interruptible(masking_env_vars(engine), self.kill_switch.poll), emit_job_log)
-
-
-def owner_of(context: Context) -> dict[str, str]:
-    """Return the keys of a job's metadata that name its task instance."""
-    task_instance = context["ti"]
-    return {
-        "airflow_dag_id": task_instance.dag_id,
-        "airflow_run_id": task_instance.run_id,
-        "airflow_task_id": task_instance.task_id,
-        "airflow_map_index": str(-1 if task_instance.map_index is None else task_instance.map_index),
-    }

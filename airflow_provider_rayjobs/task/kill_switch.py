@@ -12,13 +12,13 @@ handler sends nothing. ``execute`` reads the job record first, which names the t
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
 
 from airflow.providers.common.compat.sdk import conf
 
-from airflow_provider_rayjobs.exceptions import RayJobsError
 from airflow_provider_rayjobs.jobs.client import RayJobsClient
 from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.stop import stop_and_wait
@@ -39,7 +39,7 @@ class KillSwitch:
         self.was_frozen = False
         # Unix seconds of the last poll; 0 before the try begins.
         self._polled_at = 0.0
-        self._freeze_limit = 0.0
+        self._freeze_limit = math.inf
         self._is_killed = False
         self._connect: Callable[[], RayJobsClient] | None = None
         self._job: JobRef | None = None
@@ -100,5 +100,5 @@ class KillSwitch:
             with connect() as client:
                 # The submission may be on its way, so an unknown job is polled again.
                 self.summary = client.run(stop_and_wait(job, _TIMEOUT, may_arrive=True, is_brief=True)).summary
-        except RayJobsError as error:
+        except Exception as error:  # noqa: BLE001  (also of the user's ``auth`` class)
             self.summary = f"The stop request for job {job.submission_id} may not have reached Ray. {error}"

@@ -28,6 +28,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobEntrypointError,
     RayJobExistsError,
     RayJobFailedError,
+    RayJobLostError,
     RayJobRuntimeEnvError,
     RayJobsError,
     RayJobStoppedError,
@@ -166,8 +167,12 @@ def has_retry_policy(task: Any) -> bool:
 
 
 def to_sensor_error(error: RayJobsError) -> Exception:
-    """Translate an error into the one that a sensor raises. The end of a job is final: a retry cannot change it."""
-    ends_retries = isinstance(error, RayJobUnsuccessfulError) or is_final(error)
+    """
+    Translate an error into the one that a sensor raises.
+
+    The end of a job is final: a retry cannot change it. If the job is lost, a retry could only find another job.
+    """
+    ends_retries = isinstance(error, RayJobUnsuccessfulError | RayJobLostError) or is_final(error)
     return _with_class(error, AirflowFailException if ends_retries else AirflowException)
 
 

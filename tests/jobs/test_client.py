@@ -10,6 +10,7 @@ import pickle
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -236,6 +237,16 @@ def test_idempotent_request_is_retried(call: Call, failure: httpx.Response | htt
 
     assert call("get_job", wire, "a", client_retry_timeout=5).status == JobStatus.RUNNING
     assert wire.asked == [f"GET {JOB}"] * 2
+
+
+@pytest.mark.parametrize("code", [429, 503])
+def test_retry_after_of_a_busy_server_is_respected(call: Call, code: int) -> None:
+    """A request is retried no earlier than the server asks."""
+    wire = Wire(httpx.Response(code, headers={"Retry-After": "1"}), sample("job_running.json"))
+    began = time.monotonic()
+
+    assert call("get_job", wire, "a", client_retry_timeout=5).status == JobStatus.RUNNING
+    assert time.monotonic() - began >= 1
 
 
 @pytest.mark.parametrize(

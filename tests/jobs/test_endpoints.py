@@ -218,6 +218,28 @@ def test_html_page_is_not_quoted(content: bytes) -> None:
     assert "The answer says" not in str(error)
 
 
+@pytest.mark.parametrize(
+    ("code", "value", "seconds"),
+    [
+        pytest.param(503, "7", 7, id="seconds"),
+        pytest.param(429, "7", 7, id="429"),
+        pytest.param(503, "3600", 60, id="an hour"),
+        pytest.param(503, "Thu, 01 Jan 1970 00:16:50 GMT", 10, id="date"),
+        pytest.param(503, "Thu, 01 Jan 1970 00:00:00 GMT", 0, id="past date"),
+        pytest.param(503, "-7", 0, id="negative"),
+        pytest.param(503, "soon", 0, id="nonsense"),
+        pytest.param(503, "\u0662", 2, id="another digit"),
+        pytest.param(503, "", 0, id="empty"),
+        pytest.param(500, "7", 0, id="another status"),
+    ],
+)
+def test_error_holds_the_time_that_a_busy_server_asks_for(code: int, value: str, seconds: float) -> None:
+    """The error of a busy server holds its ``Retry-After`` in seconds, a minute at most."""
+    answer = Answer(code, b"busy", ADDRESS, time=1_000_000, headers={"retry-after": value})
+
+    assert error_for_answer(endpoints.get_job("a"), answer).retry_after == seconds
+
+
 def test_long_answer_is_shortened() -> None:
     """The error quotes only the beginning of a long answer."""
     error = error_for_answer(endpoints.get_version(), Answer(418, b"x" * 5000 + b"\xff", ADDRESS))

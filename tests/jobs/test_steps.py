@@ -32,6 +32,7 @@ from airflow_provider_rayjobs.jobs.steps import (
     advance,
     interruptible,
     may_retry,
+    retry_pause,
     send,
     with_jitter,
     with_retries,
@@ -134,6 +135,33 @@ def test_jitter_halves_a_delay_at_most() -> None:
 
     assert len(delays) > 1
     assert 4 <= min(delays) <= max(delays) <= 8
+
+
+@pytest.mark.parametrize(
+    ("asked", "least", "most"),
+    [pytest.param(0, 4, 8, id="nothing"), pytest.param(2, 4, 8, id="less"), pytest.param(20, 20, 30, id="more")],
+)
+def test_server_may_ask_for_a_longer_pause(asked: float, least: float, most: float) -> None:
+    """A retry waits as long as a busy server asks (``Retry-After``), and a random part of that time longer."""
+    busy = RayApiBusyError("busy", status_code=503)
+    busy.retry_after = asked
+    pauses = [retry_pause(8, busy) for _ in range(100)]
+
+    assert len(set(pauses)) == 100
+    assert least <= min(pauses) <= max(pauses) <= most
+    assert 4 <= retry_pause(8, LOST) <= 8
+
+
+def test_error_is_raised_if_the_server_asks_for_more_time_than_is_left() -> None:
+    """A request is not retried before the time that the server asks for, not even at the end of the timeout."""
+    busy = RayApiBusyError("busy", status_code=503)
+    busy.retry_after = 60.0
+    engine = send(endpoints.get_job("a"), retry_timeout=30)
+    next(engine)
+    engine.throw(busy)
+
+    with pytest.raises(RayApiBusyError):
+        engine.send(100.0)
 
 
 @pytest.mark.parametrize(

@@ -213,9 +213,9 @@ def test_request_timeouts_fit_the_remaining_time() -> None:
     many = Cluster([LOST], takes=4)
 
     assert not cluster.drive(stop_and_wait(JOB, 10)).has_ended
-    assert cluster.timeouts == [10 / 3, 10 / 3, 1]
+    assert cluster.timeouts == pytest.approx([10 / 3, 10 / 3, 11 / 6])
     assert not many.drive(stop_and_wait(JOB, 10)).has_ended
-    assert many.timeouts == [10 / 3, 10 / 3, 1]
+    assert many.timeouts == pytest.approx([10 / 3, 10 / 3, 11 / 6])
     assert max(many.timeouts) <= READ_TIMEOUT
     assert STOP_TIMEOUT == 30
 

@@ -219,7 +219,7 @@ def test_failed_preparation_ends_the_submission() -> None:
     assert caught.value.delivery is Delivery.NOT_SENT
 
     with pytest.raises(RayPackageError) as caught:
-        drive(submit_job(SUBMISSION, 60, prepare), None, LOST, second)
+        drive(submit_job(SUBMISSION, 60, prepare), None, RayApiConnectionError("cut off"), second)
     assert caught.value is second
     assert caught.value.delivery is Delivery.MAY_HAVE_ARRIVED
 

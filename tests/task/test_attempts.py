@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime, timedelta
 from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from airflow_provider_rayjobs.exceptions import (
     RayApiAuthError,
@@ -21,6 +23,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobsError,
 )
 from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType, RayVersion
+from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.steps import LogMessage, Send, Sleep
 from airflow_provider_rayjobs.jobs.submission import NONCE
 from airflow_provider_rayjobs.task.attempts import (
@@ -30,95 +33,101 @@ from airflow_provider_rayjobs.task.attempts import (
     JobRecord,
     JobRecordStore,
     RetryGeneration,
+    ThisTry,
     decide,
     new_submission_id,
     numbered_id,
     query_job,
 )
 
-HERE, ELSEWHERE = "http://head:8265", "http://other-head:8265"
-GENERATION = RetryGeneration(max_tries=3, run_start="2026-01-02T00:00:00+00:00")
-CLEARED = [
-    RetryGeneration(7, GENERATION.run_start),
-    RetryGeneration(3, "2026-01-03T00:00:00+00:00"),
-    RetryGeneration(2, GENERATION.run_start),
+HERE = "http://head:8265"
+START = "2026-01-02T00:00:00+00:00"
+GENERATION = RetryGeneration(3, START, clear_number=1)
+RETRIES = [
+    pytest.param(GENERATION, id="retry"),
+    pytest.param(RetryGeneration(3, START, 2), id="retry, another task was cleared"),
+    pytest.param(RetryGeneration(3, START), id="retry, clear_number unknown"),
+    pytest.param(RetryGeneration(5, START, 1), id="retry, retries of the task changed"),
 ]
-RECORD = JobRecord("job-1", "ours", GENERATION, HERE, session="session_1", accepted=True)
+CLEARS = [
+    pytest.param(RetryGeneration(7, START, 2), id="cleared"),
+    pytest.param(RetryGeneration(2, START, 2), id="cleared, fewer retries"),
+    pytest.param(RetryGeneration(3, "2026-01-03T00:00:00+00:00", 2), id="cleared, new start of the run"),
+    pytest.param(RetryGeneration(7, START), id="cleared, clear_number unknown"),
+]
+ALL = [*RETRIES, *CLEARS]
+OWNER = {"airflow_dag_id": "nightly", "airflow_run_id": "run-1", "airflow_task_id": "train", "airflow_map_index": "-1"}
+RECORD = JobRecord(JobRef(HERE, "job-1", "session_1", "ours"), "ray_1", GENERATION, accepted=True)
 UNCONFIRMED = replace(RECORD, accepted=False)
 ABANDONED = replace(RECORD, abandoned=True)
 DELIVERED = replace(RECORD, delivered=True)
-RECORDS = [
+# What remains of a record that cannot be read.
+UNREADABLE = JobRecord(JobRef("", "job-1"), accepted=True)
+READABLE = [
     pytest.param(RECORD, id="accepted"),
     pytest.param(UNCONFIRMED, id="unconfirmed"),
     pytest.param(ABANDONED, id="abandoned"),
     pytest.param(DELIVERED, id="delivered"),
 ]
+RECORDS = [*READABLE, pytest.param(UNREADABLE, id="unreadable")]
+KEPT = [READABLE[0], READABLE[1], READABLE[3], RECORDS[-1]]  # not abandoned
 UNKNOWN = ClusterAnswer(None, "session_1")
 ALIVE = ["PENDING", "RUNNING", "PAUSED"]  # PAUSED stands for a status of a newer Ray
 ENDED = ["SUCCEEDED", "FAILED", "STOPPED"]
 
 
-def found(status: str, nonce: str | None = "ours", session: str | None = "session_1") -> ClusterAnswer:
+def found(status: str, nonce: str | None = "ours", **fields: Any) -> ClusterAnswer:
+    """Return the answer about a job that the first generation of the task has submitted."""
     metadata = {} if nonce is None else {NONCE: nonce}
-    return ClusterAnswer(
-        JobDetails(JobType.SUBMISSION, JobStatus(status), submission_id="job-1", metadata=metadata), session
+    details = JobDetails(
+        JobType.SUBMISSION,
+        JobStatus(status),
+        submission_id="job-1",
+        metadata=OWNER | GENERATION.metadata() | metadata | fields.pop("metadata", {}),
+        **fields,
     )
+    return ClusterAnswer(details, "session_1")
 
 
-def action(
-    record: JobRecord | None,
-    answer: ClusterAnswer | None,
-    generation: RetryGeneration = GENERATION,
-    address: str = HERE,
-) -> Action:
-    return decide(record, answer, generation, address).action
+def a_try(generation: RetryGeneration = GENERATION, **fields: Any) -> ThisTry:
+    return ThisTry(generation, **{"owner": OWNER} | fields)
 
 
 def test_no_job_record() -> None:
     """Without a job record a try submits, and logs no reason."""
-    assert decide(None, None, GENERATION, HERE) == Decision(Action.SUBMIT)
-    assert decide(None, found("RUNNING"), GENERATION, HERE) == Decision(Action.SUBMIT)
+    assert decide(None, None, a_try()) == Decision(Action.SUBMIT)
+    assert decide(None, found("RUNNING"), a_try()) == Decision(Action.SUBMIT)
 
 
 @pytest.mark.parametrize("record", RECORDS)
-@pytest.mark.parametrize("answer", [None, UNKNOWN, found("RUNNING"), found("SUCCEEDED")], ids=str)
-def test_changed_address_submits_a_new_job(record: JobRecord, answer: ClusterAnswer | None) -> None:
-    """If the connection has another address, a new job is submitted, and the reason names the old address."""
-    decision = decide(record, answer, GENERATION, ELSEWHERE)
-
-    assert decision.action is Action.SUBMIT
-    assert "job-1" in decision.reason
-    assert f"is at {HERE} and may still run there" in decision.reason
-    assert f"now has the address {ELSEWHERE}" in decision.reason
-
-
-@pytest.mark.parametrize("record", RECORDS)
-@pytest.mark.parametrize("generation", [GENERATION, *CLEARED], ids=str)
+@pytest.mark.parametrize("generation", ALL)
 def test_record_is_checked_with_ray_first(record: JobRecord, generation: RetryGeneration) -> None:
-    """A try that finds a job record asks Ray before anything else."""
-    assert decide(record, None, generation, HERE) == Decision(Action.ASK)
+    """A try that finds a job record asks Ray before anything else, also a record that cannot be read."""
+    assert decide(record, None, a_try(generation)) == Decision(Action.ASK)
 
 
-@pytest.mark.parametrize("record", RECORDS)
-@pytest.mark.parametrize("generation", [GENERATION, *CLEARED], ids=str)
-@pytest.mark.parametrize(
-    ("then", "now"), [("session_1", "session_2"), ("session_1", None), (None, "session_2")], ids=str
-)
-def test_unknown_job_of_another_session(
-    record: JobRecord, generation: RetryGeneration, then: str | None, now: str | None
-) -> None:
+@pytest.mark.parametrize("record", READABLE)
+@pytest.mark.parametrize("generation", ALL)
+@pytest.mark.parametrize("now", ["session_2", None])
+def test_unknown_job_of_another_session(record: JobRecord, generation: RetryGeneration, now: str | None) -> None:
     """A job that is unknown after the head was restarted is lost: a new one is submitted."""
-    decision = decide(replace(record, session=then), ClusterAnswer(None, now), generation, HERE)
+    decision = decide(record, ClusterAnswer(None, now), a_try(generation))
 
     assert decision.action is Action.SUBMIT
-    assert f"lost when the head was restarted (Ray session then: {then}, now: {now})" in decision.reason
+    assert f"lost when the head was restarted (Ray session then: session_1, now: {now})" in decision.reason
 
 
-@pytest.mark.parametrize("session", ["session_1", None], ids=["session", "a head that has none"])
-@pytest.mark.parametrize("generation", [GENERATION, *CLEARED], ids=str)
-def test_unknown_job_that_was_never_confirmed(session: str | None, generation: RetryGeneration) -> None:
+@pytest.mark.parametrize(
+    ("then", "now"),
+    [("session_1", "session_1"), (None, None), (None, "session_2")],
+    ids=["same session", "a head without session names", "session unknown"],
+)
+@pytest.mark.parametrize("generation", ALL)
+def test_unknown_job_that_was_never_confirmed(then: str | None, now: str | None, generation: RetryGeneration) -> None:
     """An unconfirmed submission is sent again under its id, so that a late request cannot make a second job."""
-    decision = decide(replace(UNCONFIRMED, session=session), ClusterAnswer(None, session), generation, HERE)
+    decision = decide(
+        replace(UNCONFIRMED, job=replace(RECORD.job, session=then)), ClusterAnswer(None, now), a_try(generation)
+    )
 
     assert decision == Decision(
         Action.RESUBMIT,
@@ -127,101 +136,178 @@ def test_unknown_job_that_was_never_confirmed(session: str | None, generation: R
     )
 
 
-@pytest.mark.parametrize("generation", [GENERATION, *CLEARED], ids=str)
-def test_unknown_job_that_was_accepted(generation: RetryGeneration) -> None:
+@pytest.mark.parametrize("record", [RECORD, DELIVERED, UNREADABLE], ids=["accepted", "delivered", "unreadable"])
+@pytest.mark.parametrize("generation", ALL)
+def test_unknown_job_that_was_accepted(record: JobRecord, generation: RetryGeneration) -> None:
     """A job that Ray had accepted and no longer knows in the same session was deleted: a new one is submitted."""
-    decision = decide(RECORD, UNKNOWN, generation, HERE)
+    decision = decide(record, UNKNOWN, a_try(generation))
 
     assert decision.action is Action.SUBMIT
     assert "was deleted from the cluster" in decision.reason
 
 
 @pytest.mark.parametrize("accepted", [True, False])
-@pytest.mark.parametrize("generation", [GENERATION, *CLEARED], ids=str)
+@pytest.mark.parametrize("generation", ALL)
 def test_unknown_job_that_was_abandoned(accepted: bool, generation: RetryGeneration) -> None:
     """An abandoned job is never submitted again under its id: a late stop request would stop it."""
-    decision = decide(replace(ABANDONED, accepted=accepted), UNKNOWN, generation, HERE)
+    decision = decide(replace(ABANDONED, accepted=accepted), UNKNOWN, a_try(generation))
 
     assert decision.action is Action.SUBMIT
     assert "was abandoned and no longer exists" in decision.reason
 
 
-@pytest.mark.parametrize("record", RECORDS)
+@pytest.mark.parametrize("record", READABLE)
 @pytest.mark.parametrize("status", [*ALIVE, *ENDED])
 @pytest.mark.parametrize("nonce", ["theirs", None])
 def test_job_of_another_submission_is_left_alone(record: JobRecord, status: str, nonce: str | None) -> None:
-    """A job with another submission nonce is neither followed nor stopped."""
-    decision = decide(record, found(status, nonce), GENERATION, HERE)
+    """A job with another submission nonce is neither followed nor stopped, nor is its success taken."""
+    decision = decide(record, found(status, nonce), a_try())
 
     assert decision.action is Action.SUBMIT
-    assert "is left alone: its metadata has the submission_nonce of another submission" in decision.reason
+    assert "another job has its id now, which is left alone" in decision.reason
+
+
+@pytest.mark.parametrize("status", [*ALIVE, *ENDED])
+@pytest.mark.parametrize("key", OWNER)
+@pytest.mark.parametrize("value", ["another", None])
+def test_unreadable_record_of_a_job_of_another_task(status: str, key: str, value: str | None) -> None:
+    """Without a nonce in the record, the job's metadata must name this task instance."""
+    answer = found(status, metadata={key: value})
+    if value is None:
+        assert answer.job is not None
+        answer = found(status)
+        answer = replace(answer, job=replace(answer.job, metadata={NONCE: "ours"}))
+
+    decision = decide(UNREADABLE, answer, a_try())
+    assert decision.action is Action.SUBMIT
+    assert "another job has its id now, which is left alone" in decision.reason
 
 
 @pytest.mark.parametrize("record", RECORDS)
-@pytest.mark.parametrize("generation", [GENERATION, *CLEARED], ids=str)
+@pytest.mark.parametrize("generation", ALL)
 @pytest.mark.parametrize("status", ["FAILED", "STOPPED"])
-def test_failed_or_stopped_job(record: JobRecord, generation: RetryGeneration, status: str) -> None:
+@pytest.mark.parametrize("exit_code", [None, 1, 4])
+def test_failed_or_stopped_job(
+    record: JobRecord, generation: RetryGeneration, status: str, exit_code: int | None
+) -> None:
     """After a job that FAILED or was STOPPED a new one is submitted."""
-    decision = decide(record, found(status), generation, HERE)
+    decision = decide(
+        record, found(status, driver_exit_code=exit_code), a_try(generation, final_exit_codes=frozenset({3}))
+    )
 
     assert decision.action is Action.SUBMIT
     assert f"ended {status}" in decision.reason
-    assert ("cleared" in decision.reason) is (record.delivered or generation != GENERATION)
+    assert ("cleared" in decision.reason) is (generation in [each.values[0] for each in CLEARS])
 
 
-@pytest.mark.parametrize("record", RECORDS[:3])
-def test_retry_takes_an_undelivered_success(record: JobRecord) -> None:
-    """A retry takes a success that was not delivered, and submits nothing."""
-    decision = decide(record, found("SUCCEEDED"), GENERATION, HERE)
+@pytest.mark.parametrize("record", RECORDS)
+@pytest.mark.parametrize("generation", RETRIES)
+def test_retry_takes_a_success(record: JobRecord, generation: RetryGeneration) -> None:
+    """
+    A retry takes the success of an earlier try, and submits nothing.
+
+    Also if that try has returned the result: it may have failed afterwards, for instance while Airflow stored it.
+    """
+    decision = decide(record, found("SUCCEEDED"), a_try(generation))
 
     assert decision == Decision(Action.FINISH, "Ray job job-1 of an earlier try SUCCEEDED. This try takes its result.")
 
 
-@pytest.mark.parametrize(
-    ("record", "generation"),
-    [(DELIVERED, GENERATION), *((RECORD, generation) for generation in CLEARED), (DELIVERED, CLEARED[0])],
-    ids=str,
-)
-def test_cleared_task_submits_after_a_success(record: JobRecord, generation: RetryGeneration) -> None:
+@pytest.mark.parametrize("record", RECORDS)
+@pytest.mark.parametrize("generation", CLEARS)
+@pytest.mark.parametrize("stop_on_kill", [True, False])
+def test_cleared_task_submits_after_a_success(
+    record: JobRecord, generation: RetryGeneration, stop_on_kill: bool
+) -> None:
     """A cleared task submits a new job although the recorded one SUCCEEDED."""
-    decision = decide(record, found("SUCCEEDED"), generation, HERE)
+    decision = decide(record, found("SUCCEEDED"), a_try(generation, stop_on_kill=stop_on_kill))
 
     assert decision.action is Action.SUBMIT
-    assert "SUCCEEDED, and the task was cleared" in decision.reason
+    assert "ended SUCCEEDED, and the task was cleared" in decision.reason
 
 
-@pytest.mark.parametrize("generation", [GENERATION, *CLEARED], ids=str)
+@pytest.mark.parametrize("record", [RECORD, UNCONFIRMED, ABANDONED, UNREADABLE], ids=str)
+@pytest.mark.parametrize("exit_code", [3, 0, -9])
+def test_final_exit_code_that_was_not_raised(record: JobRecord, exit_code: int) -> None:
+    """A retry takes a failure with a final exit code that the last try could not raise, and submits nothing."""
+    decision = decide(
+        record, found("FAILED", driver_exit_code=exit_code), a_try(final_exit_codes=frozenset({3, 0, -9}))
+    )
+
+    assert decision.action is Action.FINISH
+    assert f"FAILED with exit code {exit_code}, after which no job is submitted" in decision.reason
+
+
+@pytest.mark.parametrize(
+    ("record", "generation", "status"),
+    [
+        pytest.param(DELIVERED, GENERATION, "FAILED", id="raised"),
+        pytest.param(RECORD, CLEARS[0].values[0], "FAILED", id="cleared"),
+        pytest.param(RECORD, GENERATION, "STOPPED", id="stopped"),
+    ],
+)
+def test_final_exit_code_that_does_not_apply(record: JobRecord, generation: RetryGeneration, status: str) -> None:
+    """A final exit code counts once, for the failure of a job, and not after a Clear."""
+    decision = decide(record, found(status, driver_exit_code=3), a_try(generation, final_exit_codes=frozenset({3})))
+
+    assert decision.action is Action.SUBMIT
+
+
+@pytest.mark.parametrize("generation", ALL)
 @pytest.mark.parametrize("status", ALIVE)
-def test_abandoned_job_is_replaced(generation: RetryGeneration, status: str) -> None:
+@pytest.mark.parametrize("stop_on_kill", [True, False])
+def test_abandoned_job_is_replaced(generation: RetryGeneration, status: str, stop_on_kill: bool) -> None:
     """An abandoned job that has not ended is stopped, and never followed again."""
-    decision = decide(ABANDONED, found(status), generation, HERE)
+    decision = decide(ABANDONED, found(status), a_try(generation, stop_on_kill=stop_on_kill))
 
     assert decision.action is Action.REPLACE
     assert f"was abandoned and is still {status}" in decision.reason
 
 
-@pytest.mark.parametrize(
-    ("record", "generation"),
-    [(DELIVERED, GENERATION), *((record, generation) for record in (RECORD, UNCONFIRMED) for generation in CLEARED)],
-    ids=str,
-)
+@pytest.mark.parametrize("record", KEPT)
+@pytest.mark.parametrize("generation", CLEARS)
 @pytest.mark.parametrize("status", ALIVE)
 def test_cleared_task_replaces_a_running_job(record: JobRecord, generation: RetryGeneration, status: str) -> None:
     """A cleared task stops a job that has not ended before it submits a new one."""
-    decision = decide(record, found(status), generation, HERE)
+    decision = decide(record, found(status), a_try(generation))
 
     assert decision.action is Action.REPLACE
     assert f"is still {status}, but the task was cleared" in decision.reason
 
 
-@pytest.mark.parametrize("record", RECORDS[:2])
+@pytest.mark.parametrize("record", KEPT)
+@pytest.mark.parametrize("generation", CLEARS)
 @pytest.mark.parametrize("status", ALIVE)
-def test_retry_reattaches_to_a_running_job(record: JobRecord, status: str) -> None:
+def test_cleared_task_leaves_a_job_running_without_stop_on_kill(
+    record: JobRecord, generation: RetryGeneration, status: str
+) -> None:
+    """With ``stop_on_kill=False`` a cleared task leaves the old job running, says so, and submits a new one."""
+    decision = decide(record, found(status), a_try(generation, stop_on_kill=False))
+
+    assert decision.action is Action.SUBMIT
+    assert f"is still {status}, and the task was cleared. It runs on, as stop_on_kill is off." in decision.reason
+
+
+@pytest.mark.parametrize("record", KEPT)
+@pytest.mark.parametrize("generation", RETRIES)
+@pytest.mark.parametrize("status", ALIVE)
+@pytest.mark.parametrize("stop_on_kill", [True, False])
+def test_retry_reattaches_to_a_running_job(
+    record: JobRecord, generation: RetryGeneration, status: str, stop_on_kill: bool
+) -> None:
     """A retry follows a job that has not ended, and shows its log from the start."""
-    decision = decide(record, found(status), GENERATION, HERE)
+    decision = decide(record, found(status), a_try(generation, stop_on_kill=stop_on_kill))
 
     assert decision.action is Action.REATTACH
     assert f"is {status}. This try follows it and shows its log from the start." in decision.reason
+
+
+@pytest.mark.parametrize("status", ALIVE)
+def test_unreadable_record_of_a_job_without_a_generation(status: str) -> None:
+    """If neither record nor metadata tell a Clear, the try counts as a retry: no second job is submitted."""
+    answer = found(status, metadata={"airflow_max_tries": "?", "airflow_clear_number": "?"})
+
+    assert decide(UNREADABLE, answer, a_try(CLEARS[0].values[0])).action is Action.REATTACH
 
 
 def test_no_combination_leaves_a_running_job_beside_a_new_one() -> None:
@@ -230,8 +316,8 @@ def test_no_combination_leaves_a_running_job_beside_a_new_one() -> None:
         dict(zip(("accepted", "abandoned", "delivered"), values, strict=True))
         for values in product([True, False], repeat=3)
     ]
-    for fields, generation, status in product(flags, [GENERATION, *CLEARED], [*ALIVE, *ENDED]):
-        decision = decide(replace(RECORD, **fields), found(status), generation, HERE)
+    for record, flag, generation, status in product((RECORD, UNREADABLE), flags, ALL, [*ALIVE, *ENDED]):
+        decision = decide(replace(record, **flag), found(status), a_try(generation.values[0]))
 
         assert (decision.action in (Action.REATTACH, Action.REPLACE)) is (status in ALIVE)
         assert decision.action not in (Action.ASK, Action.RESUBMIT)
@@ -243,6 +329,56 @@ def test_every_action_is_documented() -> None:
     table = str(decide.__doc__).split("=\n")[2]
 
     assert set(re.findall(r"\b[A-Z]{3,}\b", table)) >= {kind.name for kind in Action}
+
+
+# -- retry or Clear -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("generation", RETRIES)
+def test_is_retry(generation: RetryGeneration) -> None:
+    """The same ``clear_number``, or the same ``max_tries`` and run start, mean that the task was not cleared."""
+    assert generation.is_retry_of(GENERATION)
+    assert GENERATION.is_retry_of(generation)
+
+
+@pytest.mark.parametrize("generation", CLEARS)
+def test_is_clear(generation: RetryGeneration) -> None:
+    """Another ``max_tries`` or run start means a Clear, unless ``clear_number`` is the same."""
+    assert not generation.is_retry_of(GENERATION)
+
+
+def test_two_unknown_clear_numbers_are_not_the_same() -> None:
+    """Before Airflow 3.3, only ``max_tries`` and the run start tell a Clear."""
+    assert RetryGeneration(3, START).is_retry_of(RetryGeneration(3, START))
+    assert not RetryGeneration(4, START).is_retry_of(RetryGeneration(3, START))
+
+
+@pytest.mark.parametrize("generation", ALL)
+def test_generation_in_metadata(generation: RetryGeneration) -> None:
+    """A job's metadata tells the generation of the try that submitted it."""
+    metadata = generation.metadata()
+
+    assert RetryGeneration.from_metadata(metadata) == generation
+    assert all(isinstance(value, str) for value in metadata.values())
+
+
+def test_generation_in_metadata_of_other_jobs() -> None:
+    """A job of another client has no generation. One of an older version may lack a part of it."""
+    assert RetryGeneration.from_metadata({}) is None
+    assert RetryGeneration.from_metadata({"airflow_max_tries": "-1"}) is None
+    assert RetryGeneration.from_metadata({"airflow_max_tries": "3"}) == RetryGeneration(3, "")
+    assert RetryGeneration.from_metadata(GENERATION.metadata() | {"airflow_clear_number": "?"}) == replace(
+        GENERATION, clear_number=None
+    )
+
+
+def test_generation_of_a_try() -> None:
+    """A generation is ``max_tries``, the run's start and, since Airflow 3.3, its ``clear_number``."""
+    first = RetryGeneration.of(context(try_number=1))
+
+    assert first == RetryGeneration.of(context(try_number=2)) == RetryGeneration(3, "2026-01-02T03:04:05+00:00")
+    assert RetryGeneration.of(context(start_date=None)) == RetryGeneration(3, "")
+    assert RetryGeneration.of(context(clear_number=4)).clear_number == 4
 
 
 # -- the job record -----------------------------------------------------------------------------------------------
@@ -265,23 +401,33 @@ class Store:
 
 
 FULL = JobRecord(
-    "nightly-2",
-    "nonce",
+    JobRef(HERE, "nightly-2", "session_1", "nonce", 1_767_312_000_000),
+    "ray_1",
     GENERATION,
-    HERE,
-    session="session_1",
     base_id="nightly",
     number=2,
-    demand={"CPU": 0.5, "special_chip": 2},
     accepted=True,
     abandoned=True,
     delivered=True,
+    holder="0190b0b0-0000-7000-8000-000000000000",
 )
+# The oldest form that can be read. Its text must not be changed.
+VERSION_1 = """{
+    "job": {"address": "http://head:8265", "submission_id": "nightly-2", "session": "session_1", "nonce": "nonce",
+            "start_time": 1767312000000},
+    "conn_id": "ray_1",
+    "generation": {"max_tries": 3, "run_start": "2026-01-02T00:00:00+00:00", "clear_number": 1},
+    "base_id": "nightly",
+    "number": 2,
+    "accepted": true,
+    "abandoned": true,
+    "delivered": true,
+    "holder": "0190b0b0-0000-7000-8000-000000000000",
+    "version": 1
+}"""
 
 
-@pytest.mark.parametrize(
-    "record", [FULL, JobRecord("a", "b", RetryGeneration(0, ""), HERE)], ids=["all fields", "required fields"]
-)
+@pytest.mark.parametrize("record", [FULL, JobRecord(JobRef(HERE, "a")), UNREADABLE], ids=["all", "few", "unreadable"])
 def test_record_outlives_the_try(record: JobRecord) -> None:
     """The next try reads exactly the record that a try saved; Airflow keeps it for ten years."""
     store = Store()
@@ -290,6 +436,88 @@ def test_record_outlives_the_try(record: JobRecord) -> None:
     assert JobRecordStore(store).record == record
     assert JobRecord.from_json(json.loads(json.dumps(asdict(record)))) == record
     assert store.retentions == [timedelta(days=3650)]
+
+
+def test_stored_form() -> None:
+    """Every version writes and reads this form."""
+    assert JobRecord.from_json(json.loads(VERSION_1)) == FULL
+    assert asdict(FULL) == json.loads(VERSION_1)
+
+
+def test_record_of_a_later_version() -> None:
+    """Unknown keys are ignored at each level, and what is written again has this version."""
+    later = json.loads(VERSION_1) | {"version": 2, "colour": "red"}
+    later["job"] |= {"namespace": "prod"}
+    later["generation"] |= {"epoch": 7}
+
+    assert JobRecord.from_json(later) == FULL
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        pytest.param({"submission_id": "job-1", "nonce": "n", "address": HERE, "accepted": False}, id="flat form"),
+        pytest.param({"job": {"address": HERE, "submission_id": "job-1"}}, id="generation missing"),
+        pytest.param({"job": {"address": HERE, "submission_id": "job-1"}, "generation": 3}, id="generation a number"),
+        pytest.param({"job": {"address": HERE, "submission_id": "job-1"}, "generation": {}}, id="generation empty"),
+        pytest.param({"job": {"submission_id": "job-1"}, "generation": None}, id="address missing"),
+        pytest.param({"job": "a text", "submission_id": "job-1", "generation": None}, id="job a text"),
+        pytest.param({"job": ["a", "list"], "submission_id": "job-1", "generation": None}, id="job a list"),
+        pytest.param(
+            {"job": {"address": HERE, "submission_id": "job-1"}, "generation": None, "number": "two"},
+            id="number a text",
+        ),
+    ],
+)
+def test_unreadable_record_keeps_its_id(stored: Any) -> None:
+    """Of a record in an unknown form the submission id remains, which is enough to ask Ray."""
+    assert JobRecord.from_json(stored) == UNREADABLE
+
+
+@pytest.mark.parametrize(
+    "stored", [{}, [], "text", 5, True, {"job": {}}, {"job": None}, {"submission_id": 5}, {"job": {"submission_id": 5}}]
+)
+def test_record_without_an_id(stored: Any) -> None:
+    """Without an id there is no job to ask for."""
+    assert JobRecord.from_json(stored) is None
+
+
+VALUES = st.sampled_from([None, True, 0, -1, 7, 1.5, "", "text", [], ["text"], {}, {"submission_id": "job-1"}])
+
+
+def forms(*names: str, **parts: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Return dictionaries in which each name has any value, or is missing."""
+    return st.fixed_dictionaries({}, optional=dict.fromkeys(names, VALUES) | parts)
+
+
+JOBS = forms(*(each.name for each in fields(JobRef)))
+GENERATIONS = forms(*(each.name for each in fields(RetryGeneration)))
+RECORD_FORMS = forms(
+    "submission_id", *(each.name for each in fields(JobRecord)), job=JOBS | VALUES, generation=GENERATIONS | VALUES
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(stored=RECORD_FORMS | VALUES)
+@example(stored={"job": {"address": HERE, "submission_id": 5}, "generation": None})
+@example(
+    stored={"job": {"address": HERE, "submission_id": "job-1"}, "generation": None, "number": "two", "base_id": "a"}
+)
+@example(stored={"job": {"address": 5, "submission_id": "job-1"}, "generation": None})
+def test_no_stored_value_is_an_error(stored: Any) -> None:
+    """Whatever is stored, a try can ask Ray, decide, and submit."""
+    store = Store()
+    store.set("ray_job", stored or "nothing")
+    records = JobRecordStore(store)
+
+    if records.record is not None:
+        assert next(query_job(records.record, 600))
+        for answer in (None, UNKNOWN, *map(found, [*ALIVE, *ENDED])):
+            assert decide(records.record, answer, a_try())
+        records.update(accepted=True, holder="me")
+        assert JobRecordStore(store).record == records.record
+    for base_id in (None, "a"):
+        assert records.new_record(context(), base_id, HERE, "ray_1").submission_id
 
 
 def test_new_task_instance_has_no_record() -> None:
@@ -323,6 +551,34 @@ def test_update() -> None:
     records.update(delivered=True, accepted=True)
     assert JobRecordStore(store).record == records.record == replace(UNCONFIRMED, accepted=True, delivered=True)
     assert len(store.retentions) == 3
+
+
+def test_update_of_a_record_that_cannot_be_stored() -> None:
+    """A change counts for this try, even if the store fails."""
+
+    class Failing(Store):
+        def set(self, key: str, value: Any, *, retention: timedelta | None = None) -> None:
+            raise OSError("the store is away")
+
+    store = Failing()
+    store.rows["ray_job"] = json.dumps(asdict(UNCONFIRMED))
+    records = JobRecordStore(store)
+
+    with pytest.raises(OSError, match="away"):
+        records.update(accepted=True)
+    assert records.record == RECORD
+
+
+def test_read() -> None:
+    """What another try has stored since can be read, and does not change the record of this try."""
+    store = Store()
+    records = JobRecordStore(store)
+    records.save(RECORD)
+    JobRecordStore(store).update(holder="another")
+
+    assert records.read() == replace(RECORD, holder="another")
+    assert records.record == RECORD
+    assert JobRecordStore().read() is None
 
 
 def test_update_without_a_record() -> None:
@@ -447,33 +703,87 @@ def test_query_without_an_answer_about_the_session() -> None:
 
 def context(**changes: Any) -> Any:
     ti = {"dag_id": "nightly", "task_id": "train", "map_index": -1, "try_number": 2, "max_tries": 3} | changes
-    start = ti.pop("start_date", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
-    return {"ti": SimpleNamespace(**ti), "dag_run": SimpleNamespace(start_date=start)}
+    run = {"start_date": ti.pop("start_date", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))}
+    if "clear_number" in ti:  # Airflow 3.3 and later
+        run["clear_number"] = ti.pop("clear_number")
+    return {"ti": SimpleNamespace(**ti), "dag_run": SimpleNamespace(**run)}
 
 
-def test_retry_generation() -> None:
-    """A retry has the same generation; a Clear changes max_tries or the start of the dag run."""
-    first = RetryGeneration.of(context(try_number=1))
-
-    assert first == RetryGeneration.of(context(try_number=2)) == RetryGeneration(3, "2026-01-02T03:04:05+00:00")
-    assert first != RetryGeneration.of(context(max_tries=5))
-    assert first != RetryGeneration.of(context(start_date=datetime(2026, 1, 3, tzinfo=UTC)))
-    assert RetryGeneration.of(context(start_date=None)) == RetryGeneration(3, "")
-
-
-@pytest.mark.parametrize(
-    ("number", "name"), [(1, "nightly"), (2, "nightly-2"), (10, "nightly-10")], ids=["first", "second", "tenth"]
-)
-def test_numbered_ids(number: int, name: str) -> None:
-    """The first submission has the id of the user; later ones have a number appended."""
-    assert numbered_id("nightly", number) == name
+NAMES = [
+    # the map index, the number of the submission, the id
+    pytest.param(-1, 1, "nightly", id="first"),
+    pytest.param(-1, 2, "nightly-2", id="second"),
+    pytest.param(None, 10, "nightly-10", id="tenth"),
+    pytest.param(0, 1, "nightly-m0", id="mapped, first"),
+    pytest.param(12, 3, "nightly-m12-3", id="mapped, third"),
+]
 
 
-@pytest.mark.parametrize("number", [1, 2, 100])
-@pytest.mark.parametrize("length", [199, 200])
-def test_numbered_ids_fit(number: int, length: int) -> None:
-    """A numbered id is never longer than Ray allows."""
-    assert len(numbered_id("x" * length, number)) <= 200
+@pytest.mark.parametrize(("map_index", "number", "name"), NAMES)
+def test_ids_of_the_user_are_numbered(map_index: int | None, number: int, name: str) -> None:
+    """The first submission has the id of the user. A mapped task adds its map index, later submissions a number."""
+    last = replace(RECORD, base_id="nightly", number=number - 1)
+    records = JobRecordStore(Store())
+    records.record = last if number > 1 else None
+    record = records.new_record(context(map_index=map_index), "nightly", HERE, "ray_1")
+
+    assert record.submission_id == name
+    assert (record.base_id, record.number) == ("nightly", number)
+
+
+@pytest.mark.parametrize(("map_index", "number", "name"), NAMES)
+def test_ids_of_the_user_without_a_store(map_index: int | None, number: int, name: str) -> None:
+    """Without a store the try number takes the place of the number of the submission."""
+    given = context(map_index=map_index, try_number=number)
+
+    assert JobRecordStore().new_record(given, "nightly", HERE, "ray_1").submission_id == name
+
+
+def test_another_id_of_the_user() -> None:
+    """Another ``submission_id`` than that of the last try is used as it is."""
+    records = JobRecordStore(Store())
+    records.save(replace(RECORD, base_id="weekly", number=4))
+
+    assert records.new_record(context(try_number=5), "nightly", HERE, "ray_1").submission_id == "nightly"
+
+
+def test_id_of_the_user_after_an_unreadable_record() -> None:
+    """After a record that does not tell how often the id was used, the try number tells an unused one."""
+    records = JobRecordStore(Store())
+    records.save(UNREADABLE)
+    record = records.new_record(context(try_number=3), "nightly", HERE, "ray_1")
+    records.save(record)
+
+    assert record.submission_id == "nightly-3"
+    assert records.new_record(context(try_number=4), "nightly", HERE, "ray_1").submission_id == "nightly-4"
+
+
+def test_new_record() -> None:
+    """A new record has the address, the connection, the generation and a new nonce, and is not accepted yet."""
+    one, other = (JobRecordStore(Store()).new_record(context(clear_number=4), None, HERE, "ray_1") for _ in range(2))
+
+    assert one.job.nonce
+    assert one.job.nonce != other.job.nonce
+    assert one == JobRecord(
+        JobRef(HERE, one.submission_id, nonce=one.job.nonce), "ray_1", RetryGeneration.of(context(clear_number=4))
+    )
+
+
+@pytest.mark.parametrize("length", [1, 190, 199, 200])
+def test_ids_of_the_user_fit_and_differ(length: int) -> None:
+    """
+    An id is never longer than Ray allows, and differs from those of other instances and submissions.
+
+    Otherwise all instances of a mapped task but one would fail.
+    """
+    ids = {
+        numbered_id("x" * length, suffix, number)
+        for suffix in ("", "-m0", "-m1", "-m1000000")
+        for number in (1, 2, 3, 100)
+    }
+
+    assert len(ids) == 16
+    assert max(map(len, ids)) <= 200
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import socket
 import threading
@@ -12,7 +13,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from airflow_provider_rayjobs.exceptions import RayJobsError
 from airflow_provider_rayjobs.jobs import RayJobsClient
+from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.task.kill_switch import KillSwitch
 
 # Seconds that the handler may take. Airflow sends SIGKILL after 5 s.
@@ -56,23 +59,37 @@ def drip(handler: BaseHTTPRequestHandler, number: int) -> None:
         handler.wfile.write(b" ")
 
 
+def job(status: str, nonce: str = "ours") -> Respond:
+    details = {"type": "SUBMISSION", "status": status, "submission_id": "a/b", "metadata": {"submission_nonce": nonce}}
+    return answer(200, json.dumps(details).encode())
+
+
+RUNNING, SUCCEEDED = job("RUNNING"), job("SUCCEEDED")
 STOPPED = answer(200, b'{"stopped": true}')
 ENDED = answer(200, b'{"stopped": false}')
 UNKNOWN = answer(404, b"Job a/b does not exist")
+GET, STOP = "GET /api/jobs/a%2Fb", "POST /api/jobs/a%2Fb/stop"
 
 
 class Head:
-    """A server that records its requests."""
+    """A server that records its requests. It answers those about the job and those to stop it each in their order."""
 
-    def __init__(self, respond: Respond) -> None:
+    def __init__(self, respond_to_stop: Respond, respond_to_get: Respond = RUNNING) -> None:
         self.requests: list[str] = []
         head = self
 
         class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.respond(respond_to_get)
+
             def do_POST(self) -> None:
-                head.requests.append(f"POST {self.path}")
+                self.respond(respond_to_stop)
+
+            def respond(self, respond: Respond) -> None:
+                request = f"{self.command} {self.path}"
+                head.requests.append(request)
                 with suppress(OSError):  # the client did not wait
-                    respond(self, len(head.requests) - 1)
+                    respond(self, head.requests.count(request) - 1)
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -121,7 +138,7 @@ def closed_port() -> Iterator[str]:
 
 def armed(address: str, submission_id: str = "a/b") -> KillSwitch:
     switch = KillSwitch()
-    switch.arm(lambda: RayJobsClient(address), submission_id)
+    switch.arm(lambda: RayJobsClient(address), JobRef(address, submission_id, nonce="ours"))
     return switch
 
 
@@ -132,58 +149,85 @@ def killed(switch: KillSwitch) -> float:
     return time.monotonic() - began
 
 
+ACCEPTED, HAD_ENDED = "Ray accepted the stop of job a/b.", "Job a/b ended with status SUCCEEDED."
+
+
 @pytest.mark.parametrize(
-    ("respond", "count", "seconds", "summary"),
+    ("to_get", "to_stop", "requests", "summary"),
     [
-        pytest.param(STOPPED, 1, 0.0, "Ray accepted the stop of job a/b.", id="accepted"),
-        pytest.param(ENDED, 1, 0.0, "Job a/b had ended.", id="ended"),
+        pytest.param(RUNNING, STOPPED, [GET, STOP], ACCEPTED, id="running"),
+        pytest.param(job("PENDING"), STOPPED, [GET, STOP], ACCEPTED, id="pending"),
+        pytest.param(SUCCEEDED, STOPPED, [GET], HAD_ENDED, id="ended"),
+        pytest.param(one_by_one(RUNNING, SUCCEEDED), ENDED, [GET, STOP, GET], HAD_ENDED, id="ends before the stop"),
         pytest.param(
-            UNKNOWN, 1, 0.0, "The cluster does not know job a/b: it has not arrived yet, or was deleted.", id="unknown"
+            job("RUNNING", "theirs"), STOPPED, [GET], "Another job at ADDRESS has the id a/b now. It is left alone.",
+            id="another job",
         ),
-        pytest.param(after(0.5, STOPPED), 1, 0.5, "Ray accepted the stop of job a/b.", id="slow"),
+        pytest.param(one_by_one(UNKNOWN, RUNNING), STOPPED, [GET, GET, STOP], ACCEPTED, id="not yet known"),
+        pytest.param(RUNNING, after(0.5, STOPPED), [GET, STOP], ACCEPTED, id="slow"),
         pytest.param(
-            one_by_one(after(9, STOPPED), STOPPED),
-            2,
-            1.0,
-            "Ray accepted the stop of job a/b.",
-            id="timeout, then accepted",
+            RUNNING, one_by_one(after(9, STOPPED), STOPPED), [GET, STOP] * 2, ACCEPTED, id="timeout, then accepted"
         ),
         pytest.param(
-            one_by_one(hang_up, STOPPED), 2, 0.0, "Ray accepted the stop of job a/b.", id="cut off, then accepted"
+            one_by_one(after(9, RUNNING), RUNNING), STOPPED, [GET, GET, STOP], ACCEPTED, id="timeout, then running"
         ),
-        pytest.param(one_by_one(answer(503, b"busy"), ENDED), 2, 0.0, "Job a/b had ended.", id="busy, then ended"),
+        pytest.param(RUNNING, one_by_one(hang_up, STOPPED), [GET, STOP] * 2, ACCEPTED, id="cut off, then accepted"),
+        pytest.param(
+            one_by_one(answer(503, b"busy"), SUCCEEDED), STOPPED, [GET, GET], HAD_ENDED, id="busy, then ended"
+        ),
     ],
-)
-def test_stop(respond: Respond, count: int, seconds: float, summary: str) -> None:
-    """A kill sends one stop, and a second one if there is no answer; the summary has the result."""
-    with Head(respond) as head:
+)  # fmt: skip
+def test_stop(to_get: Respond, to_stop: Respond, requests: list[str], summary: str) -> None:
+    """A kill stops this job and no other, and repeats what got no answer; the summary has the result."""
+    with Head(to_stop, to_get) as head:
         switch = armed(head.address)
         took = killed(switch)
 
-    assert head.requests == ["POST /api/jobs/a%2Fb/stop"] * count
-    assert switch.summary == summary
+    assert head.requests == requests
+    assert switch.summary == summary.replace("ADDRESS", head.address)
     assert switch.is_triggered
-    assert seconds <= took <= LIMIT
+    assert took <= LIMIT
 
 
-@pytest.mark.parametrize(
-    ("respond", "words"),
-    [
-        pytest.param(after(9, STOPPED), "ReadTimeout", id="never answers"),
-        pytest.param(hang_up, "Connection lost", id="hangs up"),
-        pytest.param(answer(502, b"proxy"), "HTTP 502", id="a proxy"),
-        pytest.param(answer(401, b"token"), "HTTP 401", id="an expired token"),
-        pytest.param(answer(200, b"<html>"), "Check host, port", id="a page"),
-    ],
-)
-def test_stop_without_a_usable_answer(respond: Respond, words: str) -> None:
-    """Without a usable answer two requests are sent, and the summary has the last error."""
-    with Head(respond) as head:
+def test_stop_of_a_job_that_arrives_late() -> None:
+    """A submission may still be on its way. The job is asked for again until the time is over, and stopped."""
+    arrives_at = time.monotonic() + 1.6
+
+    def arriving(handler: BaseHTTPRequestHandler, number: int) -> None:
+        (UNKNOWN if time.monotonic() < arrives_at else RUNNING)(handler, number)
+
+    with Head(STOPPED, arriving) as head:
         switch = armed(head.address)
         took = killed(switch)
 
-    assert len(head.requests) == 2
+    assert head.requests.count(GET) > 2
+    assert head.requests[-1] == STOP
+    assert switch.summary == ACCEPTED
+    assert took <= LIMIT
+
+
+@pytest.mark.parametrize(
+    ("to_get", "to_stop", "words"),
+    [
+        pytest.param(after(9, RUNNING), STOPPED, "Timeout after 1 s", id="never answers"),
+        pytest.param(RUNNING, after(9, STOPPED), "Timeout after 1 s", id="never answers a stop"),
+        pytest.param(RUNNING, hang_up, "Connection lost", id="hangs up"),
+        pytest.param(answer(502, b"proxy"), STOPPED, "HTTP 502", id="a proxy"),
+        pytest.param(RUNNING, answer(400, b"proxy"), "HTTP 400", id="a proxy refuses a stop"),
+        pytest.param(answer(401, b"token"), STOPPED, "HTTP 401", id="an expired token"),
+        pytest.param(answer(200, b"<html>"), STOPPED, "Check host, port", id="a page"),
+        pytest.param(UNKNOWN, STOPPED, "job not found", id="never arrives"),
+    ],
+)
+def test_stop_without_a_usable_answer(to_get: Respond, to_stop: Respond, words: str) -> None:
+    """Without a usable answer the stop is repeated until its time is over, and the summary has the last error."""
+    with Head(to_stop, to_get) as head:
+        switch = armed(head.address)
+        took = killed(switch)
+
+    assert len(head.requests) >= 2
     assert words in switch.summary
+    assert "could not be confirmed within 3 s" in switch.summary
     assert "a/b" in switch.summary
     assert "accepted" not in switch.summary
     assert switch.is_triggered
@@ -191,25 +235,11 @@ def test_stop_without_a_usable_answer(respond: Respond, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "respond",
-    [answer(502, b"proxy"), answer(401, b"token"), answer(200, b"<html>")],
-    ids=["a proxy", "an expired token", "a page"],
-)
-def test_summary_of_an_unexpected_answer(respond: Respond) -> None:
-    """After an unexpected answer the summary does not claim that no answer was seen."""
-    with Head(respond) as head:
-        switch = armed(head.address)
-        killed(switch)
-
-    assert "no answer seen" not in switch.summary
-
-
-@pytest.mark.parametrize(
     ("port", "words"),
     [
-        pytest.param(silent_port, "ReadTimeout", id="silent port"),
-        pytest.param(full_port, "ConnectTimeout", id="full port"),
-        pytest.param(closed_port, "ConnectError", id="closed port"),
+        pytest.param(silent_port, "Timeout after 1 s", id="silent port"),
+        pytest.param(full_port, "Connection timeout after 1 s", id="full port"),
+        pytest.param(closed_port, "Connection refused", id="closed port"),
     ],
 )
 def test_unreachable_head(port: Callable[[], AbstractContextManager[str]], words: str) -> None:
@@ -229,7 +259,22 @@ def test_summary_of_a_refused_connection() -> None:
         switch = armed(address)
         killed(switch)
 
-    assert "was sent" not in switch.summary
+    assert "accepted" not in switch.summary
+
+
+@pytest.mark.parametrize("error", [RayJobsError("no token file"), ValueError("extra auth cannot be created")], ids=repr)
+def test_client_that_cannot_be_created(error: Exception) -> None:
+    """An error of the client is in the summary, and does not disturb the interrupted code."""
+
+    def connect() -> RayJobsClient:
+        raise error
+
+    switch = KillSwitch()
+    switch.arm(connect, JobRef("http://head:8265", "a/b"))
+    switch.kill()
+
+    assert switch.summary == f"The stop request for job a/b may not have reached Ray. {error}"
+    assert switch.is_triggered
 
 
 def test_slow_answer() -> None:
@@ -270,9 +315,9 @@ def no_logging_allowed() -> Iterator[None]:
 @pytest.mark.usefixtures("no_logging_allowed")
 def test_nothing_is_logged(respond: Respond) -> None:
     """Nothing is logged during a kill, not even by httpx at DEBUG."""
-    with Head(respond) as head:
+    with Head(respond, one_by_one(RUNNING, SUCCEEDED)) as head:
         with RayJobsClient(head.address) as client, pytest.raises(AssertionError, match="logged"):
-            client.stop_job("a")  # the same request outside of a kill is logged
+            client.stop_job("a/b")  # the same request outside of a kill is logged
         switch = armed(head.address)
         switch.kill()
 
@@ -284,7 +329,7 @@ def test_logging_is_restored(before: int) -> None:
     """After a kill logging works as before."""
     logging.disable(before)
     try:
-        with Head(hang_up) as head:
+        with Head(STOPPED, one_by_one(hang_up, SUCCEEDED)) as head:
             armed(head.address).kill()
         assert logging.root.manager.disable == before
     finally:
@@ -295,7 +340,7 @@ def test_disarmed() -> None:
     """A kill while the switch is disarmed sets the flag and sends nothing."""
     never_armed, disarmed = KillSwitch(), KillSwitch()
     with Head(STOPPED) as head:
-        disarmed.arm(lambda: RayJobsClient(head.address), "a")
+        disarmed.arm(lambda: RayJobsClient(head.address), JobRef(head.address, "a/b"))
         disarmed.disarm()
         for switch in (never_armed, disarmed):
             assert not switch.is_triggered
@@ -332,18 +377,85 @@ def test_armed_twice() -> None:
     """The switch stops the job that it was armed for last."""
     with Head(STOPPED) as head:
         switch = armed(head.address, "first")
-        switch.arm(lambda: RayJobsClient(head.address), "second")
+        switch.arm(lambda: RayJobsClient(head.address), JobRef(head.address, "a/b"))
         switch.kill()
 
-    assert head.requests == ["POST /api/jobs/second/stop"]
+    assert head.requests == [GET, STOP]
 
 
 def test_killed_twice() -> None:
-    """A second kill sends a second stop."""
-    with Head(one_by_one(STOPPED, ENDED)) as head:
+    """A second kill looks at the job again."""
+    with Head(STOPPED, one_by_one(RUNNING, SUCCEEDED)) as head:
         switch = armed(head.address)
         switch.kill()
         switch.kill()
 
-    assert len(head.requests) == 2
-    assert switch.summary == "Job a/b had ended."
+    assert head.requests == [GET, STOP, GET]
+    assert switch.summary == HAD_ENDED
+
+
+# -- freezes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Airflow start another try after a second without a heartbeat, so that half a second is a freeze."""
+    monkeypatch.setenv("AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT", "1")
+
+
+@pytest.mark.usefixtures("short_heartbeats")
+def test_kill_after_a_freeze() -> None:
+    """After a freeze another try may follow the job. The handler sends nothing, and ``execute`` has to end."""
+    with Head(STOPPED) as head:
+        switch = armed(head.address)
+        switch.begin_try()
+        time.sleep(0.7)
+        switch.kill()
+
+    assert head.requests == []
+    assert switch.was_frozen
+    assert switch.is_triggered
+    assert switch.summary == ""
+
+
+@pytest.mark.usefixtures("short_heartbeats")
+def test_freeze_that_a_poll_notices() -> None:
+    """A freeze ends no try. A kill at any later time sends nothing, until the next try begins."""
+    with Head(STOPPED) as head:
+        switch = armed(head.address)
+        switch.begin_try()
+        time.sleep(0.7)
+        assert not switch.poll()
+        assert switch.was_frozen
+        switch.kill()
+        assert switch.poll()
+        assert head.requests == []
+
+        switch.begin_try()
+        assert not switch.was_frozen
+        switch.kill()
+        assert head.requests == [GET, STOP]
+
+
+def test_no_freeze() -> None:
+    """A pause of the process that is shorter than half of the heartbeat timeout is no freeze."""
+    with Head(STOPPED) as head:
+        switch = armed(head.address)
+        switch.begin_try()
+        time.sleep(0.7)
+        assert not switch.poll()
+        switch.kill()
+
+    assert not switch.was_frozen
+    assert head.requests == [GET, STOP]
+
+
+@pytest.mark.usefixtures("short_heartbeats")
+def test_no_freeze_before_the_try() -> None:
+    """The time between the creation of the switch and the start of the try is no freeze."""
+    switch = KillSwitch()
+    time.sleep(0.7)
+    switch.kill()
+    switch.begin_try()
+
+    assert not switch.was_frozen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +29,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobFailedError,
     RayJobLostError,
     RayJobNotFoundError,
+    RayJobNotTerminalError,
     RayJobRuntimeEnvError,
     RayJobsError,
     RayJobStoppedError,
@@ -38,10 +40,10 @@ from airflow_provider_rayjobs.exceptions import (
 from airflow_provider_rayjobs.jobs import JobDetails, JobErrorType, JobStatus, JobType
 from airflow_provider_rayjobs.jobs.logs.cursor import LogEnding
 from airflow_provider_rayjobs.task.outcomes import (
-    FINAL_ERRORS,
     describe_end,
     error_for_outcome,
     has_retry_policy,
+    is_final,
     is_last_try,
     is_unschedulable,
     raising_task_errors,
@@ -177,18 +179,22 @@ def test_message_about_an_unschedulable_job():
 
 # -- what a task raises -------------------------------------------------------------------------------------------
 
-FINAL = [
-    RayApiRejectedError("no", status_code=400),
-    RayApiAuthError("token", status_code=403),
-    RayApiAddressError("a page", status_code=404),
-    RayJobExistsError("taken", status_code=500),
-]
+REFUSALS = [(RayApiRejectedError, 400), (RayApiAuthError, 403), (RayJobExistsError, 500)]
+FINAL = [kind("no", status_code=code, delivery=Delivery.REFUSED) for kind, code in REFUSALS]
 OTHERS = [
+    *(
+        kind("no", status_code=code, delivery=each)
+        for kind, code in REFUSALS
+        for each in Delivery
+        if each != "refused by Ray"
+    ),
+    RayApiAddressError("a page", status_code=404, delivery=Delivery.FOREIGN),
+    RayJobNotTerminalError("still running", status_code=500, delivery=Delivery.REFUSED),
     RayJobsError("odd"),
     RayApiConnectionError("cut off", delivery=Delivery.NOT_SENT),
     RayApiUnreachableError("away"),
     RayApiResponseError("teapot", status_code=418),
-    RayJobNotFoundError("gone", status_code=404),
+    RayJobNotFoundError("gone", status_code=404, delivery=Delivery.REFUSED),
     RayJobLostError("lost"),
     RayJobFailedError("failed", details=failed()),
     entrypoint_error(3),
@@ -201,6 +207,10 @@ OTHERS = [
     RayJobTimeoutError("late", limit="unconfirmed"),
     ValueError("wrong argument"),
 ]
+
+
+def name(error: BaseException) -> str:
+    return f"{error!r} {getattr(error, 'delivery', '')}"
 
 
 def contents(error: BaseException) -> Any:
@@ -219,7 +229,7 @@ def catches(kind: type[BaseException], error: BaseException) -> bool:
 
 @pytest.mark.parametrize("error", FINAL, ids=repr)
 def test_final_error(error: RayJobsError):
-    """A final error ends the retries, unless the task has a retry policy, which decides by the class."""
+    """A refusal by Ray ends the retries, unless the task has a retry policy, which decides by the class."""
     raised = to_task_error(error, task())
 
     assert catches(type(error), raised)
@@ -227,13 +237,19 @@ def test_final_error(error: RayJobsError):
     assert catches(RayJobsError, raised)
     assert contents(raised) == contents(error)
     assert to_task_error(error, task(object())) is error
-    assert isinstance(error, FINAL_ERRORS)
+    assert is_final(error)
+    assert is_final(raised)
 
 
-@pytest.mark.parametrize("error", OTHERS, ids=repr)
+@pytest.mark.parametrize("error", OTHERS, ids=name)
 @pytest.mark.parametrize("policy", [object(), None], ids=["policy", "no policy"])
 def test_error_that_is_retried(error: Exception, policy: Any):
-    """Every other error is raised unchanged. The task's retries or its policy apply."""
+    """
+    Every other error is raised unchanged. The task's retries or its policy apply.
+
+    A refusal that is not in Ray's own words may be temporary: an ingress without a backend answers 404, 401 or 403.
+    """
+    assert not is_final(error)
     assert to_task_error(error, task(policy)) is error
 
 
@@ -292,16 +308,14 @@ def test_exit_codes_of_other_failures(error: JobDetails):
 def both_classes() -> list[BaseException]:
     """Return every error that is also of an Airflow class."""
     timeout = RayJobTimeoutError("late", limit="execution_timeout", details=failed())
-    with_retries = RayApiRejectedError("no", status_code=400)
-    with_retries.was_retried = True
     return [
-        *(to_task_error(error, task()) for error in (*FINAL, timeout, with_retries)),
+        *(to_task_error(error, task()) for error in (*FINAL, timeout)),
         to_task_error(entrypoint_error(3), task(), fail_on=[3]),
         *(to_sensor_error(error) for error in (*FINAL, *OTHERS) if isinstance(error, RayJobsError)),
     ]
 
 
-@pytest.mark.parametrize("error", both_classes(), ids=repr)
+@pytest.mark.parametrize("error", both_classes(), ids=name)
 @pytest.mark.parametrize(
     "remake",
     [lambda error: pickle.loads(pickle.dumps(error)), copy.copy, copy.deepcopy],
@@ -318,7 +332,7 @@ def test_error_of_two_classes_survives_pickling_and_copying(error: BaseException
     assert str(again) == str(error)
 
 
-@pytest.mark.parametrize("error", both_classes(), ids=repr)
+@pytest.mark.parametrize("error", both_classes(), ids=name)
 def test_error_of_two_classes_has_our_name(error: BaseException):
     """Logs and retry policies see the name of the documented class."""
     ours = type(error).__mro__[1]
@@ -351,22 +365,22 @@ def test_raising_task_errors(policy: Any):
     cause = OSError("cause")
 
     with pytest.raises(RayApiRejectedError) as final, raising_task_errors(task(policy)):
-        raise RayApiRejectedError("no", status_code=400) from cause
-    with pytest.raises(RayJobNotFoundError) as other, raising_task_errors(task(policy)):
-        raise OTHERS[4]
+        raise FINAL[0] from cause
+    with pytest.raises(RayApiRejectedError) as other, raising_task_errors(task(policy)):
+        raise OTHERS[0]
     with pytest.raises(ValueError, match="wrong argument"), raising_task_errors(task(policy)):
         raise OTHERS[-1]
     with raising_task_errors(task(policy)):
         pass
     assert isinstance(final.value, AirflowFailException) is (policy is None)
     assert final.value.__cause__ is cause
-    assert other.value is OTHERS[4]
+    assert other.value is OTHERS[0]
 
 
 # -- what a sensor raises -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", [error for error in (*FINAL, *OTHERS) if isinstance(error, RayJobsError)], ids=repr)
+@pytest.mark.parametrize("error", [error for error in (*FINAL, *OTHERS) if isinstance(error, RayJobsError)], ids=name)
 def test_sensor_error_has_two_classes(error: RayJobsError):
     """Every error of a sensor is also an AirflowException, which ``soft_fail`` needs."""
     sensed = to_sensor_error(error)
@@ -377,18 +391,18 @@ def test_sensor_error_has_two_classes(error: RayJobsError):
 
 
 @pytest.mark.parametrize(
-    ("error", "is_final"),
+    ("error", "ends_retries"),
     [
-        *(pytest.param(error, True, id=repr(error)) for error in FINAL),
+        *(pytest.param(error, True, id=name(error)) for error in FINAL),
         *(
-            pytest.param(error, isinstance(error, RayJobFailedError | RayJobStoppedError), id=f"{number} {error!r}")
+            pytest.param(error, isinstance(error, RayJobFailedError | RayJobStoppedError), id=f"{number} {name(error)}")
             for number, error in enumerate(OTHERS[:-1])
         ),
     ],
 )
-def test_final_sensor_error(error: RayJobsError, is_final: bool):
-    """The end of a job and final errors end the retries of a sensor; other errors are retried."""
-    assert isinstance(to_sensor_error(error), AirflowFailException) is is_final
+def test_final_sensor_error(error: RayJobsError, ends_retries: bool):
+    """The end of a job and refusals by Ray end the retries of a sensor; other errors are retried."""
+    assert isinstance(to_sensor_error(error), AirflowFailException) is ends_retries
 
 
 # -- the last try -------------------------------------------------------------------------------------------------
@@ -397,19 +411,28 @@ def test_final_sensor_error(error: RayJobsError, is_final: bool):
 class Policy:
     """The part of a retry policy that is called; test_retries.py has Airflow's own."""
 
-    def __init__(self, action: str | Exception) -> None:
+    def __init__(self, action: str | Exception, **bounds: Any) -> None:
         self.action = action
+        self.bounds = {"max_reschedules": None, "reschedule_timeout": None} | bounds
         self.asked: list[Any] = []
 
     def evaluate(self, exception: BaseException, try_number: int, max_tries: int, context: Any) -> Any:
         self.asked.append((exception, try_number, max_tries, context))
         if isinstance(self.action, Exception):
             raise self.action
-        return SimpleNamespace(action=SimpleNamespace(value=self.action))
+        bounds = self.bounds if self.action == "reschedule" else {}  # Airflow 3.3 has no bounds
+        return SimpleNamespace(action=SimpleNamespace(value=self.action), **bounds)
 
 
-def tries(number: int, of: int) -> Any:
-    return {"ti": SimpleNamespace(try_number=number, max_tries=of)}
+def tries(number: int, of: int, *, reschedules: int | None = None, since: timedelta | None = None) -> Any:
+    """Return the context of a try, and how often and since when the same try was rescheduled."""
+    ti = SimpleNamespace(
+        try_number=number,
+        max_tries=of,
+        _ti_context_from_server=SimpleNamespace(task_reschedule_count=reschedules),
+        get_first_reschedule_date=lambda context: None if since is None else datetime.now(UTC) - since,
+    )
+    return {"ti": ti}
 
 
 @pytest.mark.parametrize(
@@ -441,3 +464,46 @@ def test_last_try_by_policy(action: str | Exception, is_last: bool):
 def test_policy_cannot_exceed_the_retries(action: str):
     """A policy cannot add tries beyond the retries of the task."""
     assert is_last_try(OTHERS[0], task(Policy(action)), tries(4, 3))
+
+
+MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
+RESCHEDULES = [
+    # the bounds of the decision, the reschedules of this try so far, whether Airflow runs the same try again
+    pytest.param({"max_reschedules": 3}, {}, True, id="never rescheduled"),
+    pytest.param({"max_reschedules": 3}, {"reschedules": 2}, True, id="below the maximum"),
+    pytest.param({"max_reschedules": 3}, {"reschedules": 3}, False, id="maximum reached"),
+    pytest.param({"reschedule_timeout": HOUR}, {}, True, id="no first reschedule"),
+    pytest.param({"reschedule_timeout": HOUR}, {"reschedules": 9, "since": HOUR - MINUTE}, True, id="in time"),
+    pytest.param({"reschedule_timeout": HOUR}, {"reschedules": 1, "since": HOUR}, False, id="timeout expired"),
+    pytest.param(
+        {"max_reschedules": 3, "reschedule_timeout": HOUR}, {"reschedules": 2, "since": MINUTE}, True, id="both"
+    ),
+    pytest.param(
+        {"max_reschedules": 3, "reschedule_timeout": HOUR},
+        {"reschedules": 3, "since": MINUTE},
+        False,
+        id="both, maximum",
+    ),
+    pytest.param(
+        {"max_reschedules": 3, "reschedule_timeout": HOUR}, {"reschedules": 2, "since": HOUR}, False, id="both, timeout"
+    ),
+]
+
+
+@pytest.mark.parametrize(("bounds", "so_far", "runs_again"), RESCHEDULES)
+@pytest.mark.parametrize(("number", "is_last"), [(1, False), (4, True)], ids=["first try", "last try"])
+def test_rescheduled_try_is_not_the_last(
+    bounds: dict[str, Any], so_far: dict[str, Any], runs_again: bool, number: int, is_last: bool
+):
+    """A policy of Airflow 3.4 can run the same try again, also the last one. Beyond its bounds the retries count."""
+    context = tries(number, 3, **so_far)
+
+    assert is_last_try(OTHERS[0], task(Policy("reschedule", **bounds)), context) is (is_last and not runs_again)
+
+
+def test_policy_is_not_asked_about_a_final_error():
+    """Airflow asks no policy about an AirflowFailException."""
+    policy = Policy("reschedule", max_reschedules=3)
+
+    assert is_last_try(AirflowFailException("no"), task(policy), tries(1, 3))
+    assert policy.asked == []

@@ -7,7 +7,7 @@ Each read feeds the log to a :class:`LogCursor` in chunks, from its first byte:
   A wrong checksum means that the log was replaced.
 - Bytes after the offset are pending until they fill a record: 1,000 lines or 64 KiB. Showing a record moves the offset
   past it.
-- At the end of a complete read, the pending whole lines become a record. The next read brings an unfinished line again.
+- At the end of a read, the pending whole lines become a record. The next read brings an unfinished line again.
 
 So an interrupted read neither loses nor repeats a line. Another process needs only offset and checksum to continue.
 A progress bar overwrites its states after carriage returns: a record shows the latest one.
@@ -123,7 +123,7 @@ class LogCursor:
                     break
 
     def flush(self) -> Iterator[str]:
-        """End a complete read: yield the pending whole lines, then the latest state of a progress bar."""
+        """End a read: yield the pending whole lines, then the latest state of a progress bar."""
         for size_of in (_size_of_whole_lines, _size_of_latest_state):
             if size := size_of(self._pending):
                 if not self._is_allowed(size):
@@ -135,6 +135,11 @@ class LogCursor:
         self._is_complete = True
         if self._pending:
             yield from self._show(len(self._pending))
+
+    def finish_with(self, tail: bytes) -> None:
+        """End a log that cannot be read to its end, but whose last bytes are known."""
+        self._recent = tail[-RECENT_BYTES:]
+        self._is_complete = True
 
     @property
     def ending(self) -> LogEnding:

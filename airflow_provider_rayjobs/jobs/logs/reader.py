@@ -5,8 +5,11 @@ Read the log of a followed job, and show every line once: an engine (:mod:`..ste
 - :class:`.LogCursor` skips the bytes before the log offset and verifies their checksum. The reader shows the bytes
   after it and moves the offset. An interrupted read loses nothing.
 - A wrong checksum means that the log was cut or replaced. The reader logs a warning and shows the log from its start.
+- While the job runs, a read has a deadline: ``poll_interval``, and no later than the job's next time limit. If a read
+  shows nothing new in that time, the next one has twice as long, up to a minute.
 - After a read the reader rests for 24 times as long as the read took, so that reading takes 4 % of the time.
-- After the job's end the reader retries until a read is complete. Then it also shows a last line without a newline.
+- After the job's end the reader retries until a read is complete. Then it also shows a last line without a newline. If
+  the reads make no progress, it shows the last lines.
 - A reader in another process continues from :attr:`LogReader.state`.
 
 Heads since Ray 2.47 send the log file, older ones only its text. Their offsets differ, so the reader chooses one source
@@ -17,6 +20,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 from airflow_provider_rayjobs.exceptions import (
@@ -29,8 +33,9 @@ from airflow_provider_rayjobs.exceptions import (
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.logs.cursor import RECORD_BYTES, LogCursor
 from airflow_provider_rayjobs.jobs.logs.head_tail import HeadTail
+from airflow_provider_rayjobs.jobs.logs.tail import TAIL_LINES, LogTail
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobType
-from airflow_provider_rayjobs.jobs.steps import EmitRecord, Engine, LogMessage, ReadLog, Sleep, send
+from airflow_provider_rayjobs.jobs.steps import EmitRecord, Engine, LogMessage, ReadLog, Sleep, retry_pause, send
 
 # The sources of a log.
 FILE = "file"
@@ -44,14 +49,18 @@ NO_LOG = "no log"
 REST = 24
 # Bytes of a log from which on a notice explains late lines by its size.
 LARGE = 8 * 1024 * 1024
-# Most seconds of a failed read that count for the rest. A timeout says nothing about the log's size.
-_FAILED_READ = 1.0
+# Fewest and most seconds for a read while the job runs. A log of 600 MB is read in a minute at 10 MB/s.
+MIN_READ_TIMEOUT = 1.0
+MAX_READ_TIMEOUT = 60.0
+# Reads in a row that are cut off before a notice. A single one may be a lost connection.
+_MANY_CUT_READS = 2
 # Throttled reads in a row before a notice. Fewer may be a short burst.
 _MANY_THROTTLED_READS = 3
 # Seconds of retries after the job's end: without an answer, and with an error answer. Most error answers are final, for
 # example if the node is gone, but a restarting head sends them as well.
 END_OUTAGE_TIMEOUT = 60.0
 END_ERROR_TIMEOUT = 5.0
+_TAIL_TIMEOUT = 30.0
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 10.0
 
@@ -104,6 +113,7 @@ class LogReader:
         self._lines_limit = lines_limit
         self._policy = policy
         self._throttled_reads = 0
+        self._cut_reads = 0
         self._next_read = 0.0  # in seconds of the driver's clock
         self.restore(state)
 
@@ -126,6 +136,8 @@ class LogReader:
         self.notices = set(known.get("notices", ()))
         # seconds to wait between the last read and the next one
         self.rest = float(known.get("rest", 0))
+        # seconds for a read; grows while reads show nothing new
+        self._read_timeout = float(known.get("read_timeout", 0))
 
     @property
     def state(self) -> dict[str, Any]:
@@ -137,6 +149,7 @@ class LogReader:
             "lines_shown": self._limiter.shown if self._limiter else 0,
             "notices": sorted(self.notices),
             "rest": self.rest,
+            "read_timeout": self._read_timeout,
         }
 
     @property
@@ -144,12 +157,13 @@ class LogReader:
         """Tell whether new lines wait for another process; see :class:`ReadPolicy`."""
         return self._policy is not None and self._policy.hands_over and self._throttled_reads > 0
 
-    def read(self, details: JobDetails, poll_interval: float = 0.0) -> Engine[None]:
+    def read(self, details: JobDetails, poll_interval: float = 0.0, remaining: float = float("inf")) -> Engine[None]:
         """
         Show the new lines of a job's log.
 
         :param details: the job as polled just now.
-        :param poll_interval: seconds; a notice explains why new lines of a large log come later than that.
+        :param poll_interval: seconds; a read should take no longer. 0 for a caller without a next poll.
+        :param remaining: seconds until the next time limit of the job expires; a read takes no longer.
         """
         if details.type == JobType.DRIVER:
             yield from self._notify_once(
@@ -163,11 +177,11 @@ class LogReader:
             if self._policy is None:
                 yield from self._read_to_end(details)
         elif self.live:
-            yield from self._read_running(details, poll_interval)
+            yield from self._read_running(details, poll_interval, remaining)
 
     # -- while the job runs ---------------------------------------------------------------------------------------
 
-    def _read_running(self, details: JobDetails, poll_interval: float) -> Engine[None]:
+    def _read_running(self, details: JobDetails, poll_interval: float, remaining: float) -> Engine[None]:
         if self._limiter is not None and self._limiter.is_waiting:
             yield from self._notify_once(
                 "limit",
@@ -178,33 +192,50 @@ class LogReader:
         began = yield Sleep(0)
         if began < self._next_read or (self._policy is not None and not self._policy.begin(began)):
             return
-        self.log.is_throttled = False
-        is_complete = yield from self._try_read(details)
+        timeout = min(max(poll_interval or MAX_READ_TIMEOUT, self._read_timeout), remaining)
+        timeout = max(timeout, MIN_READ_TIMEOUT)
+        offset, self.log.bytes_read, self.log.is_throttled = self.log.offset, 0, False
+        error = yield from self._try_read(details, timeout)
         ended = yield Sleep(0)
-        self.rest = REST * (ended - began if is_complete else min(ended - began, _FAILED_READ))
+        took = ended - began
+        self.rest = max(REST * took, error.retry_after if isinstance(error, RayApiBusyError) else 0)
         self._next_read = ended + self.rest
+        if took > 0.9 * timeout and self.log.bytes_read and self.log.offset == offset:
+            self._read_timeout = min(2 * timeout, MAX_READ_TIMEOUT)
         self._throttled_reads = self._throttled_reads + 1 if self.log.is_throttled else 0
         if self._policy is not None:
             self._policy.end(is_throttled=self.log.is_throttled)
-        yield from self._notify_of_delay(details, is_large=is_complete and self.rest > poll_interval)
+        yield from self._notify_of_cut(details, error, took)
+        yield from self._notify_of_delay(details, is_large=error is None and self.rest > poll_interval)
 
-    def _try_read(self, details: JobDetails) -> Engine[bool]:
-        """Read the log, and tell whether that succeeded. After a failure a later read shows the lines."""
+    def _try_read(self, details: JobDetails, timeout: float) -> Engine[RayJobsError | None]:
+        """Read the log, and return the error if that failed. A later read then shows the lines."""
         try:
-            yield from self._choose_source(details)
-            yield from self._read_log(details)
-        except RayApiAddressError as error:
-            yield from self._fall_back(details, error)
-        except RayApiBusyError as error:
+            yield from self._choose_source(details, timeout)
+            yield from self._read_log(details, timeout)
+        except RayJobsError as error:
+            if isinstance(error, RayApiAddressError):
+                yield from self._fall_back(details, error)
+            elif isinstance(error, RayApiBusyError):
+                yield from self._notify_once(
+                    "busy",
+                    f"The log of job {details.name} cannot be read for the moment; nothing of it is lost. {error}",
+                )
+            return error
+        return None
+
+    def _notify_of_cut(self, details: JobDetails, error: RayJobsError | None, took: float) -> Engine[None]:
+        """Log a notice if reads in a row were cut off after a part of the log."""
+        is_cut = isinstance(error, RayApiConnectionError) and self.log.bytes_read > 0
+        self._cut_reads = self._cut_reads + 1 if is_cut else 0
+        if self._cut_reads >= _MANY_CUT_READS:
             yield from self._notify_once(
-                "busy",
-                f"The log of job {details.name} cannot be read for the moment; nothing of it is lost. {error}",
+                "cut",
+                f"The log of job {details.name} cannot be read to its end while the job runs: the last read was cut "
+                f"off after {took:.0f} s, at byte {self.log.bytes_read}. Each read begins at the first byte, so lines "
+                "beyond that point are shown late, or after the job's end. If a load balancer limits the time of an "
+                f"answer, raise that limit. {error}",
             )
-        except RayJobsError:
-            pass
-        else:
-            return True
-        return False
 
     def _notify_of_delay(self, details: JobDetails, *, is_large: bool) -> Engine[None]:
         if self._policy is not None and self._policy.notice and self._throttled_reads >= _MANY_THROTTLED_READS:
@@ -241,7 +272,7 @@ class LogReader:
             is_answer = isinstance(error, RayApiResponseError)
             if is_answer and not is_busy and (yield from self._fall_back(details, error)):
                 continue
-            now = yield Sleep(pause)
+            now = yield Sleep(retry_pause(pause, error))
             pause = min(pause * 2, _LONGEST_PAUSE)
             if self.log.offset > offset:  # the interrupted read made progress
                 since, pause = now, _FIRST_PAUSE
@@ -250,13 +281,40 @@ class LogReader:
                 continue
             if is_busy and (yield from self._fall_back(details, error)):
                 continue
-            yield LogMessage(
-                f"The log of job {details.name} is not complete here: {self.log.offset} bytes were shown, the rest "
-                f"cannot be read. The file is {_location_of(details)}. {error}",
-                logging.WARNING,
-            )
+            yield from self._show_tail(details, error)
             return
         yield from self._finish(details)
+
+    def _show_tail(self, details: JobDetails, error: RayJobsError) -> Engine[None]:
+        """Show the last lines of a log that cannot be read to its end, after a warning about the missing ones."""
+        missing = f"The log of job {details.name} is not complete here: {self.log.offset} bytes were shown"
+        location = f"The file is {_location_of(details)}. {error}"
+        lines = TAIL_LINES if self._limiter is None else min(TAIL_LINES, self._limiter.limit - self._limiter.shown)
+        tail = LogTail(lines)
+        try:
+            if self.source != FILE:
+                raise error
+            request = endpoints.get_log_file(details.name, str(details.driver_node_id), lines)
+            yield ReadLog(replace(request, deadline=_TAIL_TIMEOUT), tail)
+        except RayJobsError:
+            yield LogMessage(f"{missing}, the rest cannot be read. {location}", logging.WARNING)
+            return
+        if tail.is_whole_log:
+            self._sink.begin()
+            for record in self._sink.feed(tail.data):
+                yield EmitRecord(record)
+            if not self.log.is_mismatch:
+                yield from self._finish(details)
+                return
+        yield LogMessage(
+            f"{missing}, and the rest cannot be read from there. Its last lines follow. The bytes between byte "
+            f"{self.log.offset} and these lines are missing, unless the lines repeat what was shown. {location}",
+            logging.WARNING,
+        )
+        self.log.finish_with(tail.data)
+        ending = LogCursor()
+        for record in [*ending.feed(tail.data), *ending.finish()]:
+            yield EmitRecord(record)
 
     def _finish(self, details: JobDetails) -> Engine[None]:
         """Show the last records after a complete read."""
@@ -278,12 +336,13 @@ class LogReader:
 
     # -- both -----------------------------------------------------------------------------------------------------
 
-    def _read_log(self, details: JobDetails) -> Engine[None]:
+    def _read_log(self, details: JobDetails, timeout: float | None = None) -> Engine[None]:
         """Read the log and show its new lines. If the log was replaced, read it again and show it from its start."""
         if self.source == FILE:
             request = endpoints.get_log_file(details.name, str(details.driver_node_id))
         else:
             request = endpoints.get_log_text(details.name)
+        request = replace(request, deadline=timeout)
         yield ReadLog(request, self._sink)
         if self.log.is_mismatch:
             yield LogMessage(
@@ -294,9 +353,9 @@ class LogReader:
             self.log.restart()
             yield ReadLog(request, self._sink)
 
-    def _choose_source(self, details: JobDetails) -> Engine[None]:
+    def _choose_source(self, details: JobDetails, timeout: float = MAX_READ_TIMEOUT) -> Engine[None]:
         if self.source is None:
-            self.source = yield from best_source(details)
+            self.source = yield from best_source(details, timeout=timeout)
             if self.source == TEXT:
                 yield from self._notify_once(
                     "text", f"The log of job {details.name} is read as text: Ray before 2.47 does not send the file."
@@ -319,12 +378,13 @@ class LogReader:
             yield LogMessage(message)
 
 
-def best_source(details: JobDetails, retry_timeout: float = 0.0) -> Engine[str]:
+def best_source(details: JobDetails, retry_timeout: float = 0.0, *, timeout: float = MAX_READ_TIMEOUT) -> Engine[str]:
     """Return the best source of a log: its file, or its text from a head that does not send the file."""
     if details.driver_node_id is None:
         return TEXT
+    request = endpoints.get_version()
     try:
-        version = yield from send(endpoints.get_version(), retry_timeout)
+        version = yield from send(replace(request, timeout=min(request.timeout, timeout)), retry_timeout)
     except RayApiAddressError:
         return TEXT
     return FILE if version.release() >= FILE_ENDPOINT_SINCE else TEXT

@@ -45,17 +45,20 @@ class Head:
     :param speed: bytes per second at which the log is read.
     :param fail: called for each read; returns after how many bytes it breaks off, 0 for a refusal, ``None`` for a
         complete read.
+    :param cut: seconds after which a load balancer cuts a read off.
     """
 
     data: bytes = b""
     speed: float = 100e6
     fail: Callable[[LogRequest], int | None] = lambda request: None
+    cut: float = float("inf")
     clock: float = 0.0
     reading: float = 0.0
     read: list[tuple[str, int]] = field(default_factory=list)
     shown: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     version: str = "2.60.0"
+    refusal: RayJobsError = BUSY
 
     def poll(self, reader: LogReader, details: JobDetails = RUNNING) -> None:
         """Let a reader read the log after one poll of the job."""
@@ -88,7 +91,12 @@ class Head:
 
     def _read(self, request: LogRequest, log: Any) -> RayJobsError | None:
         limit = self.fail(request)
-        data = self.data if limit is None else self.data[:limit]
+        lines = int((request.params or {}).get("lines", -1))
+        whole = b"".join(self.data.splitlines(keepends=True)[-lines:]) if lines >= 0 else self.data
+        seconds = min(self.cut, float("inf") if request.deadline is None else request.deadline)
+        if limit is None and len(whole) / self.speed > seconds:
+            limit = int(self.speed * seconds)
+        data = whole if limit is None else whole[:limit]
         kind = "text" if request.is_json else "file"
         size = 0
         if limit != 0:
@@ -96,14 +104,14 @@ class Head:
             while size < len(data) and log.needs_more:
                 self.shown += log.feed(data[size : size + 65536])
                 size += 65536
-            if log.needs_more and limit is None:
+            if log.needs_more:
                 self.shown += log.flush()
         size = min(size, len(data))
         self.read.append((kind, size))
         self.reading += 0.005 + size / self.speed
         self.clock += 0.005 + size / self.speed
         if limit == 0:
-            return BUSY
+            return self.refusal
         return LOST if limit is not None and log.needs_more else None
 
     @property
@@ -252,6 +260,116 @@ def test_slow_reads_that_are_interrupted() -> None:
     assert len(head.data) / 100_000 <= len(head.read)
     assert [*"".join(head.shown)] != []
     assert reader.log.offset >= 1_900_000
+
+
+def test_share_of_the_time_of_reads_that_are_cut_off() -> None:
+    """Reads that a load balancer cuts off after 30 s take less than 5 % of the time, and a notice says so once."""
+    head, reader = Head(lines_of(0, 50_000), speed=100_000, cut=30), LogReader()
+    while head.clock < 10 * 3600:
+        head.poll(reader)
+        head.clock += 5
+        head.data += lines_of(0, 1)
+
+    assert head.reading / head.clock < 0.05
+    assert reader.log.offset == 3_000_000
+    assert head.text == head.data[:3_000_000].decode()
+    [notice] = head.notices
+    assert "the last read was cut off after 5 s, at byte 500000." in notice
+    assert "lines beyond that point are shown late, or after the job's end" in notice
+
+
+def test_slow_log_is_shown_while_the_job_runs() -> None:
+    """A log that cannot be read within ``poll_interval`` is shown nevertheless: later reads have more time."""
+    head, reader = Head(lines_of(0, 30_000), speed=100_000), LogReader()
+    while head.clock < 3600:
+        head.poll(reader)
+        head.clock += 5
+
+    assert head.text == head.data.decode()
+    assert head.reading / head.clock < 0.05
+
+
+def test_another_process_has_as_much_time_for_a_read() -> None:
+    """The state of a reader holds the time that its reads need."""
+    head, reader = Head(lines_of(0, 30_000), speed=100_000), LogReader()
+    for _ in range(8):
+        head.poll(reader)
+        head.clock += 1000
+        reader = LogReader(reader.state)
+
+    assert head.text == head.data.decode()
+
+
+def test_caller_without_a_next_poll_reads_at_once() -> None:
+    """A caller that gives no ``poll_interval`` reads for up to a minute."""
+    head, reader = Head(lines_of(0, 30_000), speed=100_000), LogReader()
+    head.drive(reader.read(RUNNING))
+
+    assert head.text == head.data.decode()
+
+
+@pytest.mark.parametrize("shown", [True, False], ids=["live", "at the end"])
+def test_tail_of_a_log_that_is_cut_off(shown: bool) -> None:
+    """If reads are cut off after the job's end, the last lines follow a warning that says which bytes are missing."""
+    head, reader = Head(lines_of(0, 50_000), speed=100_000, cut=30), LogReader(live=shown)
+    head.poll(reader)
+    ended = head.clock
+    head.poll(reader, SUCCEEDED)
+
+    lines = head.data.decode().splitlines()
+    assert head.text.splitlines() == lines[:30_000] + lines[-1000:]
+    assert "The log of job a is not complete here: 3000000 bytes were shown" in head.notices[-1]
+    assert "The bytes between byte 3000000 and these lines are missing" in head.notices[-1]
+    assert reader.log.offset == 3_000_000
+    assert reader.log.ending.last_lines == tuple(lines[-20:])
+    assert head.clock - ended < 200
+
+
+def test_tail_with_a_limit() -> None:
+    """With a limit, no more lines than the limit are shown of a log that is cut off."""
+    head, reader = Head(lines_of(0, 50_000), speed=100_000, cut=30), LogReader(lines_limit=100)
+    head.poll(reader)
+    head.poll(reader, SUCCEEDED)
+
+    lines = head.data.decode().splitlines()
+    assert head.text.splitlines() == lines[:50] + lines[-50:]
+
+
+def test_tail_that_is_the_whole_log() -> None:
+    """If the last lines are the whole log, nothing is missing or repeated, and no warning says so."""
+
+    def fail(request: LogRequest) -> int | None:
+        return 2000 if request.params and request.params["lines"] == "-1" else None
+
+    head, reader = Head(lines_of(0, 100) + b"the end", fail=fail), LogReader()
+    head.poll(reader)
+    head.poll(reader, SUCCEEDED)
+
+    assert head.text == head.data.decode() + "\n"
+    assert head.notices == []
+    assert reader.log.ending.last_lines[-1] == "the end"
+
+
+def test_long_last_line() -> None:
+    """Of last lines that are too long for the memory, the end is shown."""
+    data = lines_of(0, 20) + b"y" * (5 * 2**20) + b"\nlast\n"
+    head = Head(data, fail=lambda request: 4 if request.params["lines"] == "-1" else None)
+    head.poll(LogReader(), SUCCEEDED)
+
+    assert head.shown[-1] == "last"
+    assert "not complete here" in head.notices[-1]
+
+
+def test_busy_server_is_read_again_after_the_time_that_it_names() -> None:
+    """A log is not read again before the time that a busy server names."""
+    busy = RayApiBusyError("busy", status_code=429)
+    busy.retry_after = 60.0
+    head, reader = Head(b"one\n", fail=lambda request: 0, refusal=busy), LogReader()
+    for _ in range(14):
+        head.poll(reader)
+        head.clock += 5
+
+    assert len(head.read) == 2
 
 
 def test_lines_limit() -> None:

@@ -1,0 +1,548 @@
+"""Both clients against real sockets: time limits, size limits, connections and certificates."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from airflow_provider_rayjobs.exceptions import (
+    Delivery,
+    RayApiConnectionError,
+    RayApiResponseError,
+    RayJobsError,
+    RayJobTimeoutError,
+)
+from airflow_provider_rayjobs.jobs import AsyncRayJobsClient, RayJobsClient, endpoints, exchange
+from airflow_provider_rayjobs.jobs.access import Access
+from airflow_provider_rayjobs.jobs.follow import follow_job
+from airflow_provider_rayjobs.jobs.job_ref import JobRef
+from airflow_provider_rayjobs.jobs.limits import Limits
+from airflow_provider_rayjobs.jobs.logs.cursor import LogCursor
+from airflow_provider_rayjobs.jobs.logs.reader import LogReader
+from airflow_provider_rayjobs.jobs.requests import LogRequest, Request
+from airflow_provider_rayjobs.jobs.steps import ReadLog, Send
+from tests.secured.certificates import CertificateAuthority, CertificateFiles
+
+VERSION = b'{"version": "4", "ray_version": "2.60.0"}'
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+ANSWER = OK + b"Content-Length: %d\r\n\r\n" % len(VERSION) + VERSION
+ERROR = b"HTTP/1.1 500 Oops\r\nContent-Type: text/plain\r\n"
+LOG = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n"
+MIB = 2**20
+
+Handler = Callable[[socket.socket], None]
+Run = Callable[..., Any]
+
+
+@contextmanager
+def serving(handle: Handler, context: ssl.SSLContext | None = None) -> Iterator[str]:
+    """Run a server that calls ``handle`` with each connection in a thread, and yield its address."""
+    threads: list[threading.Thread] = []
+    has_ended = threading.Event()
+
+    def talk(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.settimeout(10)
+            if context is None:
+                handle(connection)
+            else:
+                with context.wrap_socket(connection, server_side=True) as secured:
+                    handle(secured)
+
+    def accept() -> None:
+        while not has_ended.is_set():
+            with suppress(TimeoutError):
+                threads.append(threading.Thread(target=talk, args=(server.accept()[0],)))
+                threads[-1].start()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.05)
+        accepting = threading.Thread(target=accept)
+        accepting.start()
+        try:
+            yield f"http{'s' if context else ''}://127.0.0.1:{server.getsockname()[1]}"
+        finally:
+            has_ended.set()
+            accepting.join()
+            for thread in threads:
+                thread.join()
+
+
+def receive(connection: socket.socket) -> bytes:
+    """Receive the head of a request, and return its first line; empty at the end of the connection."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        if not (more := connection.recv(65536)):
+            return b""
+        data += more
+    return data.partition(b"\r\n")[0]
+
+
+def drip(connection: socket.socket, *first: bytes, piece: bytes = b" ") -> None:
+    """Send a piece every tenth of a second until the client hangs up."""
+    for data in first:
+        connection.sendall(data)
+    while True:
+        connection.sendall(piece)
+        time.sleep(0.1)
+
+
+def blocking(address: str, engine: Any, on_log: Any = None, **access: Any) -> Any:
+    with RayJobsClient(address, access=Access(**access), retry_timeout=0) as client:
+        return client.run(engine, on_log)
+
+
+def on_a_loop(address: str, engine: Any, on_log: Any = None, **access: Any) -> Any:
+    async def run() -> Any:
+        async with AsyncRayJobsClient(address, access=Access(**access), retry_timeout=0) as client:
+            return await client.run(engine, on_log)
+
+    return asyncio.run(run())
+
+
+@pytest.fixture(params=[blocking, on_a_loop])
+def run(request: pytest.FixtureRequest) -> Run:
+    return request.param
+
+
+def do(*steps: Any) -> Any:
+    """Yield these steps, and return the last result."""
+    result = None
+    for step in steps:
+        result = yield step
+    return result
+
+
+def dripping_request(connection: socket.socket) -> None:
+    """Take a byte every tenth of a second for five seconds, so that the client cannot send its request."""
+    for _ in range(50):
+        connection.recv(1)
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param((), id="before the status"),
+        pytest.param((b"HTTP/1.1 200 OK\r\nX-Padding: ",), id="in a header"),
+        pytest.param((OK, b"Content-Length: 1000000\r\n\r\n"), id="in the body"),
+        pytest.param((ERROR, b"Connection: close\r\n\r\n"), id="in an error"),
+        pytest.param((b"HTTP/1.1 307 Go\r\nLocation: /\r\nContent-Length: 1000000\r\n\r\n",), id="in a redirect"),
+    ],
+)
+def test_dripping_answer_ends_at_the_deadline(run: Run, first: tuple[bytes, ...]) -> None:
+    """An answer that arrives byte by byte, each within ``read_timeout``, ends with an error after that time in all."""
+
+    def handle(connection: socket.socket) -> None:
+        receive(connection)
+        drip(connection, *first, piece=b"H" if not first else b" ")
+
+    with (
+        serving(handle) as address,
+        pytest.raises(RayApiConnectionError, match=r"^Timeout after \S+ s without the whole answer: could not") as info,
+    ):
+        run(address, do(Send(endpoints.get_job("a"))), read_timeout=0.5)
+
+    assert info.value.delivery is Delivery.MAY_HAVE_ARRIVED
+
+
+def test_deadline_holds_on_a_kept_connection(run: Run) -> None:
+    """The second request on a connection has a deadline of its own."""
+
+    def handle(connection: socket.socket) -> None:
+        receive(connection)
+        connection.sendall(ANSWER)
+        receive(connection)
+        drip(connection, OK + b"Content-Length: 1000000\r\n\r\n")
+
+    version = Send(endpoints.get_version())
+    with serving(handle) as address, pytest.raises(RayApiConnectionError, match="without the whole answer"):
+        run(address, do(version, version), read_timeout=0.5)
+
+
+def test_request_that_is_taken_slowly_ends_at_the_deadline(run: Run) -> None:
+    """A server that takes a request byte by byte does not block the client."""
+    payload = {"a": "x" * 30 * MIB}
+    request = Request("post", "POST", "/", bool, payload=payload, timeout=0.5)
+
+    with serving(dripping_request) as address, pytest.raises(RayApiConnectionError, match="Timeout after"):
+        run(address, do(Send(request)))
+
+
+def test_read_of_a_log_ends_at_its_deadline(run: Run) -> None:
+    """A read with a deadline ends then, and shows the whole lines that have arrived."""
+
+    def handle(connection: socket.socket) -> None:
+        receive(connection)
+        drip(connection, LOG, piece=b"line\n")
+
+    shown: list[str] = []
+    request = LogRequest("read the log", "/", deadline=0.7)
+    log = LogCursor()
+
+    said = "without the whole answer: could not read the log"
+    with serving(handle) as address, pytest.raises(RayApiConnectionError, match=said):
+        run(address, do(ReadLog(request, log)), shown.append)
+
+    assert shown[0].startswith("line\nline")
+    assert log.offset == 5 * len(shown[0].split())
+
+
+def test_deadline_includes_a_slow_callback(run: Run) -> None:
+    """A read whose lines are shown slowly ends at its deadline too."""
+
+    def handle(connection: socket.socket) -> None:
+        receive(connection)
+        connection.sendall(LOG + b"line\n" * MIB)
+
+    shown: list[str] = []
+
+    def on_log(record: str) -> None:
+        shown.append(record)
+        time.sleep(0.1)
+
+    with serving(handle) as address, pytest.raises(RayApiConnectionError, match="without the whole answer"):
+        run(address, do(ReadLog(LogRequest("read the log", "/", deadline=0.3), LogCursor())), on_log)
+
+    assert 0 < len(shown) < 1000
+
+
+@pytest.mark.parametrize(
+    ("request_", "least", "most"),
+    [
+        pytest.param(endpoints.get_job("a"), 29, 30, id="status"),
+        pytest.param(endpoints.list_jobs(), 119, 120, id="list"),
+        pytest.param(endpoints.put_package("a", 0), 119, 120, id="empty upload"),
+        pytest.param(endpoints.put_package("a", 100 * MIB), 3300, 3400, id="100 MiB"),
+        pytest.param(endpoints.get_log_file("a", "n"), 59, 60, id="log"),
+        pytest.param(LogRequest("read", "/", deadline=5), 4, 5, id="log with a deadline"),
+    ],
+)
+def test_deadline_depends_on_the_request(request_: Any, least: float, most: float) -> None:
+    """A request has as long as its answer may take, and an upload longer in proportion to its size."""
+    with RayJobsClient("http://ray-head:8265") as client:
+        assert least < client._codec.deadline(request_).remaining <= most
+
+
+def test_whole_log_has_time_in_proportion_to_its_size() -> None:
+    """Each received byte postpones the end of a read of a whole log, so that a large log on a slow network is read."""
+    with RayJobsClient("http://ray-head:8265") as client:
+        deadline = client._codec.deadline(endpoints.get_log_file("a", "n"))
+    deadline.extend(100 * MIB)
+
+    assert 3250 < deadline.remaining < 3300
+
+
+@pytest.mark.parametrize("step", [Send(endpoints.get_job("a")), ReadLog(endpoints.get_log_file("a", "n"), LogCursor())])
+def test_most_of_a_huge_error_page_is_not_read(run: Run, step: Any) -> None:
+    """The client reads the beginning of an endless error page, and hangs up."""
+    sent = 0
+
+    def handle(connection: socket.socket) -> None:
+        nonlocal sent
+        receive(connection)
+        connection.sendall(ERROR + b"Connection: close\r\n\r\n")
+        while sent < 300:
+            connection.sendall(b"x" * MIB)
+            sent += 1
+
+    with (
+        serving(handle) as address,
+        pytest.raises(RayApiResponseError, match=r"The answer says: x{500} \.\.\.") as info,
+    ):
+        run(address, do(step))
+
+    assert info.value.status_code == 500
+    assert sent < 50
+
+
+def test_huge_result_is_an_error(run: Run) -> None:
+    """A result in JSON of more than 64 MiB is an error that says so."""
+
+    def handle(connection: socket.socket) -> None:
+        receive(connection)
+        connection.sendall(OK + b"Connection: close\r\n\r\n[")
+        while True:
+            connection.sendall(b" " * MIB)
+
+    with (
+        serving(handle) as address,
+        pytest.raises(RayApiResponseError, match="^HTTP 200, answer larger than 64 MiB: could not list jobs at http"),
+    ):
+        run(address, do(Send(endpoints.list_jobs())))
+
+
+def test_large_result_is_read(run: Run) -> None:
+    """A list of several MiB is read."""
+    body = b"[%s]" % b", ".join(
+        [b'{"type": "SUBMISSION", "status": "RUNNING", "message": "%s"}' % (b"x" * 1000)] * 5000
+    )
+
+    def handle(connection: socket.socket) -> None:
+        receive(connection)
+        connection.sendall(OK + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+
+    with serving(handle) as address:
+        assert len(run(address, do(Send(endpoints.list_jobs())))) == 5000
+
+
+@pytest.mark.parametrize(
+    "error",
+    [httpx.ConnectError("collector"), ssl.SSLError("collector"), TimeoutError("x"), RayApiConnectionError("collector")],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("size", [2500, 100_000], ids=["at the end", "in the middle"])
+def test_error_of_on_log_is_raised_unchanged(run: Run, error: Exception, size: int) -> None:
+    """An error of ``on_log`` reaches the caller unchanged, even if it is one that a request may raise."""
+
+    def handle(connection: socket.socket) -> None:
+        receive(connection)
+        connection.sendall(LOG + b"line\n" * size)
+
+    def on_log(record: str) -> None:
+        raise error
+
+    def engine() -> Any:
+        try:
+            yield ReadLog(endpoints.get_log_file("a", "n"), LogCursor())
+        except RayJobsError:
+            return
+
+    with serving(handle) as address, pytest.raises(type(error)) as caught:
+        run(address, engine(), on_log)
+
+    assert caught.value is error
+
+
+def test_log_reads_leave_turns_for_requests() -> None:
+    """While more logs are read than there are turns, a status request does not wait, and no request fails."""
+    lines = b"".join(b"line %d\n" % number for number in range(3))
+    has_answered, started = threading.Event(), threading.Semaphore(0)
+
+    def handle(connection: socket.socket) -> None:
+        while (line := receive(connection)) and b"/logs/file" not in line:
+            connection.sendall(ANSWER)
+        if line:
+            started.release()
+            has_answered.wait(30)
+            connection.sendall(LOG + lines)
+
+    async def read(client: AsyncRayJobsClient, shown: list[str]) -> None:
+        await client.run(do(ReadLog(endpoints.get_log_file("a", "n"), LogCursor())), shown.append)
+
+    async def watch(address: str) -> list[list[str]]:
+        shown: list[list[str]] = [[] for _ in range(3 * exchange.LOG_READS_AT_ONCE)]
+        async with AsyncRayJobsClient(address, retry_timeout=0) as client:
+            reads = [asyncio.ensure_future(read(client, lines)) for lines in shown]
+            for _ in range(exchange.LOG_READS_AT_ONCE):
+                await asyncio.to_thread(started.acquire)
+            polls = 2 * exchange.REQUESTS_AT_ONCE
+            await asyncio.gather(*(client.send(endpoints.get_version()) for _ in range(polls)))
+            assert not any(shown)
+            has_answered.set()
+            await asyncio.gather(*reads)
+        return shown
+
+    with serving(handle) as address:
+        shown = asyncio.run(watch(address))
+
+    assert all("\n".join(records).encode() + b"\n" == lines for records in shown)
+
+
+def test_number_of_requests_at_once_is_bounded() -> None:
+    """An async client sends a bounded number of requests at the same time; the others wait and then succeed."""
+    current, most = 0, 0
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        nonlocal current, most
+        current += 1
+        most = max(most, current)
+        await asyncio.sleep(0.001)
+        current -= 1
+        return httpx.Response(200, content=VERSION)
+
+    async def poll() -> None:
+        async with AsyncRayJobsClient("http://ray-head:8265", transport=httpx.MockTransport(answer)) as client:
+            await asyncio.gather(*(client.send(endpoints.get_version()) for _ in range(500)))
+
+    asyncio.run(poll())
+
+    assert most == exchange.REQUESTS_AT_ONCE
+
+
+def test_wait_for_a_turn_is_part_of_the_deadline() -> None:
+    """The read of a running job's log ends at its deadline even if it gets no turn."""
+
+    def handle(connection: socket.socket) -> None:
+        receive(connection)
+        drip(connection, LOG, piece=b"line\n")
+
+    async def watch(address: str) -> None:
+        step = ReadLog(LogRequest("read the log", "/", deadline=0.3), LogCursor())
+        async with AsyncRayJobsClient(address) as client:
+            for _ in range(exchange.LOG_READS_AT_ONCE):
+                await client._http._log_turns.acquire()
+            with pytest.raises(RayApiConnectionError, match="without the whole answer"):
+                await client.run(do(step))
+
+    with serving(handle) as address:
+        asyncio.run(watch(address))
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> CertificateAuthority:
+    return CertificateAuthority(tmp_path, "authority")
+
+
+class Clients:
+    """A TLS server that records the common name of the client's certificate for each request."""
+
+    def __init__(self, authority: CertificateAuthority) -> None:
+        server = authority.issue("server", hosts=("127.0.0.1",))
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.load_cert_chain(server.cert, server.key)
+        self.context.load_verify_locations(authority.cert)
+        self.context.verify_mode = ssl.CERT_REQUIRED
+        self.seen: list[str] = []
+
+    def __call__(self, connection: ssl.SSLSocket) -> None:
+        while receive(connection):
+            certificate = connection.getpeercert()
+            self.seen.append(dict(item[0] for item in certificate["subject"])["commonName"])
+            connection.sendall(ANSWER)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Replace a file, and let its time differ on a file system with a coarse clock too."""
+    path.write_bytes(content)
+    os.utime(path, ns=(time.time_ns(), time.time_ns() + len(content)))
+
+
+def pem_of(files: CertificateFiles) -> bytes:
+    return files.cert.read_bytes() + files.key.read_bytes()
+
+
+def test_replaced_client_certificate_is_used_for_the_next_request(
+    run: Run, authority: CertificateAuthority, tmp_path: Path
+) -> None:
+    """A client uses a replaced client certificate from its next request on, and an unusable one is an error."""
+    clients, file = Clients(authority), tmp_path / "client.pem"
+    old, new = (pem_of(authority.issue(name)) for name in ("old", "new"))
+    replace_file(file, old)
+    version = Send(endpoints.get_version())
+
+    def engine() -> Any:
+        yield version
+        yield version
+        replace_file(file, b"half a certificate")
+        with pytest.raises(RayApiConnectionError, match="^Certificate file is not usable: could not get the") as caught:
+            yield version
+        assert caught.value.delivery is Delivery.NOT_SENT
+        replace_file(file, new)
+        yield version
+        yield version
+
+    with serving(clients, clients.context) as address:
+        run(address, engine(), verify=str(authority.cert), client_cert=str(file))
+
+    assert clients.seen == ["old", "old", "new", "new"]
+
+
+def test_replaced_authority_is_used_for_the_next_request(
+    run: Run, authority: CertificateAuthority, tmp_path: Path
+) -> None:
+    """A client trusts a replaced CA file from its next request on, and no longer the old one."""
+    clients, file = Clients(authority), tmp_path / "ca.pem"
+    (tmp_path / "other").mkdir()
+    other = CertificateAuthority(tmp_path / "other", "other")
+    mine = authority.issue("mine")
+    replace_file(file, authority.cert.read_bytes())
+    version = Send(endpoints.get_version())
+
+    def engine() -> Any:
+        yield version
+        replace_file(file, other.cert.read_bytes())
+        with pytest.raises(RayApiConnectionError, match="comes from an authority that verify"):
+            yield version
+        replace_file(file, authority.cert.read_bytes())
+        yield version
+
+    with serving(clients, clients.context) as address:
+        run(address, engine(), verify=str(file), client_cert=str(mine.cert), client_key=str(mine.key))
+
+    assert clients.seen == ["mine", "mine"]
+
+
+def test_old_connections_are_closed_when_their_last_request_has_ended(
+    authority: CertificateAuthority, tmp_path: Path
+) -> None:
+    """A request that is being answered ends undisturbed when a certificate file is replaced; then its client closes."""
+    file = tmp_path / "ca.pem"
+    replace_file(file, authority.cert.read_bytes())
+    may_answer, clients = asyncio.Event(), []
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("slow"):
+            await may_answer.wait()
+        return httpx.Response(200, content=VERSION)
+
+    async def watch() -> None:
+        access = Access(verify=str(file))
+        transport = httpx.MockTransport(answer)
+        async with AsyncRayJobsClient("https://ray-head:8265", access=access, transport=transport) as client:
+            old = client._http._pool.http
+            slow = asyncio.ensure_future(client.send(Request("wait", "GET", "/slow", lambda _: True)))
+            await asyncio.sleep(0)
+            replace_file(file, authority.cert.read_bytes() + b"\n")
+            await client.send(endpoints.get_version())
+            assert client._http._pool.http is not old
+            assert not old.is_closed
+            may_answer.set()
+            assert await slow
+            assert old.is_closed
+            clients.append(client)
+        assert client._http.is_closed
+
+    asyncio.run(watch())
+
+
+def test_time_limit_is_enforced_while_a_log_drips(run: Run) -> None:
+    """A job is polled, and its time limit enforced, although the read of its log never ends."""
+    polls = 0
+
+    def handle(connection: socket.socket) -> None:
+        nonlocal polls
+        while line := receive(connection):
+            if b"/logs/file" in line:
+                drip(connection, LOG, piece=b"line\n")
+            if b"/api/version" in line:
+                connection.sendall(ANSWER)
+            else:
+                polls += 1
+                job = (
+                    b'{"submission_id": "a", "type": "SUBMISSION", "status": "RUNNING", "driver_node_id": "n", '
+                    b'"start_time": %d}' % began
+                )
+                connection.sendall(OK + b"Content-Length: %d\r\n\r\n" % len(job) + job)
+
+    shown: list[str] = []
+    began = int(time.time() * 1000)
+    following = follow_job(
+        JobRef("http://head:8265", "a"), reader=LogReader(), limits=Limits(job_timeout=2), poll_interval=1
+    )
+    with serving(handle) as address, pytest.raises(RayJobTimeoutError, match="job_timeout is 2 s"):
+        run(address, following, shown.append)
+
+    assert polls >= 2
+    assert shown[0].startswith("line")
