@@ -3,6 +3,7 @@ Run histories by hand::
 
     python -m tests.simulation --histories 1000000            # a campaign with a fresh seed
     python -m tests.simulation --seed 17                      # the walk of a seed, and the journal of its violation
+    python -m tests.simulation --bugs                        # put old bugs back, one by one
     python -m tests.simulation --replay "worker | 0 | ..."    # one history, with its journal
 """
 
@@ -17,6 +18,7 @@ import time
 os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="airflow-simulation-"))
 os.environ.setdefault("AIRFLOW__CORE__LOAD_EXAMPLES", "False")
 
+from .bugs import BUGS, find
 from .campaign import Case, Tally, run_campaign, shrink, walk
 
 
@@ -27,8 +29,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="run only the walk of this seed")
     parser.add_argument("--seed-base", type=int, default=int(time.time()))
     parser.add_argument("--replay", help="run only this history")
+    parser.add_argument("--bugs", action="store_true", help="put old bugs back, and say after how many each is found")
     arguments = parser.parse_args()
     sys.unraisablehook = lambda _: None
+    if arguments.bugs:
+        for bug in BUGS:
+            found = find(bug, arguments.seed_base)
+            print(f"{bug}: after {found.after} histories: {found.violations[0]}\n    {found.case}" if found else bug)
+        return 0
     if arguments.replay:
         return show(Case.parse(arguments.replay))
     if arguments.seed is not None:

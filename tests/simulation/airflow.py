@@ -214,6 +214,8 @@ class Airflow:
         """Accept the report of a process, unless the server believes that another one is running, or none."""
         if self._running is not worker or self.state != "running":
             self.script.note(f"airflow: 409, the report {state!r} of {worker.process.name} is rejected")
+            if 0 <= worker.looked_at <= self.last_action:
+                self.tags.add("marked or cleared after the last look")
             return False
         worker.has_crashed = False
         self._running = None
@@ -488,10 +490,6 @@ class Airflow:
                 )
             if self._triggerer is not None:
                 self._triggerer.add(row)
-        elif 0 <= worker.looked_at <= self.last_action:
-            self.tags.add("the deferral was rejected after the last look")
-        else:
-            self.tags.add("rejected deferral")
         self.script.end(process, key)
 
     # -- what a task uses -----------------------------------------------------------------------------------------
@@ -578,6 +576,8 @@ class Airflow:
     def trigger_fired(self, row: TriggerRow, payload: Any) -> None:
         if self._row is row:
             self._resume(row, row.method, row.kwargs | {"event": payload})
+        else:
+            self.tags.add("marked or cleared while the trigger fired")
 
     def trigger_failed(self, row: TriggerRow, error: str, trace: list[str] | None = None) -> None:
         """Resume the task only to fail it."""
@@ -646,7 +646,8 @@ class Triggerer:
             self._loop.close()
 
     def has(self, row: TriggerRow) -> bool:
-        return any(each is row for each in self._wanted)
+        """Tell whether the triggerer has started a trigger."""
+        return row.number in self._tasks
 
     def add(self, row: TriggerRow) -> None:
         """Start a trigger soon, as the next look at the database finds it."""

@@ -8,6 +8,7 @@ import random
 import pytest
 
 from .__main__ import summary
+from .bugs import BUGS, find
 from .campaign import Case, run_campaign
 from .scenarios import SCENARIOS
 
@@ -32,6 +33,15 @@ def test_history_is_the_same_each_time():
     first, second = case.run(is_verbose=True), case.run(is_verbose=True)
 
     assert first.journal == second.journal
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_bug_is_found(bug: str):
+    """A bug that is put back is found in far fewer histories than a campaign has."""
+    found = find(bug)
+
+    assert found is not None
+    assert found.after < HISTORIES / 10
 
 
 @pytest.mark.timeout(1800)
