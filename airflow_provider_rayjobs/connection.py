@@ -17,7 +17,7 @@ from urllib.request import getproxies
 from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_rayjobs.jobs.access import Access
-from airflow_provider_rayjobs.jobs.redaction import redact_address
+from airflow_provider_rayjobs.jobs.redaction import raise_unchained, redact_address
 from airflow_provider_rayjobs.jobs.tls import check_certificates
 from airflow_provider_rayjobs.jobs.transport import check_address
 
@@ -86,7 +86,7 @@ class Cluster:
         except Exception as error:  # noqa: BLE001  (the user's class)
             # The error's text and traceback may contain the arguments, which are secret.
             wrong = " with auth_kwargs" if isinstance(error, TypeError) else ""
-            raise ValueError(f"extra auth {self.auth} cannot be created{wrong}: {type(error).__name__}.") from None
+            raise_unchained(ValueError(f"extra auth {self.auth} cannot be created{wrong}: {type(error).__name__}."))
         return replace(self.access, auth=auth)
 
     def secrets(self) -> Iterator[str]:
@@ -109,7 +109,7 @@ def find_auth(path: str) -> type[httpx.Auth]:
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"extra auth {path!r} cannot be imported: {error}. Give it as module.Class.") from None
     except Exception as error:  # noqa: BLE001  (the user's module)
-        raise ValueError(f"extra auth {path!r} cannot be imported: {type(error).__name__} in its module.") from None
+        raise_unchained(ValueError(f"extra auth {path!r} cannot be imported: {type(error).__name__} in its module."))
     if not (isinstance(found, type) and issubclass(found, httpx.Auth)):
         raise ValueError(f"extra auth {path!r} is not a subclass of httpx.Auth. Derive the class from it.")
     return found
@@ -248,7 +248,7 @@ def _address_of(connection: Connection, base_path: str) -> str:
         port_in_host = given.port
     except ValueError:
         # The error's text may contain a password.
-        raise ValueError("host is not an address. Give a host name or a URL, with a port up to 65535.") from None
+        raise_unchained(ValueError("host is not an address. Give a host name or a URL, with a port up to 65535."))
     if not given.hostname:
         raise ValueError("host is empty. Give the name or the URL of the Ray head, e.g. http://ray-head:8265.")
     if given.username or given.password or given.query or given.fragment:

@@ -12,13 +12,14 @@ import re
 from collections import UserDict
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 # Not from common.compat: our minimum version of it has no mask_secret. This path is the same since Airflow 3.1.
 from airflow.sdk import log
 
 from airflow_provider_rayjobs.jobs.models import JobDetails
-from airflow_provider_rayjobs.jobs.redaction import MIN_SECRET_LENGTH
+from airflow_provider_rayjobs.jobs.redaction import MIN_SECRET_LENGTH, redact_urls, url_secrets
 from airflow_provider_rayjobs.jobs.steps import Engine, Step, map_steps
 
 T = TypeVar("T")
@@ -26,6 +27,14 @@ T = TypeVar("T")
 # Everyday values. Masking them would make logs unreadable.
 _FLAGS = ("true", "false", "yes", "no", "none", "null", "on", "off")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE)
+# Digits of the shortest number that may be a password. Shorter ones are ports, PINs of tests and exit codes.
+_MIN_SECRET_DIGITS = 6
+# Words in the name of a variable that holds a quantity or a date: MAX_TOKENS, TOKEN_TTL, SECRET_VERSION.
+_QUANTITY = re.compile(
+    r"(?<![a-z])(max|min|num|count|limit|size|len|length|tokens|tokenizer|budget|ttl|timeout|seconds|interval|expiry|"
+    r"version|date|day)(?![a-z])",
+    re.IGNORECASE,
+)
 mask_secret = log.mask_secret
 _pending: set[asyncio.Future[None]] = set()
 
@@ -52,28 +61,36 @@ def token_masker(mask: Callable[[Any], object]) -> Callable[[str], object]:
 
 def mask_env_vars(runtime_env: Any, mask: Callable[[Any], object] = mask_secret) -> None:
     """
-    Register the ``env_vars`` of a job whose names Airflow considers sensitive, such as ``API_TOKEN``.
+    Register the secrets of a runtime environment: ``env_vars`` by their names, and the credentials in all URLs.
 
-    ``[core] sensitive_var_conn_names`` adds names. Masking every value would mask dates and team names in the log.
+    Airflow decides which names are sensitive, such as ``API_TOKEN``; ``[core] sensitive_var_conn_names`` adds names.
+    Masking every value would mask dates and team names in the log.
     """
-    env_vars = runtime_env.get("env_vars") if isinstance(runtime_env, Mapping) else None
-    if not isinstance(env_vars, Mapping):
+    if not isinstance(runtime_env, Mapping):
         return
-    if secrets := {name: value for name, value in env_vars.items() if not _is_trivial(str(value))}:
-        mask(secrets)
+    env_vars = runtime_env.get("env_vars")
+    if isinstance(env_vars, Mapping):
+        texts = {str(name): str(value) for name, value in env_vars.items()}
+        if by_name := {name: text for name, text in texts.items() if not _is_trivial(text, name)}:
+            mask(by_name)
+    if by_url := [secret for secret in url_secrets(runtime_env) if not _is_trivial(secret)]:
+        mask(by_url)
 
 
-def _is_trivial(value: str) -> bool:
+def _is_trivial(value: str, name: str = "") -> bool:
     """Tell whether a value cannot be secret, despite its name: ``USE_TOKEN=false``, ``MAX_TOKENS=100000``."""
-    return len(value) < MIN_SECRET_LENGTH or value.lower() in _FLAGS or _NUMBER.fullmatch(value) is not None
+    if len(value) < MIN_SECRET_LENGTH or value.lower() in _FLAGS:
+        return True
+    is_short = sum(map(str.isdigit, value)) < _MIN_SECRET_DIGITS
+    return _NUMBER.fullmatch(value) is not None and (is_short or _QUANTITY.search(name) is not None)
 
 
 def masking_env_vars(engine: Engine[T], mask: Callable[[Any], object] = mask_secret) -> Engine[T]:
     """
-    Run an engine and register the secret ``env_vars`` of its job before any of the job's log is shown.
+    Run an engine and register the secrets of its job's runtime environment before any of the job's log is shown.
 
-    Another task or an earlier try may have submitted the job: Ray returns its ``env_vars`` with its status. On an event
-    loop pass :func:`mask_soon`.
+    Another task or an earlier try may have submitted the job: Ray returns the environment with the job's status. On an
+    event loop pass :func:`mask_soon`.
     """
     is_masked = False
 
@@ -90,14 +107,14 @@ def masking_env_vars(engine: Engine[T], mask: Callable[[Any], object] = mask_sec
 
 class RedactedRuntimeEnv(UserDict[str, Any]):
     """
-    A runtime environment that hides the values of its ``env_vars`` when it is printed or serialized.
+    A runtime environment that hides the values of its ``env_vars``, and credentials in URLs, when it is printed.
 
-    Airflow's template view shows only their names. It would show the values of a plain ``dict``.
+    Airflow's template view shows what :meth:`serialize` returns. It would show all of a plain ``dict``.
     """
 
     def serialize(self) -> dict[str, Any]:
         """Return the dictionary that Airflow may show and store."""
-        shown = dict(self.data)
+        shown: dict[str, Any] = _without_credentials(self.data)
         if env_vars := shown.get("env_vars"):
             # Any other type is the user's mistake. It may be a dictionary as text, with its values.
             shown["env_vars"] = dict.fromkeys(env_vars, "***") if isinstance(env_vars, Mapping) else "***"
@@ -107,8 +124,23 @@ class RedactedRuntimeEnv(UserDict[str, Any]):
         return repr(self.serialize())
 
 
-class RedactedText:
-    """Replaces a runtime environment that a template rendered as text: it is unusable and may contain secrets."""
+def _without_credentials(value: Any) -> Any:
+    if isinstance(value, str):
+        return redact_urls(value)
+    if isinstance(value, Mapping):
+        return {key: _without_credentials(each) for key, each in value.items()}
+    return [_without_credentials(each) for each in value] if isinstance(value, list | tuple | set) else value
+
+
+class RedactedValue:
+    """
+    Hides a runtime environment that is neither a dictionary nor a path. It is unusable and may contain secrets.
+
+    :param hidden: the value.
+    """
+
+    def __init__(self, hidden: Any) -> None:
+        self.hidden = hidden
 
     def serialize(self) -> str:
         """Return the text that Airflow may show and store."""
@@ -125,7 +157,10 @@ def looks_like_runtime_env_text(value: Any) -> bool:
 
 
 def redact_env_vars(runtime_env: Any) -> Any:
-    """Return a rendered runtime environment that hides its ``env_vars``, or all of itself if it is text."""
+    """Return a rendered runtime environment that hides its secrets. It hides all of an unusable one."""
+    if runtime_env is None or isinstance(runtime_env, RedactedRuntimeEnv | RedactedValue):
+        return runtime_env
     if isinstance(runtime_env, Mapping):
-        return runtime_env if isinstance(runtime_env, RedactedRuntimeEnv) else RedactedRuntimeEnv(runtime_env)
-    return RedactedText() if looks_like_runtime_env_text(runtime_env) else runtime_env
+        return RedactedRuntimeEnv(runtime_env)
+    is_path = isinstance(runtime_env, str | PurePath) and not looks_like_runtime_env_text(runtime_env)
+    return runtime_env if is_path else RedactedValue(runtime_env)

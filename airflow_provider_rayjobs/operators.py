@@ -24,7 +24,8 @@ from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, delete_ended_job, s
 from airflow_provider_rayjobs.jobs.submission import build_submission, check_runtime_env_keys
 from airflow_provider_rayjobs.task import template_values
 from airflow_provider_rayjobs.task.attempts import HAS_STORE, RetryGeneration, owner_of
-from airflow_provider_rayjobs.task.execution import Execution, Settings
+from airflow_provider_rayjobs.task.boundary import Settings
+from airflow_provider_rayjobs.task.execution import Execution
 from airflow_provider_rayjobs.task.kill_switch import KillSwitch
 from airflow_provider_rayjobs.task.outcomes import raising_task_errors
 from airflow_provider_rayjobs.task.text_templates import RendersText
@@ -259,7 +260,9 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
             secrets=template_values.as_package_secrets(self.package_secrets),
             storage=None if template_values.is_unset(self.package_storage) else open_storage(self.package_storage),
         )
-        return (yield from run_in_slices(packages, "Hashing local code"))
+        code = yield from run_in_slices(packages, "Hashing local code")
+        masking.mask_env_vars(code.runtime_env)  # requirements files may hold URLs with credentials
+        return code
 
     def new_submission(
         self, context: Context, submission_id: str, nonce: str | None = None, *, runtime_env: Any = None

@@ -10,6 +10,7 @@ import pytest
 
 from airflow_provider_rayjobs import exceptions
 from airflow_provider_rayjobs.exceptions import (
+    Delivery,
     RayApiConnectionError,
     RayApiResponseError,
     RayJobsError,
@@ -24,9 +25,9 @@ DETAILS = JobDetails(JobType.SUBMISSION, JobStatus("NEW"), submission_id="a", ru
 
 def attributes_of(kind: type[Exception]) -> dict[str, object]:
     if issubclass(kind, RayApiConnectionError):
-        return {"sent": False}
+        return {"delivery": Delivery.NOT_SENT}
     if issubclass(kind, RayApiResponseError):
-        return {"status_code": 418}
+        return {"status_code": 418, "delivery": Delivery.REFUSED}
     if issubclass(kind, RayJobTimeoutError):
         return {"limit": "job_timeout", "details": DETAILS}
     return {"details": DETAILS, "last_lines": ("one", "two")} if issubclass(kind, RayJobUnsuccessfulError) else {}
@@ -68,10 +69,24 @@ def test_tree_shows_every_error() -> None:
 def test_delivery_survives_pickling() -> None:
     """A request may have arrived unless the error says otherwise. What the error says survives pickling."""
     error = RayJobsError("what happened")
-    assert error.delivery is exceptions.Delivery.MAY_HAVE_ARRIVED
+    assert error.delivery is Delivery.MAY_HAVE_ARRIVED
 
-    error.delivery = exceptions.Delivery.REFUSED
-    assert pickle.loads(pickle.dumps(error)).delivery is exceptions.Delivery.REFUSED
+    error.delivery = Delivery.REFUSED
+    assert pickle.loads(pickle.dumps(error)).delivery is Delivery.REFUSED
+
+
+@pytest.mark.parametrize(
+    ("delivery", "may_have_effect"),
+    [
+        (Delivery.NOT_SENT, False),
+        (Delivery.MAY_HAVE_ARRIVED, True),
+        (Delivery.REFUSED, False),
+        (Delivery.FOREIGN, True),
+    ],
+)
+def test_only_a_refusal_and_an_unsent_request_have_no_effect(delivery: Delivery, may_have_effect: bool) -> None:
+    """Only a request that was not sent, or that Ray refused, certainly had no effect."""
+    assert delivery.may_have_effect is may_have_effect
 
 
 def test_every_error_is_described() -> None:

@@ -19,7 +19,7 @@ from airflow_provider_rayjobs import masking
 from airflow_provider_rayjobs.connection import Cluster
 from airflow_provider_rayjobs.exceptions import RayApiBusyError, RayApiConnectionError
 from airflow_provider_rayjobs.hooks import RayJobsHook
-from airflow_provider_rayjobs.jobs import Access, JobDetails
+from airflow_provider_rayjobs.jobs import Access, JobDetails, RayJobsClient
 from airflow_provider_rayjobs.jobs.endpoints import get_job, get_version
 from airflow_provider_rayjobs.jobs.logs.cursor import LogEnding
 from airflow_provider_rayjobs.jobs.steps import EmitRecord, Send
@@ -54,14 +54,15 @@ def test_every_secret_of_a_connection_is_masked():
         token=secrets["token"],
         login="me",
         password=secrets["password"],
-        headers={"X-Tenant": secrets["header"]},
+        headers={"X-Api-Key": secrets["header"], "X-Env": "production"},
         proxy=f"http://u:{secrets['proxy']}@proxy:3128",
     )
 
     cluster = Cluster("http://a", "http://a", access=access, auth_kwargs={"a": secrets["argument"]})
     masking.mask_secret([*cluster.secrets()])
 
-    assert redact(f"{' '.join(secrets.values())} me u proxy:3128") == "*** *** *** *** *** me u proxy:3128"
+    shown = "me u proxy:3128 production"
+    assert redact(f"{' '.join(secrets.values())} {shown}") == f"*** *** *** *** *** {shown}"
 
 
 def test_env_vars_with_sensitive_names_are_masked():
@@ -114,6 +115,8 @@ def test_template_view_of_a_mapped_task_hides_env_vars():
         pytest.param(MappingProxyType({"env_vars": {"A": SECRET}}), {"env_vars": {"A": "***"}}, id="another mapping"),
         pytest.param("{{ {'env_vars': {'A': secret}} }}", "***", id="all as text"),
         pytest.param("env_vars:\n  A: {{ secret }}", "***", id="all as YAML"),
+        pytest.param([{"env_vars": {"A": "{{ secret }}"}}], "***", id="a list"),
+        pytest.param(({"env_vars": {"A": "{{ secret }}"}},), "***", id="a tuple"),
         pytest.param("env_vars.yaml", "env_vars.yaml", id="a path"),
     ],
 )
@@ -133,6 +136,74 @@ def test_runtime_env_as_text_is_refused_without_its_text():
         template_values.as_runtime_env(task.runtime_env, [])
 
 
+def test_list_in_place_of_a_runtime_environment_is_refused():
+    """A list is an error of the task, which names its type and shows no content."""
+    task = rendered_task([{"env_vars": {"A": "{{ secret }}"}}], secret=SECRET)
+
+    with pytest.raises(ValueError, match=r"^runtime_env must be a dictionary, not list\.$"):
+        template_values.as_runtime_env(task.runtime_env, [])
+
+
+URL = "https://me:m4rked%2Furl@host/simple"
+
+
+def test_credentials_in_urls_are_masked_and_hidden():
+    """A password in any URL of the environment is masked in logs, and hidden in the template view; the job gets it."""
+    given = {
+        "pip": ["--index-url {{ url }}", "torch"],
+        "uv": {"packages": [f"a @ git+{URL}"]},
+        "conda": {"channels": [URL], "dependencies": ["pip", {"pip": [f"--extra-index-url={URL}"]}]},
+        "working_dir": "https://host/code.zip?sig=m4rked%2Furl&v=1",
+        "py_modules": ["https://m4rked16C7e42F292c6@host/a.zip"],
+        "env_vars": {"DATABASE": "postgres://app:m4rked-db@db/app"},
+    }
+    task = rendered_task(given, url=URL)
+    hidden = URL.replace("m4rked%2Furl", "***")
+
+    assert serialize_template_field(task.runtime_env, "runtime_env") == {
+        "pip": [f"--index-url {hidden}", "torch"],
+        "uv": {"packages": [f"a @ git+{hidden}"]},
+        "conda": {"channels": [hidden], "dependencies": ["pip", {"pip": [f"--extra-index-url={hidden}"]}]},
+        "working_dir": "https://host/code.zip?sig=***&v=1",
+        "py_modules": ["https://***@host/a.zip"],
+        "env_vars": {"DATABASE": "***"},
+    }
+    assert "m4rked" not in f"{task.runtime_env!r} {task.runtime_env}"
+    assert redact("m4rked%2Furl m4rked/url m4rked16C7e42F292c6 m4rked-db me app host") == "*** *** *** *** me app host"
+    assert template_values.as_runtime_env(task.runtime_env, [])["pip"][0] == f"--index-url {URL}"
+
+
+def test_credentials_in_requirements_files_are_masked(tmp_path: Path):
+    """A password in a file that the worker reads is masked before the packages are uploaded."""
+    (tmp_path / "requirements.txt").write_text(f"--index-url {URL}\ntorch\n")
+    task = rendered_task({"pip": str(tmp_path / "requirements.txt")})
+    engine = task.resolve_local_code()
+    before = redact("m4rked/url")
+    with RayJobsClient("http://127.0.0.1:9") as client:
+        code = client.run(engine)
+
+    assert code.runtime_env["pip"] == [f"--index-url {URL}", "torch"]
+    assert (before, redact("m4rked/url")) == ("m4rked/url", "***")
+
+
+def test_credentials_in_urls_of_a_followed_job_are_masked():
+    """Ray's message about a failed installation quotes the URL, so it is masked for jobs of other tasks as well."""
+    job = JobDetails.from_json({
+        "type": "SUBMISSION", "status": "FAILED", "message": f"pip install --index-url {URL} failed",
+        "runtime_env": {"pip": {"packages": [f"--index-url {URL}"]}},
+    })  # fmt: skip
+
+    def follow() -> Any:
+        return (yield Send(get_job("a")))
+
+    engine = masking.masking_env_vars(follow())
+    next(engine)
+    with pytest.raises(StopIteration) as end:
+        engine.send(job)
+
+    assert "m4rked" not in str(error_for_outcome(end.value.value, "http://a:8265"))
+
+
 def test_copy_and_union_stay_redacted():
     """A copy and a union of a redacted environment show no value either."""
     redacted_env = masking.redact_env_vars({"env_vars": {"A": SECRET}})
@@ -149,6 +220,31 @@ def test_everyday_values_are_not_masked():
     )
 
     assert redact("false 100000 none abcd") == "false 100000 none abcd"
+
+
+@pytest.mark.parametrize("value", ["8473625190", 8473625190, "123456", "-8473625190", "8473.625190"])
+@pytest.mark.parametrize("name", ["DB_PASSWORD", "API_TOKEN", "SECRET", "MAXIM_TOKEN"])
+def test_numbers_may_be_secret(name: str, value: Any):
+    """A number of six digits and more is masked if its variable has a sensitive name."""
+    masking.mask_env_vars({"env_vars": {name: value}})
+
+    assert redact(f"pw={value}") == "pw=***"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DB_PASSWORD", "12345"), ("DB_PASSWORD", "0"), ("API_TOKEN", "1e9"), ("MAX_TOKENS", "1000000"),
+        ("NUM_TOKENS", "1000000"), ("TRAIN_TOKENS", "1000000"), ("TOKEN_COUNT", "1000000"), ("TOKEN_LIMIT", "1000000"),
+        ("max_token_size", "1000000"), ("TOKENIZER_ID", "128256"), ("SECRET_VERSION", "20260102"),
+        ("TOKEN_TTL", "3600000"), ("TOKENS2", "1000000"), ("WORKERS", "8473625190"),
+    ],
+)  # fmt: skip
+def test_quantities_stay_readable(name: str, value: str):
+    """Short numbers, quantities, dates, and numbers in variables with other names are not masked."""
+    masking.mask_env_vars({"env_vars": {name: value}})
+
+    assert redact(f"n={value}") == f"n={value}"
 
 
 def test_rotated_token_is_masked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -224,7 +320,9 @@ def test_env_vars_of_a_followed_job_are_masked_before_its_log():
     assert end.value.value is job
 
 
-@pytest.mark.parametrize("runtime_env", [None, {}, {"env_vars": None}, {"env_vars": "{{ none }}"}, "a.yaml", [1]])
+@pytest.mark.parametrize(
+    "runtime_env", [None, {}, {"env_vars": None}, {"env_vars": "{{ none }}"}, "a.yaml", Path("a.yaml")]
+)
 def test_other_values_are_left_unchanged(runtime_env: Any):
     """A value without ``env_vars`` is neither masked nor changed."""
     masking.mask_env_vars(runtime_env)

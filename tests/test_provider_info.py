@@ -80,12 +80,13 @@ def test_connection_form_has_every_extra():
     assert (kind["connection-type"], kind["hook-name"]) == (RayJobsHook.conn_type, RayJobsHook.hook_name)
 
 
-def test_options_of_the_configuration_are_known_to_airflow():
-    """Airflow lists the options that permit files and classes. By default they permit nothing."""
-    section = conf.configuration_description[CONFIG_SECTION]
-    permitted = {name: conf.getlist(CONFIG_SECTION, name) for name in section["options"]}
+def test_options_of_the_configuration_permit_nothing_by_default():
+    """Airflow lists the options that permit files and classes. By default they are empty."""
+    section = get_provider_info()["config"][CONFIG_SECTION]
+    permitted = {name: conf.getlist(CONFIG_SECTION, name, fallback=[]) for name in section["options"]}
 
     assert permitted == {"allowed_files": [], "allowed_auth_classes": []}
+    assert {option["default"] for option in section["options"].values()} == {""}
     assert {option["version_added"] for option in section["options"].values()} <= {__version__}
 
 

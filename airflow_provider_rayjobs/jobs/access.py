@@ -30,8 +30,6 @@ CONNECT_TIMEOUT = 10.0
 # Seconds for a whole request: enough for a head under load, and an outage is noticed within a minute.
 READ_TIMEOUT = 30.0
 
-# Shortest header value, in characters, that is secret under any header name: "https" and "team-a" are not.
-_MIN_HEADER_SECRET_LENGTH = 8
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 
@@ -182,7 +180,6 @@ class Access:
         except ValueError:
             given = []
         given += [self.password, self.client_key_password, *header_secrets(self.headers)]
-        given += [value for value in self.headers.values() if len(value) >= _MIN_HEADER_SECRET_LENGTH]
         if self.login is not None:
             given.append(_basic(self.login, self.password or ""))
         if self.proxy is not None and (password := urlsplit(self.proxy).password):

@@ -51,7 +51,7 @@ def submit_job(submission: JobSubmission) -> Request[str]:
         f"submit job {submission.submission_id}",
         "POST",
         "/api/jobs/",  # without the last slash Ray answers 404
-        lambda answer: _check_id(submission.submission_id, answer.get("submission_id"), answer["job_id"]),
+        lambda answer: _check_id(submission.submission_id, answer.get("submission_id") or answer["job_id"]),
         payload=submission.to_json(),
         timeout=SUBMIT_TIMEOUT,
     )
@@ -209,10 +209,10 @@ def error_for_answer(request: AnyRequest, answer: Answer) -> RayApiResponseError
     return error
 
 
-# Ray's words in a refusal: token authentication, aiohttp's size limit, a traceback, unknown jobs and packages.
+# Ray's words in an error: token authentication, aiohttp's size limit, a traceback, unknown jobs and packages, no agent.
 _RAYS_WORDS = re.compile(
     r"(Unauthorized|Forbidden): .*authentication token|Maximum request body size|Traceback \(most recent call last\)"
-    r"|submission type jobs|(Job|Package) .* does not exist",
+    r"|submission type jobs|(Job|Package) .* does not exist|No available agent",
     re.DOTALL,
 )
 _REFUSALS = (

@@ -6,27 +6,105 @@ import html
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from urllib.parse import quote
+from typing import Any, NoReturn
+from urllib.parse import quote, unquote
 
 # Length of the shortest secret that is redacted, in characters: shorter ones occur in ordinary words.
 MIN_SECRET_LENGTH = 5
-_SENSITIVE_NAME = re.compile("auth|key|token|secret|cookie|passw|credential|signature|assertion|jwt", re.IGNORECASE)
+_SENSITIVE_NAME = re.compile(
+    "auth|key|token|secret|cookie|passw|passphrase|credential|signature|assertion|jwt|session|^sig$", re.IGNORECASE
+)
+_RUN = re.compile(r"[A-Za-z0-9]{12,}")
+# The parts of a URL that may hold a credential: user and password, a parameter, and Anaconda's token. A URL that was
+# taken for a path has one slash.
+_URL_PART = re.compile(
+    r"""(?<=:/)/?(?P<userinfo>[^\s/?\#"<>]+)(?=@)
+    | (?<=[?&])(?P<name>[\w.%-]+)=(?P<value>[^\s&\#"'<>]+)
+    | (?<=/t/)(?P<path>[\w-]{20,})(?=/)""",
+    re.VERBOSE,
+)
 
 
 def redact(text: str, secrets: Iterable[str]) -> str:
-    """Return a text with ``***`` for each secret, in any of its encodings. Redact first, then shorten."""
+    """
+    Return a text with ``***`` for each secret, in any of its encodings, and for the credentials in its URLs.
+
+    Redact first, then shorten.
+    """
     encoded = {form for secret in secrets if len(secret) >= MIN_SECRET_LENGTH for form in _encodings(secret)}
     # Longest first: if one secret begins with another, no part of either may remain.
     for form in sorted(encoded, key=len, reverse=True):
         text = text.replace(form, "***")
+    return redact_urls(text)
+
+
+def redact_urls(text: str) -> str:
+    """Return a text with ``***`` for the credentials in its URLs."""
+    for start, end in reversed([*_url_secrets(text)]):
+        text = f"{text[:start]}***{text[end:]}"
     return text
 
 
+def url_secrets(value: Any) -> Iterator[str]:
+    """Yield the credentials in the URLs of a text, or of all texts in a collection, as written and decoded."""
+    if isinstance(value, str):
+        for start, end in _url_secrets(value):
+            yield from dict.fromkeys((value[start:end], unquote(value[start:end])))
+    elif isinstance(value, Mapping):
+        yield from url_secrets([*value.values()])
+    elif isinstance(value, list | tuple | set | frozenset):
+        for each in value:
+            yield from url_secrets(each)
+
+
+def _url_secrets(text: str) -> Iterator[tuple[int, int]]:
+    """Yield where the credentials in the URLs of a text begin and end."""
+    for found in _URL_PART.finditer(text):
+        user, _, password = (found["userinfo"] or "").partition(":")
+        # A token may take the place of the user. "git" and the names of buckets and accounts are no secrets.
+        if _looks_random(user):
+            yield found.start("userinfo"), found.start("userinfo") + len(user)
+        # pip expands ${PASSWORD} on the node.
+        if password and not password.startswith("$"):
+            yield found.end("userinfo") - len(password), found.end("userinfo")
+        if found["name"] and _SENSITIVE_NAME.search(found["name"]):
+            yield found.span("value")
+        if found["path"]:
+            yield found.span("path")
+
+
+def _looks_random(text: str) -> bool:
+    """Tell whether a text has 12 letters and digits in a row, with both: a generated token or key, not words."""
+    return any(not run.isalpha() and not run.isdigit() for run in _RUN.findall(text))
+
+
 def header_secrets(headers: Mapping[str, str]) -> Iterator[str]:
-    """Yield the values of headers with sensitive names, also without a scheme such as Bearer."""
+    """Yield the values of headers that have a sensitive name or look random, also without a scheme such as Bearer."""
     for name, value in headers.items():
-        if _SENSITIVE_NAME.search(name):
+        if _SENSITIVE_NAME.search(name) or _looks_random(value):
             yield from filter(None, (value, value.partition(" ")[2].strip()))
+
+
+def redact_chain(error: BaseException, secrets: Iterable[str]) -> None:
+    """Redact the texts of an error and of all errors to which it is chained."""
+    chain, seen, secrets = [error], set[int](), [*secrets]
+    while chain:
+        link = chain.pop()
+        if id(link) not in seen:
+            seen.add(id(link))
+            redacted = tuple(redact(each, secrets) if isinstance(each, str) else each for each in link.args)
+            if redacted != link.args:
+                link.args = redacted
+            chain.extend(filter(None, (link.__cause__, link.__context__)))
+
+
+def raise_unchained(error: Exception) -> NoReturn:
+    """Raise an error without the one that is being handled: the text of that one may hold a secret."""
+    try:
+        raise error
+    except type(error):
+        error.__cause__ = error.__context__ = None
+        raise
 
 
 def redact_address(address: str) -> str:
@@ -37,6 +115,12 @@ def redact_address(address: str) -> str:
 def describe_unreadable(field: str, path: str, error: OSError) -> str:
     """Describe an unreadable file. A name without a folder is not quoted: it may be a secret in the wrong field."""
     return f"{field} {f'{path} ' if '/' in path else ''}cannot be read: {error.strerror}."
+
+
+def describe_yaml_error(error: Exception) -> str:
+    """Describe an error of a YAML parser by kind and position: its text quotes the file, which may hold a secret."""
+    mark = getattr(error, "problem_mark", None)
+    return type(error).__name__ + (f" in line {mark.line + 1}, column {mark.column + 1}" if mark else "")
 
 
 def _encodings(secret: str) -> set[str]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict, TypeVar
 
 from airflow_provider_rayjobs.jobs.models import JobSubmission
+from airflow_provider_rayjobs.jobs.redaction import raise_unchained, redact_urls
 
 T = TypeVar("T")
 
@@ -164,13 +165,14 @@ def check_runtime_env(runtime_env: Mapping[str, Any]) -> None:
     conda = runtime_env.get("conda")
     if isinstance(conda, str) and ("/" in conda or conda.endswith((".yml", ".yaml"))):
         raise ValueError(
-            f"runtime_env['conda'] is the path {conda!r}, which the cluster would look for on its own disk. Give the "
-            "environment as a dictionary, or the name of an environment on the cluster."
+            f"runtime_env['conda'] is the path {redact_urls(repr(conda))}, which the cluster would look for on its own "
+            "disk. Give the environment as a dictionary, or the name of an environment on the cluster."
         )
     try:
         json.dumps(runtime_env, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
-        raise ValueError(f"runtime_env cannot be sent as JSON: {error}. Use text, numbers, lists and dicts.") from error
+        message = f"runtime_env cannot be sent as JSON: {error}. Use text, numbers, lists and dicts."
+        raise_unchained(ValueError(message))  # the error may hold the text of runtime_env
 
 
 def check_runtime_env_keys(runtime_env: Mapping[str, Any]) -> None:
@@ -190,16 +192,16 @@ def _check_requirements(key: str, value: Any) -> None:
     files = [packages] if isinstance(packages, str) else [x for x in packages or [] if _FILE_OPTION.match(str(x))]
     if files:
         raise ValueError(
-            f"runtime_env[{key!r}] names the file {files[0]!r}, which the cluster would look for on its own disk. Give "
-            "the packages as a list."
+            f"runtime_env[{key!r}] names the file {redact_urls(repr(files[0]))}, which the cluster would look for on "
+            "its own disk. Give the packages as a list."
         )
 
 
 def _check_uri(field: str, value: Any) -> None:
     if not isinstance(value, str) or not re.match(r"[a-z][a-z0-9+]*://", value):
         raise ValueError(
-            f"{field} is {value!r}, but must be a URI: the cluster cannot read a local path. Use gcs://, s3://, gs://, "
-            "https:// and the like, or file:// or local:// for a path on its nodes."
+            f"{field} is {redact_urls(repr(value))}, but must be a URI: the cluster cannot read a local path. Use "
+            "gcs://, s3://, gs://, https:// and the like, or file:// or local:// for a path on its nodes."
         )
 
 
@@ -228,7 +230,8 @@ def _check_encoding(field: str, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{field} contains text that UTF-8 cannot encode ({error.reason}). Remove it.") from None
+        # The error holds the text.
+        raise_unchained(ValueError(f"{field} contains text that UTF-8 cannot encode ({error.reason}). Remove it."))
 
 
 def _text_dict(field: str, value: Any) -> dict[str, str]:

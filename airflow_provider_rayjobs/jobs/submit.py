@@ -15,6 +15,7 @@ from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobSubmission
 from airflow_provider_rayjobs.jobs.packages.paths import has_local_code
 from airflow_provider_rayjobs.jobs.progress import run_in_slices
+from airflow_provider_rayjobs.jobs.redaction import redact_urls
 from airflow_provider_rayjobs.jobs.steps import Engine, LogMessage, Send, Step, map_steps, raising_unreachable, send
 from airflow_provider_rayjobs.jobs.submission import NONCE, SubmissionOptions, build_submission, check_runtime_env_keys
 
@@ -116,11 +117,11 @@ def _warn_about_older_code(submission: JobSubmission, existing: JobDetails) -> E
     for key in ("working_dir", "py_modules"):
         current, running = (submission.runtime_env or {}).get(key) or None, existing.runtime_env.get(key) or None
         if current != running:
-            yield LogMessage(
+            message = (
                 f"Ray job {submission.submission_id} runs older code: it was submitted with {key} {running}, and {key} "
-                f"is {current} now. The job is kept. To run the current code, stop the job and submit a new one.",
-                logging.WARNING,
+                f"is {current} now. The job is kept. To run the current code, stop the job and submit a new one."
             )
+            yield LogMessage(redact_urls(message), logging.WARNING)
 
 
 def get_session(submission_id: str, retry_timeout: float) -> Engine[str | None]:

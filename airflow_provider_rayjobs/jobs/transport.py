@@ -5,7 +5,7 @@ from __future__ import annotations
 import email.utils
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -150,10 +150,18 @@ class HttpCodec:
 
     @contextmanager
     def translate_errors(self, request: AnyRequest) -> Iterator[None]:
-        """Raise errors of httpx as :class:`RayApiConnectionError` or its subclass for TLS."""
+        """
+        Raise errors of httpx as :class:`RayApiConnectionError` or its subclass for TLS.
+
+        The errors of httpx stay chained to it. They may quote a malformed answer that repeats a credential.
+        """
         try:
             yield
         except _FAILURES as error:
+            sent: Mapping[str, str] = {}
+            with suppress(AttributeError, RuntimeError):  # an error without its request
+                sent = error.request.headers  # type: ignore[union-attr]
+            redaction.redact_chain(error, (*self._access.secrets(), *redaction.header_secrets(sent)))
             raise self._connection_error(request, error) from error
 
     def _connection_error(self, request: AnyRequest, error: Exception) -> RayApiConnectionError:
@@ -287,7 +295,7 @@ class _GuardedAuth(httpx.Auth):
         try:
             yield
         except Exception as error:  # noqa: BLE001  (user code)
-            raise _AuthError(f"auth {type(self._auth).__name__} raised {type(error).__name__}") from None
+            redaction.raise_unchained(_AuthError(f"auth {type(self._auth).__name__} raised {type(error).__name__}"))
 
     def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         with self._translate_errors():
@@ -310,8 +318,8 @@ def check_address(address: str) -> str:
         _ = parts.port  # raises for an invalid port
         (parts.hostname or "").encode("idna")  # raises for an invalid host name
     except (ValueError, httpx.InvalidURL):
-        # The cause is not quoted: its text may contain a password.
-        raise ValueError(f"{shown} is not a valid address: its host or its port is wrong.") from None
+        # The text of the cause may contain a password.
+        redaction.raise_unchained(ValueError(f"{shown} is not a valid address: its host or its port is wrong."))
     if parts.scheme not in ("http", "https") or not parts.hostname:
         # ray:// belongs to Ray Client, another service
         raise ValueError(f"{shown} is not the address of a Ray dashboard, such as http://ray-head:8265 (not ray://).")

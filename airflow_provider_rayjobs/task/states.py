@@ -2,7 +2,7 @@
 The states of a try of a task: theory of operation.
 
 An error, a time limit or a kill may abort a try at any moment. It must not leave an orphaned job. One value, the
-:class:`State`, decides whether the try has to care for a job then ("owns job"). Only ``Execution._enter`` changes the
+:class:`State`, decides whether the try has to care for a job then ("owns job"). Only ``Boundary._enter`` changes the
 state; it also arms or disarms the kill switch.
 
 ===========  =============================================================  ===========  ============================

@@ -19,7 +19,8 @@ from uuid import UUID
 import yaml
 
 from airflow_provider_rayjobs.jobs.logs.options import LogOptions
-from airflow_provider_rayjobs.masking import RedactedText, looks_like_runtime_env_text
+from airflow_provider_rayjobs.jobs.redaction import describe_yaml_error, raise_unchained
+from airflow_provider_rayjobs.masking import RedactedValue, looks_like_runtime_env_text
 
 _FETCH_LOGS = ("live", "on_completion", "never")
 # Types that native rendering creates from text. ``str`` converts them back.
@@ -155,7 +156,9 @@ def as_runtime_env(value: Any, folders: Sequence[Path]) -> dict[str, Any] | None
     """
     if is_unset(value):
         return None
-    if isinstance(value, RedactedText) or looks_like_runtime_env_text(value):
+    if isinstance(value, RedactedValue):
+        value = value.hidden
+    if looks_like_runtime_env_text(value):
         raise ValueError(_RUNTIME_ENV_TEXT)
     if isinstance(value, str | PurePath):
         value = _read_yaml(_find_yaml(value, folders))
@@ -174,11 +177,11 @@ def _read_yaml(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        # The text of these errors quotes the file, which may contain a secret. Only the position is shown.
-        mark = getattr(error, "problem_mark", None)
-        position = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = f"byte {error.start} is not UTF-8" if isinstance(error, UnicodeDecodeError) else type(error).__name__
-        raise ValueError(f"runtime_env: {path} is not valid YAML: {problem}{position}.") from None
+        if isinstance(error, UnicodeDecodeError):
+            problem = f"byte {error.start} is not UTF-8"
+        else:
+            problem = describe_yaml_error(error)
+        raise_unchained(ValueError(f"runtime_env: {path} is not valid YAML: {problem}."))
 
 
 def _find_yaml(value: str | PurePath, folders: Sequence[Path]) -> Path:

@@ -8,6 +8,7 @@ import logging
 import os
 import pickle
 import socket
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -440,11 +441,87 @@ def test_longest_secret_is_redacted_first():
     assert redact("said abcdef-the-rest", access.secrets()) == "said ***"
 
 
-def test_short_value_of_a_plain_header_is_not_secret():
-    """A short header value is secret only if the name suggests it."""
-    access = Access(headers={"X-Forwarded-Proto": "https", "X-Api-Key": "k3y", "X-Tenant": "marked-tenant"})
+def test_header_is_secret_by_its_name_or_by_a_random_value():
+    """A header's value is secret if the name suggests it, or if the value looks generated. Words are not secret."""
+    readable = {
+        "X-Forwarded-Proto": "https", "X-Env": "production", "Accept": "application/json", "X-Account": "123456789012",
+        "X-Region": "production-eu-west-1", "X-Forwarded-Host": "dashboard.internal.example.com", "X-By": "python311",
+    }  # fmt: skip
+    secret = {"X-Api-Key": "k3y", "X-Session": "monday", "X-Tenant": "0d2b4e6f-8a1c-4f3e-9b7d-5c6e7f8a9b0c"}
 
-    assert set(access.secrets()) == {"k3y", "marked-tenant"}
+    assert set(Access(headers=readable | secret).secrets()) == set(secret.values())
+
+
+def quoting_server(answer: Callable[[bytes], bytes]) -> Callable[[socket.socket], None]:
+    """Return a server for one connection that answers a request with a text that quotes its credentials."""
+
+    def serve(server: socket.socket) -> None:
+        with server.accept()[0] as connection:
+            request = connection.recv(65536)
+            [line] = [line for line in request.split(b"\r\n") if line.lower().startswith(b"authorization")]
+            connection.sendall(answer(line.partition(b": ")[2]))
+
+    return serve
+
+
+def send_blocking(address: str, access: Access) -> None:
+    with RayJobsClient(address, access=access) as client:
+        client.send(endpoints.get_version())
+
+
+def send_on_a_loop(address: str, access: Access) -> None:
+    async def send() -> None:
+        async with AsyncRayJobsClient(address, access=access) as client:
+            await client.send(endpoints.get_version())
+
+    asyncio.run(send())
+
+
+@pytest.mark.parametrize("given", ["token", "token_file", "login", "auth"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(lambda sent: b"HTTP/1.1 200 OK\r\nbad header " + sent + b"\r\n\r\n", id="header"),
+        pytest.param(lambda sent: b"HTTP/1.1 " + sent + b"\r\n\r\n", id="status line"),
+    ],
+)
+@pytest.mark.parametrize("send", [send_blocking, send_on_a_loop])
+def test_no_chained_error_quotes_credentials(
+    send: Callable[..., None], answer: Callable[[bytes], bytes], given: str, tmp_path: Path
+):
+    """The errors of httpx and below quote a malformed answer. None of them shows credentials that it repeats."""
+    (tmp_path / "token").write_text(SECRET)
+
+    class BearerAuth(httpx.Auth):
+        def auth_flow(self, request: httpx.Request):
+            request.headers["Authorization"] = f"Bearer {SECRET}"
+            yield request
+
+    access = {
+        "token": Access(token=SECRET), "token_file": Access(token_file=str(tmp_path / "token")),
+        "login": Access(login="me", password=SECRET), "auth": Access(auth=BearerAuth()),
+    }[given]  # fmt: skip
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=quoting_server(answer), args=(server,))
+        thread.start()
+        with pytest.raises(RayApiConnectionError) as caught:
+            send(f"http://127.0.0.1:{server.getsockname()[1]}", access)
+        thread.join()
+
+    assert "***" in chained_text(caught.value.__cause__)
+    assert SECRET not in chained_text(caught.value)
+    assert basic("me", SECRET).split()[1] not in chained_text(caught.value)
+
+
+def chained_text(error: BaseException | None) -> str:
+    """Return all texts of an error and of the errors to which it is chained, also of those that are not shown."""
+    texts, links = [], [error]
+    while links:
+        link = links.pop()
+        if link is not None:
+            texts.append(f"{link} {link!r} {link.args} {vars(link)}")
+            links += [link.__cause__, link.__context__]
+    return "\n".join(texts)
 
 
 class Unsendable(httpx.Auth):
@@ -466,14 +543,24 @@ def test_invalid_header_of_the_auth_class_is_not_quoted():
 
     assert caught.value.delivery is Delivery.NOT_SENT
     assert SECRET not in "".join(traceback.format_exception(caught.value))
+    assert SECRET not in chained_text(caught.value)
 
 
 def test_traceback_hides_the_error_of_the_auth_class(ask):
-    """The error of the user's class may quote credentials, so no traceback shows it."""
+    """The error of the user's class may quote credentials, so no traceback shows it, and nothing is chained to it."""
     with pytest.raises(RayApiConnectionError) as caught:
         ask(Access(auth=Broken()), Wire())
 
     assert SECRET not in "".join(traceback.format_exception(caught.value))
+    assert SECRET not in chained_text(caught.value)
+
+
+def test_no_error_is_chained_to_that_of_an_invalid_address():
+    """The error of the URL's parser quotes a password in the place of a port, and is not kept."""
+    with pytest.raises(ValueError, match="is not a valid address") as caught:
+        RayJobsClient(f"http://me:{SECRET}@[head")
+
+    assert SECRET not in chained_text(caught.value)
 
 
 def test_on_token_is_called_before_the_token_is_sent(ask, tmp_path: Path):

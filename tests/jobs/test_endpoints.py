@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_rayjobs.exceptions import (
+    Delivery,
     RayApiAddressError,
     RayApiAuthError,
     RayApiBusyError,
@@ -110,7 +111,10 @@ def test_submission_has_a_longer_timeout() -> None:
             id="version",
         ),
         pytest.param(
-            endpoints.submit_job(JobSubmission("a", "true")), "submitted.json", "sample-succeeded", id="submitted"
+            endpoints.submit_job(JobSubmission("sample-succeeded", "true")),
+            "submitted.json",
+            "sample-succeeded",
+            id="submitted",
         ),
         pytest.param(endpoints.stop_job("a"), "stopped.json", True, id="stopped"),
         pytest.param(endpoints.stop_job("a"), "stop_ended.json", False, id="nothing to stop"),
@@ -124,7 +128,7 @@ def test_answer_of_each_endpoint(request_: Request[Any], name: str, expected: An
 
 def test_jobs_and_logs_are_read() -> None:
     """A job and the list of jobs are read as details, interactive jobs included, and a log as its text."""
-    assert parse_answer(endpoints.get_job("a"), sample("job_failed.json")).driver_exit_code == 3
+    assert parse_answer(endpoints.get_job("sample-failed"), sample("job_failed.json")).driver_exit_code == 3
     jobs = parse_answer(endpoints.list_jobs(), sample("jobs_list.json"))
     assert [job.type for job in jobs] == ["SUBMISSION"] * 4 + ["DRIVER"]
     assert {job.name for job in jobs} >= {"sample-failed", "sample-stopped", "03000000"}
@@ -139,6 +143,118 @@ def test_answers_of_older_heads_are_read() -> None:
 
     assert parse_answer(endpoints.get_version(), version) == RayVersion("4", "2.9.3", None)
     assert parse_answer(endpoints.submit_job(JobSubmission("a", "true")), submitted) == "a"
+
+
+def test_answer_to_a_submission_needs_no_job_id() -> None:
+    """Ray has deprecated ``job_id`` in its answer to a submission; an answer without it is read."""
+    submitted = Answer(200, b'{"submission_id": "a"}', ADDRESS)
+
+    assert parse_answer(endpoints.submit_job(JobSubmission("a", "true")), submitted) == "a"
+
+
+@pytest.mark.parametrize(
+    ("name", "ids"),
+    [
+        pytest.param("a", {"submission_id": "a", "job_id": "02000000"}, id="submission id"),
+        pytest.param("02000000", {"submission_id": "a", "job_id": "02000000"}, id="Ray Core job id"),
+        pytest.param("02000000", {"submission_id": None, "job_id": "02000000"}, id="interactive job"),
+    ],
+)
+def test_job_is_known_by_both_ids(name: str, ids: dict[str, Any]) -> None:
+    """Ray finds a job by its submission id and by its Ray Core job id."""
+    answer = Answer(200, json.dumps({"type": "SUBMISSION", "status": "RUNNING", **ids}).encode(), ADDRESS)
+
+    details = parse_answer(endpoints.get_job(name), answer)
+    assert (details.submission_id, details.job_id) == (ids["submission_id"], ids["job_id"])
+
+
+@pytest.mark.parametrize(
+    ("request_", "action", "content"),
+    [
+        pytest.param(
+            endpoints.get_job("mine"),
+            "get",
+            b'{"type": "SUBMISSION", "status": "SUCCEEDED", "submission_id": "theirs", "job_id": "02000000"}',
+            id="get",
+        ),
+        pytest.param(
+            endpoints.get_job("mine"), "get", b'{"type": "SUBMISSION", "status": "SUCCEEDED"}', id="get, without an id"
+        ),
+        pytest.param(
+            endpoints.submit_job(JobSubmission("mine", "true")),
+            "submit",
+            b'{"submission_id": "theirs", "job_id": "theirs"}',
+            id="submit",
+        ),
+    ],
+)
+def test_answer_about_another_job_is_an_error(request_: Request[Any], action: str, content: bytes) -> None:
+    """An answer about another job, for instance from a cache, is no answer of Ray to this request."""
+    with pytest.raises(RayApiResponseError, match="it must not cache answers") as caught:
+        parse_answer(request_, Answer(200, content, ADDRESS, label="mine too"))
+
+    assert type(caught.value) is RayApiResponseError
+    assert (caught.value.status_code, caught.value.delivery) == (200, Delivery.FOREIGN)
+    assert str(caught.value).startswith(
+        f"HTTP 200, the answer is about another job: could not {action} job mine at {ADDRESS} (mine too). "
+    )
+
+
+MISSING_TOKEN, WRONG_TOKEN = b"Unauthorized: Missing authentication token", b"Forbidden: Invalid authentication token"
+TOO_LARGE = b"Maximum request body size 104857600 exceeded, actual body size 104857601"
+NO_AGENT = b"No available agent to submit job, please try again later."
+CRASH = b"Traceback (most recent call last):\n  File ...\nRuntimeError: Request failed with status code 500: oops."
+NGINX = b"<html>\r\n<head><title>%s</title></head>\r\n<body><center>nginx</center></body>\r\n</html>"
+
+
+@pytest.mark.parametrize(
+    ("answer", "delivery"),
+    [
+        pytest.param(Answer(401, MISSING_TOKEN, ADDRESS), Delivery.REFUSED, id="no token"),
+        pytest.param(Answer(403, WRONG_TOKEN, ADDRESS), Delivery.REFUSED, id="wrong token"),
+        pytest.param(sample("unknown_field.400.txt"), Delivery.REFUSED, id="unknown field"),
+        pytest.param(sample("stop_driver.400.txt"), Delivery.REFUSED, id="stop of an interactive job"),
+        pytest.param(sample("logs_driver.400.txt"), Delivery.REFUSED, id="log of an interactive job"),
+        pytest.param(sample("unknown_job.404.txt"), Delivery.REFUSED, id="unknown job"),
+        pytest.param(Answer(404, b"Package gcs://a.zip does not exist", ADDRESS), Delivery.REFUSED, id="no package"),
+        pytest.param(Answer(413, TOO_LARGE, ADDRESS), Delivery.REFUSED, id="too large for Ray"),
+        pytest.param(sample("duplicate_id.500.txt"), Delivery.REFUSED, id="id is taken"),
+        pytest.param(sample("delete_running.500.txt"), Delivery.REFUSED, id="job has not ended"),
+        pytest.param(Answer(500, CRASH, ADDRESS), Delivery.MAY_HAVE_ARRIVED, id="traceback of Ray"),
+        pytest.param(Answer(500, NO_AGENT, ADDRESS), Delivery.MAY_HAVE_ARRIVED, id="no agent yet"),
+        pytest.param(Answer(200, LOGIN, ADDRESS, "text/html"), Delivery.FOREIGN, id="login page"),
+        pytest.param(Answer(200, b"", ADDRESS), Delivery.FOREIGN, id="200 with nothing"),
+        pytest.param(Answer(200, b'{"ok": true}', ADDRESS, "application/json"), Delivery.FOREIGN, id="200 with JSON"),
+        pytest.param(Answer(302, b"moved", ADDRESS), Delivery.FOREIGN, id="redirect"),
+        *(pytest.param(Answer(code, NGINX % b"no", ADDRESS, "text/html"), Delivery.FOREIGN, id=f"nginx {code}")
+          for code in (400, 401, 403, 404, 405, 413, 429, 500, 502, 503, 504)),
+        *(pytest.param(Answer(code, b"", ADDRESS), Delivery.FOREIGN, id=f"{code} with nothing")
+          for code in (400, 401, 403, 404, 413, 500, 503)),
+        pytest.param(Answer(401, b"Unauthorized", ADDRESS), Delivery.FOREIGN, id="401 of an ingress"),
+        pytest.param(Answer(403, b"Forbidden", ADDRESS), Delivery.FOREIGN, id="403 of an ingress"),
+        pytest.param(Answer(403, b"RBAC: access denied", ADDRESS), Delivery.FOREIGN, id="403 of a service mesh"),
+        pytest.param(Answer(404, b"default backend - 404", ADDRESS), Delivery.FOREIGN, id="404 of an ingress"),
+        pytest.param(Answer(404, b"404 page not found", ADDRESS), Delivery.FOREIGN, id="404 of a Go server"),
+        pytest.param(sample("no_such_path.404.txt"), Delivery.FOREIGN, id="404 of any aiohttp server"),
+        pytest.param(
+            Answer(404, b'{"code": 404, "message": "no route"}', ADDRESS, "application/json"),
+            Delivery.FOREIGN,
+            id="404 of a gateway",
+        ),
+        pytest.param(
+            Answer(503, b"upstream connect error or disconnect/reset before headers", ADDRESS),
+            Delivery.FOREIGN,
+            id="503 of a service mesh",
+        ),
+        pytest.param(Answer(403, WRONG_TOKEN, ADDRESS, "text/html"), Delivery.FOREIGN, id="page with Ray's words"),
+    ],
+)  # fmt: skip
+def test_only_rays_own_words_are_a_refusal(answer: Answer, delivery: Delivery) -> None:
+    """Only a refusal in Ray's own words is final; the error tells who sent the answer, whatever its status."""
+    for request in (endpoints.submit_job(JobSubmission("a", "true")), endpoints.stop_job("a"), endpoints.get_job("a")):
+        with pytest.raises(RayApiResponseError) as caught:
+            parse_answer(request, answer)
+        assert caught.value.delivery is delivery
 
 
 @pytest.mark.parametrize(
@@ -307,10 +423,11 @@ def test_cluster_status_is_read() -> None:
 def test_job_has_the_time_of_its_answer() -> None:
     """A job has the time of its answer by the head's clock, and so its age."""
     answer = replace(sample("job_running.json"), time=0)
-    submitted = parse_answer(endpoints.get_job("a"), answer).start_time
+    request = endpoints.get_job("sample-stopped")
+    submitted = parse_answer(request, answer).start_time
     assert submitted is not None
 
-    details = parse_answer(endpoints.get_job("a"), replace(answer, time=submitted + 7_500))
+    details = parse_answer(request, replace(answer, time=submitted + 7_500))
     assert details.seen_at == submitted + 7_500
     assert details.age == 7.5
     assert "seen_at" not in details.to_event()

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_rayjobs.exceptions import (
+    Delivery,
     RayApiAddressError,
     RayApiAuthError,
     RayApiBusyError,
@@ -34,6 +35,7 @@ from airflow_provider_rayjobs.jobs.logs.cursor import NO_ENDING
 from airflow_provider_rayjobs.jobs.logs.download import get_job_logs
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.steps import EmitRecord, Engine, LogMessage, ReadLog, Send, Sleep
+from airflow_provider_rayjobs.jobs.submission import NONCE
 
 ADDRESS = "http://head:8265"
 JOB = JobRef(ADDRESS, "a")
@@ -43,6 +45,7 @@ IN_SESSION_1 = JobRef(ADDRESS, "a", session="session_1")
 LOST = RayApiConnectionError("cut off")
 BUSY = RayApiBusyError("busy", status_code=503)
 GONE = RayJobNotFoundError("gone", status_code=404)
+ANOTHER_JOB = RayApiResponseError("the answer is about another job", status_code=200, delivery=Delivery.FOREIGN)
 NO_FILE = RayApiResponseError("A file is not found", status_code=500)
 
 RUNNING = JobDetails(JobType.SUBMISSION, JobStatus.RUNNING, submission_id="a", driver_node_id="node")
@@ -190,8 +193,8 @@ def test_delay_grows_to_poll_interval(poll_interval: float, pauses: list[float])
 
 @pytest.mark.parametrize(
     "error",
-    [LOST, BUSY, NO_FILE, RayApiAuthError("token", status_code=401), RayApiAddressError("a page")],
-    ids=lambda error: type(error).__name__,
+    [LOST, BUSY, NO_FILE, ANOTHER_JOB, RayApiAuthError("token", status_code=401), RayApiAddressError("a page")],
+    ids=str,
 )
 def test_outage_is_tolerated_and_logged_twice(error: RayJobsError) -> None:
     """An outage of any kind is tolerated, and logged once at its start and once at its end."""
@@ -781,9 +784,7 @@ def test_job_is_lost_when_the_head_restarts() -> None:
     """A job that is unknown because the head was restarted is lost, and the error names both sessions."""
     cluster = Sessions(jobs=[RUNNING, GONE], version=["session_2"])
 
-    with pytest.raises(
-        RayJobLostError, match=r"The job was in session session_1, and session session_2 answers now.*gone"
-    ):
+    with pytest.raises(RayJobLostError, match=r"was in session session_1, and session session_2 answers now.*gone"):
         cluster.drive(follow_job(IN_SESSION_1))
     assert cluster.asked == [POLL, POLL, VERSION]
 
@@ -824,3 +825,132 @@ def test_missing_timeout_does_not_apply_to_a_lost_job() -> None:
     with pytest.raises(RayJobLostError):
         cluster.drive(follow_job(IN_SESSION_1, missing_timeout=60))
     assert cluster.pauses == []
+
+
+OURS = replace(RUNNING, start_time=1000, metadata={NONCE: "ours"})
+NO_NONCE = replace(OURS, metadata={})
+ANOTHER_HAS_ITS_ID = f"Ray job a was lost: another job at {ADDRESS} has its id now"
+
+
+@pytest.mark.parametrize("status", [JobStatus.RUNNING, JobStatus.SUCCEEDED])
+@pytest.mark.parametrize(
+    ("job", "theirs"),
+    [
+        pytest.param(JobRef(ADDRESS, "a", nonce="ours"), replace(OURS, metadata={NONCE: "theirs"}), id="another nonce"),
+        pytest.param(JobRef(ADDRESS, "a", nonce="ours"), NO_NONCE, id="no nonce"),
+        pytest.param(JobRef(ADDRESS, "a", start_time=1000), replace(NO_NONCE, start_time=2000), id="other start time"),
+        pytest.param(JobRef(ADDRESS, "a", start_time=1000), replace(NO_NONCE, start_time=None), id="no start time"),
+    ],
+)
+def test_another_job_with_the_same_id_is_not_followed(job: JobRef, theirs: JobDetails, status: JobStatus) -> None:
+    """If another job has the id, the job that is meant is lost, whatever the other job's status and log."""
+    theirs = replace(theirs, status=status)
+    cluster, poll = Cluster(jobs=[theirs]), Cluster(jobs=[theirs])
+
+    with pytest.raises(RayJobLostError, match=ANOTHER_HAS_ITS_ID):
+        cluster.drive(follow_job(job, reader=LogReader(), missing_timeout=60))
+    with pytest.raises(RayJobLostError, match=ANOTHER_HAS_ITS_ID):
+        poll.drive(poll_job(job, LogReader()))
+    assert cluster.asked == poll.asked == [POLL]
+
+
+@pytest.mark.parametrize("between", [[], [LOST], [GONE, LOST]], ids=["at once", "after an outage", "after a restart"])
+@pytest.mark.parametrize(
+    ("job", "first", "later"),
+    [
+        pytest.param(JOB, NO_NONCE, replace(NO_NONCE, start_time=2000), id="another start time"),
+        pytest.param(JOB, OURS, replace(OURS, metadata={NONCE: "theirs"}), id="another nonce"),
+        pytest.param(JOB, OURS, NO_NONCE, id="record came back without metadata"),
+        pytest.param(JOB, INTERACTIVE, replace(INTERACTIVE, start_time=2000), id="interactive job, not seen before"),
+        pytest.param(JobRef(ADDRESS, "a", nonce="ours"), OURS, replace(OURS, metadata={}), id="known nonce"),
+    ],
+)
+def test_job_that_is_replaced_while_it_is_followed_is_lost(
+    job: JobRef, first: JobDetails, later: JobDetails, between: list[RayJobsError]
+) -> None:
+    """The first answer completes the reference; a later answer about another job is neither a result nor a log."""
+    first = replace(first, start_time=first.start_time or 1000)
+    cluster = Cluster(jobs=[first, *between, replace(later, status=JobStatus.SUCCEEDED)], files=[b"one\n", b"theirs\n"])
+
+    with pytest.raises(RayJobLostError, match=ANOTHER_HAS_ITS_ID):
+        cluster.drive(follow_job(job, reader=LogReader(), missing_timeout=60))
+    assert "theirs" not in cluster.shown
+
+
+@pytest.mark.parametrize(
+    "job",
+    [JOB, JobRef(ADDRESS, "a", nonce="ours"), JobRef(ADDRESS, "a", start_time=1000), IN_SESSION_1],
+    ids=["id", "nonce", "start time", "session"],
+)
+def test_job_is_followed_with_any_part_of_its_identity(job: JobRef) -> None:
+    """Each known part of a job's identity is compared, and an unknown one is not needed."""
+    ended = replace(OURS, status=JobStatus.SUCCEEDED)
+
+    assert Cluster(jobs=[OURS, OURS, ended]).drive(follow_job(job)) is ended
+
+
+@given(
+    history=st.lists(st.sampled_from([OURS, replace(OURS, status=JobStatus.PENDING), LOST, GONE]), max_size=20),
+    theirs=st.sampled_from([NO_NONCE, replace(OURS, metadata={NONCE: "theirs"})]),
+    status=st.sampled_from([JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.RUNNING]),
+)
+def test_no_result_of_another_job_is_returned(history: list[Any], theirs: JobDetails, status: JobStatus) -> None:
+    """After any sequence of answers the following never ends with the result of another job."""
+    cluster = Cluster(jobs=[*history, replace(theirs, status=status)])
+
+    with pytest.raises(RayJobLostError):
+        cluster.drive(follow_job(JobRef(ADDRESS, "a", nonce="ours"), missing_timeout=9e9))
+
+
+@pytest.mark.parametrize("time_left", [0.0, 0.2, 3.0, 12.34, 1000.0])
+@pytest.mark.parametrize("poll_interval", [0.1, 5.0, 3600.0])
+@pytest.mark.parametrize(
+    ("jobs", "details"),
+    [
+        pytest.param([RUNNING], RUNNING, id="running"),
+        pytest.param([PENDING], PENDING, id="pending"),
+        pytest.param([LOST], None, id="outage"),
+        pytest.param([RUNNING, LOST], RUNNING, id="outage after an answer"),
+        pytest.param([GONE], None, id="not submitted yet"),
+    ],
+)
+def test_time_left_ends_the_following(
+    jobs: list[Any], details: JobDetails | None, time_left: float, poll_interval: float
+) -> None:
+    """After ``time_left`` seconds the following ends with the job as last seen, during an outage as well."""
+    cluster = Cluster(jobs=jobs)
+    engine = follow_job(
+        JOB, time_left=time_left, poll_interval=poll_interval, missing_timeout=9e9, unreachable_timeout=9e9
+    )
+
+    with pytest.raises(
+        RayJobTimeoutError, match="job a did not end within the execution_timeout of this try"
+    ) as caught:
+        cluster.drive(engine)
+
+    assert caught.value.limit == "execution_timeout"
+    assert caught.value.details is details
+    assert cluster.clock - 1000 == pytest.approx(time_left)
+
+
+def test_no_time_left_still_takes_one_poll() -> None:
+    """Without any time left the job is polled once; if it has ended, it is returned with its log."""
+    ended, running = Cluster(files=[b"one\n"]), Cluster(jobs=[RUNNING, SUCCEEDED])
+
+    assert ended.drive(follow_job(JOB, time_left=0, reader=LogReader())) is SUCCEEDED
+    assert ended.shown == ["one"]
+    for time_left in (0, -5):
+        with pytest.raises(RayJobTimeoutError):
+            running.drive(follow_job(JOB, time_left=time_left))
+    assert (running.asked, running.pauses) == ([POLL] * 2, [])
+
+
+def test_first_of_all_time_limits_ends_the_following() -> None:
+    """``time_left`` delays neither a limit of the job nor the end of an outage."""
+    limited, away = Ageing(jobs=[RUNNING]), Cluster(jobs=[LOST])
+
+    with pytest.raises(RayJobTimeoutError) as caught:
+        limited.drive(follow_job(JOB, limits=Limits(job_timeout=5), time_left=9))
+    assert caught.value.limit == "job_timeout"
+    with pytest.raises(RayApiUnreachableError):
+        away.drive(follow_job(JOB, unreachable_timeout=30, time_left=90))

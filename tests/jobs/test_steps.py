@@ -11,9 +11,12 @@ import pytest
 
 from airflow_provider_rayjobs.exceptions import (
     Delivery,
+    RayApiAddressError,
     RayApiAuthError,
     RayApiBusyError,
     RayApiConnectionError,
+    RayApiRejectedError,
+    RayApiResponseError,
     RayJobNotFoundError,
     RayJobsError,
 )
@@ -60,6 +63,29 @@ def test_may_retry(error: RayJobsError, read: bool, delete: bool) -> None:
     assert may_retry(endpoints.get_job("a"), error) is read
     assert may_retry(endpoints.get_log_file("a", "node"), error) is read
     assert may_retry(endpoints.delete_job("a"), error) is delete
+
+
+@pytest.mark.parametrize(
+    ("error", "read", "write"),
+    [
+        pytest.param(RayApiAddressError("ingress", status_code=404), False, True, id="404"),
+        pytest.param(RayApiAddressError("login page", status_code=200), False, True, id="login page"),
+        pytest.param(RayApiAuthError("ingress", status_code=403), False, True, id="403"),
+        pytest.param(RayApiResponseError("another job", status_code=200), False, True, id="another job"),
+        pytest.param(RayApiBusyError("nginx", status_code=502), True, True, id="busy"),
+        pytest.param(RayApiRejectedError("nginx", status_code=413), False, False, id="too large"),
+    ],
+)
+def test_post_is_retried_after_another_programs_answer(error: RayApiResponseError, read: bool, write: bool) -> None:
+    """A POST is retried after another program's answer, unless it is too large. Ray's own refusal is final."""
+    error.delivery = Delivery.FOREIGN
+    submission, package = endpoints.submit_job(build_submission("true")), endpoints.put_package("a.zip", 1)
+    assert may_retry(submission, error) is may_retry(endpoints.stop_job("a"), error) is write
+    assert may_retry(endpoints.get_job("a"), error) is may_retry(package, error) is read
+    assert not may_retry(endpoints.delete_job("a"), error)
+
+    error.delivery = Delivery.REFUSED
+    assert may_retry(submission, error) is isinstance(error, RayApiBusyError)
 
 
 @pytest.mark.parametrize("step", [Send(endpoints.get_job("a")), ReadLog(endpoints.get_log_file("a", "n"), LogCursor())])

@@ -284,3 +284,25 @@ def test_nonce_repeats_a_submission() -> None:
     }
     assert nonce != new_nonce()
     assert build_submission("true", nonce=None).metadata[NONCE]
+
+
+@pytest.mark.parametrize(
+    "runtime_env",
+    [
+        pytest.param({"pip": ["-r https:/x --index-url https://me:m4rked@host"]}, id="line of pip"),
+        pytest.param({"uv": "https://me:m4rked@host/requirements.txt"}, id="file of uv"),
+        pytest.param({"conda": "https://me:m4rked@host/environment.yml"}, id="file of conda"),
+        pytest.param({"working_dir": "HTTPS://me:m4rked@host/code.zip"}, id="working_dir"),
+        pytest.param({"py_modules": ["HTTPS://me:m4rked@host/code/"]}, id="py_modules"),
+        pytest.param({"env_vars": {"A": "m4rked"}, "config": {"a": {1, 2}}}, id="not JSON"),
+        pytest.param({"env_vars": {"A": "m4rked \ud800"}}, id="not UTF-8"),
+    ],
+)
+def test_error_about_a_runtime_environment_shows_no_credentials(runtime_env: dict[str, Any]):
+    """An error that quotes a part of the environment hides credentials in its URLs, and nothing is chained to it."""
+    with pytest.raises(ValueError, match="runtime_env") as caught:
+        build_submission("true", runtime_env=runtime_env)
+
+    assert "m4rked" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None

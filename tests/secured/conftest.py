@@ -35,7 +35,8 @@ def other_authority(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuth
 
 @pytest.fixture(scope="session")
 def token_head() -> Iterator[RayHead]:
-    with RayHead(num_cpus=4, environment={"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}) as head:
+    variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RUNTIME_ENV_RETRY_TIMES": "1"}
+    with RayHead(num_cpus=4, environment=variables) as head:
         yield head
 
 

@@ -21,10 +21,12 @@ from secret_values import (
     CONNECTION_PASSWORD,
     HEADER_VALUE,
     NAMED_SECRET,
+    NUMBER,
     PROXY_PASSWORD,
     SECRETS,
     TOKEN,
     UNPRINTED,
+    URL_PASSWORD,
     WRONG_TOKEN,
 )
 
@@ -91,7 +93,7 @@ def ingress(
                 "host": servers["basic"].address,
                 "login": "me",
                 "password": BASIC_PASSWORD,
-                "extra": common | {"token": TOKEN, "headers": {"X-Tenant": HEADER_VALUE}},
+                "extra": common | {"token": TOKEN, "headers": {"X-Tenant": HEADER_VALUE, "X-Env": "production"}},
             },
             basic_forwarded={
                 "host": servers["basic_forwarded"].address,
@@ -292,6 +294,8 @@ def airflow(ingress: Ingress) -> Iterator[LocalAirflow]:
     settings = {
         "AIRFLOW_VAR_MASKED_BY_ENV_NAME": NAMED_SECRET,
         "AIRFLOW_VAR_UNPRINTED": UNPRINTED,
+        "AIRFLOW_VAR_NUMBER": NUMBER,
+        "AIRFLOW_VAR_PACKAGE_INDEX": f"http://me:{URL_PASSWORD}@127.0.0.1:9/simple",
         "AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG",
         "AIRFLOW__PROVIDERS_RAY_JOBS__ALLOWED_FILES": allowed_files(ingress.mtls),
     }
@@ -338,7 +342,8 @@ def test_task_succeeds_and_secrets_in_its_log_are_masked(airflow: LocalAirflow, 
     log = airflow.log_text("secured", run_id, f"{route}_{mode}")
 
     assert airflow.task_instance("secured", run_id, f"{route}_{mode}")["state"] == "success", log
-    assert f"by name ***, from connection ***, and {len(UNPRINTED) + 1} characters" in log.splitlines()
+    characters = len(UNPRINTED) + 1
+    assert f"by name *** ***, from connection ***, and {characters} characters in production" in log.splitlines()
 
 
 @pytest.mark.airflow
@@ -358,7 +363,7 @@ def test_secrets_in_the_error_of_a_failed_job_are_masked(airflow: LocalAirflow, 
     log = airflow.log_text("secured", run_id, f"job_fails_{mode}")
 
     assert airflow.task_instance("secured", run_id, f"job_fails_{mode}")["state"] == "failed"
-    assert "by name ***, from connection ***" in log.rpartition("The log ends with:")[2]
+    assert "by name *** ***, from connection ***" in log.rpartition("The log ends with:")[2]
 
 
 @pytest.mark.airflow
@@ -392,8 +397,23 @@ def test_rendered_template_view_masks_all_env_vars(airflow: LocalAirflow, run_id
     for task_id, map_index in (("mtls_worker", -1), ("basic_deferred", -1), ("mapped", 0)):
         instance = airflow.task_instance("secured", run_id, task_id, map_index)
         assert instance["rendered_fields"]["runtime_env"] == {
-            "env_vars": {"API_TOKEN": "***", "FROM_CONNECTION": "***", "UNPRINTED": "***"}
+            "env_vars": {"API_TOKEN": "***", "DB_PASSWORD": "***", "FROM_CONNECTION": "***", "UNPRINTED": "***"}
         }
+
+
+@pytest.mark.airflow
+def test_password_in_the_url_of_a_package_index_is_hidden(airflow: LocalAirflow, run_id: str):
+    """Template view and error of a failed installation show the index without its password."""
+    instance = airflow.task_instance("secured", run_id, "pip_fails")
+    log = airflow.log_text("secured", run_id, "pip_fails")
+
+    assert instance["state"] == "failed"
+    assert instance["rendered_fields"]["runtime_env"]["pip"]["packages"] == [
+        "--index-url http://me:***@127.0.0.1:9/simple",
+        "no-such-package",
+    ]
+    assert "RayJobRuntimeEnvError" in log
+    assert URL_PASSWORD not in log
 
 
 @pytest.mark.airflow

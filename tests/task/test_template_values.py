@@ -223,6 +223,7 @@ def test_error_of_a_wrong_file_shows_no_content(tmp_path: Path, content: bytes, 
     with pytest.raises(ValueError, match=position) as caught:
         as_runtime_env("bad.yaml", [tmp_path])
     assert "m4rked" not in "".join(traceback.format_exception(caught.value))
+    assert caught.value.__context__ is None
 
 
 @pytest.mark.parametrize("text", ["env_vars: {A: m4rked}", "pip: m4rked", "pip:\n- m4rked", " {'pip': 'm4rked'}"])

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import pytest
 from airflow.sdk import DAG, BaseOperator
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_rayjobs.operators import RayJobDeleteOperator, RayJobStopOperator, RayJobSubmitOperator
@@ -71,6 +71,7 @@ def test_text_arguments_keep_what_was_written(text: str, template: str, native: 
     assert template_values.as_text_dict("metadata", task.metadata) == {"a": text}
 
 
+@settings(deadline=None)
 @given(text=st.text())
 @example("5e12345")
 def test_any_text_is_kept(text: str):

@@ -31,6 +31,7 @@ from airflow_provider_rayjobs.jobs.packages.tree import (
     unreadable,
 )
 from airflow_provider_rayjobs.jobs.progress import MIB, Progress, finish
+from airflow_provider_rayjobs.jobs.redaction import redact_urls
 
 # aiohttp in Ray's HTTP server refuses a request body of this size (``DASHBOARD_CLIENT_MAX_SIZE``).
 LIMIT = 100 * MIB
@@ -127,8 +128,9 @@ def find_packages(
         changed["working_dir"] = packages[0].uri
     elif requirements.files:
         raise ValueError(
-            f"Constraints (-c) need a local working_dir, with which they are uploaded; it is {working_dir!r}. Add the "
-            "file to it and write -c ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/constraints.txt, or give the file's URL."
+            "Constraints (-c) need a local working_dir, with which they are uploaded; it is "
+            f"{redact_urls(repr(working_dir))}. Add the file to it and write "
+            "-c ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/constraints.txt, or give the file's URL."
         )
     modules = runtime_env.get("py_modules")
     if isinstance(modules, Sequence) and not isinstance(modules, str):

@@ -9,6 +9,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from airflow_provider_rayjobs.jobs.redaction import redact_urls
+
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -58,8 +60,10 @@ def find_path(field: str, value: str | PathLike[str], folders: Sequence[Path]) -
         if os.path.exists(candidate):  # noqa: PTH110
             return Path(candidate)
     unset = [name for name in re.findall(r"\$\{?(\w+)", text) if name not in os.environ]
+    # The text may be a URL with a password.
+    found = redact_urls(f"file not found: {text!r}. Searched: {', '.join(candidates)}.")
     raise ValueError(
-        f"{field}: file not found: {text!r}. Searched: {', '.join(candidates)}. "
+        f"{field}: {found} "
         + (f"Unset environment variables: {', '.join(unset)}. " if unset else "")
         + "Give a path on this machine, or a URI that the cluster can read."
     )

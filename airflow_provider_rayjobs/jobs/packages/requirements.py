@@ -21,6 +21,7 @@ import yaml
 
 from airflow_provider_rayjobs.jobs.packages.paths import find_path, is_path, is_uri
 from airflow_provider_rayjobs.jobs.packages.tree import unreadable
+from airflow_provider_rayjobs.jobs.redaction import describe_yaml_error, raise_unchained, redact_urls
 
 # The working directory on a node while pip and uv run.
 _NODE_WORKING_DIR = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"
@@ -86,7 +87,8 @@ def _read_conda(path: Path) -> Mapping[str, Any]:
     try:
         conda = yaml.safe_load(_read_text(path, "runtime_env['conda']"))
     except yaml.YAMLError as error:
-        raise ValueError(f"Invalid YAML: {path} (runtime_env['conda']): {error}") from None
+        problem = describe_yaml_error(error)
+        raise_unchained(ValueError(f"Invalid YAML: {path} (runtime_env['conda']): {problem}. Correct the file."))
     if not isinstance(conda, Mapping):
         raise ValueError(f"Not a conda environment: {path} (runtime_env['conda']) must hold a dictionary.")
     return conda
@@ -111,22 +113,22 @@ def _resolve(
     line: str, where: str, folders: Sequence[Path], parents: tuple[Path, ...], found: Requirements
 ) -> Iterator[str]:
     """Yield a line of requirements, or the lines that it includes."""
-    include = _INCLUDE.fullmatch(line)
+    include, shown = _INCLUDE.fullmatch(line), redact_urls(repr(line))
     if include is None:
         if path := next(filter(None, map(_relative_path, _path_candidates(line))), None):
             raise ValueError(
-                f"Path of this machine in requirements: {where} has the line {line!r}. Give the working_dir that "
+                f"Path of this machine in requirements: {where} has the line {shown}. Give the working_dir that "
                 f"contains {path!r} and write {_NODE_WORKING_DIR}/{os.path.normpath(path)} instead."
             )
         if any(_INCLUDE_OPTION.match(word) for word in line.split()):
-            raise ValueError(f"Included file with other options: {where} has the line {line!r}. Use two lines.")
+            raise ValueError(f"Included file with other options: {where} has the line {shown}. Use two lines.")
         yield line
         return
     name = _FILE_SCHEME.sub("", include["file"].strip().strip("'\""))
     if is_uri(name) or name.startswith(_NODE_WORKING_DIR):
         yield line
         return
-    lines = _lines_of(find_path(f"{where}, line {line!r}", name, folders), where, parents, found)
+    lines = _lines_of(find_path(f"{where}, line {shown}", name, folders), where, parents, found)
     if include["option"] in ("-r", "--requirement"):
         yield from lines
         return

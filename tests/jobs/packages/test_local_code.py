@@ -480,3 +480,23 @@ def test_conda_file_is_replaced_by_its_contents(folder: Path):
 def test_runtime_env_with_paths_has_local_code(given: Any, expected: bool):
     """A runtime environment without paths is recognised without reading files."""
     assert has_local_code(given) is expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        pytest.param("pip", "--index-url https://me:m4rked@host -e ./b", id="path of this machine"),
+        pytest.param("pip", "-r a.txt --index-url https://me:m4rked@host", id="two options"),
+        pytest.param("conda", "variables:\n  TOKEN: m4rked\n A: b", id="invalid YAML"),
+    ],
+)
+def test_error_about_requirements_shows_no_credentials(tmp_path: Path, name: str, content: str):
+    """An error that quotes a line hides credentials in its URLs; one about invalid YAML has the position alone."""
+    file = tmp_path / ("environment.yml" if name == "conda" else "requirements.txt")
+    file.write_text(content)
+
+    with pytest.raises(ValueError, match=name) as caught:
+        resolve_local_code({name: str(file)})
+
+    assert "m4rked" not in str(caught.value)
+    assert "m4rked" not in str(caught.value.__context__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import io
+import json
 import logging
 import os
 import tempfile
@@ -76,7 +77,7 @@ class Cluster:
                 self.packages.clear()
                 return self._fail(self._restarts.pop(0))
             self.submitted.append(body)
-            return httpx.Response(200, json={"submission_id": "job"})
+            return httpx.Response(200, json={"submission_id": json.loads(body)["submission_id"]})
         if request.method == "GET":
             return httpx.Response(200 if name in self.packages else 404, text="" if name in self.packages else MISSING)
         assert int(request.headers["content-length"]) == len(body)
@@ -178,7 +179,7 @@ class Challenging(BaseHTTPRequestHandler):
             self.packages[name] = body
             status, said = 200, b""
         elif self.command == "POST":
-            status, said = 200, b'{"submission_id": "job"}'
+            status, said = 200, json.dumps({"submission_id": json.loads(body)["submission_id"]}).encode()
         else:
             status, said = (200, b"") if name in self.packages else (404, MISSING.encode())
         self.send_response(status)

@@ -8,17 +8,19 @@ from airflow.sdk import DAG
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
 from airflow_provider_rayjobs.sensors import RayJobSensor
 
-# API_TOKEN is masked by its name. Airflow masks FROM_CONNECTION, as it is a connection's password. Nothing masks
-# UNPRINTED, so that no job prints it.
+# API_TOKEN and DB_PASSWORD are masked by their names. Airflow masks FROM_CONNECTION, as it is a connection's password.
+# Nothing masks UNPRINTED, so that no job prints it.
 ENVIRONMENT = {
     "env_vars": {
         "API_TOKEN": "{{ var.value.masked_by_env_name }}",
+        "DB_PASSWORD": "{{ var.value.number }}",
         "FROM_CONNECTION": "{{ conn.other_service.password }}",
         "UNPRINTED": "{{ var.value.unprinted }}",
     }
 }
 PRINT_ENVIRONMENT = (
-    'echo "by name $API_TOKEN, from connection $FROM_CONNECTION, and $(echo $UNPRINTED | wc -c) characters"'
+    'echo "by name $API_TOKEN $DB_PASSWORD, from connection $FROM_CONNECTION, and $(echo $UNPRINTED | wc -c) characters'
+    ' in production"'
 )
 
 with DAG("secured", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz="UTC"), max_active_tasks=4):
@@ -51,6 +53,19 @@ with DAG("secured", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz="
     RayJobSubmitOperator.partial(
         task_id="mapped", entrypoint=PRINT_ENVIRONMENT, ray_conn_id="ray_jobs_mtls", poll_interval=1
     ).expand(runtime_env=[ENVIRONMENT])
+    RayJobSubmitOperator(
+        task_id="pip_fails",
+        entrypoint="true",
+        ray_conn_id="ray_jobs_basic",
+        deferrable=True,
+        poll_interval=1,
+        runtime_env={
+            "pip": {
+                "packages": ["--index-url {{ var.value.package_index }}", "no-such-package"],
+                "pip_install_options": ["--retries=0", "--timeout=1"],
+            }
+        },
+    )
     # It prints no connection's password: the sensor's process has not read that connection, and cannot mask it.
     submit = RayJobSubmitOperator(
         task_id="submit",

@@ -1,0 +1,353 @@
+"""
+The boundary around a try of a task: whatever breaks, see to a job that may run.
+
+Much may break before the try's first request and after its last: the task state store, the arguments, the connection,
+the trigger. So the boundary needs no more than the job record and a client for its cluster. See :mod:`.states`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
+
+from airflow.providers.common.compat.sdk import AirflowTaskTimeout
+
+from airflow_provider_rayjobs.exceptions import (
+    RayJobLostError,
+    RayJobNotFoundError,
+    RayJobsError,
+    RayJobStoppedError,
+    RayJobTimeoutError,
+)
+from airflow_provider_rayjobs.jobs import endpoints
+from airflow_provider_rayjobs.jobs.client import RayJobsClient
+from airflow_provider_rayjobs.jobs.job_ref import JobRef
+from airflow_provider_rayjobs.jobs.limits import NO_LIMITS, Limits, describe_shortage
+from airflow_provider_rayjobs.jobs.logs.cursor import NO_ENDING
+from airflow_provider_rayjobs.jobs.logs.options import LogOptions
+from airflow_provider_rayjobs.jobs.logs.reader import LogReader
+from airflow_provider_rayjobs.jobs.models import ClusterResources, JobDetails, JobStatus, JobSubmission
+from airflow_provider_rayjobs.jobs.steps import Engine, Interrupted, interruptible
+from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, StopResult, stop_and_wait
+from airflow_provider_rayjobs.masking import masking_env_vars
+from airflow_provider_rayjobs.task.attempts import (
+    JobRecord,
+    JobRecordStore,
+    RetryGeneration,
+    id_of_try,
+)
+from airflow_provider_rayjobs.task.kill_switch import KillSwitch
+from airflow_provider_rayjobs.task.outcomes import error_for_outcome, is_last_try, is_unschedulable, to_task_error
+from airflow_provider_rayjobs.task.states import State
+from airflow_provider_rayjobs.task.targets import Target, find_target
+from airflow_provider_rayjobs.triggers import emit_job_log
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+    from airflow.triggers.base import BaseTrigger
+
+    from airflow_provider_rayjobs.jobs.packages.local_code import LocalCode
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The operator's rendered and checked arguments; durations are in seconds."""
+
+    submission_id: str | None
+    wait_for_completion: bool
+    deferrable: bool
+    logs: LogOptions
+    poll_interval: float
+    unreachable_timeout: float
+    stop_on_kill: bool
+    stop_timeout: float
+    limits: Limits
+    fail_on: frozenset[int]
+    skip_on: frozenset[int]
+    execution_timeout: float | None = None
+
+
+class SubmitTask(Protocol):
+    """The part of the submit operator that a try uses."""
+
+    ray_conn_id: str
+    durable: bool
+
+    @property
+    def log(self) -> Any: ...
+
+    def settings(self) -> Settings: ...
+
+    def resolve_local_code(self) -> Engine[LocalCode | None]: ...
+
+    def new_submission(
+        self, context: Context, submission_id: str, nonce: str | None = None, *, runtime_env: Any = None
+    ) -> JobSubmission: ...
+
+    def defer(self, *, trigger: BaseTrigger, method_name: str) -> NoReturn: ...
+
+
+class Boundary:
+    """
+    What every try needs to end well. The constructor only assigns, so that :meth:`guard` sees every error.
+
+    :param kill_switch: the switch of the task's ``on_kill``.
+    :param is_resumed: whether the task resumes after a trigger has followed the job.
+    """
+
+    def __init__(
+        self, task: SubmitTask, context: Context, kill_switch: KillSwitch, *, is_resumed: bool = False
+    ) -> None:
+        self.task = task
+        self.log = task.log
+        self.context = context
+        self.kill_switch = kill_switch
+        self.is_resumed = is_resumed
+        self.state = State.DEFERRED if is_resumed else State.STARTING
+        self._store: JobRecordStore | None = None
+        self._settings: Settings | None = None
+        self.limits = NO_LIMITS
+        self.reader: LogReader | None = None
+        self._own: Target | None = None
+        self._target: Target | None = None
+        self._clients: dict[Target, RayJobsClient] = {}
+
+    def guard(self, work: Callable[[], str]) -> str:
+        """Do the work of a try. See to a job that may run, whatever breaks."""
+        try:
+            try:
+                return work()
+            except RayJobTimeoutError as error:
+                return self._abandon(error)
+            except AirflowTaskTimeout:
+                if not self._owns_job():
+                    raise
+                name = self._record.submission_id
+                message = f"Ray job {name} did not end within the execution_timeout of this try."
+                return self._abandon(RayJobTimeoutError(message, limit="execution_timeout"))
+        except Interrupted:
+            self._handle_kill()
+        except Exception as error:  # noqa: BLE001  (raised again)
+            self._handle_error(error)
+        finally:
+            if self.state is not State.DEFERRED:
+                self._enter(State.DONE)
+            for client in self._clients.values():
+                client.close()
+
+    def _conclude(self, details: JobDetails) -> str:
+        """Return the submission id of a job that SUCCEEDED, or raise the error for its end."""
+        self._enter(State.DONE)
+        ending = self.reader.log.ending if self.reader else NO_ENDING
+        shortage = self._shortage() if is_unschedulable(details) else ""
+        if error := error_for_outcome(details, self.target.cluster.address, ending, shortage):
+            self._update(delivered=True)
+            raise error
+        self.log.info("Ray job %s SUCCEEDED after %.1f s.", details.name, details.duration or 0.0)
+        return self._deliver()
+
+    def _deliver(self) -> str:
+        self._update(accepted=True, delivered=True)
+        return self._record.submission_id
+
+    def _open_store(self, event: Mapping[str, Any] | None = None) -> None:
+        """Read the job record. Without a task state store, the trigger's event or an XCom names a resumed job."""
+        self._store = store = JobRecordStore(self.context.get("task_state_store") if self.task.durable else None)
+        self.kill_switch.begin_try()
+        if self.is_resumed:
+            given = (event or {}).get("submission_id") or (store.record and store.record.submission_id)
+            ti = self.context["ti"]
+            given = given or ti.xcom_pull(key="submission_id", task_ids=ti.task_id, map_indexes=ti.map_index)
+            if given and (store.record is None or store.record.submission_id != given):
+                job = JobRef.from_json({"address": "", "submission_id": given, **((event or {}).get("job_ref") or {})})
+                store.record = JobRecord(job, self.task.ray_conn_id, RetryGeneration.of(self.context), accepted=True)
+        elif self.state is State.STARTING:
+            self._enter(State.NO_JOB if store.record is None else State.EARLIER_JOB)
+
+    def _find_target(self) -> None:
+        """Turn to the cluster of the recorded job."""
+        record = self._record
+        self._target = target = find_target(record.job, record.conn_id, self._own)
+        if self._own is not None and target.cluster.address != self._own.cluster.address:
+            self._warn(
+                "Ray job %s is at %s, and the connection %s has the address %s now. The job is followed and stopped "
+                "where it is.",
+                record.submission_id, target.cluster.address, self._own.hook.ray_conn_id, self._own.cluster.address,
+            )  # fmt: skip
+        self._update(job=replace(record.job, address=target.cluster.address), conn_id=target.hook.ray_conn_id)
+        self._enter(self.state)
+
+    def _handle_error(self, error: Exception) -> NoReturn:
+        """Leave a job that may run to the next try, or stop it if there is none. Raise the error for Airflow."""
+        fail_on, skip_on = (self._settings.fail_on, self._settings.skip_on) if self._settings else ((), ())
+        raised = to_task_error(error, self.task, fail_on=fail_on, skip_on=skip_on)
+        if self._owns_job() and not isinstance(error, RayJobNotFoundError | RayJobLostError):
+            name = self._record.submission_id
+            if self.store.is_durable and not is_last_try(raised, self.task, self.context):
+                self._warn("Ray job %s may still be running. It is not stopped: the next try follows it.", name)
+            else:
+                self._warn("Ray job %s may still be running, and no further try follows it. Stopping it.", name)
+                self._try_to_stop()
+        if raised is error:
+            raise error
+        raise raised from error.__cause__  # not from error, which has the same text
+
+    def _abandon(self, error: RayJobTimeoutError) -> str:
+        """Stop a job whose time limit expired. If the job ended before the stop, its own end decides."""
+        if error.limit == "execution_timeout" and not self.kill_switch.is_enabled:
+            self._enter(State.DONE)
+            self.log.warning("%s The job is not stopped, because stop_on_kill is off.", error)
+            raise error
+        self._update(abandoned=True)
+        self._warn("%s Stopping the job.", error)
+        was_pending = error.details is not None and error.details.status == JobStatus.PENDING
+        shortage = [self._shortage()] if was_pending else []
+        stopped = self._stop()
+        self._show_log(stopped.details)
+        if stopped.details is not None and stopped.details.status in (JobStatus.SUCCEEDED, JobStatus.FAILED):
+            return self._conclude(stopped.details)
+        raise RayJobTimeoutError(
+            "\n".join(
+                [str(error), f"The job at {self._record.job.address} was abandoned.", *shortage, stopped.summary]
+            ),
+            limit=error.limit,
+            details=stopped.details or error.details,
+        ) from None
+
+    def _handle_kill(self) -> NoReturn:
+        """Stop a job that may run, and end the task: it was cleared, marked or timed out, or its worker shuts down."""
+        if not self._owns_job():
+            raise RayJobStoppedError("Airflow ended this task. The task had no Ray job to stop.") from None
+        self._warn("Airflow is ending this task. %s", self.kill_switch.summary)
+        if not self.kill_switch.is_enabled:
+            raise RayJobStoppedError("Airflow ended this task. Its Ray job runs on, as stop_on_kill is off.") from None
+        stopped = self._stop()
+        self._show_log(stopped.details)
+        raise RayJobStoppedError(
+            f"Airflow ended this task, so a stop was requested for its Ray job at {self._record.job.address}. "
+            f"{stopped.summary}",
+            details=stopped.details,
+        ) from None
+
+    def _enter(self, state: State) -> None:
+        """Change the state, and arm or disarm the kill switch as :mod:`.states` says."""
+        self.state = state
+        if state.is_armed and self._target is not None:
+            target = self._target
+            self.kill_switch.arm(lambda: target.client(is_quiet=True), self._record.job)
+        else:
+            self.kill_switch.disarm()
+
+    @property
+    def _id(self) -> str:
+        return id_of_try(self.context)
+
+    @property
+    def store(self) -> JobRecordStore:
+        if self._store is None:
+            raise RuntimeError("The job record was not read yet.")
+        return self._store
+
+    @property
+    def settings(self) -> Settings:
+        if self._settings is None:
+            raise RuntimeError("The arguments were not read yet.")
+        return self._settings
+
+    @property
+    def target(self) -> Target:
+        """The cluster that this try talks to: the recorded job's, or that of its own connection."""
+        if self._target is None:
+            raise RuntimeError("The connection was not read yet.")
+        return self._target
+
+    @property
+    def _record(self) -> JobRecord:
+        if self.store.record is None:
+            raise RuntimeError("This try has no job record yet.")
+        return self.store.record
+
+    def _owns_job(self) -> bool:
+        """Tell whether a job may run that this try must stop, or leave to the next try."""
+        if self._store is None:
+            try:
+                self._open_store()
+            except Exception as error:  # noqa: BLE001  (Airflow cannot read its store)
+                self._warn("The job record of this task cannot be read. An earlier try's job may still run. %s", error)
+                return False
+        return self.state.owns_job and self.store.record is not None
+
+    def _stop(self) -> StopResult:
+        """Stop the recorded job where it is, unless another try has taken over while this process was frozen."""
+        if self._own is None or self._target is None:
+            with suppress(Exception):  # the connection cannot be read
+                self._own = Target.of_connection(self.task.ray_conn_id)
+            self._find_target()
+        if self.kill_switch.was_frozen and self._was_superseded():
+            self._enter(State.DONE)
+            raise RayJobStoppedError(
+                f"Another try of this task follows Ray job {self._record.submission_id}, as this worker did not run "
+                "for minutes. The job is not stopped."
+            )
+        timeout = self._settings.stop_timeout if self._settings else STOP_TIMEOUT
+        stopping = stop_and_wait(self._record.job, timeout, may_arrive=not self._record.accepted)
+        stopped = self._client.run(stopping)
+        self._enter(State.DONE)
+        if stopped.has_ended:
+            self.log.info("%s", stopped.summary)
+        else:
+            self._warn("%s", stopped.summary)
+        return stopped
+
+    def _try_to_stop(self) -> None:
+        """Stop the job after an error. A second error must not replace the first."""
+        try:
+            self._stop()
+        except Exception as error:  # noqa: BLE001  (the error that ends the task is more important)
+            self._warn("Ray job %s was not stopped. %s", self._record.submission_id, error)
+
+    def _was_superseded(self) -> bool:
+        """Tell whether the stored record names another try. Airflow refuses to read it for a try that was replaced."""
+        try:
+            stored = self.store.read()
+        except Exception:  # noqa: BLE001
+            return True
+        return stored is not None and stored.holder != self._record.holder
+
+    def _update(self, **changes: Any) -> None:
+        """Change the job record. A failing store does not end the try, as the next one asks Ray anyway."""
+        try:
+            self.store.update(**changes)
+        except Exception as error:  # noqa: BLE001
+            self._warn("The job record could not be changed. Ray job %s goes on. %s", self._record.submission_id, error)
+
+    def _warn(self, message: str, *args: Any) -> None:
+        """Log a warning. If Airflow's supervisor has died, logging fails, but the job must still be stopped."""
+        with suppress(OSError):
+            self.log.warning(message, *args)
+
+    def _shortage(self) -> str:
+        """Compare the resources that a pending job requests with those of the cluster."""
+        cluster: ClusterResources | None = None
+        with suppress(RayJobsError):  # the error of the job is more important
+            cluster = self._client.send(endpoints.get_cluster_status())
+        submission = self.task.new_submission(self.context, self._record.submission_id, runtime_env={})
+        return describe_shortage(submission.demand(), cluster)
+
+    def _show_log(self, details: JobDetails | None) -> None:
+        if self.reader is not None and details is not None and details.status.is_terminal():
+            self._client.run(self.reader.read(details), emit_job_log)
+
+    @property
+    def _client(self) -> RayJobsClient:
+        target = self.target
+        if target not in self._clients:
+            self._clients[target] = target.client()
+        return self._clients[target]
+
+    def _run(self, engine: Engine[T]) -> T:
+        return self._client.run(interruptible(masking_env_vars(engine), self.kill_switch.poll), emit_job_log)
