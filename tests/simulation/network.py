@@ -109,6 +109,10 @@ class Network:
             raise httpx.ReadTimeout("The read operation timed out", request=request)
         if fault in ("answer lost", "arrives late") or not cluster.is_up or cluster.session != session:
             raise httpx.RemoteProtocolError("Server disconnected without sending a response.", request=request)
+        if label == "status" and fault not in FOREIGN:
+            job = cluster.find(request.url.path.rpartition("/")[2])
+            if job is not None:
+                job.was_seen = True
         reply = FOREIGN[fault] if fault in FOREIGN else replies[0]
         headers = {"content-type": reply.content_type, "date": formatdate(self._clock.time(), usegmt=True)}
         return httpx.Response(reply.status, headers=headers, content=reply.body)

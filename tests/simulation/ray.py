@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -100,8 +100,8 @@ class Job:
     is_late: bool = False
     # a number of the sender's choice, for checks
     generation: int = 0
-    # the status that requests reported last
-    reported: set[str] = field(default_factory=set)
+    # whether a client has got an answer about the job
+    was_seen: bool = False
 
     @property
     def is_living(self) -> bool:
@@ -188,7 +188,7 @@ class Cluster:
         job.is_deleted = True
         if comes_back:
             self.jobs[submission_id] = replace(
-                job, metadata={}, status="FAILED", exit_code=None, message="Job supervisor actor died.", reported=set()
+                job, metadata={}, status="FAILED", exit_code=None, message="Job supervisor actor died."
             )
 
     def submit(self, body: Mapping[str, Any], plan: Plan | None = None) -> Job:
@@ -265,6 +265,10 @@ class Cluster:
                 self._clock.call_later(job.plan.stop_takes, lambda: self._end(job, "STOPPED"))
         return True
 
+    def find(self, key: str) -> Job | None:
+        """Return a job by its submission id or its Ray Core job id."""
+        return self.jobs.get(key) or next((each for each in self.jobs.values() if each.core_id == key), None)
+
     # -- the Jobs API ---------------------------------------------------------------------------------------------
 
     def handle(self, method: str, path: str, query: Mapping[str, str], body: bytes) -> Reply:
@@ -294,11 +298,10 @@ class Cluster:
         return _json([self._details(job) for job in self.jobs.values()])
 
     def _handle_job(self, method: str, key: str, action: str) -> Reply:
-        job = self.jobs.get(key) or next((each for each in self.jobs.values() if each.core_id == key), None)
+        job = self.find(key)
         if job is None:
             return Reply(404, sample("unknown_job.404.txt").replace("unknown-1", key).strip().encode())
         if action == "" and method == "GET":
-            job.reported.add(job.status)
             return _json(self._details(job))
         if job.submission_id is None:
             return Reply(400, sample("stop_driver.400.txt").encode())

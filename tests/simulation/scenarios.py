@@ -72,7 +72,7 @@ class Scenario:
     def watched_job(self, history: History) -> Job | None:
         """Return the job that the sensor has seen first."""
         name = self._watched_id
-        seen = [job for job in history.cluster.every_job if name in (job.submission_id, job.core_id) and job.reported]
+        seen = [job for job in history.cluster.every_job if name in (job.submission_id, job.core_id) and job.was_seen]
         return seen[0] if seen else None
 
 
