@@ -159,7 +159,7 @@ def walk(seed: int) -> Iterator[tuple[Case, Report]]:
         case = Case(scenario, faults, seed)
         report = case.run()
         yield case, report
-        if report.violations:
+        if report.violations or not report.operations:
             return
 
 
