@@ -117,7 +117,7 @@ class CheckpointedShare(BudgetShare):
             await self._pending.wait()
             await _next_slot()
             with suppress(Exception):  # a later checkpoint replaces a failed one
-                value = {"job": self._submission_id, "try_number": self._try_number, "log": reader.state}
+                value = {"version": 1, "job": self._submission_id, "try_number": self._try_number, "log": reader.state}
                 await BaseXCom.aset(value=value, **self._xcom)
             self._has_checkpoint = True
             self._pending.clear()
@@ -131,7 +131,7 @@ class CheckpointedShare(BudgetShare):
             found = await BaseXCom.aget_one(**self._xcom)
         this = (self._submission_id, self._try_number)
         if isinstance(found, dict) and (found.get("job"), found.get("try_number")) == this:
-            reader.restore(found["log"])
+            reader.restore(found.get("log"))
             self._has_checkpoint = True
             self._warn(
                 "The triggerer that followed job %s was lost. The first %d bytes of the job's log were shown before, "

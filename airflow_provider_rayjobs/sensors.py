@@ -42,8 +42,9 @@ class RayJobSensor(RendersText, BaseSensorOperator):
     """
     Wait for the end of a Ray job that another task, another DAG or a user submitted.
 
-    The sensor succeeds if the job SUCCEEDED. If the job FAILED or was STOPPED, the sensor fails without a retry, as
-    waiting again cannot change that. The job's log goes to the log of this task:
+    The first poll tells which job is meant. The sensor succeeds if this job SUCCEEDED. If it FAILED, was STOPPED or was
+    lost, the sensor fails without a retry, as waiting again cannot change that. A job is lost if another job has its id
+    after a restart of the head. The job's log goes to the log of this task:
 
     - in mode ``poke``: while the job runs;
     - in mode ``reschedule``: while the job runs, on Airflow 3.3 and later; older versions cannot store the log offset
@@ -132,13 +133,15 @@ class RayJobSensor(RendersText, BaseSensorOperator):
             self._defer(self._poller, self._poller.started_at + self.timeout, id_of_try(context))
         return has_succeeded
 
-    def execute_complete(self, context: Context, event: dict[str, Any], deadline: float | None = None) -> None:
+    def execute_complete(
+        self, context: Context, event: dict[str, Any], deadline: float | None = None, **_later: Any
+    ) -> None:
         """
         Show new log lines after the trigger has fired. Then end as the job ended, or defer again.
 
         :param deadline: when the sensor's ``timeout`` expires, Unix seconds.
         """
-        if event.get("try_id", id_of_try(context)) != id_of_try(context):  # see Execution.resume
+        if event.get("try_id") not in (None, id_of_try(context)):  # see Execution.resume
             self.execute(context)
             return
         poller = self._new_poller(context, is_resumed=True)
@@ -254,7 +257,7 @@ class _JobPoller:
             return
         if self._adopt(saved.get("job_ref")):
             self.outage.since = saved.get("outage_since") or None
-            if self.reader is not None and saved.get("log"):
+            if self.reader is not None and isinstance(saved.get("log"), Mapping):
                 self.reader.restore(saved["log"])
                 self.read_after = saved.get("read_after", 0.0)
                 self.reader.live = self.reader.live and time.time() >= self.read_after

@@ -28,6 +28,7 @@ from airflow_provider_rayjobs.jobs.limits import Limits
 from airflow_provider_rayjobs.jobs.logs.options import LOGS_OFF, LogOptions
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.models import JobDetails
+from airflow_provider_rayjobs.jobs.steps import with_jitter
 from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, stop_and_wait
 from airflow_provider_rayjobs.jobs.tls import certificate_mtimes
 from airflow_provider_rayjobs.log_budget import FlushTimer, LogBudget
@@ -158,9 +159,13 @@ class RayJobTrigger(BaseTrigger):
 
     async def _follow(self) -> TriggerEvent:
         options = self.options
-        event: dict[str, Any] = {"version": 1, "submission_id": self.submission_id, "job_ref": self._job.to_json()}
-        if options.try_id is not None:
-            event["try_id"] = options.try_id
+        event: dict[str, Any] = {
+            "version": 1,
+            "submission_id": self.submission_id,
+            "job_ref": self._job.to_json(),
+            "try_id": options.try_id,
+            "execution_deadline": options.execution_deadline,
+        }
         reader: LogReader | None = None
         if self._unknown:
             self.log.warning("Arguments of another version are ignored: %s.", ", ".join(self._unknown))
@@ -225,7 +230,7 @@ class RayJobTrigger(BaseTrigger):
             except Exception:
                 if not self._job.address or clock() >= give_up_at:
                     raise
-            await asyncio.sleep(_LOOKUP_PAUSE)
+            await asyncio.sleep(with_jitter(_LOOKUP_PAUSE))
 
 
 def emit_job_log(record: str) -> None:

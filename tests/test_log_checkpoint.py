@@ -122,6 +122,21 @@ def test_the_checkpoint_of_another_try_or_job_is_ignored(supervisor: Supervisor,
 
 
 @needs_xcoms
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [({"colour": "red", "version": 9}, []), ({"log": None}, ["one"]), ({"job": None}, ["one"])],
+    ids=["later version", "no offset", "no job"],
+)
+def test_checkpoint_of_another_version(supervisor: Supervisor, change: dict[str, Any], shown: list[str]):
+    """Unknown keys are ignored. Without an offset the log is shown from its start."""
+    asyncio.run(show(b"one\n", share_of(instance(), deferred_at=time.time())))
+    supervisor.xcoms["t"] |= change
+    again, _ = asyncio.run(show(b"one\n", share_of(instance())))
+
+    assert again == shown
+
+
+@needs_xcoms
 def test_a_job_that_prints_nothing_stores_no_checkpoint(supervisor: Supervisor):
     """A trigger that shows nothing writes no XCom, as XComs pass through the triggerer's supervisor."""
     asyncio.run(show(b"", share_of(instance(), deferred_at=time.time())))

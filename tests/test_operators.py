@@ -1,24 +1,34 @@
-"""Arguments of the operators; test_end_to_end.py runs them in Airflow."""
+"""Arguments of the operators, and their deferral; test_end_to_end.py runs them in Airflow."""
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import json
 import logging
-from datetime import UTC, datetime
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.providers.common.compat.sdk import AirflowTaskTimeout, TaskDeferred
 from airflow.sdk import DAG
+from stand_in_head import StandInHead
 
+from airflow_provider_rayjobs import triggers
+from airflow_provider_rayjobs.exceptions import RayJobTimeoutError
 from airflow_provider_rayjobs.jobs import RayJobsClient
 from airflow_provider_rayjobs.jobs.steps import Interrupted, interruptible
 from airflow_provider_rayjobs.jobs.submission import SubmissionOptions
 from airflow_provider_rayjobs.operators import RayJobDeleteOperator, RayJobStopOperator, RayJobSubmitOperator
 from airflow_provider_rayjobs.sensors import RayJobSensor
-from airflow_provider_rayjobs.task.attempts import new_submission_id
+from airflow_provider_rayjobs.task.attempts import HAS_STORE, new_submission_id
 from airflow_provider_rayjobs.task.kill_switch import KillSwitch
+from airflow_provider_rayjobs.triggers import RayJobTrigger
+
+needs_store = pytest.mark.skipif(not HAS_STORE, reason="Airflow 3.3 introduced the task state store")
 
 
 def context(**changes: Any) -> Any:
@@ -259,3 +269,105 @@ def test_kill_interrupts_the_reading_of_local_code(
         client.run(engine)
 
     assert ("Hashing local code: 0 MiB." in caplog.text) == (checks > 0)
+
+
+class Store(dict):
+    """The methods of Airflow's task state store that a try calls."""
+
+    def set(self, key: str, value: Any, **_: Any) -> None:
+        self[key] = json.loads(json.dumps(value))
+
+
+@pytest.fixture
+def head(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(triggers, "MIN_DEFERRAL", 0.0)
+    with StandInHead() as head:
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", head.address)
+        yield head
+
+
+def deferrable(**arguments: Any) -> RayJobSubmitOperator:
+    given = {"task_id": "t", "entrypoint": "true", "deferrable": True, "poll_interval": 0.2, "fetch_logs": "never"}
+    return RayJobSubmitOperator(**given | arguments)
+
+
+def try_from(start: float, store: Store, **changes: Any) -> Any:
+    """Return the context of a try that began at a time, Unix seconds."""
+    given = context(start_date=datetime.fromtimestamp(start, UTC), xcom_push=lambda key, value: None, **changes)
+    return given | {"task_state_store": store}
+
+
+def defer(operator: RayJobSubmitOperator, given: Any) -> RayJobTrigger:
+    with pytest.raises(TaskDeferred) as deferred:
+        operator.execute(given)
+    return RayJobTrigger(**json.loads(json.dumps(deferred.value.trigger.serialize()[1])))
+
+
+def fire(trigger: RayJobTrigger) -> dict[str, Any]:
+    async def run() -> list[Any]:
+        return [event async for event in trigger.run()]
+
+    [event] = asyncio.run(run())
+    return json.loads(json.dumps(event.payload))
+
+
+@needs_store
+def test_execution_timeout_of_a_deferred_task(head: StandInHead):
+    """``execution_timeout`` counts from the start of the try. At its end the worker stops the job."""
+    store, start = Store(), time.time() - 60
+    operator = deferrable(execution_timeout=timedelta(seconds=60.5))
+    trigger = defer(operator, try_from(start, store))
+    [job] = head.jobs
+
+    assert trigger.options.execution_deadline == pytest.approx(start + 60.5)
+    with pytest.raises(RayJobTimeoutError, match="did not end within the execution_timeout of this try") as caught:
+        operator.execute_complete(try_from(start, store), fire(trigger))
+    assert isinstance(caught.value, AirflowTaskTimeout)
+    assert head.jobs[job]["status"] == "STOPPED"
+
+
+@needs_store
+def test_each_try_has_its_own_execution_timeout(head: StandInHead):
+    """With ``stop_on_kill=False`` the job survives the timeout of a try, and the next try has the whole time again."""
+    store, now = Store(), time.time()
+    arguments = {"execution_timeout": timedelta(seconds=60), "stop_on_kill": False}
+    expired = defer(deferrable(**arguments), try_from(now - 60, store))
+    with pytest.raises(RayJobTimeoutError):
+        deferrable(**arguments).execute_complete(try_from(now - 60, store), fire(expired))
+    [job] = head.jobs
+    assert head.jobs[job]["status"] == "RUNNING"
+
+    trigger = defer(deferrable(**arguments), try_from(now, store, try_number=3))
+    polls = head.polls
+    head.on_poll = lambda number: number == polls + 3 and head.jobs[job].update(status="SUCCEEDED")
+
+    assert trigger.options.execution_deadline == pytest.approx(now + 60)
+    assert deferrable(**arguments).execute_complete(try_from(now, store, try_number=3), fire(trigger)) == job
+
+
+@needs_store
+def test_deadline_outlives_a_log_flush(head: StandInHead):
+    """A task that resumes to show its log keeps its deadline, although older Airflow sets its start again."""
+    store, start = Store(), time.time() - 60
+    arguments = {"execution_timeout": timedelta(seconds=100), "fetch_logs": "live", "log_flush_interval": 0}
+    trigger = defer(deferrable(**arguments), try_from(start, store))
+    [job] = head.jobs.values()
+    job["driver_node_id"], head.log = "node", b"one line\n"
+
+    with pytest.raises(TaskDeferred) as deferred:
+        deferrable(**arguments).execute_complete(try_from(time.time(), store), fire(trigger))
+
+    assert deferred.value.trigger.options.execution_deadline == pytest.approx(start + 100)
+    assert deferred.value.trigger.options.log_state["offset"] == len(head.log)
+
+
+@needs_store
+def test_arguments_of_a_later_version(head: StandInHead):
+    """A task that was deferred by a later version of this package resumes."""
+    store = Store()
+    trigger = defer(deferrable(), try_from(time.time(), store))
+    [job] = head.jobs
+    head.jobs[job]["status"] = "SUCCEEDED"
+    kwargs = {"event": fire(trigger), "colour": "red"}
+
+    assert deferrable().resume_execution("execute_complete", kwargs, try_from(time.time(), store)) == job

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -13,19 +14,32 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowException, TaskDeferred
+from airflow.providers.common.compat.sdk import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSensorTimeout,
+    TaskDeferred,
+)
+from stand_in_head import START, StandInHead
 
-from airflow_provider_rayjobs.exceptions import RayApiUnreachableError, RayJobFailedError, RayJobNotFoundError
+from airflow_provider_rayjobs import triggers
+from airflow_provider_rayjobs.exceptions import (
+    RayApiUnreachableError,
+    RayJobFailedError,
+    RayJobLostError,
+    RayJobNotFoundError,
+)
 from airflow_provider_rayjobs.jobs import JobDetails, RayJobsClient
 from airflow_provider_rayjobs.sensors import RayJobSensor
+from airflow_provider_rayjobs.triggers import RayJobTrigger
 from sandbox.ray_head import RayHead
 
 
 class Store(dict):
-    """The methods of Airflow's task state store that the sensor calls."""
+    """The methods of Airflow's task state store that the sensor calls. Values are stored as JSON."""
 
     def set(self, key: str, value: Any) -> None:
-        self[key] = value
+        self[key] = json.loads(json.dumps(value))
 
 
 def context(store: Store | None = None, try_number: int = 1) -> dict[str, Any]:
@@ -190,11 +204,11 @@ def token_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_trigger_gets_the_address(token_file: Path):
-    """The trigger knows the address, so that a failed connection lookup counts as an outage."""
+    """The trigger knows the address, even if the head does not answer before the deferral."""
     with pytest.raises(TaskDeferred) as deferred:
         sensor(submission_id="job-1", deferrable=True).execute(context())
 
-    assert deferred.value.trigger.address == "http://127.0.0.1:9"
+    assert deferred.value.trigger.options.job_ref["address"] == "http://127.0.0.1:9"
 
 
 def test_missing_token_file(token_file: Path):
@@ -212,3 +226,134 @@ def test_missing_token_file(token_file: Path):
         sensor(submission_id="job-1", deferrable=True).execute_complete(
             context(), {"submission_id": "job-1", "error": "RayApiUnreachableError", "message": "gave up"}
         )
+
+
+@pytest.fixture
+def head(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(triggers, "MIN_DEFERRAL", 0.0)
+    with StandInHead() as head:
+        monkeypatch.setenv("AIRFLOW_CONN_RAY_JOBS_DEFAULT", head.connection)
+        yield head
+
+
+def fire(trigger: RayJobTrigger) -> dict[str, Any]:
+    """Store a trigger as Airflow does, run it, and return its only event."""
+
+    async def run() -> list[Any]:
+        stored = json.loads(json.dumps(trigger.serialize()[1]))
+        return [event async for event in RayJobTrigger(**stored).run()]
+
+    [event] = asyncio.run(run())
+    return json.loads(json.dumps(event.payload))
+
+
+def wait(mode: str, between: Any, job: str = "job-1", **arguments: Any) -> bool:
+    """Poke twice, in two processes if the mode has two. Return whether the sensor succeeded."""
+    store = Store()
+    if mode == "deferrable":
+        with pytest.raises(TaskDeferred) as deferred:
+            sensor(submission_id=job, deferrable=True, **arguments).execute(context())
+        between()
+        given = json.loads(json.dumps(deferred.value.kwargs))
+        resumed = sensor(submission_id=job, deferrable=True, **arguments)
+        resumed.execute_complete(context(), event=fire(deferred.value.trigger), **given)
+        return True
+    waiting = sensor(submission_id=job, mode=mode, **arguments)
+    assert not waiting.poke(context(store))
+    between()
+    again = waiting if mode == "poke" else sensor(submission_id=job, mode=mode, **arguments)
+    return again.poke(context(store))
+
+
+MODES = pytest.mark.parametrize("mode", ["poke", "reschedule", "deferrable"])
+
+
+@MODES
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param(
+            {"metadata": {"submission_nonce": "one"}}, {"metadata": {"submission_nonce": "two"}}, id="id of the user"
+        ),
+        pytest.param({}, {"start_time": START + 1}, id="job of another client"),
+        pytest.param(
+            {"type": "DRIVER", "submission_id": None, "job_id": "job-1"},
+            {"type": "DRIVER", "submission_id": None, "job_id": "job-1", "start_time": START + 1},
+            id="Ray Core job id",
+        ),
+    ],
+)
+def test_success_of_another_job_with_the_id_is_no_success(
+    head: StandInHead, mode: str, before: dict[str, Any], after: dict[str, Any]
+):
+    """If another job has the id after a restart of the head, the job is lost with its cluster. A retry cannot help."""
+    head.add("job-1", "RUNNING", **before)
+
+    def restart() -> None:
+        head.restart()
+        head.add("job-1", "SUCCEEDED", **after)
+
+    with pytest.raises(RayJobLostError, match="another job at http://127.0.0.1:.* has its id now") as caught:
+        wait(mode, restart)
+    assert isinstance(caught.value, AirflowFailException)
+
+
+@MODES
+def test_job_is_lost_with_its_cluster(head: StandInHead, mode: str):
+    """A job that is unknown after a restart of the head is lost. The sensor does not wait for ``missing_timeout``."""
+    head.add("job-1", "RUNNING")
+
+    with pytest.raises(RayJobLostError, match="The job was in session session_1, and session session_2 answers now"):
+        wait(mode, head.restart, missing_timeout=600)
+
+
+@MODES
+def test_success_of_the_same_job(head: StandInHead, mode: str):
+    """A job keeps its identity until its end, and its credentials come from the connection."""
+    head.add("job-1", "RUNNING", metadata={"submission_nonce": "one"})
+
+    assert wait(mode, lambda: head.jobs["job-1"].update(status="SUCCEEDED"))
+    assert set(head.authorizations) == {"Bearer marked-token"}
+
+
+@MODES
+def test_job_that_is_submitted_after_the_first_poke(head: StandInHead, mode: str):
+    """An unknown job has no identity yet: the job that is submitted later is the one that is meant."""
+    assert wait(mode, lambda: head.add("job-1", "SUCCEEDED"))
+
+
+@pytest.mark.parametrize("mode", ["reschedule", "deferrable"])
+def test_edited_connection(head: StandInHead, mode: str, monkeypatch: pytest.MonkeyPatch):
+    """The job is polled where it was seen first, even if the connection has another address now."""
+    head.add("job-1", "RUNNING")
+    with StandInHead() as other:
+
+        def edit() -> None:
+            monkeypatch.setenv("AIRFLOW_CONN_RAY_JOBS_DEFAULT", other.connection)
+            head.add("job-1", "SUCCEEDED")
+            other.add("job-1", "FAILED")
+
+        assert wait(mode, edit)
+        assert other.requests == []
+
+
+@pytest.mark.parametrize(("status", "error"), [("SUCCEEDED", None), ("FAILED", RayJobFailedError)])
+def test_ended_job_is_not_deferred(head: StandInHead, status: str, error: type[Exception] | None):
+    """A deferrable sensor polls once before it defers. An ended job ends the sensor without a trigger."""
+    head.add("job-1", status)
+    waiting = sensor(submission_id="job-1", deferrable=True)
+
+    if error is None:
+        assert waiting.execute(context()) is None
+    else:
+        with pytest.raises(error):
+            waiting.execute(context())
+
+
+def test_rate_of_pokes_is_limited(head: StandInHead):
+    """With ``poke_interval=0`` the sensor polls at most ten times a second."""
+    head.add("job-1", "RUNNING")
+
+    with pytest.raises(AirflowSensorTimeout):
+        sensor(submission_id="job-1", poke_interval=0, timeout=1.5).execute(context())
+    assert 1 < head.polls <= 17

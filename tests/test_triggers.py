@@ -1,4 +1,4 @@
-"""Triggers, run against a real Ray head."""
+"""Triggers, run against a real Ray head; restarts and edited connections against a stand-in."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ from typing import Any
 import certifi
 import pytest
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
+from stand_in_head import START, StandInHead
 
 from airflow_provider_rayjobs import triggers
 from airflow_provider_rayjobs.connection import Cluster
 from airflow_provider_rayjobs.exceptions import (
+    Delivery,
     RayApiUnreachableError,
+    RayJobLostError,
     RayJobNotFoundError,
     RayJobsError,
     RayJobTimeoutError,
@@ -25,6 +29,7 @@ from airflow_provider_rayjobs.exceptions import (
 from airflow_provider_rayjobs.hooks import RayJobsHook
 from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType, RayJobsClient
 from airflow_provider_rayjobs.jobs.access import Access
+from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.limits import Limits
 from airflow_provider_rayjobs.jobs.logs.options import LogOptions
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
@@ -51,10 +56,10 @@ def fire(trigger: RayJobTrigger) -> dict[str, Any]:
 def test_serialize():
     """The serialized arguments are plain JSON, the submission id first, and make an equal trigger."""
     trigger = RayJobTrigger(
-        "job-1", "conn", poll_interval=2, unreachable_timeout=3, missing_timeout=4, address="http://a:1", session="s",
-        nonce="n", limits=Limits(job_timeout=5).to_json(), stop_on_kill=True, stop_timeout=6,
-        logs=LogOptions(lines_limit=7, flush_interval=8).to_json(), log_state=LogReader().state,
-        deferred_at=1.0,
+        "job-1", "conn", poll_interval=2, unreachable_timeout=3, missing_timeout=4,
+        job_ref=JobRef("http://a:1", "job-1", "s", "n", 1).to_json(), limits=Limits(job_timeout=5).to_json(),
+        execution_deadline=2.0, stop_on_kill=True, stop_timeout=6,
+        logs=LogOptions(lines_limit=7, flush_interval=8).to_json(), log_state=LogReader().state, deferred_at=1.0,
     )  # fmt: skip
     path, arguments = trigger.serialize()
 
@@ -213,7 +218,7 @@ def test_expired_time_limit(ray_head: RayHead, monkeypatch: pytest.MonkeyPatch):
     ("arguments", "status"),
     [
         pytest.param({"stop_on_kill": True}, "STOPPED", id="stop_on_kill"),
-        pytest.param({"stop_on_kill": True, "nonce": "another"}, "RUNNING", id="job of another submission"),
+        pytest.param({"stop_on_kill": True, "job_ref": {"nonce": "another"}}, "RUNNING", id="another submission"),
         pytest.param({}, "RUNNING", id="without stop_on_kill"),
     ],
 )
@@ -246,15 +251,6 @@ def test_unconfirmed_stop(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
     assert "The end of job job-1 could not be confirmed within 1 s" in log
     assert "Ray job job-1 could not be stopped and may still be running" in log
-
-
-def test_connection_to_another_address(monkeypatch: pytest.MonkeyPatch):
-    """While Airflow's API server is down, the default connection means this machine: no request is sent there."""
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
-    event = fire(RayJobTrigger("job-1", address="http://ray-head:8265", unreachable_timeout=1, poll_interval=0.2))
-
-    with pytest.raises(RayApiUnreachableError, match="is at http://ray-head:8265, but connection"):
-        details_from_event(event)
 
 
 def test_shared_client():
@@ -303,3 +299,173 @@ def test_replaced_certificate(tmp_path: Path):
             assert not first._http.is_closed
 
     asyncio.run(use())
+
+
+@pytest.fixture
+def head(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(triggers, "MIN_DEFERRAL", 0.0)
+    with StandInHead() as head:
+        monkeypatch.setenv("AIRFLOW_CONN_RAY", head.connection)
+        yield head
+
+
+def fire_stored(**arguments: Any) -> dict[str, Any]:
+    """Fire a trigger as the triggerer does, with arguments from Airflow's database."""
+    stored = RayJobTrigger(**{"submission_id": "job-1", "ray_conn_id": "ray", "poll_interval": 0.2} | arguments)
+    return fire(RayJobTrigger(**json.loads(json.dumps(stored.serialize()[1]))))
+
+
+def test_trigger_of_an_operator_of_the_user(head: StandInHead):
+    """Id, connection and interval are enough. The event names the job that was followed."""
+    head.add("job-1", "RUNNING", metadata={"submission_nonce": "n"})
+    head.on_poll = lambda number: number == 3 and head.jobs["job-1"].update(status="SUCCEEDED")
+
+    event = fire(RayJobTrigger(submission_id="job-1", ray_conn_id="ray", poll_interval=0.2))
+
+    assert details_from_event(event).status == JobStatus.SUCCEEDED
+    assert JobRef.from_json(event["job_ref"]) == JobRef("", "job-1", nonce="n", start_time=START)
+    assert set(head.authorizations) == {"Bearer marked-token"}
+
+
+def test_arguments_of_another_version(head: StandInHead, capsys: pytest.CaptureFixture[str]):
+    """Unknown arguments are ignored, with a warning in the task's log."""
+    head.add("job-1", "SUCCEEDED")
+    event = fire(RayJobTrigger("job-1", "ray", 0.2, colour="red", version=9))
+
+    assert details_from_event(event).status == JobStatus.SUCCEEDED
+    assert "Arguments of another version are ignored: colour." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("job_ref", "after"),
+    [
+        pytest.param({"nonce": "n", "session": "session_1"}, {"metadata": {"submission_nonce": "o"}}, id="user's id"),
+        pytest.param({"start_time": START}, {"start_time": START + 1}, id="start time"),
+        pytest.param(
+            {"start_time": START, "session": "session_1"},
+            {"type": "DRIVER", "submission_id": None, "job_id": "job-1", "start_time": START + 1},
+            id="Ray Core job id",
+        ),
+    ],
+)
+def test_success_of_another_job_with_the_id_is_no_success(
+    head: StandInHead, job_ref: dict[str, Any], after: dict[str, Any]
+):
+    """If another job has the id after a restart of the head, the job of the trigger is lost."""
+    head.restart()
+    head.add("job-1", "SUCCEEDED", **after)
+
+    event = fire_stored(job_ref=JobRef(head.address, "job-1").to_json() | job_ref)
+
+    with pytest.raises(RayJobLostError, match=f"another job at {head.address} has its id now"):
+        details_from_event(event)
+
+
+def test_job_is_replaced_while_it_is_followed(head: StandInHead):
+    """The first poll tells which job is meant, even for a trigger that knew only the id."""
+    head.add("job-1", "RUNNING")
+
+    def restart(number: int) -> None:
+        if number == 2:
+            head.restart()
+            head.add("job-1", "SUCCEEDED", start_time=START + 1)
+
+    head.on_poll = restart
+
+    with pytest.raises(RayJobLostError):
+        details_from_event(fire_stored())
+
+
+@pytest.mark.parametrize("status", ["SUCCEEDED", "FAILED"])
+def test_edited_connection(head: StandInHead, monkeypatch: pytest.MonkeyPatch, status: str):
+    """The job is followed where it was submitted. The edited connection supplies the credentials."""
+    head.add("job-1", status)
+    with StandInHead() as other:
+        monkeypatch.setenv("AIRFLOW_CONN_RAY", other.connection.replace("marked-token", "new-token"))
+        event = fire_stored(job_ref=JobRef(head.address, "job-1").to_json(), unreachable_timeout=0)
+
+        assert details_from_event(event).status == status
+        assert (other.requests, set(head.authorizations)) == ([], {"Bearer new-token"})
+
+
+@pytest.mark.parametrize(
+    ("job_ref", "status"),
+    [
+        pytest.param({}, "STOPPED", id="id only"),
+        pytest.param({"nonce": "n", "start_time": START}, "STOPPED", id="the job"),
+        pytest.param({"nonce": "another"}, "RUNNING", id="another submission"),
+        pytest.param({"start_time": START - 1}, "RUNNING", id="another start time"),
+    ],
+)
+def test_kill_stops_the_job_where_it_is(
+    head: StandInHead, monkeypatch: pytest.MonkeyPatch, job_ref: dict[str, Any], status: str
+):
+    """A kill stops the job of the ``JobRef`` at its address, even if the connection was edited, and no other job."""
+    head.add("job-1", "RUNNING", metadata={"submission_nonce": "n"})
+    with StandInHead() as other:
+        other.add("job-1", "RUNNING")
+        monkeypatch.setenv("AIRFLOW_CONN_RAY", other.connection)
+        job = JobRef(head.address, "job-1").to_json() | job_ref
+        asyncio.run(RayJobTrigger("job-1", "ray", stop_on_kill=True, job_ref=job, stop_timeout=5).on_kill())
+
+        assert head.jobs["job-1"]["status"] == status
+        assert other.requests == []
+
+
+def test_connection_that_cannot_be_read_for_a_while(head: StandInHead, monkeypatch: pytest.MonkeyPatch):
+    """While Airflow's API server is down, connections appear undefined. The lookup is retried like an outage."""
+    head.add("job-1", "SUCCEEDED")
+    monkeypatch.setattr(triggers, "_LOOKUP_PAUSE", 0.05)
+    monkeypatch.delenv("AIRFLOW_CONN_RAY")
+    threading.Timer(0.5, monkeypatch.setenv, ("AIRFLOW_CONN_RAY", head.connection)).start()
+    job = JobRef(head.address, "job-1").to_json()
+
+    assert details_from_event(fire_stored(job_ref=job, unreachable_timeout=60)).status == JobStatus.SUCCEEDED
+    assert set(head.authorizations) == {"Bearer marked-token"}
+
+
+@pytest.mark.parametrize("job_ref", [None, {"start_time": START}])
+def test_execution_timeout(head: StandInHead, job_ref: dict[str, Any] | None):
+    """At the deadline of the try the trigger fires, and the job runs on: the worker decides about it."""
+    head.add("job-1", "RUNNING")
+    event = fire_stored(execution_deadline=time.time() + 0.5, poll_interval=60, job_ref=job_ref)
+
+    with pytest.raises(RayJobTimeoutError, match="did not end within the execution_timeout of this try") as caught:
+        details_from_event(event)
+    assert (caught.value.limit, caught.value.details.status) == ("execution_timeout", "RUNNING")
+    assert head.jobs["job-1"]["status"] == "RUNNING"
+
+
+def test_execution_timeout_during_an_outage(head: StandInHead):
+    """The deadline of the try does not wait for the end of an outage."""
+    event = fire_stored(
+        execution_deadline=time.time() + 0.5, job_ref=JobRef("http://127.0.0.1:9", "job-1").to_json(), poll_interval=60
+    )
+
+    with pytest.raises(RayJobTimeoutError) as caught:
+        details_from_event(event)
+    assert (caught.value.limit, caught.value.details) == ("execution_timeout", None)
+
+
+def test_ended_job_is_no_timeout(head: StandInHead):
+    """A job that has ended decides the task, even if the deadline has passed meanwhile."""
+    head.add("job-1", "SUCCEEDED")
+
+    assert details_from_event(fire_stored(execution_deadline=time.time() - 60)).status == JobStatus.SUCCEEDED
+
+
+def test_rate_of_polls_is_limited(head: StandInHead):
+    """With ``poll_interval=0`` the trigger still pauses between two polls, 0.05 to 0.1 s."""
+    head.add("job-1", "RUNNING")
+    fire_stored(poll_interval=0, execution_deadline=time.time() + 1.5)
+
+    assert 1 < head.polls <= 32
+
+
+def test_event_keeps_the_delivery_of_an_error():
+    """The worker knows from the event whether Ray itself refused a request."""
+    error = RayJobNotFoundError("gone", status_code=404, delivery=Delivery.REFUSED)
+
+    with pytest.raises(RayJobNotFoundError) as caught:
+        details_from_event(json.loads(json.dumps(error_event(error))))
+    assert caught.value.delivery is Delivery.REFUSED

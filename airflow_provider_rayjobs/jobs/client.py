@@ -11,12 +11,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar, Unpack, assert_never
 
-import httpx
-
 from airflow_provider_rayjobs.exceptions import RayJobsError
 from airflow_provider_rayjobs.jobs import endpoints, follow, steps
 from airflow_provider_rayjobs.jobs.access import Access
-from airflow_provider_rayjobs.jobs.exchange import AsyncExchange, BlockingExchange
+from airflow_provider_rayjobs.jobs.exchange import AsyncExchange, BlockingExchange, Transport
 from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.logs.download import get_job_logs, save_job_logs, whole_file
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
@@ -71,7 +69,7 @@ class _BaseClient(Generic[E]):
         retry_timeout: float = RETRY_TIMEOUT,
         logger: LoggerLike | None = None,
         on_token: Callable[[str], object] | None = None,
-        transport: httpx.BaseTransport | httpx.AsyncBaseTransport | None = None,
+        transport: Transport | None = None,
     ) -> None:
         if token is not None and access is not None:
             raise ValueError("token and access are both given. Put the token into access.")

@@ -69,7 +69,7 @@ def diagnose_failure(
     error: Exception, address: str, access: Access, timeouts: Mapping[str, float | None]
 ) -> Diagnosis[RayApiConnectionError]:
     """Diagnose an error of httpx or ``ssl``, with the request's timeouts ``connect``, ``read``, ``write``, ``pool``."""
-    name = type(error).__name__  # only transport.py and client.py import httpx
+    name = type(error).__name__  # only transport.py and exchange.py import httpx
     fact = _FACTS.get(name, "Request failed").format_map(timeouts)
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLError) and (tls := _diagnose_tls(cause, name, address, access)):

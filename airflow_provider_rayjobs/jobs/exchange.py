@@ -18,6 +18,7 @@ from airflow_provider_rayjobs.jobs.steps import LogSink, OnLog
 from airflow_provider_rayjobs.jobs.transport import AsyncUploadBytes, Body, HttpCodec, LogReceiver, UploadBytes
 
 Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
+Transport = httpx.BaseTransport | httpx.AsyncBaseTransport
 
 # Most requests that an async client sends at the same time. The others wait for their turn here, because the cost of
 # httpx's own queue grows with the square of its length. Log reads have turns of their own, so that no status poll waits
@@ -38,9 +39,7 @@ class _Pool(Generic[Http]):
 class _Exchange(Generic[Http]):
     _http_type: type[Http]
 
-    def __init__(
-        self, codec: HttpCodec, transport: httpx.BaseTransport | httpx.AsyncBaseTransport | None = None
-    ) -> None:
+    def __init__(self, codec: HttpCodec, transport: Transport | None = None) -> None:
         self._codec = codec
         self._transport = transport
         self._pool: _Pool[Http] = self._new_pool()
@@ -138,7 +137,7 @@ class AsyncExchange(_Exchange[httpx.AsyncClient]):
 
     _http_type = httpx.AsyncClient
 
-    def __init__(self, codec: HttpCodec, transport: Any = None) -> None:
+    def __init__(self, codec: HttpCodec, transport: Transport | None = None) -> None:
         super().__init__(codec, transport)
         self._turns = asyncio.Semaphore(REQUESTS_AT_ONCE)
         self._log_turns = asyncio.Semaphore(LOG_READS_AT_ONCE)

@@ -35,7 +35,7 @@ class Limits:
 
     def to_json(self) -> dict[str, Any]:
         """Return the limits as JSON types."""
-        return asdict(self)
+        return {"version": 1, **asdict(self)}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any] | None) -> Limits:

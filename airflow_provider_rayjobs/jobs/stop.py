@@ -14,7 +14,7 @@ from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobStatus
 from airflow_provider_rayjobs.jobs.requests import Request
-from airflow_provider_rayjobs.jobs.steps import Engine, Send, Sleep, send
+from airflow_provider_rayjobs.jobs.steps import Engine, Send, Sleep, send, with_jitter
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class StopResult:
 
     :param has_ended: true also for a job that is unknown, is another submission's, or will be stopped when it starts.
     :param summary: the result as a sentence for the log.
-    :param details: the job as last seen; ``None`` if it was never seen or is unknown.
+    :param details: the job as last seen; ``None`` if it was never seen, is unknown, or another job has its id.
     """
 
     has_ended: bool
@@ -65,6 +65,8 @@ def stop_and_wait(
     while True:
         try:
             details = yield Send(_with_timeout(endpoints.get_job(name), deadline - now, timeout))
+            if not job.is_same(details):
+                return StopResult(True, f"Another job at {job.address} has the id {name} now. It is left alone.")
             if (summary := _summarize(job, details, is_accepted)) is not None:
                 return StopResult(True, summary, details)
             job = job.seen(details)
@@ -92,15 +94,13 @@ def stop_and_wait(
                 f"{job.address}.{last_error}"
             )
             return StopResult(False, summary, details)
-        now = yield Sleep(delay)
+        now = yield Sleep(with_jitter(delay))
         if not is_brief:  # a signal handler has no time for long delays
             delay = min(delay * 2, _MAX_DELAY)
 
 
 def _summarize(job: JobRef, details: JobDetails, is_accepted: bool) -> str | None:
     """Return why a job needs no further stop; ``None`` for a job that must be stopped."""
-    if not job.is_same(details):
-        return f"Another job at {job.address} has the id {job.submission_id} now. It is left alone."
     if details.status.is_terminal():
         return f"Job {job.submission_id} ended with status {details.status}."
     if details.status == JobStatus.PENDING and is_accepted:

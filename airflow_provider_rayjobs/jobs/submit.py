@@ -84,7 +84,11 @@ def submit_job(
         with raising_unreachable(retry_timeout, may_exist):
             yield from _before_each_attempt(sending, before_attempt) if before_attempt else sending
     except RayJobExistsError:
-        existing: JobDetails = yield from send(endpoints.get_job(job), retry_timeout)
+        try:
+            existing: JobDetails = yield from send(endpoints.get_job(job), retry_timeout)
+        except RayJobsError as error:
+            error.delivery = Delivery.MAY_HAVE_ARRIVED  # the submission, not this request
+            raise
         if existing.metadata.get(NONCE) != submission.metadata[NONCE]:
             raise
         yield from _warn_about_older_code(submission, existing)

@@ -145,7 +145,7 @@ class JobRecord:
         with suppress(TypeError, ValueError, KeyError, AttributeError):
             known = {each.name: stored[each.name] for each in fields(cls) if each.name in stored}
             generation = None
-            if (given := stored["generation"]) is not None:
+            if (given := stored.get("generation")) is not None:
                 generation = RetryGeneration(given["max_tries"], given["run_start"], given.get("clear_number"))
             job, number = JobRef.from_json(stored["job"]), int(stored.get("number", 1))
             if isinstance(job.submission_id, str) and isinstance(job.address, str):
@@ -282,7 +282,7 @@ def query_job(record: JobRecord, unreachable_timeout: float) -> Engine[ClusterAn
         except RayJobsError as error:
             now = yield Sleep(0)
             yield from outage.record_failure(error, now)
-            yield Sleep(_RETRY_INTERVAL)
+            yield Sleep(outage.pause(error, now, _RETRY_INTERVAL))
         else:
             now = yield Sleep(0)
             yield from outage.record_success(now)

@@ -155,8 +155,15 @@ class Boundary:
         return self._record.submission_id
 
     def _open_store(self, event: Mapping[str, Any] | None = None) -> None:
-        """Read the job record. Without a task state store, the trigger's event or an XCom names a resumed job."""
-        self._store = store = JobRecordStore(self.context.get("task_state_store") if self.task.durable else None)
+        """Read the job record. If there is none to read, the trigger's event or an XCom names a resumed job."""
+        try:
+            store = JobRecordStore(self.context.get("task_state_store") if self.task.durable else None)
+        except Exception as error:
+            if not self.is_resumed:
+                raise
+            self._warn("The job record of this task cannot be read. %s", error)
+            store = JobRecordStore()
+        self._store = store
         self.kill_switch.begin_try()
         if self.is_resumed:
             given = (event or {}).get("submission_id") or (store.record and store.record.submission_id)
@@ -283,11 +290,11 @@ class Boundary:
 
     def _stop(self) -> StopResult:
         """Stop the recorded job where it is, unless another try has taken over while this process was frozen."""
-        if self._own is None or self._target is None:
+        if self._target is None:
             with suppress(Exception):  # the connection cannot be read
                 self._own = Target.of_connection(self.task.ray_conn_id)
             self._find_target()
-        if self.kill_switch.was_frozen and self._was_superseded():
+        if self._was_superseded():
             self._enter(State.DONE)
             raise RayJobStoppedError(
                 f"Another try of this task follows Ray job {self._record.submission_id}, as this worker did not run "
@@ -311,17 +318,25 @@ class Boundary:
             self._warn("Ray job %s was not stopped. %s", self._record.submission_id, error)
 
     def _was_superseded(self) -> bool:
-        """Tell whether the stored record names another try. Airflow refuses to read it for a try that was replaced."""
+        """
+        Tell whether another try has taken over while this process was frozen.
+
+        Airflow hides the stored record from a try that was replaced.
+        """
+        self.kill_switch.poll()  # notices a freeze
+        if not (self.kill_switch.was_frozen and self.store.is_durable):
+            return False
         try:
             stored = self.store.read()
         except Exception:  # noqa: BLE001
             return True
-        return stored is not None and stored.holder != self._record.holder
+        return stored is None or stored.holder != self._record.holder
 
     def _update(self, **changes: Any) -> None:
         """Change the job record. A failing store does not end the try, as the next one asks Ray anyway."""
         try:
-            self.store.update(**changes)
+            if not self._was_superseded():
+                self.store.update(**changes)
         except Exception as error:  # noqa: BLE001
             self._warn("The job record could not be changed. Ray job %s goes on. %s", self._record.submission_id, error)
 

@@ -44,6 +44,9 @@ _ENDED_STATES = ("success", "failed", "skipped", "removed", "restarting", "up_fo
 class Execution(Boundary):
     """One try of a task: find its job or submit one, follow it, and end as it ends."""
 
+    # The deadline of the try from before it was deferred.
+    _handed_deadline: float | None = None
+
     def submit_and_wait(self) -> str:
         """Find or submit the job, follow it if the task waits, and return the submission id."""
         return self.guard(self._submit_and_wait)
@@ -55,7 +58,7 @@ class Execution(Boundary):
         An event of another try is ignored. Airflow 3.3 passes it to the new try of a task that was cleared after it
         resumed (``scheduler_job_runner.py`` resets a RESTARTING task without ``clear_next_method_args``).
         """
-        if event.get("try_id", self._id) != self._id:
+        if event.get("try_id") not in (None, self._id):
             self.is_resumed, self.state = False, State.STARTING
             return self.submit_and_wait()
         return self.guard(lambda: self._resume(event))
@@ -87,6 +90,7 @@ class Execution(Boundary):
     def _resume(self, event: Mapping[str, Any]) -> str:
         self._set_up(event)
         self._enter(State.FOLLOWING)
+        self._handed_deadline = event.get("execution_deadline")
         self.reader = self.settings.logs.reader(event.get("log_state"))
         details = details_from_event(event)
         self._update(job=self._record.job.seen(details))
@@ -106,7 +110,6 @@ class Execution(Boundary):
         self.limits = settings.limits
         self.reader = settings.logs.reader()
         self._own = Target.of_connection(self.task.ray_conn_id, check_token_file=not self.is_resumed)
-        self._target = self._own
         if event is not None:
             self._find_target()
 
@@ -225,7 +228,13 @@ class Execution(Boundary):
 
     @property
     def _execution_deadline(self) -> float | None:
-        """When this try's ``execution_timeout`` expires, Unix seconds. Airflow does not enforce it for a trigger."""
+        """
+        When this try's ``execution_timeout`` expires, Unix seconds. Airflow does not enforce it for a trigger.
+
+        The trigger hands it over, as Airflow before 3.2 sets ``start_date`` again when a task resumes.
+        """
+        if self._handed_deadline is not None:
+            return self._handed_deadline
         start = getattr(self.context["ti"], "start_date", None)
         if self.settings.execution_timeout is None or start is None:
             return None

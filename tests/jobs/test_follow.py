@@ -101,6 +101,7 @@ class Cluster:
                 return self.shown.append(record)
             case Send(request):
                 self.asked.append(request.path)
+                assert len(self.asked) < 20_000, "the following never ends"
                 if request.path == "/api/version":
                     answer = next(scripts["version"])
                     return RayVersion("4", answer) if isinstance(answer, str) else answer
@@ -892,7 +893,7 @@ def test_job_is_followed_with_any_part_of_its_identity(job: JobRef) -> None:
 @given(
     history=st.lists(st.sampled_from([OURS, replace(OURS, status=JobStatus.PENDING), LOST, GONE]), max_size=20),
     theirs=st.sampled_from([NO_NONCE, replace(OURS, metadata={NONCE: "theirs"})]),
-    status=st.sampled_from([JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.RUNNING]),
+    status=st.sampled_from([JobStatus.SUCCEEDED, JobStatus.FAILED]),
 )
 def test_no_result_of_another_job_is_returned(history: list[Any], theirs: JobDetails, status: JobStatus) -> None:
     """After any sequence of answers the following never ends with the result of another job."""

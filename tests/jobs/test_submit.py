@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from dataclasses import replace
 from typing import Any
@@ -168,6 +169,20 @@ def test_refusal_tells_whether_the_job_may_exist(failures: list[RayJobsError], d
         drive(submit_job(SUBMISSION, 60), *failures, refused)
 
     assert caught.value.delivery is delivery
+
+
+@pytest.mark.parametrize("failures", [[], [LOST]], ids=["first attempt", "after a lost answer"])
+@pytest.mark.parametrize(
+    "error",
+    [UNSENT, LOST, FOREIGN, RayApiAuthError("expired", status_code=403, delivery=Delivery.REFUSED)],
+    ids=["refused", "lost", "foreign", "expired token"],
+)
+def test_job_whose_nonce_cannot_be_read_may_exist(failures: list[RayJobsError], error: RayJobsError) -> None:
+    """If the id is taken and its job cannot be read, the job may be this submission's, whatever became of the read."""
+    with pytest.raises(type(error)) as caught:
+        drive(submit_job(SUBMISSION, 60), *failures, TAKEN, *[copy.copy(error) for _ in range(100)])
+
+    assert caught.value.delivery.may_have_effect
 
 
 @pytest.mark.parametrize("kind", [RayApiAddressError, RayApiAuthError, RayApiResponseError])

@@ -213,6 +213,10 @@ def name(error: BaseException) -> str:
     return f"{error!r} {getattr(error, 'delivery', '')}"
 
 
+# After these errors of a sensor, waiting again cannot change the result.
+_JOB_ENDS = (RayJobFailedError, RayJobStoppedError, RayJobLostError)
+
+
 def contents(error: BaseException) -> Any:
     return error.args, vars(error)
 
@@ -395,7 +399,7 @@ def test_sensor_error_has_two_classes(error: RayJobsError):
     [
         *(pytest.param(error, True, id=name(error)) for error in FINAL),
         *(
-            pytest.param(error, isinstance(error, RayJobFailedError | RayJobStoppedError), id=f"{number} {name(error)}")
+            pytest.param(error, isinstance(error, _JOB_ENDS), id=f"{number} {name(error)}")
             for number, error in enumerate(OTHERS[:-1])
         ),
     ],

@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowTaskTimeout, TaskDeferred
-from test_execution import Store, context
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowNotFoundException,
+    AirflowSkipException,
+    AirflowTaskTimeout,
+    TaskDeferred,
+)
+from airflow.sdk.exceptions import TaskDeferralError, TaskDeferralTimeout
+from test_execution import Store
+from test_execution import context as context_of_try
 
 from airflow_provider_rayjobs.exceptions import (
     RayApiRejectedError,
+    RayApiUnreachableError,
     RayJobLostError,
     RayJobNotFoundError,
+    RayJobNotTerminalError,
     RayJobsError,
     RayJobStoppedError,
     RayJobTimeoutError,
@@ -25,46 +39,71 @@ from airflow_provider_rayjobs.exceptions import (
 from airflow_provider_rayjobs.jobs.models import JobDetails
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
 from airflow_provider_rayjobs.task import states
-from airflow_provider_rayjobs.task.attempts import JobRecordStore
+from airflow_provider_rayjobs.task.attempts import HAS_STORE
 from airflow_provider_rayjobs.task.execution import Execution
 from airflow_provider_rayjobs.task.states import State
 from airflow_provider_rayjobs.triggers import error_event, job_event
 
-NO_JOB, EARLIER_JOB, SUBMITTING, FOLLOWING, RELEASED, DEFERRED, DONE = State
+pytestmark = pytest.mark.skipif(not HAS_STORE, reason="Airflow 3.3 introduced the task state store")
+
+STARTING, NO_JOB, EARLIER_JOB, SUBMITTING, FOLLOWING, RELEASED, DEFERRED, DONE = State
 OWNS_JOB = [EARLIER_JOB, SUBMITTING, FOLLOWING]
+TRACEBACK = "Traceback (most recent call last):\nValueError: no"
+TOKEN = "Unauthorized: Missing authentication token"
 
 
 class Head:
-    """A head whose jobs have the status that a test gives them; a stop ends a job at once."""
+    """A head whose jobs have the status that a test gives them. A stop ends a job at once, unless it is ignored."""
 
-    def __init__(self) -> None:
+    def __init__(self, session: str = "session_1") -> None:
+        self.session = session
         self.jobs: dict[str, dict[str, Any]] = {}
         self.stops: list[str] = []
+        self.credentials: list[str | None] = []
+        self.on_submit: Callable[[], object] = lambda: None
         self.on_stop: Callable[[], object] = lambda: None
-        # the status of each new job, and the HTTP status of each refused submission
+        self.ignores_stops = False
+        # the status and exit code of each new job
         self.status = "SUCCEEDED"
-        self.refusals: list[int] = []
+        self.exit_code: int | None = None
+        # status and text of each refused submission; 0 creates the job and hangs up
+        self.refusals: list[tuple[int, str]] = []
+        # the same for each refused look at a job
+        self.refused_looks: list[tuple[int, str]] = []
         head = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                head.credentials.append(self.headers.get("Authorization"))
                 if self.path == "/api/version":
-                    self.answer({"version": "4", "ray_version": "2.60.0", "session_name": "session_1"})
+                    self.answer({"version": "4", "ray_version": "2.60.0", "session_name": head.session})
+                elif head.refused_looks:
+                    code, text = head.refused_looks.pop(0)
+                    self.answer(text, code)
                 elif job := head.jobs.get(self.path.rpartition("/")[2]):
                     self.answer(job)
                 else:
-                    self.answer("Job does not exist", 404)
+                    self.answer("Job x does not exist", 404)
 
             def do_POST(self) -> None:
+                head.credentials.append(self.headers.get("Authorization"))
                 body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
                 if self.path.endswith("/stop"):
                     head.stop(self.path.split("/")[-2])
                     self.answer({"stopped": True})
-                elif head.refusals:
-                    self.answer("no", head.refusals.pop(0))
-                else:
-                    head.add(body["submission_id"], head.status, body["metadata"]["submission_nonce"])
-                    self.answer({"submission_id": body["submission_id"]})
+                    return
+                code, text = head.refusals.pop(0) if head.refusals else (200, "")
+                if code not in (0, 200):
+                    self.answer(text, code)
+                    return
+                head.on_submit()
+                job = body["submission_id"]
+                if job in head.jobs:
+                    self.answer(f"{TRACEBACK} Please use a different submission_id.", 500)
+                    return
+                head.add(job, head.status, **body["metadata"])
+                if code == 200:
+                    self.answer({"submission_id": job, "job_id": job})
 
             def answer(self, content: Any, code: int = 200) -> None:
                 is_text = isinstance(content, str)
@@ -73,7 +112,8 @@ class Head:
                 self.send_header("Content-Type", "text/plain" if is_text else "application/json")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(body)
+                with suppress(OSError):  # the client did not wait
+                    self.wfile.write(body)
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -81,25 +121,43 @@ class Head:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.address = f"http://127.0.0.1:{self.server.server_address[1]}"
 
-    def add(self, job: str, status: str, nonce: str) -> None:
-        metadata = {"submission_nonce": nonce}
-        self.jobs[job] = {"type": "SUBMISSION", "status": status, "submission_id": job, "metadata": metadata}
+    def __enter__(self) -> Head:
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    def add(self, job: str, status: str, **metadata: str) -> None:
+        self.jobs[job] = {
+            "type": "SUBMISSION",
+            "status": status,
+            "submission_id": job,
+            "start_time": 1_767_312_000_000 + len(self.jobs),
+            "driver_exit_code": self.exit_code,
+            "metadata": metadata,
+        }
 
     def stop(self, job: str) -> None:
         self.stops.append(job)
         self.on_stop()
-        if self.jobs[job]["status"] == "RUNNING":
+        if self.jobs[job]["status"] == "RUNNING" and not self.ignores_stops:
             self.jobs[job]["status"] = "STOPPED"
 
 
 @pytest.fixture
 def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[Head]:
-    head = Head()
-    threading.Thread(target=head.server.serve_forever, args=(0.05,), daemon=True).start()
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", head.address)
-    yield head
-    head.server.shutdown()
-    head.server.server_close()
+    with Head() as head:
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", head.address)
+        yield head
+
+
+@pytest.fixture
+def other_head() -> Iterator[Head]:
+    """Another cluster."""
+    with Head("session_of_another_cluster") as head:
+        yield head
 
 
 class Walk(Execution):
@@ -107,44 +165,100 @@ class Walk(Execution):
 
     abort_in: State | None = None
     abort: Callable[[], object]
+    # how often the state is entered before
+    times_before = 0
 
     def _enter(self, state: State) -> None:
         self.path = getattr(self, "path", [self.state])
         if state is not self.path[-1]:
             self.path.append(state)
         super()._enter(state)
-        is_armed = state in (FOLLOWING, RELEASED) or (state is SUBMITTING and self.settings.submission_id is None)
-        assert (self.kill_switch._connect is not None) is is_armed
+        assert (self.kill_switch._connect is not None) is (state in (SUBMITTING, FOLLOWING, RELEASED))
         if state is self.abort_in:
-            self.abort_in = None
-            self.abort()
+            self.times_before -= 1
+            if self.times_before < 0:
+                self.abort_in = None
+                self.abort()
 
 
-def walk(store: Store, *, is_resumed: bool = False, max_tries: int = 0, **arguments: Any) -> Walk:
-    """Return a try of a task that does not read its job's log."""
+class Failing(Store):
+    """A store that fails for some time."""
+
+    def __init__(self, *, gets: int = 0, sets: int = 0, error: BaseException | None = None) -> None:
+        super().__init__()
+        self.gets, self.sets = gets, sets
+        self.error = error or OSError("the store is away")
+
+    def get(self, key: str) -> Any:
+        if self.gets:
+            self.gets -= 1
+            raise self.error
+        return super().get(key)
+
+    def set(self, key: str, value: Any, **options: Any) -> None:
+        if self.sets:
+            self.sets -= 1
+            raise self.error
+        super().set(key, value, **options)
+
+
+# The tries of a test belong to one generation unless it says otherwise.
+LAST, RETRY_LEFT = 0, 1
+TRIES = pytest.mark.parametrize("max_tries", [LAST, RETRY_LEFT], ids=["last try", "retry left"])
+
+
+def context(store: Store | None, max_tries: int = LAST, *, clears: int = 0, **ti: Any) -> dict[str, Any]:
+    """Return the context of a try. A Clear raises ``max_tries`` and ``clear_number``."""
+    given = context_of_try(store, max_tries=max_tries + clears, **{"try_number": 1} | ti.pop("of", {}))
+    given["dag_run"].clear_number = clears
+    vars(given["ti"]).update(ti)
+    return given
+
+
+def operator(**arguments: Any) -> RayJobSubmitOperator:
+    """Return a task that does not read its job's log."""
     given = {"task_id": "train", "entrypoint": "true", "fetch_logs": "never", "poll_interval": 0.1, "stop_timeout": 5}
-    operator = RayJobSubmitOperator(**given | arguments)
-    settings, records = operator._settings(), JobRecordStore(store)
-    return Walk(operator, context(max_tries=max_tries), settings, records, operator._kill_switch, is_resumed=is_resumed)
+    return RayJobSubmitOperator(**given | arguments)
 
 
-def stored(head: Head, status: str | None, **changes: Any) -> Store:
-    """Return the store of an earlier try, whose job has this status on the head, or is unknown to the head."""
+def walk(
+    store: Store | None,
+    *,
+    is_resumed: bool = False,
+    max_tries: int = LAST,
+    clears: int = 0,
+    ti: dict[str, Any] | None = None,
+    **arguments: Any,
+) -> Walk:
+    """Return a try of a task."""
+    task = operator(**arguments)
+    given = context(store, max_tries, clears=clears, **ti or {})
+    return Walk(task, given, task._kill_switch, is_resumed=is_resumed)
+
+
+def stored(
+    head: Head, status: str | None, *, max_tries: int = LAST, job: dict[str, Any] | None = None, **changes: Any
+) -> Store:
+    """
+    Return the store of an earlier try, whose job has this status on the head, or is unknown to the head.
+
+    :param job: changes of the reference to the job in the record.
+    :param changes: changes of the record.
+    """
     store = Store()
     with pytest.raises(TaskDeferred):
-        walk(store, deferrable=True).submit_and_wait()
-    store.set("ray_job", store.record | changes)
-    job = store.record["submission_id"]
+        walk(store, max_tries=max_tries, deferrable=True).submit_and_wait()
     if status is None:
-        del head.jobs[job]
+        del head.jobs[store.job["submission_id"]]
     else:
-        head.jobs[job]["status"] = status
+        head.jobs[store.job["submission_id"]]["status"] = status
+    store.change(job, **changes)
     return store
 
 
 def event(head: Head, store: Store, status: str) -> dict[str, Any]:
     """Return the event of a trigger for a job with this status."""
-    job = head.jobs[store.record["submission_id"]]
+    job = head.jobs[store.job["submission_id"]]
     job["status"] = status
     return {"submission_id": job["submission_id"]} | job_event(JobDetails.from_json(job))
 
@@ -152,30 +266,43 @@ def event(head: Head, store: Store, status: str) -> dict[str, Any]:
 # -- transitions --------------------------------------------------------------------------------------------------
 
 NEW = [NO_JOB, SUBMITTING, FOLLOWING]
+FOUND = [STARTING, EARLIER_JOB]
 PATHS = [
-    # the status of the recorded job and changes of the record, arguments of the operator, the states of the try
-    pytest.param(None, {}, [*NEW, DONE], id="new job"),
-    pytest.param(None, {"submission_id": "mine"}, [*NEW, DONE], id="new job with an id of the user"),
-    pytest.param(None, {"wait_for_completion": False}, [*NEW, RELEASED, DONE], id="new job, not waited for"),
-    pytest.param(None, {"deferrable": True}, [*NEW, DEFERRED], id="new job, deferred"),
-    pytest.param(("SUCCEEDED", {}), {}, [NO_JOB, EARLIER_JOB, NO_JOB, DONE], id="finish"),
+    # the status of the recorded job, changes of the record, arguments of the operator, the states of the try
+    pytest.param(None, {}, [STARTING, *NEW, DONE], id="new job"),
+    pytest.param(None, {"submission_id": "mine"}, [STARTING, *NEW, DONE], id="new job with an id of the user"),
+    pytest.param(None, {"wait_for_completion": False}, [STARTING, *NEW, RELEASED, DONE], id="new job, not waited for"),
+    pytest.param(None, {"deferrable": True}, [STARTING, *NEW, DEFERRED], id="new job, deferred"),
+    pytest.param(("SUCCEEDED", {}), {}, [*FOUND, NO_JOB, DONE], id="finish"),
+    pytest.param(("SUCCEEDED", {"delivered": True}), {}, [*FOUND, NO_JOB, DONE], id="finish, delivered before"),
+    pytest.param(("SUCCEEDED", {}), {"deferrable": True}, [*FOUND, NO_JOB, DONE], id="finish, deferrable"),
     pytest.param(
-        ("SUCCEEDED", {}), {"wait_for_completion": False}, [NO_JOB, EARLIER_JOB, NO_JOB, DONE], id="finish, not waited"
+        ("SUCCEEDED", {}), {"wait_for_completion": False}, [*FOUND, NO_JOB, DONE], id="finish, not waited for"
     ),
-    pytest.param(("FAILED", {}), {}, [NO_JOB, EARLIER_JOB, *NEW, DONE], id="submit"),
-    pytest.param(("FAILED", {"address": "http://other:8265"}), {}, [*NEW, DONE], id="submit to another cluster"),
-    pytest.param((None, {"accepted": False}), {}, [NO_JOB, EARLIER_JOB, *NEW, DONE], id="resubmit"),
+    pytest.param(("FAILED", {}), {}, [*FOUND, *NEW, DONE], id="submit"),
+    pytest.param((None, {"job": {"session": "before"}}), {}, [*FOUND, *NEW, DONE], id="submit after a restart"),
+    pytest.param((None, {"accepted": False}), {}, [*FOUND, *NEW, DONE], id="resubmit"),
+    pytest.param(("SUCCEEDED", {}), {"clears": 1}, [*FOUND, *NEW, DONE], id="cleared"),
     pytest.param(
-        ("RUNNING", {}), {"deferrable": True}, [NO_JOB, EARLIER_JOB, FOLLOWING, DEFERRED], id="reattach, deferred"
+        ("RUNNING", {}), {"clears": 1, "stop_on_kill": False}, [*FOUND, *NEW, DONE], id="cleared, not stopped"
     ),
+    pytest.param(("RUNNING", {}), {"clears": 1}, [*FOUND, DONE, SUBMITTING, FOLLOWING, DONE], id="cleared, replaced"),
+    pytest.param(("RUNNING", {"abandoned": True}), {}, [*FOUND, DONE, SUBMITTING, FOLLOWING, DONE], id="replace"),
+    pytest.param(("RUNNING", {}), {"deferrable": True}, [*FOUND, FOLLOWING, DEFERRED], id="reattach, deferred"),
     pytest.param(
-        ("RUNNING", {"abandoned": True}), {}, [NO_JOB, EARLIER_JOB, DONE, SUBMITTING, FOLLOWING, DONE], id="replace"
+        ("RUNNING", {}),
+        {"wait_for_completion": False},
+        [*FOUND, FOLLOWING, RELEASED, DONE],
+        id="reattach, not waited for",
     ),
 ]
-REFUSED = [NO_JOB, SUBMITTING, NO_JOB, DONE]
-REFUSED_AFTER_A_RETRY = [NO_JOB, SUBMITTING, DONE]
+UNREADABLE = [STARTING, DONE]
+REFUSED = [STARTING, NO_JOB, SUBMITTING, NO_JOB, DONE]
+REFUSED_AFTER_A_RETRY = [STARTING, NO_JOB, SUBMITTING, DONE]
+NOT_STOPPED = [STARTING, EARLIER_JOB, DONE]
 RESUMED = [DEFERRED, FOLLOWING, DONE]
 RESUMED_TO_SHOW_THE_LOG = [DEFERRED, FOLLOWING, DEFERRED]
+TRIGGER_FAILED = [DEFERRED, DONE]
 
 
 @pytest.mark.parametrize(("earlier", "arguments", "path"), PATHS)
@@ -189,34 +316,58 @@ def test_path(head: Head, earlier: Any, arguments: dict[str, Any], path: list[St
         assert path[-1] is DEFERRED
 
     assert run.path == path
+    assert store.record["holder"] == "try-1"
+
+
+def test_path_of_a_try_that_cannot_read_its_record(head: Head) -> None:
+    """Without the record nothing is submitted."""
+    run = walk(Failing(gets=9))
+
+    with pytest.raises(OSError, match="the store is away"):
+        run.submit_and_wait()
+    assert run.path == UNREADABLE
+    assert head.jobs == {}
 
 
 def test_path_of_a_refused_submission(head: Head) -> None:
     """Ray's refusal leaves no job, and nothing to stop."""
-    head.refusals = [400]
+    head.refusals = [(400, TRACEBACK)]
     run = walk(Store())
 
-    with pytest.raises(RayApiRejectedError):
+    with pytest.raises(RayApiRejectedError) as caught:
         run.submit_and_wait()
+    assert isinstance(caught.value, AirflowFailException)
     assert run.path == REFUSED
     assert head.stops == []
 
 
-def test_path_of_a_submission_that_is_refused_after_a_retry(head: Head) -> None:
-    """If the client has retried, Ray's refusal does not prove that no job exists. The try stops the job."""
-    head.refusals = [503, 400]
+@pytest.mark.parametrize(
+    "refusals",
+    [
+        pytest.param([(503, "busy"), (400, TRACEBACK)], id="refused by Ray after a retry"),
+        pytest.param([(400, "a page")], id="refused by another program"),
+    ],
+)
+def test_path_of_a_refusal_that_proves_nothing(head: Head, refusals: list[tuple[int, str]]) -> None:
+    """
+    The try stops the job that it may have submitted.
+
+    If the client has retried, Ray's refusal does not prove that no job exists. Another program's never does.
+    """
+    head.refusals = refusals
     run = walk(Store())
     run.abort_in, run.abort = SUBMITTING, lambda: arrive(head, run)
 
-    with pytest.raises(RayApiRejectedError):
+    with pytest.raises(RayApiRejectedError) as caught:
         run.submit_and_wait()
+    assert not isinstance(caught.value, AirflowFailException)
     assert run.path == REFUSED_AFTER_A_RETRY
     assert head.stops == [run._record.submission_id]
 
 
 def arrive(head: Head, run: Walk) -> None:
     """Let the submission arrive although its answer is lost."""
-    head.add(run._record.submission_id, "RUNNING", run._record.nonce)
+    head.add(run._record.submission_id, "RUNNING", submission_nonce=run._record.job.nonce or "")
 
 
 def test_path_of_a_resumed_try(head: Head) -> None:
@@ -230,54 +381,101 @@ def test_path_of_a_resumed_try(head: Head) -> None:
     assert (flushed.path, ended.path) == (RESUMED_TO_SHOW_THE_LOG, RESUMED)
 
 
+def test_path_of_a_try_whose_trigger_failed(head: Head) -> None:
+    """A try that cannot resume stops the job on its last try."""
+    run = walk(stored(head, "RUNNING"), is_resumed=True)
+
+    with pytest.raises(TaskDeferralError):
+        run.guard(throw(TaskDeferralError("no such class")))
+    assert run.path == TRIGGER_FAILED
+
+
+def test_event_of_another_try(head: Head) -> None:
+    """A cleared try that gets the event of an earlier one starts from the beginning."""
+    store = stored(head, "RUNNING")
+    first = store.job["submission_id"]
+    run = walk(store, is_resumed=True, clears=1)
+
+    assert run.resume(event(head, store, "SUCCEEDED") | {"try_id": "try-0"}) != first
+    assert run.path == [*FOUND, *NEW, DONE]
+
+
 def test_every_documented_transition_is_walked() -> None:
     """The tests above walk exactly the transitions of the table in the module's docstring."""
     rows = re.findall(r"^([A-Z_]+) +([A-Z_]+)  ", str(states.__doc__), re.MULTILINE)
     documented = {(State[before], State[after]) for before, after in rows}
-    paths = [*(case.values[2] for case in PATHS), REFUSED, REFUSED_AFTER_A_RETRY, RESUMED, RESUMED_TO_SHOW_THE_LOG]
+    paths = [
+        *(case.values[2] for case in PATHS), UNREADABLE, REFUSED, REFUSED_AFTER_A_RETRY, NOT_STOPPED, RESUMED,
+        RESUMED_TO_SHOW_THE_LOG, TRIGGER_FAILED,
+    ]  # fmt: skip
     walked = {pair for path in paths for pair in pairwise(path)}
 
     assert {pair for pair in walked if pair[1] is not DONE} == {pair for pair in documented if pair[1] is not DONE}
-    assert {before for before, after in walked if after is DONE} == set(State) - {DEFERRED, DONE}
+    assert {before for before, after in walked if after is DONE} == set(State) - {DONE}
 
 
 # -- ways to abort ------------------------------------------------------------------------------------------------
 
 
-def aborted(head: Head, state: State, how: Callable[[Walk], object], **arguments: Any) -> tuple[Walk, Store]:
+def aborted(head: Head, state: State, how: Callable[[], object], **arguments: Any) -> tuple[Walk, Store]:
     """Return a try that aborts as it enters a state, while its job runs, and its store."""
     earlier = {EARLIER_JOB: "RUNNING", NO_JOB: "FAILED"}.get(state)
-    store = stored(head, earlier) if earlier else Store()
+    store = stored(head, earlier, max_tries=arguments.get("max_tries", LAST)) if earlier else Store()
     head.status = "RUNNING"
-    run = walk(store, wait_for_completion=state is not RELEASED, **arguments)
+    run = walk(store, **{"wait_for_completion": state is not RELEASED} | arguments)
 
     def abort() -> None:
         if state is SUBMITTING:
             arrive(head, run)
-        how(run)
+        how()
 
     run.abort_in, run.abort = state, abort
+    run.times_before = 1 if state is EARLIER_JOB else 0  # when the arguments and the cluster are known
     return run, store
 
 
-def throw(error: BaseException) -> Callable[[Walk], object]:
-    def raise_it(run: Walk) -> None:
+def throw(error: BaseException) -> Callable[[], Any]:
+    def raise_it() -> None:
         raise error
 
     return raise_it
 
 
+def killed(head: Head, state: State, **arguments: Any) -> tuple[Walk, Store]:
+    """Return a try that is killed as it enters a state, and its store."""
+
+    def kill() -> None:
+        run.kill_switch.kill()
+
+    run, store = aborted(head, state, kill, **arguments)
+    return run, store
+
+
 @pytest.mark.parametrize("state", [NO_JOB, *OWNS_JOB, RELEASED])
-@pytest.mark.parametrize("max_tries", [0, 1], ids=["last try", "retry left"])
-def test_error(head: Head, state: State, max_tries: int) -> None:
+@pytest.mark.parametrize("error", [RayJobsError("odd"), OSError("odd")], ids=["ours", "another"])
+@TRIES
+def test_error(head: Head, state: State, error: Exception, max_tries: int) -> None:
     """On the last try an error stops the job. Otherwise the job is left to the next try."""
-    run, store = aborted(head, state, throw(RayJobsError("odd")), max_tries=max_tries)
+    run, store = aborted(head, state, throw(error), max_tries=max_tries)
+
+    with pytest.raises(type(error), match="odd"):
+        run.submit_and_wait()
+    is_stopped = state in OWNS_JOB and max_tries == LAST
+    assert head.stops == ([store.job["submission_id"]] if is_stopped else [])
+    assert run.state is DONE
+    if state in OWNS_JOB and max_tries == RETRY_LEFT:
+        head.jobs[store.job["submission_id"]]["status"] = "SUCCEEDED"
+        assert walk(store, max_tries=RETRY_LEFT).submit_and_wait() == store.job["submission_id"]
+
+
+@TRIES
+def test_error_without_a_store(head: Head, max_tries: int) -> None:
+    """Without a store no try would find the job, so it is stopped on each."""
+    run, _ = aborted(head, FOLLOWING, throw(RayJobsError("odd")), max_tries=max_tries, durable=False)
 
     with pytest.raises(RayJobsError, match="odd"):
         run.submit_and_wait()
-    is_stopped = state in OWNS_JOB and max_tries == 0
-    assert head.stops == ([store.record["submission_id"]] if is_stopped else [])
-    assert run.state is DONE
+    assert head.stops == [*head.jobs]
 
 
 @pytest.mark.parametrize("error", [RayJobLostError("lost"), RayJobNotFoundError("gone")], ids=repr)
@@ -294,7 +492,8 @@ def test_error_of_a_job_that_is_gone(head: Head, error: RayJobsError) -> None:
 @pytest.mark.parametrize("stop_on_kill", [True, False])
 def test_execution_timeout(head: Head, state: State, stop_on_kill: bool) -> None:
     """Airflow's timeout stops the job unless stop_on_kill is off. Without a job it is raised unchanged."""
-    run, store = aborted(head, state, throw(AirflowTaskTimeout("late")), stop_on_kill=stop_on_kill, max_tries=1)
+    late = throw(AirflowTaskTimeout("late"))
+    run, store = aborted(head, state, late, stop_on_kill=stop_on_kill, max_tries=RETRY_LEFT)
     abandoned: list[bool] = []
     head.on_stop = lambda: abandoned.append(store.record["abandoned"])
 
@@ -302,23 +501,36 @@ def test_execution_timeout(head: Head, state: State, stop_on_kill: bool) -> None
         run.submit_and_wait()
     assert isinstance(caught.value, RayJobTimeoutError) is (state in OWNS_JOB)
     is_stopped = state in OWNS_JOB and stop_on_kill
-    assert head.stops == ([store.record["submission_id"]] if is_stopped else [])
+    assert head.stops == ([store.job["submission_id"]] if is_stopped else [])
     assert abandoned == ([True] if is_stopped else []), "a job is abandoned before its stop is sent"
     assert store.record["abandoned"] is is_stopped
     assert run.state is DONE
+
+
+def test_retry_after_an_execution_timeout_without_stop_on_kill(head: Head) -> None:
+    """The job that was left alone is followed by the next try, which has an ``execution_timeout`` of its own."""
+    run, store = aborted(head, FOLLOWING, throw(AirflowTaskTimeout("late")), stop_on_kill=False, max_tries=RETRY_LEFT)
+    with pytest.raises(AirflowTaskTimeout):
+        run.submit_and_wait()
+    [job] = head.jobs.values()
+    retry = walk(store, stop_on_kill=False, max_tries=RETRY_LEFT)
+    retry.abort_in, retry.abort = FOLLOWING, lambda: job.update(status="SUCCEEDED")
+
+    assert retry.submit_and_wait() == job["submission_id"]
+    assert retry.path == [*FOUND, FOLLOWING, DONE]
 
 
 @pytest.mark.parametrize("stop_on_kill", [True, False])
 def test_time_limit(head: Head, stop_on_kill: bool) -> None:
     """A time limit stops the job, with and without stop_on_kill."""
     late = RayJobTimeoutError("late", limit="job_timeout")
-    run, store = aborted(head, FOLLOWING, throw(late), stop_on_kill=stop_on_kill, max_tries=1)
+    run, store = aborted(head, FOLLOWING, throw(late), stop_on_kill=stop_on_kill, max_tries=RETRY_LEFT)
     abandoned: list[bool] = []
     head.on_stop = lambda: abandoned.append(store.record["abandoned"])
 
     with pytest.raises(RayJobTimeoutError, match="late"):
         run.submit_and_wait()
-    assert head.stops == [store.record["submission_id"]]
+    assert head.stops == [store.job["submission_id"]]
     assert abandoned == [True]
 
 
@@ -329,41 +541,105 @@ def test_time_limit_of_a_job_that_has_just_ended(head: Head) -> None:
     given = event(head, store, "SUCCEEDED") | error_event(late)
     del given["job"]
 
-    assert walk(store, is_resumed=True).resume(given) == store.record["submission_id"]
+    assert walk(store, is_resumed=True).resume(given) == store.job["submission_id"]
     assert store.record["delivered"]
 
 
 @pytest.mark.parametrize("state", [NO_JOB, *OWNS_JOB])
 def test_kill(head: Head, state: State) -> None:
     """A kill stops the job: at once if the kill switch is armed, otherwise before the try ends."""
-    run, store = aborted(head, state, lambda run: run.kill_switch.kill(), max_tries=1)
+    run, store = killed(head, state, max_tries=RETRY_LEFT)
 
     with pytest.raises(RayJobStoppedError):
         run.submit_and_wait()
-    assert head.stops == ([store.record["submission_id"]] if state in OWNS_JOB else [])
+    assert head.stops == ([store.job["submission_id"]] if state in OWNS_JOB else [])
     assert (run.kill_switch.summary != "") is (state in (SUBMITTING, FOLLOWING))
     assert run.state is DONE
 
 
+def test_kill_before_the_try(head: Head) -> None:
+    """A kill before the first request stops the job of an earlier try."""
+    store = stored(head, "RUNNING", max_tries=RETRY_LEFT)
+    run = walk(store, max_tries=RETRY_LEFT)
+    run.kill_switch.kill()
+
+    with pytest.raises(RayJobStoppedError):
+        run.submit_and_wait()
+    assert head.stops == [store.job["submission_id"]]
+
+
+def test_kill_without_stop_on_kill(head: Head) -> None:
+    """With ``stop_on_kill=False`` a kill changes nothing."""
+    run, store = killed(head, SUBMITTING, stop_on_kill=False)
+    head.refusals = [(503, "busy")]  # until the job has arrived
+    run.abort = lambda: (run.kill_switch.kill(), setattr(head, "status", "SUCCEEDED"))
+
+    assert run.submit_and_wait() == store.job["submission_id"]
+    assert head.stops == []
+
+
 def test_kill_while_an_id_of_the_user_is_submitted(head: Head) -> None:
-    """With an id of the user, only the try stops the job, after it has compared the submission nonce."""
-    run, _ = aborted(head, SUBMITTING, lambda run: run.kill_switch.kill(), submission_id="mine")
-    theirs, _ = aborted(head, SUBMITTING, lambda run: run.kill_switch.kill(), submission_id="theirs")
-    theirs.abort = lambda: (head.add("theirs", "RUNNING", "another"), theirs.kill_switch.kill())
+    """With an id of the user, only the job with the submission nonce of this try is stopped."""
+    run, _ = killed(head, SUBMITTING, submission_id="mine")
+    theirs = walk(Store(), submission_id="theirs")
+    theirs.abort_in = SUBMITTING
+    theirs.abort = lambda: (head.add("theirs", "RUNNING", submission_nonce="another"), theirs.kill_switch.kill())
 
     for each in (run, theirs):
         with pytest.raises(RayJobStoppedError):
             each.submit_and_wait()
-        assert each.kill_switch.summary == ""
     assert head.stops == ["mine"]
+    assert head.jobs["theirs"]["status"] == "RUNNING"
+
+
+def test_kill_while_the_submission_is_in_flight(head: Head) -> None:
+    """A signal interrupts the submission. The job appears 1.5 s later, and is stopped by the signal handler."""
+    main = threading.main_thread().ident
+    run = walk(Store(), max_tries=RETRY_LEFT)
+    stops: list[str] = []
+
+    def on_signal(*_: object) -> None:
+        run.kill_switch.kill()
+        stops.extend(head.stops)
+
+    def submit_slowly() -> None:
+        signal.pthread_kill(main, signal.SIGUSR1)
+        time.sleep(1.5)
+
+    head.status, head.on_submit = "RUNNING", submit_slowly
+    before = signal.signal(signal.SIGUSR1, on_signal)
+    try:
+        with pytest.raises(RayJobStoppedError):
+            run.submit_and_wait()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert stops == [*head.jobs]
+    assert [job["status"] for job in head.jobs.values()] == ["STOPPED"]
+    assert "Ray accepted the stop" in run.kill_switch.summary
+
+
+def test_kill_of_a_submission_whose_answer_is_lost(head: Head) -> None:
+    """The try looks for the job of an unanswered submission, and stops it when it appears."""
+    run = walk(Store())
+    timer = threading.Timer(1.5, lambda: arrive(head, run))
+
+    def die() -> None:
+        timer.start()
+        raise RayApiUnreachableError("no answer")
+
+    run.abort_in, run.abort = SUBMITTING, die
+    with pytest.raises(RayApiUnreachableError):
+        run.submit_and_wait()
+    timer.join()
+    assert [job["status"] for job in head.jobs.values()] == ["STOPPED"]
 
 
 def test_kill_of_a_task_that_does_not_wait(head: Head) -> None:
     """A kill while the result is stored still stops the job."""
-    run, store = aborted(head, RELEASED, lambda run: run.kill_switch.kill())
+    run, store = killed(head, RELEASED)
 
     run.submit_and_wait()
-    assert head.stops == [store.record["submission_id"]]
+    assert head.stops == [store.job["submission_id"]]
 
 
 def test_kill_of_a_task_that_has_just_been_deferred(head: Head) -> None:
@@ -376,10 +652,560 @@ def test_kill_of_a_task_that_has_just_been_deferred(head: Head) -> None:
     assert head.stops == []
 
 
-def test_kill_right_before_the_deferral(head: Head) -> None:
-    """A killed task does not defer."""
-    run, store = aborted(head, FOLLOWING, lambda run: run.kill_switch.kill(), deferrable=True)
+@pytest.mark.parametrize("arguments", [{"deferrable": True}, {"wait_for_completion": False}], ids=["defer", "release"])
+def test_kill_right_before_the_task_leaves_its_job(head: Head, arguments: dict[str, Any]) -> None:
+    """A killed task neither defers nor leaves its job running."""
+    run, store = killed(head, FOLLOWING, **arguments)
 
     with pytest.raises(RayJobStoppedError):
         run.submit_and_wait()
-    assert head.stops == [store.record["submission_id"]]
+    assert head.stops == [store.job["submission_id"]]
+
+
+# -- before the first request -------------------------------------------------------------------------------------
+
+CONNECTION = "AIRFLOW_CONN_RAY_JOBS_DEFAULT"
+
+
+def with_broken_connection(patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    patch.setenv(CONNECTION, '{"conn_type": "ray_jobs"}')  # without a host
+    return {}
+
+
+def with_undefined_connection(patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    patch.delenv("RAY_API_SERVER_ADDRESS")
+    return {}
+
+
+BROKEN = [
+    # what breaks, the error
+    pytest.param(with_broken_connection, ValueError, id="connection without a host"),
+    pytest.param(with_undefined_connection, AirflowNotFoundException, id="connection not defined"),
+    pytest.param(lambda patch: {"poll_interval": "often"}, ValueError, id="invalid duration"),
+    pytest.param(lambda patch: {"fail_on_exit_code": "x"}, ValueError, id="invalid exit code"),
+    pytest.param(lambda patch: {"ray_conn_id": "nowhere"}, AirflowNotFoundException, id="another connection"),
+]
+
+
+@pytest.mark.parametrize(("breaks", "error"), BROKEN)
+@pytest.mark.parametrize("is_resumed", [False, True], ids=["first", "resumed"])
+@TRIES
+def test_error_before_the_first_request(
+    head: Head,
+    monkeypatch: pytest.MonkeyPatch,
+    breaks: Callable[[pytest.MonkeyPatch], dict[str, Any]],
+    error: type[Exception],
+    is_resumed: bool,
+    max_tries: int,
+) -> None:
+    """On the last try, the job of an earlier one is stopped where it is, whatever this try cannot read."""
+    store = stored(head, "RUNNING", max_tries=max_tries)
+    arguments = breaks(monkeypatch)
+    run = walk(store, max_tries=max_tries, is_resumed=is_resumed, **arguments)
+
+    with pytest.raises(error):
+        run.resume(event(head, store, "RUNNING")) if is_resumed else run.submit_and_wait()
+    assert head.stops == ([store.job["submission_id"]] if max_tries == LAST else [])
+    assert len(head.jobs) == 1
+    if max_tries == LAST:
+        assert run.path == (TRIGGER_FAILED if is_resumed else NOT_STOPPED)
+
+
+def test_token_file_that_is_replaced(head: Head, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A token file that is missing for a moment ends the try. The job is stopped when the file is there again."""
+    store = stored(head, "RUNNING")
+    token = tmp_path / "token"
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    timer = threading.Timer(1, lambda: token.write_text("marked-secret"))
+    timer.start()
+
+    with pytest.raises(ValueError, match="token"):
+        walk(store).submit_and_wait()
+    timer.join()
+    assert head.stops == [store.job["submission_id"]]
+    assert head.credentials[-1] == "Bearer marked-secret"
+
+
+@pytest.mark.parametrize("error", [OSError("the store is away"), AirflowTaskTimeout("late")], ids=repr)
+def test_error_while_the_record_is_read(head: Head, error: BaseException) -> None:
+    """If the job record can be read after an error, the job of an earlier try is stopped."""
+    store = Failing(gets=1, error=error)
+    store.values = stored(head, "RUNNING").values
+
+    with pytest.raises(type(error)):
+        walk(store).submit_and_wait()
+    assert head.stops == [store.job["submission_id"]]
+    assert store.record["abandoned"] is isinstance(error, AirflowTaskTimeout)
+
+
+def test_record_that_cannot_be_read(head: Head, capfd: pytest.CaptureFixture[str]) -> None:
+    """If the job record cannot be read at all, the log says that a job may run. Nothing is submitted."""
+    store = Failing(gets=9)
+    store.values = stored(head, "RUNNING").values
+
+    with pytest.raises(OSError, match="the store is away"):
+        walk(store).submit_and_wait()
+    assert len(head.jobs) == 1
+    assert head.stops == []
+    assert "The job record of this task cannot be read. An earlier try's job may still run." in capfd.readouterr().out
+
+
+@TRIES
+def test_record_that_a_resumed_try_cannot_read(head: Head, max_tries: int) -> None:
+    """The event names the job. After an error it is stopped: a next try may not be able to read the record either."""
+    store = Failing(gets=9)
+    store.values = (given := stored(head, "RUNNING", max_tries=max_tries)).values
+    away = RayApiUnreachableError("away")
+
+    with pytest.raises(RayApiUnreachableError):
+        walk(store, max_tries=max_tries, is_resumed=True).resume(
+            {"submission_id": given.job["submission_id"], "job_ref": given.job} | error_event(away)
+        )
+    assert head.stops == [given.job["submission_id"]]
+
+
+def test_success_of_a_resumed_try_that_cannot_read_its_record(head: Head) -> None:
+    """The event has all that a success needs."""
+    store = Failing(gets=9)
+    store.values = (given := stored(head, "RUNNING")).values
+
+    assert walk(store, is_resumed=True).resume(event(head, given, "SUCCEEDED")) == given.job["submission_id"]
+
+
+def test_record_that_cannot_be_stored(head: Head) -> None:
+    """Without a stored record nothing is submitted, as the next try could not find the job."""
+    run = walk(Failing(sets=9))
+
+    with pytest.raises(OSError, match="the store is away"):
+        run.submit_and_wait()
+    assert head.jobs == {}
+
+
+def test_record_of_a_followed_job_that_cannot_be_stored(head: Head) -> None:
+    """A job that is followed does not need the store: the next try asks Ray anyway."""
+    store = Failing()
+    store.values = stored(head, "RUNNING").values
+    store.sets = 9
+    run = walk(store)
+    run.abort_in = FOLLOWING
+    run.abort = lambda: head.jobs[store.job["submission_id"]].update(status="SUCCEEDED")
+
+    assert run.submit_and_wait() == store.job["submission_id"]
+    assert head.stops == []
+
+
+def test_record_of_a_replaced_job_that_cannot_be_stored(head: Head) -> None:
+    """The old job is stopped before the new record is stored, so no job runs."""
+    store = Failing()
+    store.values = stored(head, "RUNNING").values
+    store.sets = 9
+
+    with pytest.raises(OSError, match="the store is away"):
+        walk(store, clears=1).submit_and_wait()
+    assert [job["status"] for job in head.jobs.values()] == ["STOPPED"]
+
+
+def test_unreadable_record(head: Head) -> None:
+    """Of an unreadable record the id is enough: the job is found, followed, and not started twice."""
+    store = stored(head, "RUNNING")
+    job = store.job["submission_id"]
+    store.set("ray_job", {"version": 9, "jobs": [{}], "job": {"submission_id": job}})
+    run = walk(store)
+    run.abort_in, run.abort = FOLLOWING, lambda: head.jobs[job].update(status="SUCCEEDED")
+
+    assert run.submit_and_wait() == job
+    assert run.path == [*FOUND, FOLLOWING, DONE]
+    assert len(head.jobs) == 1
+
+
+def test_unreadable_record_of_a_cleared_task(head: Head) -> None:
+    """The job's metadata tell that the task was cleared since."""
+    store = stored(head, "RUNNING")
+    job = store.job["submission_id"]
+    store.set("ray_job", {"submission_id": job})
+
+    assert walk(store, clears=1).submit_and_wait() != job
+    assert head.stops == [job]
+
+
+# -- a trigger that failed ----------------------------------------------------------------------------------------
+
+FAILED_TRIGGER = {"error": "Trigger failure", "traceback": ["ImportError: no such trigger"]}
+
+
+def resume_after_failure(store: Store | None, max_tries: int, **arguments: Any) -> None:
+    """Resume a task whose trigger could not be imported, as Airflow does."""
+    ti = arguments.pop("ti", {})
+    operator(**arguments).resume_execution("__fail__", FAILED_TRIGGER, context(store, max_tries, **ti))  # type: ignore[arg-type]
+
+
+@TRIES
+def test_trigger_failed(head: Head, max_tries: int) -> None:
+    """On the last try the job is stopped. Otherwise the next try follows it."""
+    store = stored(head, "RUNNING", max_tries=max_tries)
+
+    with pytest.raises(TaskDeferralError):
+        resume_after_failure(store, max_tries)
+    assert head.stops == ([store.job["submission_id"]] if max_tries == LAST else [])
+    if max_tries == RETRY_LEFT:
+        retry = walk(store, max_tries=max_tries)
+        retry.abort_in, retry.abort = FOLLOWING, lambda: next(iter(head.jobs.values())).update(status="SUCCEEDED")
+        assert retry.submit_and_wait() == store.job["submission_id"]
+
+
+def test_trigger_timed_out(head: Head) -> None:
+    """A deferral that timed out is handled as a trigger that failed."""
+    store = stored(head, "RUNNING")
+
+    with pytest.raises(TaskDeferralTimeout):
+        operator().resume_execution("__fail__", {"error": "Trigger timeout"}, context(store))  # type: ignore[arg-type]
+    assert head.stops == [store.job["submission_id"]]
+
+
+@TRIES
+@pytest.mark.parametrize("map_index", [-1, 3])
+def test_trigger_failed_without_a_store(head: Head, max_tries: int, map_index: int) -> None:
+    """Without a store, the task's own XCom names the job. No other try would find it, so it is stopped."""
+    store = stored(head, "RUNNING", max_tries=max_tries)
+    job = store.job["submission_id"]
+    asked: list[dict[str, Any]] = []
+
+    def xcom_pull(**given: Any) -> str:
+        asked.append(given)
+        return job
+
+    with pytest.raises(TaskDeferralError):
+        resume_after_failure(None, max_tries, ti={"xcom_pull": xcom_pull, "map_index": map_index}, durable=False)
+    assert head.stops == [job]
+    assert asked == [{"key": "submission_id", "task_ids": "train", "map_indexes": map_index}]
+
+
+def test_trigger_failed_and_the_record_cannot_be_read(head: Head) -> None:
+    """The XCom names the job if the store does not."""
+    store = Failing(gets=9)
+    store.values = (given := stored(head, "RUNNING")).values
+
+    with pytest.raises(TaskDeferralError):
+        resume_after_failure(store, LAST, ti={"xcom_pull": lambda **_: given.job["submission_id"]})
+    assert head.stops == [given.job["submission_id"]]
+
+
+def test_trigger_failed_before_a_submission(head: Head) -> None:
+    """Without a trace of a job there is nothing to stop."""
+    with pytest.raises(TaskDeferralError):
+        resume_after_failure(Store(), LAST)
+    assert head.stops == []
+
+
+def test_trigger_failed_and_nothing_can_be_read(head: Head, capfd: pytest.CaptureFixture[str]) -> None:
+    """The error of the trigger is raised. The log says that the job was not stopped, and why."""
+    with pytest.MonkeyPatch.context() as patch:
+        with_undefined_connection(patch)
+        with pytest.raises(TaskDeferralError):
+            resume_after_failure(None, LAST, ti={"xcom_pull": lambda **_: "job-1"}, durable=False)
+    assert "Ray job job-1 was not stopped. The address of Ray job job-1 is unknown" in capfd.readouterr().out
+
+
+def test_resumed_without_an_event(head: Head) -> None:
+    """An event that is missing is an error of the trigger."""
+    store = stored(head, "RUNNING")
+
+    with pytest.raises(RayJobsError, match="ended without a message"):
+        operator().execute_complete(context(store))  # type: ignore[arg-type]
+    assert head.stops == [store.job["submission_id"]]
+
+
+# -- a task that Airflow has ended --------------------------------------------------------------------------------
+
+
+def in_state(state: str | None, name: str = "train") -> dict[str, Any]:
+    """Return what a task instance in this state is asked for right before it defers."""
+
+    def get_task_states(**given: Any) -> dict[str, Any]:
+        assert given == {"dag_id": "nightly", "map_index": -1, "task_ids": ["train"], "run_ids": ["run-1"]}
+        return {"run-1": {name: state}}
+
+    return {"get_task_states": get_task_states}
+
+
+def unreachable(**_: Any) -> Any:
+    raise ConnectionError("the API server is away")
+
+
+GOES_ON = [in_state("running"), in_state("deferred"), in_state(None), {"get_task_states": lambda **_: {}}]
+
+
+@pytest.mark.parametrize("state", ["success", "failed", "skipped", "removed", "restarting", "up_for_retry"])
+@pytest.mark.parametrize("arguments", [{"deferrable": True}, {"wait_for_completion": False}], ids=["defer", "release"])
+@TRIES
+def test_deferral_that_airflow_would_reject(head: Head, state: str, arguments: dict[str, Any], max_tries: int) -> None:
+    """A task that was marked or cleared meanwhile stops its job instead of leaving it."""
+    head.status = "RUNNING"
+    run = walk(Store(), max_tries=max_tries, ti=in_state(state), **arguments)
+
+    with pytest.raises(RayJobStoppedError, match="Airflow ended this task"):
+        run.submit_and_wait()
+    assert head.stops == [*head.jobs]
+
+
+@pytest.mark.parametrize("answer", [*GOES_ON, {"get_task_states": unreachable}])
+def test_deferral_that_airflow_would_accept(head: Head, answer: dict[str, Any]) -> None:
+    """A task that runs defers, also if Airflow cannot tell its state."""
+    head.status = "RUNNING"
+
+    with pytest.raises(TaskDeferred):
+        walk(Store(), deferrable=True, ti=answer).submit_and_wait()
+    assert head.stops == []
+
+
+def test_second_deferral_that_airflow_would_reject(head: Head) -> None:
+    """The task looks again before each deferral."""
+    store = stored(head, "RUNNING")
+
+    with pytest.raises(RayJobStoppedError, match="Airflow ended this task"):
+        walk(store, is_resumed=True, ti=in_state("failed")).resume(event(head, store, "RUNNING"))
+    assert head.stops == [store.job["submission_id"]]
+
+
+def test_rejected_deferral_without_stop_on_kill(head: Head) -> None:
+    """With ``stop_on_kill=False`` the job of a marked task runs on."""
+    head.status = "RUNNING"
+
+    with pytest.raises(RayJobStoppedError, match="runs on, as stop_on_kill is off"):
+        walk(Store(), deferrable=True, stop_on_kill=False, ti=in_state("failed")).submit_and_wait()
+    assert head.stops == []
+
+
+# -- a Clear ------------------------------------------------------------------------------------------------------
+
+
+@TRIES
+def test_clear_of_a_job_that_does_not_stop(head: Head, max_tries: int) -> None:
+    """No second job is submitted while the old one may run. The try fails, and can be retried."""
+    store = stored(head, "RUNNING", max_tries=max_tries)
+    before = store.record
+    head.ignores_stops = True
+    run = walk(store, max_tries=max_tries, clears=1, stop_timeout=1)
+
+    with pytest.raises(RayJobNotTerminalError, match="No other job was submitted") as caught:
+        run.submit_and_wait()
+    assert not isinstance(caught.value, AirflowFailException)
+    assert len(head.jobs) == 1
+    assert store.record == before
+    assert run.path == NOT_STOPPED
+
+    head.ignores_stops = False
+    assert walk(store, max_tries=max_tries, clears=1).submit_and_wait() != before["job"]["submission_id"]
+    assert [job["status"] for job in head.jobs.values()] == ["STOPPED", "SUCCEEDED"]
+
+
+def test_clear_without_stop_on_kill(head: Head, capfd: pytest.CaptureFixture[str]) -> None:
+    """With ``stop_on_kill=False`` the old job runs on, which the log says, beside the new one."""
+    store = stored(head, "RUNNING")
+
+    walk(store, clears=1, stop_on_kill=False).submit_and_wait()
+    assert [job["status"] for job in head.jobs.values()] == ["RUNNING", "SUCCEEDED"]
+    assert head.stops == []
+    assert "It runs on, as stop_on_kill is off." in capfd.readouterr().out
+
+
+# -- a final exit code --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argument", "kind"), [("fail_on_exit_code", AirflowFailException), ("skip_on_exit_code", AirflowSkipException)]
+)
+def test_final_exit_code_of_a_lost_try(head: Head, argument: str, kind: type[Exception]) -> None:
+    """A retry obeys the exit code of a job whose worker was lost. Nothing is submitted."""
+    head.exit_code = 3
+    store = stored(head, "FAILED", max_tries=RETRY_LEFT)
+    head.jobs[store.job["submission_id"]]["error_type"] = "JOB_ENTRYPOINT_COMMAND_ERROR"
+
+    with pytest.raises(kind):
+        walk(store, max_tries=RETRY_LEFT, **{argument: 3}).submit_and_wait()
+    assert len(head.jobs) == 1
+    assert store.record["delivered"]
+
+
+# -- a worker that was frozen -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Airflow start another try after a second without a heartbeat, so that half a second is a freeze."""
+    monkeypatch.setenv("AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT", "1")
+
+
+WAKES = [
+    # how the try ends after the freeze, the error if another try follows the job
+    pytest.param(lambda run: run.kill_switch.kill(), id="kill"),
+    pytest.param(lambda run: throw(RayJobsError("odd"))(), id="error"),
+    pytest.param(lambda run: throw(AirflowTaskTimeout("late"))(), id="execution_timeout"),
+    pytest.param(lambda run: throw(RayJobTimeoutError("late", limit="job_timeout"))(), id="time limit"),
+]
+
+
+def frozen(head: Head, store: Store, wake: Callable[[Walk], object], meanwhile: Callable[[], object]) -> Walk:
+    """Return a try that is frozen while it follows its job."""
+    head.status = "RUNNING"
+    run = walk(store)
+    run.abort_in = FOLLOWING
+
+    def freeze() -> None:
+        meanwhile()
+        time.sleep(0.7)
+        run.kill_switch.poll()
+        wake(run)
+
+    run.abort = freeze
+    return run
+
+
+@pytest.mark.usefixtures("short_heartbeats")
+@pytest.mark.parametrize("wake", WAKES)
+def test_frozen_worker_whose_job_another_try_follows(head: Head, wake: Callable[[Walk], object]) -> None:
+    """A worker that wakes after another try has taken over stops nothing, and leaves the record alone."""
+    store = Store()
+    run = frozen(head, store, wake, lambda: store.change(holder="try-2"))
+
+    with pytest.raises(Exception, match="odd|Another try of this task follows Ray job"):
+        run.submit_and_wait()
+    assert head.stops == []
+    assert (store.record["holder"], store.record["abandoned"]) == ("try-2", False)
+
+
+@pytest.mark.usefixtures("short_heartbeats")
+@pytest.mark.parametrize("wake", WAKES)
+@pytest.mark.parametrize(
+    "changes", [{"gets": 99, "sets": 99}, {"values": {}, "sets": 99}], ids=["unreadable", "hidden"]
+)
+def test_frozen_worker_that_airflow_refuses(
+    head: Head, wake: Callable[[Walk], object], changes: dict[str, Any]
+) -> None:
+    """
+    Airflow refuses the record to a try that was replaced. Then nothing is stopped.
+
+    Its API server answers 404, which the task SDK reads as "no such key".
+    """
+    store = Failing()
+    run = frozen(head, store, wake, lambda: vars(store).update(changes))
+
+    with pytest.raises(Exception, match="odd|Another try of this task follows Ray job"):
+        run.submit_and_wait()
+    assert head.stops == []
+
+
+@pytest.mark.usefixtures("short_heartbeats")
+@pytest.mark.parametrize("wake", WAKES)
+@pytest.mark.parametrize("is_durable", [True, False])
+def test_frozen_worker_that_still_follows_its_job(head: Head, wake: Callable[[Walk], object], is_durable: bool) -> None:
+    """If no other try has taken over, the job is stopped as usual. The signal handler sends nothing."""
+    store = Store()
+    run = frozen(head, store, wake, lambda: None)
+    run.task.durable = is_durable
+
+    with pytest.raises((RayJobsError, AirflowTaskTimeout)):
+        run.submit_and_wait()
+    assert head.stops == [*head.jobs]
+    assert run.kill_switch.summary == ""
+
+
+# -- a connection that was edited ---------------------------------------------------------------------------------
+
+
+def connect(patch: pytest.MonkeyPatch, address: str, **fields: Any) -> None:
+    patch.setenv(CONNECTION, json.dumps({"conn_type": "ray_jobs", "host": address} | fields))
+
+
+def test_connection_with_another_name_of_the_cluster(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same session at another address is the same cluster: the retry follows the job there."""
+    store = stored(head, "RUNNING")
+    other_name = head.address.replace("127.0.0.1", "localhost")
+    connect(monkeypatch, other_name)
+    run = walk(store)
+    run.abort_in, run.abort = FOLLOWING, lambda: head.jobs[store.job["submission_id"]].update(status="SUCCEEDED")
+
+    assert run.submit_and_wait() == store.job["submission_id"]
+    assert store.job["address"] == other_name
+    assert len(head.jobs) == 1
+
+
+@pytest.mark.parametrize("status", ["RUNNING", "SUCCEEDED"])
+def test_connection_of_another_cluster(
+    head: Head, other_head: Head, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    """The job is followed where it is, with the credentials of the connection. The other cluster gets no job."""
+    store = stored(head, status)
+    connect(monkeypatch, other_head.address, password="marked-secret")
+    run = walk(store)
+    run.abort_in, run.abort = FOLLOWING, lambda: head.jobs[store.job["submission_id"]].update(status="SUCCEEDED")
+
+    assert run.submit_and_wait() == store.job["submission_id"]
+    assert store.job["address"] == head.address
+    assert other_head.jobs == {}
+    assert "Bearer marked-secret" in head.credentials
+
+
+def test_kill_after_the_connection_was_edited(head: Head, other_head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill stops the job where it is. That another cluster does not know it proves nothing."""
+    store = stored(head, "RUNNING")
+    connect(monkeypatch, other_head.address)
+    run = walk(store)
+    run.kill_switch.kill()
+
+    with pytest.raises(RayJobStoppedError):
+        run.submit_and_wait()
+    assert head.stops == [store.job["submission_id"]]
+
+
+def test_next_job_goes_to_the_edited_connection(head: Head, other_head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the end of the old job the new one is submitted to the cluster of the connection."""
+    store = stored(head, "FAILED")
+    connect(monkeypatch, other_head.address)
+
+    assert walk(store).submit_and_wait() in other_head.jobs
+    assert store.job["address"] == other_head.address
+    assert store.job["session"] == other_head.session
+
+
+def test_clear_after_the_connection_was_edited(head: Head, other_head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old job is stopped on the old cluster, the new one is submitted to the new cluster."""
+    store = stored(head, "RUNNING")
+    old = store.job["submission_id"]
+    connect(monkeypatch, other_head.address)
+    new = walk(store, clears=1).submit_and_wait()
+
+    assert (head.stops, [*other_head.jobs]) == ([old], [new])
+
+
+def test_timeout_while_the_cluster_of_the_job_is_looked_for(
+    head: Head, other_head: Head, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A timeout before the cluster of the recorded job is found stops the job there, not at the connection's."""
+    store = stored(head, "RUNNING")
+    connect(monkeypatch, other_head.address)
+    run = walk(store)
+    find_target = run._find_target
+
+    def late() -> None:
+        run._find_target = find_target  # type: ignore[method-assign]
+        raise AirflowTaskTimeout("late")
+
+    run._find_target = late  # type: ignore[method-assign]
+    with pytest.raises(RayJobTimeoutError):
+        run.submit_and_wait()
+    assert head.stops == [store.job["submission_id"]]
+
+
+# -- a submission whose answer is lost ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("refusal", [(401, TOKEN), (401, "a page"), (502, "busy")], ids=["Ray", "proxy", "away"])
+def test_lost_answer_and_a_refused_look(head: Head, refusal: tuple[int, str]) -> None:
+    """An error of the look after a lost answer proves nothing about the submission: the job is stopped."""
+    head.status = "RUNNING"
+    head.refusals, head.refused_looks = [(0, "")], [refusal] * 3
+
+    with pytest.raises(RayJobsError):
+        walk(Store(), unreachable_timeout=2).submit_and_wait()
+    assert [job["status"] for job in head.jobs.values()] == ["STOPPED"]

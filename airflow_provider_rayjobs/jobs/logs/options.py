@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader, ReadPolicy
@@ -31,11 +31,13 @@ class LogOptions:
         return LogReader(state, live=is_live, lines_limit=self.lines_limit, policy=policy)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the options as JSON types."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> LogOptions:
-        return cls(**stored)
+        """Read the result of :meth:`to_json`. Ignore the keys of other versions."""
+        return cls(**{each.name: stored[each.name] for each in fields(cls) if each.name in stored})
 
 
 LOGS_OFF = LogOptions(fetch_logs="never")

@@ -143,6 +143,7 @@ class LogReader:
     def state(self) -> dict[str, Any]:
         """Plain JSON from which a reader in another process continues."""
         return {
+            "version": 1,
             "offset": self.log.offset,
             "checksum": self.log.checksum,
             "source": self.source,
