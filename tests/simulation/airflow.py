@@ -101,6 +101,8 @@ class Worker:
     has_crashed: bool = True
     # when the process asked Airflow last whether it should run
     looked_at: float = -1.0
+    # the process was frozen for so long that its try was over; what it shows then is no part of a try's log
+    is_zombie: bool = False
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,10 @@ class Airflow:
         self._next_start = self.clock.call_later(delay, lambda: self._launch(method, json.loads(text), new_try))
 
     def _launch(self, method: str | None, kwargs: dict[str, Any], new_try: bool) -> None:
+        if self.clock.now < self.api_fails_until:
+            delay = self.api_fails_until - self.clock.now + 1
+            self._next_start = self.clock.call_later(delay, lambda: self._launch(method, kwargs, new_try))
+            return
         self._next_start = None
         if new_try:
             self.try_number += 1
@@ -277,7 +283,8 @@ class Airflow:
         """Mark the task instance as ``success`` or ``failed``."""
         self.last_action = self.clock.now
         self.script.note(f"user: marks the task as {state} ({self.state})")
-        if self.state in ("up_for_retry", "scheduled", "up_for_reschedule", None):
+        is_dead = self.state == "running" and not (self._running and self._running.process.is_alive)
+        if is_dead or self.state in ("up_for_retry", "scheduled", "up_for_reschedule", "restarting", None):
             self.tags.add("marked while no process or trigger was there")
         if self._next_start is not None:
             self._next_start.cancel()
@@ -345,6 +352,7 @@ class Airflow:
     def _time_out(self, worker: Worker) -> None:
         if self._running is worker and self.state == "running":
             self.script.note(f"airflow: no heartbeat of {worker.process.name}")
+            worker.is_zombie = True
             self._forget_running()
             self._end_try(worker, "no heartbeat")
         elif self._running is worker:
@@ -442,13 +450,17 @@ class Airflow:
 
     def _report(self, worker: Worker, state: str, value: Any) -> None:
         key, fault = self.script.begin(worker.process, "report")
-        current_thread().wait(0.01)
+        self._wait_for_server()
         if fault is not None:  # the report is lost; the server waits for a heartbeat that does not come
             self.script.note(f"{worker.process.name}: the report {state!r} is lost")
             worker.is_machine_lost = True
             return
         self._end(worker, state, value)
         self.script.end(worker.process, key)
+
+    def _wait_for_server(self) -> None:
+        """Wait until the server takes a report: the supervisor repeats it."""
+        current_thread().wait(max(self.api_fails_until - self.clock.now, 0) + 0.01)
 
     def _end(self, worker: Worker, state: str, value: Any) -> None:
         if self._running is worker and self.state == "running":
@@ -477,7 +489,7 @@ class Airflow:
             worker.try_number,
         )
         key, fault = self.script.begin(process, "defer")
-        current_thread().wait(0.01)
+        self._wait_for_server()
         if fault is not None:
             self.script.note(f"{process.name}: the deferral is lost")
             worker.is_machine_lost = True
@@ -568,8 +580,10 @@ class Airflow:
         """Write a record of the job's log into the log of the running try."""
         process = current_thread().process
         process.check()
-        try_number = next((each.try_number for each in self.workers if each.process is process), _trigger_try.get())
-        self.shown.append(Shown(try_number, process.name, text, self.clock.now))
+        worker = next((each for each in self.workers if each.process is process), None)
+        if worker is None or not worker.is_zombie:
+            try_number = _trigger_try.get() if worker is None else worker.try_number
+            self.shown.append(Shown(try_number, process.name, text, self.clock.now))
 
     # -- the triggerer --------------------------------------------------------------------------------------------
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # Seconds after the end of the task in which its jobs must have been stopped.
 GRACE = 60.0
+# Seconds without an API server after which a supervisor kills its task.
+HEARTBEAT_FAILURES = 15.0
 # Seconds after SIGTERM for which a submission under way may still be stopped: the handler of the signal has 3 s.
 KILL_TIME = 2.5
 # More operations or seconds than any history needs: the code under test is in an endless loop.
@@ -272,6 +274,8 @@ class History:
 
     def _do_api_server_down(self, process: Process | None, seconds: float) -> None:
         self.airflow.api_fails_until = self.clock.now + seconds
+        if seconds > HEARTBEAT_FAILURES:  # the supervisor kills a task whose heartbeats fail three times
+            self.clock.call_later(HEARTBEAT_FAILURES, self.airflow.terminate)
 
     def _do_connection_names_an_alias(self, process: Process | None) -> None:
         self.airflow.connections["ray_jobs_default"] = _connection(ALIAS)

@@ -102,6 +102,9 @@ def _check_orphans(history: History) -> None:
         if report.tags & _EXCUSES:
             report.tags.add("excused orphan")
             continue
+        if history.airflow.lookups_fail_until > history.airflow.last_action + 25:
+            report.tags.add("the connection could not be read for the stop")
+            continue
         since = min(history.airflow.last_action or history.airflow.ended_at, history.airflow.ended_at) - 5
         if sum(at > since for at in history.network.failures) > 1:
             report.tags.add("Ray could not be reached for the stop")
