@@ -28,7 +28,8 @@ EVENTS = (
     "die", "machine lost", "clear", "mark failed", "mark success", "sigterm", "freeze 20", "freeze 400",
     "triggerer dies", "triggerer restarts", "head restarts", "head restarts and the id is taken", "network down 30",
     "network down 700", "gateway errors 20", "connection unreadable 10", "connection unreadable 90",
-    "api server down 10", "api server down 40", "connection names an alias", "connection names another cluster", "record deleted",
+    "api server down 10", "api server down 40",
+    "connection names an alias", "connection names another cluster", "record deleted",
     "record deleted and comes back", "job stopped by hand",
 )  # fmt: skip
 # Those of them that are tried at each operation, before and after it.

@@ -228,15 +228,26 @@ class History:
         self.airflow.freeze_worker(seconds)
 
     def _do_clear(self, process: Process | None) -> None:
+        if self._is_postponed(self._do_clear):
+            return
         self.clears.append(self.clock.now)
         self._hold_ends(held=False)
         self.airflow.clear()
 
+    def _is_postponed(self, action: Callable[[None], None]) -> bool:
+        """Postpone what a user does while the API server is away."""
+        away = self.airflow.api_fails_until - self.clock.now
+        if away > 0:
+            self.clock.call_later(away + 0.1, lambda: action(None))
+        return away > 0
+
     def _do_mark_failed(self, process: Process | None) -> None:
-        self.airflow.mark("failed")
+        if not self._is_postponed(self._do_mark_failed):
+            self.airflow.mark("failed")
 
     def _do_mark_success(self, process: Process | None) -> None:
-        self.airflow.mark("success")
+        if not self._is_postponed(self._do_mark_success):
+            self.airflow.mark("success")
 
     def _do_triggerer_dies(self, process: Process | None) -> None:
         self.airflow.kill_triggerer()
