@@ -82,6 +82,7 @@ _EXCUSES = {
     "marked while no process or trigger was there",
     "no triggerer had the trigger",
     "marked or cleared while the trigger fired",
+    "marked while a try failed",
     "the process of the last try was killed",
     "marked or cleared after the last look",
 }
