@@ -176,6 +176,7 @@ def test_job_metadata_and_driver_environment_identify_task_instance(run: DagRun,
         "airflow_map_index": "-1",
         "airflow_try_number": "1",
         "airflow_max_tries": "0",
+        "airflow_clear_number": "0" if Version(airflow_version) >= Version("3.3") else "",
         "airflow_logical_date": "2026-01-02T03:04:05+00:00",
     }
     assert f"RAY_JOB_SUBMISSION_ID={job.submission_id}" in log

@@ -257,7 +257,7 @@ FORMS = {
     "log_state": Form(log_state, read_log_state),
     "job_record": Form(
         job_record, read_record,
-        ("job", "job.address", "job.submission_id", "generation.max_tries", "generation.run_start"),
+        ("job", "job.address", "job.submission_id", "generation", "generation.max_tries", "generation.run_start"),
     ),
     "sensor_state": Form(sensor_state, read_sensor_state, ("try_number", "job_ref", "job_ref.submission_id", "log")),
     "event_success": Form(event_success, read_event, _EVENT),

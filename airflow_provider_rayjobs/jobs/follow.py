@@ -101,6 +101,7 @@ def follow_job(
             if limit_at <= now:  # it cannot be enforced before Ray answers
                 limit_at = float("inf")
         else:
+            now = yield Sleep(0)
             yield from outage.record_success(now)
             job = job.seen(details)
             if not details.status.is_known and details.status != unknown_status:

@@ -69,8 +69,7 @@ def stop_and_wait(
                 return StopResult(True, f"Another job at {job.address} has the id {name} now. It is left alone.")
             if (summary := _summarize(job, details, is_accepted)) is not None:
                 return StopResult(True, summary, details)
-            job = job.seen(details)
-            last_error = ""
+            job, may_arrive, last_error = job.seen(details), False, ""
             now = yield Sleep(0)
             stop = _with_timeout(endpoints.stop_job(name), deadline - now, timeout)
             is_accepted = (yield Send(stop)) or is_accepted

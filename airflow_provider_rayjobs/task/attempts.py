@@ -80,11 +80,11 @@ class RetryGeneration:
         """
         Tell whether the task was not cleared since an earlier try.
 
-        With the same ``clear_number``, no task of the run was cleared. With another one, another task may have been.
+        Only a Clear of the task changes ``max_tries``, even without ``reset_dag_runs``, which keeps ``clear_number``.
+        With another ``clear_number``, another task of the run may have been cleared.
         """
-        if self.clear_number is not None and self.clear_number == earlier.clear_number:
-            return True
-        return (self.max_tries, self.run_start) == (earlier.max_tries, earlier.run_start)
+        is_uncleared = self.clear_number is not None and self.clear_number == earlier.clear_number
+        return self.max_tries == earlier.max_tries and (is_uncleared or self.run_start == earlier.run_start)
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class JobRecord:
         with suppress(TypeError, ValueError, KeyError, AttributeError):
             known = {each.name: stored[each.name] for each in fields(cls) if each.name in stored}
             generation = None
-            if (given := stored.get("generation")) is not None:
+            if (given := stored["generation"]) is not None:
                 generation = RetryGeneration(given["max_tries"], given["run_start"], given.get("clear_number"))
             job, number = JobRef.from_json(stored["job"]), int(stored.get("number", 1))
             if isinstance(job.submission_id, str) and isinstance(job.address, str):

@@ -74,8 +74,9 @@ class KillSwitch:
         """Set the flag, and stop the job if the switch is armed. Runs in a signal handler."""
         self._notice_freeze()
         self._is_killed = True
-        if not self.is_enabled or self.was_frozen or self._connect is None:
+        if not self.is_enabled or self.was_frozen or self._connect is None or self._job is None:
             return
+        self.summary = f"The stop request for job {self._job.submission_id} was not answered within {_TIMEOUT:.0f} s."
         # In a thread, because a DNS lookup has no timeout.
         stop = threading.Thread(target=self._stop, args=(self._connect, self._job), daemon=True)
         # Disable all logging, that of httpx too: the interrupted code may hold the lock of a log handler.

@@ -98,6 +98,15 @@ def clear_after_end(case: FaultCase) -> None:
     case.clear()
 
 
+def clear_without_the_run(case: FaultCase) -> None:
+    case.wait_for_state("success")
+    case.clear(reset_dag_runs=False)
+    case.wait_until(
+        "the second try has ended", lambda: len(case.ray_jobs) == 2 and case.task_instance["state"] == "success"
+    )
+    case.release()
+
+
 def clear_with_fewer_retries(case: FaultCase) -> None:
     case.wait_for_state("success")
     task_path = f"/dags/{case.name}/tasks/job"
@@ -107,7 +116,8 @@ def clear_with_fewer_retries(case: FaultCase) -> None:
     before = case.harness.airflow.task_instance(case.name, case.run_id, "job")["max_tries"]
     case.clear(reset_dag_runs=False)
     case.wait_until(
-        "the second try has ended", lambda: len(case.ray_jobs) == 2 and case.task_instance["state"] == "success"
+        "the second try has ended",
+        lambda: case.task_instance["try_number"] == 2 and case.task_instance["state"] == "success",
     )
     assert case.task_instance["max_tries"] == before, "Clear changed max_tries, so that this case tests nothing"
     case.release()
@@ -303,10 +313,14 @@ CASES = [
                       jobs=("STOPPED", "SUCCEEDED"), tries=2, log_contains=("RayJobStoppedError",)),
         )
     ),
-    FaultCase("cleared_with_fewer_retries",
-              "Clear after success submits another job, even where it looks like a retry.",
-              {"entrypoint": "true", **RETRY, "retries": 2}, clear_with_fewer_retries, dag={"hold": True},
+    FaultCase("cleared_without_the_run",
+              "Clear after success submits another job, even if the run is not reset.",
+              {"entrypoint": "true", **RETRY}, clear_without_the_run, dag={"hold": True},
               jobs=("SUCCEEDED", "SUCCEEDED")),
+    FaultCase("cleared_with_fewer_retries",
+              "A Clear for which Airflow changes neither max_tries nor clear_number is a retry: it takes the result.",
+              {"entrypoint": "true", **RETRY, "retries": 2}, clear_with_fewer_retries, dag={"hold": True}, tries=2,
+              log_contains=(TAKES_RESULT,)),
     FaultCase("cleared_after_failure", "Clear after failure submits another job.",
               {"entrypoint": "test {{ ti.try_number }} -gt 1 || exit 3", **NO_RETRY}, clear_after_end,
               jobs=("FAILED", "SUCCEEDED"), log_contains=("RayJobEntrypointError",)),

@@ -58,8 +58,13 @@ class SoakJob:
 
     @property
     def name(self) -> str:
-        """The test id, and the job's submission id."""
+        """The test id, and the ``submission_id`` that the task is given."""
         return f"soak-{self.seed}-{self.number:03}-{self.program.name}-{self.mode}"
+
+    @property
+    def submission_id(self) -> str:
+        """The id of the job: the operator adds the map index."""
+        return f"{self.name}-m{self.map_index}"
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -160,10 +165,10 @@ def run_soak_jobs(number_of_jobs: int, seed: int, folder: Path) -> SoakResult:
             statuses = _job_statuses(head)
             for job in jobs:
                 job.state = states.get((job.mode, job.map_index))
-                job.statuses = [status for name, status in statuses if name.startswith(job.name)]
+                job.statuses = [status for name, status in statuses if name.startswith(job.submission_id)]
                 job.copy_logs(
                     folder,
-                    head.directory / "session_latest" / "logs" / f"job-driver-{job.name}.log",
+                    head.directory / "session_latest" / "logs" / f"job-driver-{job.submission_id}.log",
                     airflow.home / "logs" / "dag_id=soak" / f"run_id={run_id}" / f"task_id={job.mode}"
                     / f"map_index={job.map_index}",
                 )  # fmt: skip

@@ -47,10 +47,11 @@ RETRIES = [
     pytest.param(GENERATION, id="retry"),
     pytest.param(RetryGeneration(3, START, 2), id="retry, another task was cleared"),
     pytest.param(RetryGeneration(3, START), id="retry, clear_number unknown"),
-    pytest.param(RetryGeneration(5, START, 1), id="retry, retries of the task changed"),
+    pytest.param(RetryGeneration(3, "2026-01-03T00:00:00+00:00", 1), id="retry, new start of the run"),
 ]
 CLEARS = [
     pytest.param(RetryGeneration(7, START, 2), id="cleared"),
+    pytest.param(RetryGeneration(7, START, 1), id="cleared without reset_dag_runs"),
     pytest.param(RetryGeneration(2, START, 2), id="cleared, fewer retries"),
     pytest.param(RetryGeneration(3, "2026-01-03T00:00:00+00:00", 2), id="cleared, new start of the run"),
     pytest.param(RetryGeneration(7, START), id="cleared, clear_number unknown"),
@@ -336,14 +337,14 @@ def test_every_action_is_documented() -> None:
 
 @pytest.mark.parametrize("generation", RETRIES)
 def test_is_retry(generation: RetryGeneration) -> None:
-    """The same ``clear_number``, or the same ``max_tries`` and run start, mean that the task was not cleared."""
+    """The same ``max_tries``, with the same ``clear_number`` or run start, mean that the task was not cleared."""
     assert generation.is_retry_of(GENERATION)
     assert GENERATION.is_retry_of(generation)
 
 
 @pytest.mark.parametrize("generation", CLEARS)
 def test_is_clear(generation: RetryGeneration) -> None:
-    """Another ``max_tries`` or run start means a Clear, unless ``clear_number`` is the same."""
+    """Another ``max_tries`` means a Clear, and so does another start of the run with another ``clear_number``."""
     assert not generation.is_retry_of(GENERATION)
 
 
@@ -457,7 +458,6 @@ def test_record_of_a_later_version() -> None:
     "stored",
     [
         pytest.param({"submission_id": "job-1", "nonce": "n", "address": HERE, "accepted": False}, id="flat form"),
-        pytest.param({"job": {"address": HERE, "submission_id": "job-1"}}, id="generation missing"),
         pytest.param({"job": {"address": HERE, "submission_id": "job-1"}, "generation": 3}, id="generation a number"),
         pytest.param({"job": {"address": HERE, "submission_id": "job-1"}, "generation": {}}, id="generation empty"),
         pytest.param({"job": {"submission_id": "job-1"}, "generation": None}, id="address missing"),
@@ -472,6 +472,14 @@ def test_record_of_a_later_version() -> None:
 def test_unreadable_record_keeps_its_id(stored: Any) -> None:
     """Of a record in an unknown form the submission id remains, which is enough to ask Ray."""
     assert JobRecord.from_json(stored) == UNREADABLE
+
+
+def test_record_without_a_generation() -> None:
+    """Without a generation in the record, the job's metadata tell it."""
+    stored = json.loads(VERSION_1)
+    del stored["generation"]
+
+    assert JobRecord.from_json(stored) == replace(FULL, generation=None)
 
 
 @pytest.mark.parametrize(
