@@ -1,0 +1,76 @@
+"""
+Run histories by hand::
+
+    python -m tests.simulation --histories 1000000            # a campaign with a fresh seed
+    python -m tests.simulation --seed 17                      # the walk of a seed, and the journal of its violation
+    python -m tests.simulation --bugs                        # put old bugs back, one by one
+    python -m tests.simulation --replay "worker | 0 | ..."    # one history, with its journal
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+
+os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="airflow-simulation-"))
+os.environ.setdefault("AIRFLOW__CORE__LOAD_EXAMPLES", "False")
+
+from .bugs import BUGS, find
+from .campaign import Case, Tally, run_campaign, shrink, walk
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation")
+    parser.add_argument("--histories", type=int, default=30_000)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--seed", type=int, help="run only the walk of this seed")
+    parser.add_argument("--seed-base", type=int, default=int(time.time()))
+    parser.add_argument("--replay", help="run only this history")
+    parser.add_argument("--bugs", action="store_true", help="put old bugs back, and say after how many each is found")
+    arguments = parser.parse_args()
+    sys.unraisablehook = lambda _: None
+    if arguments.bugs:
+        for bug in BUGS:
+            found = find(bug, arguments.seed_base)
+            print(f"{bug}: after {found.after} histories: {found.violations[0]}\n    {found.case}" if found else bug)
+        return 0
+    if arguments.replay:
+        return show(Case.parse(arguments.replay))
+    if arguments.seed is not None:
+        case, report = list(walk(arguments.seed))[-1]
+        return show(shrink(case, report.violations[0].partition(":")[0]) if report.violations else case)
+    began = time.time()
+    print(f"seed base {arguments.seed_base}")
+    tally = run_campaign(arguments.histories, arguments.seed_base, arguments.processes)
+    print(summary(tally))
+    print(f"{tally.histories / (time.time() - began):.0f} histories a second")
+    return bool(tally.findings)
+
+
+def show(case: Case) -> int:
+    """Print a history with its journal."""
+    report = case.run(is_verbose=True)
+    print(*report.journal, sep="\n")
+    print(f"\n{case}\nstate {report.state}, tags {sorted(report.tags)}")
+    print(*report.violations or ["no violation"], sep="\n")
+    return bool(report.violations)
+
+
+def summary(tally: Tally) -> str:
+    """Describe the result of a campaign: one line for each kind of finding."""
+    lines = [f"{tally.histories} histories, {tally.operations} operations, {len(tally.findings)} with violations"]
+    lines += [f"  {count} {tag}" for tag, count in sorted(tally.tags.items())]
+    seen = set()
+    for finding in sorted(tally.findings, key=lambda finding: len(finding.case.faults)):
+        if finding.kind in seen:
+            continue
+        seen.add(finding.kind)
+        lines.append(f"after {finding.after}: {finding.violations[0]}\n    {finding.case}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""
+What must hold in every history.
+
+1. At most one job of the task instance lives. A PENDING job whose stop Ray has accepted does not count.
+2. When all is over, no job of the task instance lives.
+3. A task is green only if the job whose id it returned SUCCEEDED, and was a job of this task instance.
+4. At most 1 + Clears jobs of the task instance SUCCEED, unless a job's success was lost with its cluster.
+5. A try shows each line of its job's log once, in order; a try that ends with its job shows all of them.
+6. No try ends with an error that is neither the package's nor Airflow's nor a fault of the history.
+
+Documented exceptions, for a cleanup operator, are tags of the report.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_rayjobs import exceptions
+
+if TYPE_CHECKING:
+    from .history import History
+    from .ray import Job
+
+# Messages with which a log may repeat lines, or lack some.
+_REPEATS = ("may be repeated here", "shown again from its start")
+_LACKS = ("is not complete here", "has fewer bytes now", "were left out here", "log_lines_limit")
+
+
+def check_one_living_job(history: History, job: Job) -> None:
+    """Check that no other job of the task instance lives when one is submitted or starts."""
+    living = [other for other in history.jobs if other is not job and other.is_living]
+    if not living or not job.is_living or job not in history.jobs:
+        return
+    if not history.scenario.stop_on_kill:
+        # a Clear leaves the old job alone
+        living = [other for other in living if other.generation == job.generation]
+    if living:
+        others = ", ".join(f"{other.number} {other.name} {other.status}" for other in living)
+        history.violate("one living job", f"job {job.number} {job.name} lives beside {others}")
+
+
+def check_green(history: History, result: Any) -> None:
+    """Check a success that the task itself has reported."""
+    if history.scenario.is_sensor:
+        if history.clears:
+            return  # a cleared sensor waits for the job that has the id now
+        watched = history.scenario.watched_job(history)
+        if watched is not None and watched.status != "SUCCEEDED":
+            history.violate("green", f"the sensor is green, but its job {watched.name} is {watched.status}")
+        return
+    jobs = [job for job in history.jobs if job.submission_id == result]
+    if not jobs:
+        history.violate("green", f"the task returned {result!r}, which is no job of it")
+    elif history.scenario.waits and not any(job.status == "SUCCEEDED" for job in jobs):
+        history.violate("green", f"the task is green, but its job {jobs[-1].name} is {jobs[-1].status}")
+
+
+def check_end(history: History) -> None:
+    """Check what must hold when all is over."""
+    report = history.report
+    report.tags |= history.airflow.tags | tags_of(history)
+    _check_orphans(history)
+    _check_successes(history)
+    _check_logs(history)
+    _check_errors(history)
+
+
+def tags_of(history: History) -> set[str]:
+    """Return the documented exceptions that apply to a history."""
+    airflow, tags = history.airflow, set()
+    last = airflow.ends[-1] if airflow.ends else None
+    was_warned = bool(airflow.workers) and airflow.workers[-1].terminated_at != float("inf")
+    if last is not None and last[1] == "lost" and airflow.state == "failed" and not was_warned:
+        tags.add("the process of the last try was killed")
+    return tags
+
+
+# With one of these, nobody is left who could stop the job.
+_EXCUSES = {
+    "marked while no process or trigger was there",
+    "no triggerer had the trigger",
+    "marked or cleared while the trigger fired",
+    "marked while a try failed",
+    "the process of the last try was killed",
+    "marked or cleared after the last look",
+}
+
+
+def _check_orphans(history: History) -> None:
+    report = history.report
+    for job in history.jobs:
+        if not job.is_living or (job.stop_accepted is not None):
+            continue
+        if not history.scenario.waits and any(result == job.submission_id for _, _, result in history.airflow.ends):
+            continue  # the task has ended before, and left its job running
+        if not history.scenario.stop_on_kill:
+            continue
+        if job.is_late:
+            report.tags.add("a submission arrived after its process could stop the job")
+            continue
+        if report.tags & _EXCUSES:
+            report.tags.add("excused orphan")
+            continue
+        if history.airflow.lookups_fail_until > history.airflow.last_action + 25:
+            report.tags.add("the connection could not be read for the stop")
+            continue
+        since = min(history.airflow.last_action or history.airflow.ended_at, history.airflow.ended_at) - 5
+        if sum(at > since for at in history.network.failures) > 1:
+            report.tags.add("Ray could not be reached for the stop")
+            continue
+        history.violate("orphan", f"job {job.number} {job.name} is {job.status} after the end of the task")
+
+
+def _check_successes(history: History) -> None:
+    succeeded = [job for job in history.jobs if job.status == "SUCCEEDED" and not (job.is_lost or job.is_deleted)]
+    allowed = 1 + len(history.clears)
+    if len(succeeded) > allowed:
+        names = ", ".join(job.name for job in succeeded)
+        history.violate("successes", f"{len(succeeded)} jobs SUCCEEDED, {allowed} allowed: {names}")
+
+
+_LINE = re.compile(r"job (\d+) line (\d+) of ")
+
+
+def _check_logs(history: History) -> None:
+    airflow = history.airflow
+    messages = "\n".join(text for _, _, text in airflow.messages)
+    repeats, lacks = any(text in messages for text in _REPEATS), any(text in messages for text in _LACKS)
+    if history.happened["head restarts and the id is taken"]:
+        return  # a log has no identity: a read may get that of the other job
+    shown: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for record in airflow.shown:
+        for line in record.text.split("\n"):
+            if match := _LINE.match(line):
+                shown[record.try_number, int(match.group(1))].append(int(match.group(2)))
+            elif line:
+                history.violate("log", f"try {record.try_number} shows {line!r}, which is no line of a job")
+    for (try_number, job), numbers in shown.items():
+        if repeats:
+            continue
+        if numbers != sorted(set(numbers)):
+            again = [number for number, count in Counter(numbers).items() if count > 1]
+            history.violate("log", f"try {try_number} repeats or mixes lines {again[:5]} of job {job}: {numbers}")
+        elif numbers != list(range(len(numbers))):
+            history.violate("log", f"try {try_number} lacks lines of job {job}: {numbers}")
+    if history.scenario.shows_log and not lacks:
+        _check_whole_log(history, shown)
+
+
+def _check_whole_log(history: History, shown: dict[tuple[int, int], list[int]]) -> None:
+    """Check that a try that ended green has shown its whole job."""
+    for try_number, state, result in history.airflow.ends:
+        if state != "success" or not history.scenario.waits:
+            continue
+        for job in history.jobs:
+            if job.submission_id == result and job.status == "SUCCEEDED" and not (job.is_lost or job.is_deleted):
+                count = len(set(shown[try_number, job.number]))
+                if count != job.plan.lines:
+                    history.violate("log", f"try {try_number} shows {count} of {job.plan.lines} lines of {job.name}")
+
+
+# The text of an error of this kind, which a trigger's event carries as a plain RayJobsError.
+_BUG = re.compile(r"(Type|Key|Attribute|Index|Name|Assertion|Runtime|Unbound\w+)Error\b")
+
+
+def _check_errors(history: History) -> None:
+    for try_number, _state, error in history.airflow.ends:
+        if not isinstance(error, BaseException):
+            continue
+        if isinstance(error, exceptions.RayJobsError):
+            if _BUG.match(str(error)):
+                history.violate("error", f"try {try_number} ended with {error}")
+            continue
+        module = type(error).__module__
+        if not module.startswith("airflow.") and type(error).__name__ != "ApiServerError":
+            history.violate("error", f"try {try_number} ended with {type(error).__name__}: {error}")

@@ -1,0 +1,57 @@
+"""The simulation finds no history that breaks a promise of this provider."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+
+from .__main__ import summary
+from .bugs import BUGS, find
+from .campaign import Case, run_campaign
+from .scenarios import SCENARIOS
+
+# Two cores need less than 5 minutes for so many.
+HISTORIES = int(os.environ.get("SIMULATED_HISTORIES", "30000"))
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_task_ends_green_without_faults(scenario: str):
+    """Without faults each task ends as its job does."""
+    report = Case(scenario, ()).run()
+
+    assert report.violations == []
+    assert report.tags == set()
+    assert report.state == "success"
+
+
+def test_history_is_the_same_each_time():
+    """A history depends on its case alone."""
+    case = Case.parse("deferrable | 7 | triggerer status#3 after: triggerer dies | 14: clear")
+
+    first, second = case.run(is_verbose=True), case.run(is_verbose=True)
+
+    assert first.journal == second.journal
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_bug_is_found(bug: str):
+    """A bug that is put back is found in far fewer histories than a campaign has."""
+    found = find(bug)
+
+    assert found is not None
+    assert found.after < HISTORIES / 10
+
+
+@pytest.mark.timeout(1800)
+def test_campaign(capsys: pytest.CaptureFixture[str]):
+    """No history of a campaign violates an invariant: one fault at each operation, then random walks."""
+    seed = random.SystemRandom().randrange(10**9)
+    with capsys.disabled():
+        print(f"\nsimulation: seed base {seed}; a seed is replayed with: python -m tests.simulation --seed N")
+
+    tally = run_campaign(HISTORIES, seed)
+
+    assert tally.findings == [], summary(tally)
+    assert tally.histories >= HISTORIES
