@@ -30,7 +30,6 @@ from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.models import JobDetails
 from airflow_provider_rayjobs.jobs.steps import with_jitter
 from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, stop_and_wait
-from airflow_provider_rayjobs.jobs.tls import certificate_mtimes
 from airflow_provider_rayjobs.log_budget import FlushTimer, LogBudget
 from airflow_provider_rayjobs.log_checkpoint import CheckpointedShare
 from airflow_provider_rayjobs.masking import mask_soon, masking_env_vars
@@ -304,17 +303,14 @@ class _Shared:
 
 # Creating a client's TLS context blocks the event loop for 24 ms, so triggers of one cluster share a client. A client
 # belongs to one event loop; the outer dictionary drops closed loops.
-_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, Cluster, tuple[int, ...]], _Shared]] = (
-    WeakKeyDictionary()
-)
+_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, Cluster], _Shared]] = WeakKeyDictionary()
 
 
 @asynccontextmanager
 async def shared_client(hook: RayJobsHook, cluster: Cluster) -> AsyncIterator[AsyncRayJobsClient]:
     """Share the client of a cluster on this event loop. The last trigger that uses it closes it."""
     clients = _shared.setdefault(asyncio.get_running_loop(), {})
-    # by connection, as a client's errors name it; by times, as a replaced certificate needs a new client
-    key = (hook.ray_conn_id, cluster, certificate_mtimes(cluster.access))
+    key = (hook.ray_conn_id, cluster)  # by connection, as a client's errors name it
     if key not in clients:
         clients[key] = _Shared(hook.async_client_of(cluster))
     shared = clients[key]
