@@ -346,12 +346,14 @@ class Boundary:
             self.log.warning(message, *args)
 
     def _shortage(self) -> str:
-        """Compare the resources that a pending job requests with those of the cluster."""
+        """Compare the resources that a pending job requests with those of the cluster; "" if that fails."""
         cluster: ClusterResources | None = None
-        with suppress(RayJobsError):  # the error of the job is more important
-            cluster = self._client.send(endpoints.get_cluster_status())
-        submission = self.task.new_submission(self.context, self._record.submission_id, runtime_env={})
-        return describe_shortage(submission.demand(), cluster)
+        with suppress(ValueError):  # the error of the job is more important
+            demand = self.task.new_submission(self.context, self._record.submission_id, runtime_env={}).demand()
+            with suppress(RayJobsError):
+                cluster = self._client.send(endpoints.get_cluster_status())
+            return describe_shortage(demand, cluster)
+        return ""
 
     def _show_log(self, details: JobDetails | None) -> None:
         if self.reader is not None and details is not None and details.status.is_terminal():
