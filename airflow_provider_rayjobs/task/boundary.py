@@ -52,6 +52,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# States in which Airflow rejects a deferral, a success or a failure: marked, cleared, or replaced by another try.
+_ENDED_STATES = ("success", "failed", "skipped", "removed", "restarting", "up_for_retry")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -194,7 +197,8 @@ class Boundary:
         raised = to_task_error(error, self.task, fail_on=fail_on, skip_on=skip_on)
         if self._owns_job() and not isinstance(error, RayJobNotFoundError | RayJobLostError):
             name = self._record.submission_id
-            if self.store.is_durable and not is_last_try(raised, self.task, self.context):
+            is_followed = self.store.is_durable and not is_last_try(raised, self.task, self.context)
+            if is_followed and not (self.kill_switch.is_enabled and self._was_ended_by_airflow()):
                 self._warn("Ray job %s may still be running. It is not stopped: the next try follows it.", name)
             else:
                 self._warn("Ray job %s may still be running, and no further try follows it. Stopping it.", name)
@@ -277,6 +281,18 @@ class Boundary:
         if self.store.record is None:
             raise RuntimeError("This try has no job record yet.")
         return self.store.record
+
+    def _was_ended_by_airflow(self) -> bool:
+        """Ask Airflow whether the task was marked or cleared since its last heartbeat."""
+        ti = self.context["ti"]
+        map_index = -1 if ti.map_index is None else ti.map_index
+        try:
+            states = ti.get_task_states(
+                dag_id=ti.dag_id, map_index=map_index, task_ids=[ti.task_id], run_ids=[ti.run_id]
+            )
+            return any(state in _ENDED_STATES for state in states.get(ti.run_id, {}).values())
+        except Exception:  # noqa: BLE001  (Airflow cannot be asked)
+            return False
 
     def _owns_job(self) -> bool:
         """Tell whether a job may run that this try must stop, or leave to the next try."""

@@ -37,9 +37,6 @@ from airflow_provider_rayjobs.triggers import RayJobTrigger, details_from_event
 if TYPE_CHECKING:
     from airflow_provider_rayjobs.jobs.packages.upload import UploadedPackages
 
-# States in which Airflow rejects the deferral of a task instance: marked, cleared, or replaced by another try.
-_ENDED_STATES = ("success", "failed", "skipped", "removed", "restarting", "up_for_retry")
-
 
 class Execution(Boundary):
     """One try of a task: find its job or submit one, follow it, and end as it ends."""
@@ -248,14 +245,3 @@ class Execution(Boundary):
         """
         if self.kill_switch.is_triggered or self._was_ended_by_airflow():
             raise Interrupted
-
-    def _was_ended_by_airflow(self) -> bool:
-        ti = self.context["ti"]
-        map_index = -1 if ti.map_index is None else ti.map_index
-        try:
-            states = ti.get_task_states(
-                dag_id=ti.dag_id, map_index=map_index, task_ids=[ti.task_id], run_ids=[ti.run_id]
-            )
-            return any(state in _ENDED_STATES for state in states.get(ti.run_id, {}).values())
-        except Exception:  # noqa: BLE001  (the deferral itself shows whether Airflow can be reached)
-            return False
