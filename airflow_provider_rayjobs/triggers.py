@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import structlog
@@ -28,11 +28,13 @@ from airflow_provider_rayjobs.jobs.limits import Limits
 from airflow_provider_rayjobs.jobs.logs.options import LOGS_OFF, LogOptions
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.models import JobDetails
-from airflow_provider_rayjobs.jobs.steps import with_jitter
+from airflow_provider_rayjobs.jobs.steps import Engine, Step, map_steps, with_jitter
 from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, stop_and_wait
 from airflow_provider_rayjobs.log_budget import FlushTimer, LogBudget
 from airflow_provider_rayjobs.log_checkpoint import CheckpointedShare
 from airflow_provider_rayjobs.masking import mask_soon, masking_env_vars
+
+T = TypeVar("T")
 
 # Shared by all triggers of this process.
 _log_budget = LogBudget()
@@ -172,7 +174,6 @@ class RayJobTrigger(BaseTrigger):
         event: dict[str, Any] = {
             "version": 1,
             "submission_id": self.submission_id,
-            "job_ref": self._job.to_json(),
             "try_id": options.try_id,
             "execution_deadline": options.execution_deadline,
         }
@@ -195,11 +196,23 @@ class RayJobTrigger(BaseTrigger):
                     limits=Limits.from_json(options.limits),
                     time_left=math.inf if deadline is None else deadline - time.time(),
                 )
-                details = await client.run(masking_env_vars(following, mask_soon), emit_job_log)
-            event |= job_event(details) | {"job_ref": self._job.seen(details).to_json()}
+                details = await client.run(masking_env_vars(self._noting_job(following), mask_soon), emit_job_log)
+            event |= job_event(details)
         except Exception as error:  # noqa: BLE001  (the worker raises it)
             event |= error_event(error)
-        return TriggerEvent(event | {"log_state": reader.state if reader else options.log_state})
+        seen = {"job_ref": self._job.to_json(), "log_state": reader.state if reader else options.log_state}
+        return TriggerEvent(event | seen)
+
+    def _noting_job(self, engine: Engine[T]) -> Engine[T]:
+        """Run an engine, and note which job is meant as soon as an answer tells it."""
+
+        def note(step: Step) -> Engine[Any]:
+            answer = yield step
+            if isinstance(answer, JobDetails) and self._job.is_same(answer):
+                self._job = self._job.seen(answer)
+            return answer
+
+        return map_steps(engine, note)
 
     @asynccontextmanager
     async def _reader(self) -> AsyncIterator[LogReader | None]:

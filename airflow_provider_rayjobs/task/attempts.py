@@ -122,7 +122,7 @@ class JobRecord:
     :param number: the number of this submission under ``base_id``.
     :param accepted: whether Ray certainly has received the job.
     :param abandoned: whether a time limit expired; stored before the stop is sent.
-    :param delivered: whether a try has returned the job's result or raised its failure.
+    :param delivered: whether a try has returned the job's result or raised its failure; for information.
     :param holder: the try that follows the job, by its task instance id (a UUID).
     :param version: the version of this form.
     """
@@ -209,7 +209,7 @@ def decide(record: JobRecord | None, answer: ClusterAnswer | None, this: ThisTry
     job unknown, otherwise                      SUBMIT    it was deleted
     another job has the id                      SUBMIT    the other job is left alone
     job SUCCEEDED, task not cleared             FINISH    also if the last try took that result and failed afterwards
-    job FAILED, exit code is final, not raised  FINISH    the task ends as ``fail_on_exit_code`` says; not if cleared
+    job FAILED with a final exit code           FINISH    the task ends as ``fail_on_exit_code`` says; not if cleared
     job ended otherwise                         SUBMIT
     job not ended, abandoned                    REPLACE
     job not ended, task cleared                 REPLACE   with ``stop_on_kill=False``: SUBMIT, and the job runs on
@@ -249,7 +249,7 @@ def _decide_known(record: JobRecord, job: JobDetails, this: ThisTry) -> tuple[Ac
     if job.status.is_terminal():
         if job.status == JobStatus.SUCCEEDED and not is_cleared:
             return Action.FINISH, "SUCCEEDED"
-        is_final = job.driver_exit_code in this.final_exit_codes and not record.delivered
+        is_final = job.driver_exit_code in this.final_exit_codes
         if job.status == JobStatus.FAILED and is_final and not is_cleared:
             return Action.FINISH, f"FAILED with exit code {job.driver_exit_code}, after which no job is submitted"
         return Action.SUBMIT, f"ended {job.status}{cleared}"
