@@ -227,7 +227,7 @@ def test_cleared_task_submits_after_a_success(
     assert "ended SUCCEEDED, and the task was cleared" in decision.reason
 
 
-@pytest.mark.parametrize("record", [RECORD, UNCONFIRMED, ABANDONED, UNREADABLE], ids=str)
+@pytest.mark.parametrize("record", [RECORD, DELIVERED, UNCONFIRMED, ABANDONED, UNREADABLE], ids=str)
 @pytest.mark.parametrize("exit_code", [3, 0, -9])
 def test_final_exit_code_is_taken(record: JobRecord, exit_code: int) -> None:
     """A retry takes a failure with a final exit code, whether or not the last try raised it, and submits nothing."""
