@@ -45,8 +45,9 @@ job_logger = structlog.get_logger("airflow.task.ray_job")
 # before that, Airflow fails it as killed (apache/airflow issues 66374, 67287, 72716). Seen on Airflow 3.3.2 for 2 of
 # 10 tasks that deferred for 4 s without this package, and for none of 12 with this minimum.
 MIN_DEFERRAL = 8.0
-# Seconds for the lookup of the connection and for a stop, of the 30 that Airflow gives a trigger's ``on_kill``
-# (``[triggerer] on_kill_timeout``).
+# Seconds for the state of the task, the lookup of the connection and the stop, of the 30 that Airflow gives a
+# trigger's ``on_kill`` (``[triggerer] on_kill_timeout``).
+_STATE_TIMEOUT = 3.0
 _KILL_LOOKUP_TIMEOUT = 10.0
 _KILL_TIMEOUT = 15.0
 # Seconds before the next lookup of an unusable connection.
@@ -139,9 +140,11 @@ class RayJobTrigger(BaseTrigger):
         """
         Stop the job. Airflow 3.3 and later call this if the task was cleared or marked, or if its run timed out.
 
-        Airflow does not call it when a triggerer stops or hands its triggers over, so the job continues.
+        Airflow does not call it when a triggerer stops or hands its triggers over, so the job continues. It does call
+        it in a triggerer that was too slow and lost its triggers to another one (3.3.2). The task is still deferred
+        then, and the job is left to the other triggerer.
         """
-        if not self.options.stop_on_kill:
+        if not self.options.stop_on_kill or await self._is_still_deferred():
             return
         stop = asyncio.ensure_future(self._stop())
         while not stop.done():
@@ -149,12 +152,30 @@ class RayJobTrigger(BaseTrigger):
             with suppress(asyncio.CancelledError):
                 await asyncio.shield(stop)
 
+    async def _is_still_deferred(self) -> bool:
+        """Ask Airflow whether the task waits for a trigger; ``False`` if Airflow does not answer."""
+        ti: Any = self.task_instance
+        try:
+            # Imported here, because few triggers are killed.
+            from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance  # noqa: PLC0415
+
+            map_index = -1 if ti.map_index is None else ti.map_index
+            asking = asyncio.to_thread(
+                RuntimeTaskInstance.get_task_states,
+                dag_id=ti.dag_id, map_index=map_index, task_ids=[ti.task_id], run_ids=[ti.run_id],
+            )  # fmt: skip
+            states = await asyncio.wait_for(asking, _STATE_TIMEOUT)
+        except Exception:  # noqa: BLE001
+            return False
+        return "deferred" in states.get(ti.run_id, {}).values()
+
     async def _stop(self) -> None:
         try:
             hook = RayJobsHook(self.ray_conn_id)
             cluster = self._cluster or await self._look_up_for_stop(hook)
             async with shared_client(hook, cluster) as client:
-                stopped = await client.run(stop_and_wait(self._job, min(self.options.stop_timeout, _KILL_TIMEOUT)))
+                longest = _KILL_TIMEOUT if self._cluster is None else _KILL_TIMEOUT + _KILL_LOOKUP_TIMEOUT
+                stopped = await client.run(stop_and_wait(self._job, min(self.options.stop_timeout, longest)))
             level = logging.INFO if stopped.has_ended else logging.WARNING
             self.log.log(level, "Airflow ended this task. %s", stopped.summary)
         except Exception as error:  # noqa: BLE001  (Airflow would only log it)

@@ -348,17 +348,28 @@ class JobRecordStore:
         return self._store is not None
 
     def read(self) -> JobRecord | None:
-        """Return the record as it is stored now."""
+        """
+        Return the record as it is stored now.
+
+        :raises ValueError: no submission id can be read. A new job might run beside the recorded one.
+        """
         stored = self._store.get(_KEY) if self._store is not None else None
-        return JobRecord.from_json(stored) if stored else None
+        record = JobRecord.from_json(stored) if stored else None
+        if stored and record is None:
+            raise ValueError(
+                f"The job record of this task (key {_KEY} of its task state store) holds no submission id. Nothing was "
+                "submitted. If a state_store_backend is configured, configure it on all workers. If no job of this "
+                "task runs, delete the key and clear the task."
+            )
+        return record
 
     def new_record(self, context: Context, base_id: str | None, address: str, conn_id: str) -> JobRecord:
         """Return the record of a new submission, under an id that this task instance has not used."""
         number = 1
         if base_id and self.record is not None and self.record.base_id == base_id:
             number = self.record.number + 1
-        elif base_id and (not self.is_durable or (self.record is not None and self.record.generation is None)):
-            number = context["ti"].try_number  # at least the number of submissions so far
+        elif base_id and (not self.is_durable or self.record is not None):
+            number = context["ti"].try_number  # more than the number of any earlier submission
         submission_id = numbered_id(base_id, _map_suffix(context), number) if base_id else new_submission_id(context)
         job = JobRef(address, submission_id, nonce=new_nonce())
         return JobRecord(job, conn_id, RetryGeneration.of(context), base_id=base_id or "", number=number)

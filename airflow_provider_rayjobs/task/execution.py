@@ -29,7 +29,7 @@ from airflow_provider_rayjobs.task.attempts import (
     owner_of,
     query_job,
 )
-from airflow_provider_rayjobs.task.boundary import Boundary
+from airflow_provider_rayjobs.task.boundary import JOB_REF_KEY, Boundary
 from airflow_provider_rayjobs.task.states import State
 from airflow_provider_rayjobs.task.targets import Target
 from airflow_provider_rayjobs.triggers import RayJobTrigger, details_from_event
@@ -179,6 +179,8 @@ class Execution(Boundary):
             replace(record, job=job, generation=RetryGeneration.of(self.context), holder=self._id, delivered=False)
         )
         self._push_xcoms()
+        if self.kill_switch.is_killed:  # also with ``stop_on_kill=False``
+            raise Interrupted
         self._enter(State.SUBMITTING)
         try:
             is_confirmed = self._run(submit_job(submission, timeout, packages.ensure if packages else None))
@@ -198,6 +200,8 @@ class Execution(Boundary):
         """Push the submission id and the link, before the submission, so that no failure can hide the job."""
         task_instance = self.context["ti"]
         task_instance.xcom_push(key="submission_id", value=self._record.submission_id)
+        if not self.store.is_durable:
+            task_instance.xcom_push(key=JOB_REF_KEY, value=self._record.job.to_json())
         task_instance.xcom_push(key=links.XCOM_KEY, value=self.target.cluster.job_url(self._record.submission_id))
 
     def _defer(self) -> NoReturn:
