@@ -65,7 +65,13 @@ def get_job(submission_id: str) -> Request[JobDetails]:
 
 def list_jobs() -> Request[list[JobDetails]]:
     """Describe the request for all jobs that the cluster remembers, interactive ones (type DRIVER) included."""
-    return Request("list jobs", "GET", "/api/jobs/", lambda answer: [JobDetails.from_json(job) for job in answer])
+    return Request(
+        "list jobs",
+        "GET",
+        "/api/jobs/",
+        lambda answer: [JobDetails.from_json(job) for job in answer],
+        with_time=lambda jobs, time: [replace(job, seen_at=time) for job in jobs],
+    )
 
 
 def stop_job(submission_id: str) -> Request[bool]:
