@@ -40,9 +40,29 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "hooks": [{"integration-name": "Ray Jobs", "python-modules": ["airflow_provider_rayjobs.hooks"]}],
-        "operators": [{"integration-name": "Ray Jobs", "python-modules": ["airflow_provider_rayjobs.operators"]}],
+        "operators": [
+            {
+                "integration-name": "Ray Jobs",
+                "python-modules": ["airflow_provider_rayjobs.operators", "airflow_provider_rayjobs.cleanup"],
+            }
+        ],
         "sensors": [{"integration-name": "Ray Jobs", "python-modules": ["airflow_provider_rayjobs.sensors"]}],
         "triggers": [{"integration-name": "Ray Jobs", "python-modules": ["airflow_provider_rayjobs.triggers"]}],
+        "config": {
+            "ray_jobs": {
+                "description": "Settings of the Ray Jobs provider.",
+                "options": {
+                    "deployment_name": {
+                        "description": "The name of this Airflow among those that use the same Ray cluster. "
+                        "RayJobCleanupOperator stops and deletes jobs with this name only. Set it on all workers.",
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": "production",
+                        "default": None,
+                    }
+                },
+            }
+        },
         "extra-links": ["airflow_provider_rayjobs.links.RayJobLink"],
     }
 
