@@ -40,14 +40,24 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "hooks": [{"integration-name": "Ray Jobs", "python-modules": ["airflow_provider_rayjobs.hooks"]}],
-        "operators": [{"integration-name": "Ray Jobs", "python-modules": ["airflow_provider_rayjobs.operators"]}],
+        "operators": [
+            {
+                "integration-name": "Ray Jobs",
+                "python-modules": ["airflow_provider_rayjobs.operators", "airflow_provider_rayjobs.cleanup"],
+            }
+        ],
         "sensors": [{"integration-name": "Ray Jobs", "python-modules": ["airflow_provider_rayjobs.sensors"]}],
         "triggers": [{"integration-name": "Ray Jobs", "python-modules": ["airflow_provider_rayjobs.triggers"]}],
         "extra-links": ["airflow_provider_rayjobs.links.RayJobLink"],
         "config": {
             "providers.ray_jobs": {
-                "description": "What connections of type ray_jobs may use on the machines of Airflow.",
+                "description": "What connections of type ray_jobs may use on the machines of Airflow, and its name.",
                 "options": {
+                    "deployment_name": _option(
+                        "The name of this Airflow among those that use the same Ray cluster. RayJobCleanupOperator "
+                        "stops and deletes jobs with this name only. Set it on all workers.",
+                        example="production",
+                    ),
                     "allowed_files": _option(
                         "Files that connections may use as token_file, client_cert and client_key: absolute paths, "
                         "separated by commas; * stands for any characters but a slash. Whoever may edit a connection "

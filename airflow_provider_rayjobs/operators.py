@@ -27,6 +27,7 @@ from airflow_provider_rayjobs.task.attempts import HAS_STORE, RetryGeneration, o
 from airflow_provider_rayjobs.task.boundary import Settings
 from airflow_provider_rayjobs.task.execution import Execution
 from airflow_provider_rayjobs.task.kill_switch import KillSwitch
+from airflow_provider_rayjobs.task.orphans import DEPLOYMENT, MAY_OUTLIVE_TASK, deployment_name
 from airflow_provider_rayjobs.task.outcomes import raising_task_errors
 from airflow_provider_rayjobs.task.text_templates import RendersText
 
@@ -52,8 +53,10 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
 
     The driver's environment has Airflow's ``AIRFLOW_CTX_...`` variables and ``RAY_JOB_SUBMISSION_ID``. The metadata of
     the job has ``airflow_dag_id``, ``airflow_run_id``, ``airflow_task_id``, ``airflow_map_index``,
-    ``airflow_try_number``, ``airflow_max_tries``, ``airflow_run_start_date``, ``airflow_clear_number`` and
-    ``airflow_logical_date``.
+    ``airflow_try_number``, ``airflow_max_tries``, ``airflow_run_start_date``, ``airflow_clear_number``,
+    ``airflow_logical_date``, and
+    ``airflow_deployment`` and ``airflow_may_outlive_task`` for
+    :class:`~airflow_provider_rayjobs.cleanup.RayJobCleanupOperator`.
 
     Every duration in seconds may also be a timedelta.
 
@@ -286,7 +289,7 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
             nonce=nonce,
             submission_id=submission_id,
             runtime_env={**runtime_env, "env_vars": env_vars},
-            metadata=build_metadata(context, metadata),
+            metadata=build_metadata(context, metadata, may_outlive_task=self._may_outlive_task()),
             entrypoint_num_cpus=template_values.as_number("entrypoint_num_cpus", self.entrypoint_num_cpus),
             entrypoint_num_gpus=template_values.as_number("entrypoint_num_gpus", self.entrypoint_num_gpus),
             entrypoint_memory=template_values.as_number("entrypoint_memory", self.entrypoint_memory),
@@ -296,13 +299,18 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
             ),
         )
 
+    def _may_outlive_task(self) -> bool:
+        """Tell whether the job may run on after its task has ended."""
+        waits = template_values.as_bool("wait_for_completion", self.wait_for_completion)
+        return not (waits and template_values.as_bool("stop_on_kill", self.stop_on_kill))
+
     def _folders(self) -> list[Path]:
         """Return where a relative path is searched: next to the DAG file, then in the working directory."""
         dag_file = getattr(self.dag, "fileloc", None) if self.has_dag() else None
         return [Path(dag_file).parent, Path.cwd()] if dag_file else [Path.cwd()]
 
 
-def build_metadata(context: Context, given: Mapping[str, str]) -> dict[str, str]:
+def build_metadata(context: Context, given: Mapping[str, str], *, may_outlive_task: bool) -> dict[str, str]:
     """
     Return a job's metadata: the user's keys and those of the task instance.
 
@@ -315,6 +323,8 @@ def build_metadata(context: Context, given: Mapping[str, str]) -> dict[str, str]
         **RetryGeneration.of(context).metadata(),
         "airflow_try_number": str(task_instance.try_number),
         "airflow_logical_date": logical_date.isoformat() if logical_date else "",
+        DEPLOYMENT: deployment_name(),
+        MAY_OUTLIVE_TASK: str(may_outlive_task).lower(),
     }
     if taken := reserved.keys() & given.keys():
         raise ValueError(f"metadata must not contain {', '.join(sorted(taken))}: the provider sets these keys.")

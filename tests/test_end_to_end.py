@@ -178,6 +178,8 @@ def test_job_metadata_and_driver_environment_identify_task_instance(run: DagRun,
         "airflow_max_tries": "0",
         "airflow_clear_number": "0" if Version(airflow_version) >= Version("3.3") else "",
         "airflow_logical_date": "2026-01-02T03:04:05+00:00",
+        "airflow_deployment": "sandbox",
+        "airflow_may_outlive_task": "false",
     }
     assert f"RAY_JOB_SUBMISSION_ID={job.submission_id}" in log
     assert f"MINE={task_id}" in log
@@ -284,6 +286,7 @@ def test_nightly_example_writes_report(nightly: tuple[DagRun, Any]):
         "ray_jobs_deferrable",
         "ray_jobs_retry",
         "ray_jobs_local_code",
+        "ray_jobs_cleanup",
         "native",
     ],
 )
@@ -310,6 +313,9 @@ def test_example_dag_succeeds(airflow: LocalAirflow, client: RayJobsClient, dag_
             [line] = [line for line in log.splitlines() if "package _ray_pkg_" in line]
             assert re.search(r"working_dir \S+/example_dags: package _ray_pkg_[0-9a-f]{40}\.zip, 2 files, ", line)
             assert "Job ray_jobs_local_code.report-try1-" in log
+        case "ray_jobs_cleanup":
+            assert run.xcoms("clean_up")["return_value"]["dry_run"] is True
+            assert "Dry run: would stop " in run.log("clean_up")
         case "ray_jobs_deferrable":
             assert "trained" in run.log("train").splitlines()
         case "ray_jobs_retry":

@@ -55,7 +55,7 @@ def test_operators_import_nothing_heavy():
             "import sys\n"
             "from airflow.sdk import BaseOperator\n"
             "before = set(sys.modules)\n"
-            "import airflow_provider_rayjobs.operators, airflow_provider_rayjobs.sensors\n"
+            "from airflow_provider_rayjobs import cleanup, operators, sensors\n"
             "print(sorted(set(sys.modules) - before))"
         )
     )
@@ -85,14 +85,14 @@ def test_client_imports_nothing_of_airflow() -> None:
 
 
 def test_only_operators_and_sensors_and_retries_import_task() -> None:
-    """Only operators, sensors and the retry policy import ``task``."""
+    """Only the modules with operators, the sensors and the retry policy import ``task``."""
     users = {
         module
         for module, imports in _graph().items()
         if any(imported.startswith("task") for imported in imports) and not module.startswith("task")
     }
 
-    assert users <= {"operators", "sensors", "retries"}
+    assert users <= {"operators", "cleanup", "sensors", "retries"}
 
 
 def _graph() -> dict[str, set[str]]:

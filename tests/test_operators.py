@@ -18,6 +18,7 @@ from airflow.sdk import DAG
 from stand_in_head import StandInHead
 
 from airflow_provider_rayjobs import triggers
+from airflow_provider_rayjobs.cleanup import RayJobCleanupOperator
 from airflow_provider_rayjobs.exceptions import RayJobTimeoutError
 from airflow_provider_rayjobs.jobs import RayJobsClient
 from airflow_provider_rayjobs.jobs.steps import Interrupted, interruptible
@@ -63,6 +64,7 @@ def test_operator_has_every_option_of_a_submission():
         RayJobSensor(task_id="s", submission_id="job-1"),
         RayJobStopOperator(task_id="o", submission_id="job-1"),
         RayJobDeleteOperator(task_id="d", submission_id="job-1"),
+        RayJobCleanupOperator(task_id="c"),
     ],
 )
 def test_template_fields_are_attributes(operator: Any):
@@ -92,6 +94,31 @@ def test_job_name():
 
     assert named.new_submission(context(), "job-1").metadata["job_name"] == "mine"
     assert unnamed.new_submission(context(), "job-1").metadata["job_name"] == "nightly.train"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, "false"),
+        ({"wait_for_completion": "False"}, "true"),
+        ({"stop_on_kill": False}, "true"),
+    ],
+)
+def test_metadata_tells_whether_the_job_may_outlive_its_task(arguments: dict[str, Any], expected: str):
+    """Only a job whose task waits for it, and stops it on a kill, must not run on after its task."""
+    submission = RayJobSubmitOperator(task_id="t", entrypoint="true", **arguments).new_submission(context(), "job-1")
+
+    assert submission.metadata["airflow_may_outlive_task"] == expected
+
+
+@pytest.mark.parametrize(("setting", "expected"), [(" production ", "production"), (None, "")])
+def test_metadata_names_the_deployment(monkeypatch: pytest.MonkeyPatch, setting: str | None, expected: str):
+    """The metadata has the setting ``[providers.ray_jobs] deployment_name``."""
+    if setting is not None:
+        monkeypatch.setenv("AIRFLOW__PROVIDERS_RAY_JOBS__DEPLOYMENT_NAME", setting)
+    submission = RayJobSubmitOperator(task_id="t", entrypoint="true").new_submission(context(), "job-1")
+
+    assert submission.metadata["airflow_deployment"] == expected
 
 
 def test_rendered_values_have_the_types_that_ray_expects():

@@ -54,7 +54,7 @@ def test_every_public_module_is_listed():
     package = ROOT / "airflow_provider_rayjobs"
     expected = {
         f"airflow_provider_rayjobs.{name}"
-        for name in ("hooks", "operators", "sensors", "triggers")
+        for name in ("hooks", "operators", "cleanup", "sensors", "triggers")
         if (package / f"{name}.py").exists()
     }
 

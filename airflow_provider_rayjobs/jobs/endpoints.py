@@ -92,6 +92,7 @@ def list_jobs() -> Request[list[JobDetails]]:
         "/api/jobs/",
         lambda answer: [JobDetails.from_json(job) for job in answer],
         timeout=_LIST_TIMEOUT,
+        with_time=lambda jobs, time: [replace(job, seen_at=time) for job in jobs],
     )
 
 

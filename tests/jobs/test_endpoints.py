@@ -442,6 +442,13 @@ def test_job_has_the_time_of_its_answer() -> None:
     assert "seen_at" not in details.to_event()
 
 
+def test_listed_jobs_have_the_time_of_the_answer() -> None:
+    """Each job of the list has the time of the answer by the head's clock."""
+    jobs = parse_answer(endpoints.list_jobs(), replace(sample("jobs_list.json"), time=1_700_000_000_000))
+
+    assert {job.seen_at for job in jobs} == {1_700_000_000_000}
+
+
 def test_version_has_no_time() -> None:
     """The result of a request without ``with_time`` does not depend on the time of its answer."""
     answer = sample("version.json")
