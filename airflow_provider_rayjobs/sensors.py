@@ -146,7 +146,7 @@ class RayJobSensor(RendersText, BaseSensorOperator):
             return
         poller = self._new_poller(context, is_resumed=True)
         poller.reader = reader = poller.logs.reader(event.get("log_state"))
-        poller.resume(event)
+        poller.resume(event, context)
         try:
             details = details_from_event(event)
         except RayJobsError as error:
@@ -270,9 +270,10 @@ class _JobPoller:
                 self.read_after = saved.get("read_after", 0.0)
                 self.reader.live = self.reader.live and time.time() >= self.read_after
 
-    def resume(self, event: Mapping[str, Any]) -> None:
-        """Continue with the job of a trigger's event."""
-        self._adopt(event.get("job_ref"))
+    def resume(self, event: Mapping[str, Any], context: Context) -> None:
+        """Continue with the job of a trigger's event, and store which job is meant."""
+        if self._adopt(event.get("job_ref")):
+            self.save(context)
 
     def _adopt(self, stored: Any) -> bool:
         """Take over which job was meant, and where it is. Tell whether it is a job with the sensor's id."""

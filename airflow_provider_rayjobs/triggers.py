@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import structlog
@@ -28,11 +28,13 @@ from airflow_provider_rayjobs.jobs.limits import Limits
 from airflow_provider_rayjobs.jobs.logs.options import LOGS_OFF, LogOptions
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.models import JobDetails
-from airflow_provider_rayjobs.jobs.steps import with_jitter
+from airflow_provider_rayjobs.jobs.steps import Engine, Step, map_steps, with_jitter
 from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, stop_and_wait
 from airflow_provider_rayjobs.log_budget import FlushTimer, LogBudget
 from airflow_provider_rayjobs.log_checkpoint import CheckpointedShare
 from airflow_provider_rayjobs.masking import mask_soon, masking_env_vars
+
+T = TypeVar("T")
 
 # Shared by all triggers of this process.
 _log_budget = LogBudget()
@@ -43,8 +45,9 @@ job_logger = structlog.get_logger("airflow.task.ray_job")
 # before that, Airflow fails it as killed (apache/airflow issues 66374, 67287, 72716). Seen on Airflow 3.3.2 for 2 of
 # 10 tasks that deferred for 4 s without this package, and for none of 12 with this minimum.
 MIN_DEFERRAL = 8.0
-# Seconds for the lookup of the connection and for a stop, of the 30 that Airflow gives a trigger's ``on_kill``
-# (``[triggerer] on_kill_timeout``).
+# Seconds for the state of the task, the lookup of the connection and the stop, of the 30 that Airflow gives a
+# trigger's ``on_kill`` (``[triggerer] on_kill_timeout``).
+_STATE_TIMEOUT = 3.0
 _KILL_LOOKUP_TIMEOUT = 10.0
 _KILL_TIMEOUT = 15.0
 # Seconds before the next lookup of an unusable connection.
@@ -137,9 +140,11 @@ class RayJobTrigger(BaseTrigger):
         """
         Stop the job. Airflow 3.3 and later call this if the task was cleared or marked, or if its run timed out.
 
-        Airflow does not call it when a triggerer stops or hands its triggers over, so the job continues.
+        Airflow does not call it when a triggerer stops or hands its triggers over, so the job continues. It does call
+        it in a triggerer that was too slow and lost its triggers to another one (3.3.2). The task is still deferred
+        then, and the job is left to the other triggerer.
         """
-        if not self.options.stop_on_kill:
+        if not self.options.stop_on_kill or await self._is_still_deferred():
             return
         stop = asyncio.ensure_future(self._stop())
         while not stop.done():
@@ -147,12 +152,30 @@ class RayJobTrigger(BaseTrigger):
             with suppress(asyncio.CancelledError):
                 await asyncio.shield(stop)
 
+    async def _is_still_deferred(self) -> bool:
+        """Ask Airflow whether the task waits for a trigger; ``False`` if Airflow does not answer."""
+        ti: Any = self.task_instance
+        try:
+            # Imported here, because few triggers are killed.
+            from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance  # noqa: PLC0415
+
+            map_index = -1 if ti.map_index is None else ti.map_index
+            asking = asyncio.to_thread(
+                RuntimeTaskInstance.get_task_states,
+                dag_id=ti.dag_id, map_index=map_index, task_ids=[ti.task_id], run_ids=[ti.run_id],
+            )  # fmt: skip
+            states = await asyncio.wait_for(asking, _STATE_TIMEOUT)
+        except Exception:  # noqa: BLE001
+            return False
+        return "deferred" in states.get(ti.run_id, {}).values()
+
     async def _stop(self) -> None:
         try:
             hook = RayJobsHook(self.ray_conn_id)
             cluster = self._cluster or await self._look_up_for_stop(hook)
             async with shared_client(hook, cluster) as client:
-                stopped = await client.run(stop_and_wait(self._job, min(self.options.stop_timeout, _KILL_TIMEOUT)))
+                longest = _KILL_TIMEOUT if self._cluster is None else _KILL_TIMEOUT + _KILL_LOOKUP_TIMEOUT
+                stopped = await client.run(stop_and_wait(self._job, min(self.options.stop_timeout, longest)))
             level = logging.INFO if stopped.has_ended else logging.WARNING
             self.log.log(level, "Airflow ended this task. %s", stopped.summary)
         except Exception as error:  # noqa: BLE001  (Airflow would only log it)
@@ -172,7 +195,6 @@ class RayJobTrigger(BaseTrigger):
         event: dict[str, Any] = {
             "version": 1,
             "submission_id": self.submission_id,
-            "job_ref": self._job.to_json(),
             "try_id": options.try_id,
             "execution_deadline": options.execution_deadline,
         }
@@ -195,11 +217,23 @@ class RayJobTrigger(BaseTrigger):
                     limits=Limits.from_json(options.limits),
                     time_left=math.inf if deadline is None else deadline - time.time(),
                 )
-                details = await client.run(masking_env_vars(following, mask_soon), emit_job_log)
-            event |= job_event(details) | {"job_ref": self._job.seen(details).to_json()}
+                details = await client.run(masking_env_vars(self._noting_job(following), mask_soon), emit_job_log)
+            event |= job_event(details)
         except Exception as error:  # noqa: BLE001  (the worker raises it)
             event |= error_event(error)
-        return TriggerEvent(event | {"log_state": reader.state if reader else options.log_state})
+        seen = {"job_ref": self._job.to_json(), "log_state": reader.state if reader else options.log_state}
+        return TriggerEvent(event | seen)
+
+    def _noting_job(self, engine: Engine[T]) -> Engine[T]:
+        """Run an engine, and note which job is meant as soon as an answer tells it."""
+
+        def note(step: Step) -> Engine[Any]:
+            answer = yield step
+            if isinstance(answer, JobDetails) and self._job.is_same(answer):
+                self._job = self._job.seen(answer)
+            return answer
+
+        return map_steps(engine, note)
 
     @asynccontextmanager
     async def _reader(self) -> AsyncIterator[LogReader | None]:

@@ -183,7 +183,7 @@ def parse_answer(request: Request[T], answer: Answer) -> T:
         advice = "Check the reverse proxy before Ray: it must not cache answers."
         message = error_message(fact, request, answer.labelled_address, advice)
         raise RayApiResponseError(message, status_code=answer.status_code, delivery=Delivery.FOREIGN) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise error_for_answer(request, answer) from error
 
 

@@ -124,5 +124,11 @@ def describe_yaml_error(error: Exception) -> str:
 
 
 def _encodings(secret: str) -> set[str]:
-    """Return a secret as it appears in a log, in a URL, in HTML and in JSON."""
-    return {secret, quote(secret, safe=""), html.escape(secret), json.dumps(secret)[1:-1]}
+    """Return a secret as it appears in a log, in a URL, in HTML and in JSON, as various programs write them."""
+    urls = {quote(secret, safe=""), quote(secret)}
+    in_html = html.escape(secret)
+    in_json = json.dumps(secret)[1:-1]
+    return {
+        secret, *urls, *(re.sub("%..", lambda found: found[0].lower(), url) for url in urls),
+        in_html, in_html.replace("&#x27;", "&#39;").replace("&quot;", "&#34;"), in_json, in_json.replace("/", r"\/"),
+    }  # fmt: skip

@@ -116,7 +116,7 @@ class Answer:
         value = self.headers.get("retry-after", "") if self.status_code in (429, 503) else ""
         try:
             seconds = float(value) if value.isdecimal() else parsedate_to_datetime(value).timestamp() - self.time / 1000
-        except ValueError:
+        except (ValueError, OverflowError):
             return 0.0
         return min(max(seconds, 0.0), MAX_RETRY_AFTER)
 

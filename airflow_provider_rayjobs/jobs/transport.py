@@ -339,5 +339,5 @@ def _time_of(date: str | None) -> int:
     """Return the time of a ``Date`` header in Unix milliseconds; without one, this machine's time."""
     try:
         return int(email.utils.parsedate_to_datetime(date or "").timestamp() * 1000)
-    except ValueError:
+    except (ValueError, OverflowError):
         return int(time.time() * 1000)

@@ -122,7 +122,7 @@ class JobRecord:
     :param number: the number of this submission under ``base_id``.
     :param accepted: whether Ray certainly has received the job.
     :param abandoned: whether a time limit expired; stored before the stop is sent.
-    :param delivered: whether a try has returned the job's result or raised its failure.
+    :param delivered: whether a try has returned the job's result or raised its failure; for information.
     :param holder: the try that follows the job, by its task instance id (a UUID).
     :param version: the version of this form.
     """
@@ -209,7 +209,7 @@ def decide(record: JobRecord | None, answer: ClusterAnswer | None, this: ThisTry
     job unknown, otherwise                      SUBMIT    it was deleted
     another job has the id                      SUBMIT    the other job is left alone
     job SUCCEEDED, task not cleared             FINISH    also if the last try took that result and failed afterwards
-    job FAILED, exit code is final, not raised  FINISH    the task ends as ``fail_on_exit_code`` says; not if cleared
+    job FAILED with a final exit code           FINISH    the task ends as ``fail_on_exit_code`` says; not if cleared
     job ended otherwise                         SUBMIT
     job not ended, abandoned                    REPLACE
     job not ended, task cleared                 REPLACE   with ``stop_on_kill=False``: SUBMIT, and the job runs on
@@ -249,7 +249,7 @@ def _decide_known(record: JobRecord, job: JobDetails, this: ThisTry) -> tuple[Ac
     if job.status.is_terminal():
         if job.status == JobStatus.SUCCEEDED and not is_cleared:
             return Action.FINISH, "SUCCEEDED"
-        is_final = job.driver_exit_code in this.final_exit_codes and not record.delivered
+        is_final = job.driver_exit_code in this.final_exit_codes
         if job.status == JobStatus.FAILED and is_final and not is_cleared:
             return Action.FINISH, f"FAILED with exit code {job.driver_exit_code}, after which no job is submitted"
         return Action.SUBMIT, f"ended {job.status}{cleared}"
@@ -348,17 +348,28 @@ class JobRecordStore:
         return self._store is not None
 
     def read(self) -> JobRecord | None:
-        """Return the record as it is stored now."""
+        """
+        Return the record as it is stored now.
+
+        :raises ValueError: no submission id can be read. A new job might run beside the recorded one.
+        """
         stored = self._store.get(_KEY) if self._store is not None else None
-        return JobRecord.from_json(stored) if stored else None
+        record = JobRecord.from_json(stored) if stored else None
+        if stored and record is None:
+            raise ValueError(
+                f"The job record of this task (key {_KEY} of its task state store) holds no submission id. Nothing was "
+                "submitted. If a state_store_backend is configured, configure it on all workers. If no job of this "
+                "task runs, delete the key and clear the task."
+            )
+        return record
 
     def new_record(self, context: Context, base_id: str | None, address: str, conn_id: str) -> JobRecord:
         """Return the record of a new submission, under an id that this task instance has not used."""
         number = 1
         if base_id and self.record is not None and self.record.base_id == base_id:
             number = self.record.number + 1
-        elif base_id and (not self.is_durable or (self.record is not None and self.record.generation is None)):
-            number = context["ti"].try_number  # at least the number of submissions so far
+        elif base_id and (not self.is_durable or self.record is not None):
+            number = context["ti"].try_number  # more than the number of any earlier submission
         submission_id = numbered_id(base_id, _map_suffix(context), number) if base_id else new_submission_id(context)
         job = JobRef(address, submission_id, nonce=new_nonce())
         return JobRecord(job, conn_id, RetryGeneration.of(context), base_id=base_id or "", number=number)

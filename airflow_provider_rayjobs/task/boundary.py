@@ -7,9 +7,11 @@ the trigger. So the boundary needs no more than the job record and a client for 
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout
@@ -52,6 +54,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# The XCom that names the job of a deferred task without a task state store.
+JOB_REF_KEY = "ray_job_ref"
+# States in which Airflow rejects a deferral, a success or a failure: marked, cleared, or replaced by another try.
+_ENDED_STATES = ("success", "failed", "skipped", "removed", "restarting", "up_for_retry")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -76,6 +83,7 @@ class SubmitTask(Protocol):
 
     ray_conn_id: str
     durable: bool
+    execution_timeout: timedelta | None
 
     @property
     def log(self) -> Any: ...
@@ -122,6 +130,7 @@ class Boundary:
             try:
                 return work()
             except RayJobTimeoutError as error:
+                self._end_execution_timeout()
                 return self._abandon(error)
             except AirflowTaskTimeout:
                 if not self._owns_job():
@@ -130,14 +139,21 @@ class Boundary:
                 message = f"Ray job {name} did not end within the execution_timeout of this try."
                 return self._abandon(RayJobTimeoutError(message, limit="execution_timeout"))
         except Interrupted:
+            self._end_execution_timeout()
             self._handle_kill()
         except Exception as error:  # noqa: BLE001  (raised again)
+            self._end_execution_timeout()
             self._handle_error(error)
         finally:
-            if self.state is not State.DEFERRED:
+            if self.state not in (State.DEFERRED, State.RELEASED):
                 self._enter(State.DONE)
             for client in self._clients.values():
                 client.close()
+
+    def _end_execution_timeout(self) -> None:
+        """Let Airflow's ``execution_timeout`` not break off the stop of a job. A stop has a time limit of its own."""
+        if self.task.execution_timeout is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _conclude(self, details: JobDetails) -> str:
         """Return the submission id of a job that SUCCEEDED, or raise the error for its end."""
@@ -167,10 +183,13 @@ class Boundary:
         self.kill_switch.begin_try()
         if self.is_resumed:
             given = (event or {}).get("submission_id") or (store.record and store.record.submission_id)
-            ti = self.context["ti"]
-            given = given or ti.xcom_pull(key="submission_id", task_ids=ti.task_id, map_indexes=ti.map_index)
+            job_ref = (event or {}).get("job_ref")
+            if not given:
+                ti = self.context["ti"]
+                job_ref = ti.xcom_pull(key=JOB_REF_KEY, task_ids=ti.task_id, map_indexes=ti.map_index)
+                given = job_ref and job_ref["submission_id"]
             if given and (store.record is None or store.record.submission_id != given):
-                job = JobRef.from_json({"address": "", "submission_id": given, **((event or {}).get("job_ref") or {})})
+                job = JobRef.from_json({"address": "", "submission_id": given, **(job_ref or {})})
                 store.record = JobRecord(job, self.task.ray_conn_id, RetryGeneration.of(self.context), accepted=True)
         elif self.state is State.STARTING:
             self._enter(State.NO_JOB if store.record is None else State.EARLIER_JOB)
@@ -194,7 +213,9 @@ class Boundary:
         raised = to_task_error(error, self.task, fail_on=fail_on, skip_on=skip_on)
         if self._owns_job() and not isinstance(error, RayJobNotFoundError | RayJobLostError):
             name = self._record.submission_id
-            if self.store.is_durable and not is_last_try(raised, self.task, self.context):
+            is_followed = self.store.is_durable and not is_last_try(raised, self.task, self.context)
+            is_ended = self.kill_switch.is_enabled and (self.kill_switch.is_triggered or self._was_ended_by_airflow())
+            if is_followed and not is_ended:
                 self._warn("Ray job %s may still be running. It is not stopped: the next try follows it.", name)
             else:
                 self._warn("Ray job %s may still be running, and no further try follows it. Stopping it.", name)
@@ -212,8 +233,8 @@ class Boundary:
         self._update(abandoned=True)
         self._warn("%s Stopping the job.", error)
         was_pending = error.details is not None and error.details.status == JobStatus.PENDING
-        shortage = [self._shortage()] if was_pending else []
         stopped = self._stop()
+        shortage = [self._shortage()] if was_pending else []
         self._show_log(stopped.details)
         if stopped.details is not None and stopped.details.status in (JobStatus.SUCCEEDED, JobStatus.FAILED):
             return self._conclude(stopped.details)
@@ -277,6 +298,18 @@ class Boundary:
         if self.store.record is None:
             raise RuntimeError("This try has no job record yet.")
         return self.store.record
+
+    def _was_ended_by_airflow(self) -> bool:
+        """Ask Airflow whether the task was marked or cleared since its last heartbeat."""
+        ti = self.context["ti"]
+        map_index = -1 if ti.map_index is None else ti.map_index
+        try:
+            states = ti.get_task_states(
+                dag_id=ti.dag_id, map_index=map_index, task_ids=[ti.task_id], run_ids=[ti.run_id]
+            )
+            return any(state in _ENDED_STATES for state in states.get(ti.run_id, {}).values())
+        except Exception:  # noqa: BLE001  (Airflow cannot be asked)
+            return False
 
     def _owns_job(self) -> bool:
         """Tell whether a job may run that this try must stop, or leave to the next try."""

@@ -29,16 +29,13 @@ from airflow_provider_rayjobs.task.attempts import (
     owner_of,
     query_job,
 )
-from airflow_provider_rayjobs.task.boundary import Boundary
+from airflow_provider_rayjobs.task.boundary import JOB_REF_KEY, Boundary
 from airflow_provider_rayjobs.task.states import State
 from airflow_provider_rayjobs.task.targets import Target
 from airflow_provider_rayjobs.triggers import RayJobTrigger, details_from_event
 
 if TYPE_CHECKING:
     from airflow_provider_rayjobs.jobs.packages.upload import UploadedPackages
-
-# States in which Airflow rejects the deferral of a task instance: marked, cleared, or replaced by another try.
-_ENDED_STATES = ("success", "failed", "skipped", "removed", "restarting", "up_for_retry")
 
 
 class Execution(Boundary):
@@ -182,6 +179,8 @@ class Execution(Boundary):
             replace(record, job=job, generation=RetryGeneration.of(self.context), holder=self._id, delivered=False)
         )
         self._push_xcoms()
+        if self.kill_switch.is_killed:  # also with ``stop_on_kill=False``
+            raise Interrupted
         self._enter(State.SUBMITTING)
         try:
             is_confirmed = self._run(submit_job(submission, timeout, packages.ensure if packages else None))
@@ -201,6 +200,8 @@ class Execution(Boundary):
         """Push the submission id and the link, before the submission, so that no failure can hide the job."""
         task_instance = self.context["ti"]
         task_instance.xcom_push(key="submission_id", value=self._record.submission_id)
+        if not self.store.is_durable:
+            task_instance.xcom_push(key=JOB_REF_KEY, value=self._record.job.to_json())
         task_instance.xcom_push(key=links.XCOM_KEY, value=self.target.cluster.job_url(self._record.submission_id))
 
     def _defer(self) -> NoReturn:
@@ -248,14 +249,3 @@ class Execution(Boundary):
         """
         if self.kill_switch.is_triggered or self._was_ended_by_airflow():
             raise Interrupted
-
-    def _was_ended_by_airflow(self) -> bool:
-        ti = self.context["ti"]
-        map_index = -1 if ti.map_index is None else ti.map_index
-        try:
-            states = ti.get_task_states(
-                dag_id=ti.dag_id, map_index=map_index, task_ids=[ti.task_id], run_ids=[ti.run_id]
-            )
-            return any(state in _ENDED_STATES for state in states.get(ti.run_id, {}).values())
-        except Exception:  # noqa: BLE001  (the deferral itself shows whether Airflow can be reached)
-            return False

@@ -40,14 +40,15 @@ class KillSwitch:
         # Unix seconds of the last poll; 0 before the try begins.
         self._polled_at = 0.0
         self._freeze_limit = math.inf
-        self._is_killed = False
+        # Whether Airflow has killed the task, whatever ``is_enabled`` says.
+        self.is_killed = False
         self._connect: Callable[[], RayJobsClient] | None = None
         self._job: JobRef | None = None
 
     @property
     def is_triggered(self) -> bool:
         """Tell whether ``execute`` has to end."""
-        return self._is_killed and self.is_enabled
+        return self.is_killed and self.is_enabled
 
     def begin_try(self) -> None:
         """Begin to notice freezes."""
@@ -73,7 +74,7 @@ class KillSwitch:
     def kill(self) -> None:
         """Set the flag, and stop the job if the switch is armed. Runs in a signal handler."""
         self._notice_freeze()
-        self._is_killed = True
+        self.is_killed = True
         if not self.is_enabled or self.was_frozen or self._connect is None or self._job is None:
             return
         self.summary = f"The stop request for job {self._job.submission_id} was not answered within {_TIMEOUT:.0f} s."

@@ -35,7 +35,7 @@ SUBMITTING   NO_JOB       no request arrived, or Ray refused all of them (``Deli
 FOLLOWING    RELEASED     ``wait_for_completion=False``
 FOLLOWING    DEFERRED     the task is deferred
 DEFERRED     FOLLOWING    the task resumes; its new ``Execution`` begins in DEFERRED
-any other    DONE         the job ended or was stopped, or the try ends in a state other than DEFERRED
+any other    DONE         the job ended or was stopped, or the try ends in a state other than DEFERRED and RELEASED
 ===========  ===========  ===========================================================================================
 
 ========================  ======================================================  ===================================

@@ -334,6 +334,14 @@ def test_html_page_is_not_quoted(content: bytes) -> None:
     assert "The answer says" not in str(error)
 
 
+def test_deeply_nested_answer_is_not_rays() -> None:
+    """JSON that Python cannot decode is an error of the package, like any other answer that is not Ray's."""
+    answer = Answer(200, b"[" * 100_000, ADDRESS, content_type="application/json")
+
+    with pytest.raises(RayApiAddressError):
+        parse_answer(endpoints.get_version(), answer)
+
+
 @pytest.mark.parametrize(
     ("code", "value", "seconds"),
     [
@@ -342,6 +350,7 @@ def test_html_page_is_not_quoted(content: bytes) -> None:
         pytest.param(503, "3600", 60, id="an hour"),
         pytest.param(503, "Thu, 01 Jan 1970 00:16:50 GMT", 10, id="date"),
         pytest.param(503, "Thu, 01 Jan 1970 00:00:00 GMT", 0, id="past date"),
+        pytest.param(503, "Thu, 01 Jan 2026 00:00:00 +99999999999999", 0, id="date out of range"),
         pytest.param(503, "-7", 0, id="negative"),
         pytest.param(503, "soon", 0, id="nonsense"),
         pytest.param(503, "\u0662", 2, id="another digit"),

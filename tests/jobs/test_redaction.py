@@ -73,3 +73,20 @@ def test_unchained_error_has_neither_cause_nor_context():
         fail()
 
     assert (caught.value.__cause__, caught.value.__context__) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "quoted",
+    [
+        pytest.param("ab/cd+ef'Gh", id="as it is"),
+        pytest.param("ab%2Fcd%2Bef%27Gh", id="URL"),
+        pytest.param("ab/cd%2Bef%27Gh", id="URL with slashes"),
+        pytest.param("ab%2fcd%2bef%27Gh", id="URL in lower case"),
+        pytest.param("ab/cd+ef&#x27;Gh", id="HTML"),
+        pytest.param("ab/cd+ef&#39;Gh", id="HTML of Jinja"),
+        pytest.param(r"ab\/cd+ef'Gh", id="JSON with escaped slashes"),
+    ],
+)
+def test_secret_is_redacted_in_each_encoding(quoted: str):
+    """An answer may quote a secret as a URL, HTML or JSON, as various programs write them."""
+    assert redact(f"no {quoted} here", ["ab/cd+ef'Gh"]) == "no *** here"

@@ -227,10 +227,10 @@ def test_cleared_task_submits_after_a_success(
     assert "ended SUCCEEDED, and the task was cleared" in decision.reason
 
 
-@pytest.mark.parametrize("record", [RECORD, UNCONFIRMED, ABANDONED, UNREADABLE], ids=str)
+@pytest.mark.parametrize("record", [RECORD, DELIVERED, UNCONFIRMED, ABANDONED, UNREADABLE], ids=str)
 @pytest.mark.parametrize("exit_code", [3, 0, -9])
-def test_final_exit_code_that_was_not_raised(record: JobRecord, exit_code: int) -> None:
-    """A retry takes a failure with a final exit code that the last try could not raise, and submits nothing."""
+def test_final_exit_code_is_taken(record: JobRecord, exit_code: int) -> None:
+    """A retry takes a failure with a final exit code, whether or not the last try raised it, and submits nothing."""
     decision = decide(
         record, found("FAILED", driver_exit_code=exit_code), a_try(final_exit_codes=frozenset({3, 0, -9}))
     )
@@ -242,13 +242,12 @@ def test_final_exit_code_that_was_not_raised(record: JobRecord, exit_code: int) 
 @pytest.mark.parametrize(
     ("record", "generation", "status"),
     [
-        pytest.param(DELIVERED, GENERATION, "FAILED", id="raised"),
         pytest.param(RECORD, CLEARS[0].values[0], "FAILED", id="cleared"),
         pytest.param(RECORD, GENERATION, "STOPPED", id="stopped"),
     ],
 )
 def test_final_exit_code_that_does_not_apply(record: JobRecord, generation: RetryGeneration, status: str) -> None:
-    """A final exit code counts once, for the failure of a job, and not after a Clear."""
+    """A final exit code counts for the failure of a job, and not after a Clear."""
     decision = decide(record, found(status, driver_exit_code=3), a_try(generation, final_exit_codes=frozenset({3})))
 
     assert decision.action is Action.SUBMIT

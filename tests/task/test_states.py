@@ -967,6 +967,18 @@ def test_second_deferral_that_airflow_would_reject(head: Head) -> None:
     assert head.stops == [store.job["submission_id"]]
 
 
+@pytest.mark.parametrize(("state", "is_stopped"), [("failed", True), ("success", True), ("running", False)])
+def test_failure_that_airflow_would_reject(head: Head, state: str, is_stopped: bool) -> None:
+    """A try that fails leaves its job to the next try only if Airflow will start one: the task was not marked."""
+    store = stored(head, "RUNNING", max_tries=5)
+    job = store.job["submission_id"]
+    failed = {"submission_id": job, "error": "RayApiUnreachableError", "message": "away"}
+
+    with pytest.raises(RayApiUnreachableError):
+        walk(store, is_resumed=True, max_tries=5, ti=in_state(state)).resume(failed)
+    assert head.stops == [job] * is_stopped
+
+
 def test_rejected_deferral_without_stop_on_kill(head: Head) -> None:
     """With ``stop_on_kill=False`` the job of a marked task runs on."""
     head.status = "RUNNING"
