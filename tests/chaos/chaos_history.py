@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
-from chaos_invariants import GRACE, UNCONFIRMED_CLEAR, Finding, Incident, ShownLog, Story, check, when_heard
+from chaos_invariants import GRACE, UNCONFIRMED_CLEAR, Finding, Incident, ShownLog, Story, check, must_end_by
 from chaos_network import Network
 from chaos_plan import Action, Plan
 from chaos_slots import STUBBORN_FOR, Slot
@@ -166,11 +166,18 @@ class History(TaskRun):
     def _wait_for_jobs(self) -> None:
         """Wait until no job lives, at most as long as a job may live after its task."""
         enough_polls = self.observer.ray_polls + 2
-        while self.observer.ray_polls < enough_polls or (self._living_jobs() and time.time() < self._deadline()):
+        while self.observer.ray_polls < enough_polls or self._may_still_end():
             time.sleep(0.5)
 
-    def _deadline(self) -> float:
-        return when_heard(self._ended_at(), self.common_incidents) + self._grace + 2
+    def _may_still_end(self) -> bool:
+        """Tell whether a job lives, and has time left to end."""
+        now = time.time()
+        limits = [
+            must_end_by(job, self._ended_at(), self.common_incidents, now) + self._grace + 2
+            for job in self.ledger.jobs_of((self.name, self.run_id))
+            if job.end is None
+        ]
+        return any(now < limit for limit in limits)
 
     def _living_jobs(self) -> list[str]:
         return [job.submission_id for job in self.ledger.jobs_of((self.name, self.run_id)) if job.end is None]

@@ -22,6 +22,8 @@ _UNHEARD_CLEAR = ("running", "restarting")
 _TAKEOVER = 30.0
 # Seconds in which Airflow notices that a worker is lost, and starts the next try.
 _HEARTBEATS = 60.0
+# Seconds for which a job may be PENDING after its task.
+_MAX_PENDING = 90.0
 # Seconds until a worker or a trigger notices a mark.
 _HEARTBEAT = 8.0
 # Seconds from a mark, in which a worker or a trigger can stop the job.
@@ -125,11 +127,6 @@ class Story:
     tries: list[ShownLog] = field(default_factory=list)
     driver_logs: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def heard_at(self) -> float:
-        """When the processes of Airflow could know that the task has ended: their API server answered."""
-        return when_heard(self.ended_at, self.incidents)
-
     def of_kind(self, *kinds: str) -> list[Incident]:
         """Return the incidents of some kinds, in their order."""
         return sorted((one for one in self.incidents if one.kind in kinds), key=lambda one: one.at)
@@ -159,11 +156,15 @@ class Finding:
         return f"{label}: {self.invariant}: {self.text}"
 
 
-def when_heard(ended_at: float, incidents: list[Incident]) -> float:
-    """Return when a running API server could tell a worker that its task has ended."""
+def must_end_by(job: SeenJob, ended_at: float, incidents: list[Incident], now: float) -> float:
+    """
+    Return when a job must have ended after its task, Unix seconds, without :attr:`Story.grace`.
+
+    A worker learns from the API server that its task has ended. A PENDING job ends when it starts.
+    """
     outages = [one for one in incidents if one.kind == "API server killed"]
-    ends = [one.until or ended_at for one in outages if one.overlaps(ended_at - _HEARTBEAT, ended_at + _HEARTBEAT)]
-    return max([ended_at, *ends])
+    ends = [one.until or now for one in outages if one.overlaps(ended_at - _HEARTBEAT, ended_at + _HEARTBEAT)]
+    return max([ended_at, *ends, min(job.seen_running or now, ended_at + _MAX_PENDING)])
 
 
 def check(story: Story) -> list[Finding]:
@@ -191,9 +192,10 @@ def _one_living_job(story: Story) -> Iterator[Finding]:
 
 def _nothing_alive(story: Story) -> Iterator[Finding]:
     for job in story.jobs:
-        lived = (job.end or story.observed_until) - story.heard_at
-        if story.state is not None and lived > story.grace:
-            text = f"{job.describe()} lived for {lived:.0f} s after the end of the task"
+        end = job.end or story.observed_until
+        limit = must_end_by(job, story.ended_at, story.incidents, story.observed_until) + story.grace
+        if story.state is not None and end > limit:
+            text = f"{job.describe()} lived for {end - story.ended_at:.0f} s after the end of the task"
             yield Finding("nothing alive at the end", text, _reason_for_orphan(story))
 
 

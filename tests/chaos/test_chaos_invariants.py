@@ -43,7 +43,7 @@ def a_story(**changes: object) -> Story:
 
 def a_marked_story(mark: Incident, *others: Incident, **changes: object) -> Story:
     """A task that was marked as failed, and whose job lived on."""
-    job = a_job(end=mark.at + GRACE + 20)
+    job = a_job(end=mark.at + GRACE + 20, seen_running=102)
     return a_story(
         state="failed", result=None, ended_at=mark.at, jobs=[job], incidents=[mark, *others], tries=[], **changes
     )
@@ -60,6 +60,14 @@ GOOD = {
     "two successes with a Clear": a_story(
         result="b", jobs=[a_job(), a_job("b", start=120, end=130)], incidents=[Incident("clear", 115, 115)],
         tries=[a_log(), a_log("b", number=2)], driver_logs={}, ended_at=132,
+    ),
+    "stopped while PENDING": a_story(
+        state="failed", result=None, ended_at=105, tries=[], jobs=[a_job(status="STOPPED", end=150, seen_running=147)],
+        incidents=[Incident("mark failed", 105, 105, state="running")],
+    ),
+    "marked while the API server was down": a_story(
+        state="failed", result=None, ended_at=105, tries=[], jobs=[a_job(status="STOPPED", end=145, seen_running=102)],
+        incidents=[Incident("mark failed", 105, 105, state="running"), Incident("API server killed", 110, 130)],
     ),
     "marked as success": a_story(
         jobs=[a_job(status="STOPPED")], result=None, incidents=[Incident("mark success", 108)], tries=[a_log("a", [1])]
@@ -108,10 +116,11 @@ EXCEPTIONS = {
         MARK, Incident("head unreachable", 106, 130)
     ),
     "the head did not answer when the last try had to stop the job": a_story(
-        state="failed", jobs=[a_job(end=160)], tries=[], incidents=[Incident("network fault", 90, 112)]
+        state="failed", jobs=[a_job(end=160, seen_running=102)], tries=[],
+        incidents=[Incident("network fault", 90, 112)],
     ),
     "worker killed on the last try": a_story(
-        state="failed", ended_at=112.0, jobs=[a_job(end=160)], tries=[],
+        state="failed", ended_at=112.0, jobs=[a_job(end=160, seen_running=102)], tries=[],
         incidents=[Incident("kill supervisor", 105, is_last_try=True)],
     ),
     "cleared while it ran, and its worker was lost": a_story(
