@@ -46,6 +46,10 @@ class Scenario:
         return bool(self.arguments.get("stop_on_kill", True))
 
     @property
+    def has_time_limit(self) -> bool:
+        return any(name.endswith("_timeout") and name not in _PATIENCE for name in self.arguments)
+
+    @property
     def shows_log(self) -> bool:
         return self.arguments.get("fetch_logs", "live") != "never"
 
@@ -78,6 +82,8 @@ class Scenario:
 
 # Intervals and jobs are short, so that a history has few requests: those take most of its time.
 _LIVE = {"poll_interval": 5, "unreachable_timeout": 120}
+# Timeouts that end no job.
+_PATIENCE = ("stop_timeout", "unreachable_timeout", "missing_timeout")
 _SHORT = Plan(pending=0.5, runs=2)
 _ALL = (
     Scenario("worker", _LIVE),
