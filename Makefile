@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # PIP_CONSTRAINT also pins the build backend, which pip installs in an isolated environment.
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet
 
-.PHONY: help demo standalone test lint bench soak chaos compat package clean
+.PHONY: help demo standalone test lint bench soak chaos simulate compat package clean
 
 help:
 	@echo "make demo        run the nightly example DAG in a real Airflow against a real Ray head"
@@ -16,6 +16,7 @@ help:
 	@echo "make bench       measure speed, memory and load on the head; results in benchmarks/results.json"
 	@echo "make soak        run 300 jobs with all kinds of output through a proxy that cuts connections"
 	@echo "make chaos       run an hour of random faults in a real Airflow and Ray: make chaos SEED=7 SECONDS=600"
+	@echo "make simulate    run a million simulated histories; with SEED=n the one walk of that seed"
 	@echo "make compat      run all tests with another Airflow version: make compat AIRFLOW=3.1.8"
 	@echo "make package     build sdist and wheel into dist/"
 
@@ -44,6 +45,9 @@ SEED ?=
 SECONDS ?= 3600
 chaos: $(VENV)/test.stamp
 	CHAOS_SEED=$(SEED) CHAOS_SECONDS=$(SECONDS) $(BIN)/python -m pytest tests/chaos -s
+
+simulate: $(VENV)/test.stamp
+	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--histories 1000000)
 
 # All tests with another supported Airflow: make compat AIRFLOW=3.1.8 AIRFLOW_CONSTRAINTS=<file or URL>
 AIRFLOW ?= 3.1.8

@@ -220,9 +220,7 @@ class Airflow:
         """Accept the report of a process, unless the server believes that another one is running, or none."""
         if self._running is not worker or self.state != "running":
             self.script.note(f"airflow: 409, the report {state!r} of {worker.process.name} is rejected")
-            if state == "up_for_retry":  # the try has left its job to the next one
-                self.tags.add("marked while a try failed")
-            elif 0 <= worker.looked_at <= self.last_action:
+            if 0 <= worker.looked_at <= self.last_action:
                 self.tags.add("marked or cleared after the last look")
             return False
         worker.has_crashed = False

@@ -27,7 +27,7 @@ from .scenarios import SCENARIOS
 EVENTS = (
     "die", "machine lost", "clear", "mark failed", "mark success", "sigterm", "freeze 20", "freeze 400",
     "triggerer dies", "triggerer restarts", "head restarts", "head restarts and the id is taken", "network down 30",
-    "network down 700", "gateway errors 20", "connection unreadable 10", "connection unreadable 90",
+    "network down 150", "gateway errors 20", "connection unreadable 10", "connection unreadable 90",
     "api server down 10", "api server down 40",
     "connection names an alias", "connection names another cluster", "record deleted",
     "record deleted and comes back", "job stopped by hand",

@@ -6,7 +6,8 @@ What must hold in every history.
 3. A task is green only if the job whose id it returned SUCCEEDED, and was a job of this task instance.
 4. At most 1 + Clears jobs of the task instance SUCCEED, unless a job's success was lost with its cluster.
 5. A try shows each line of its job's log once, in order; a try that ends with its job shows all of them.
-6. No try ends with an error that is neither the package's nor Airflow's nor a fault of the history.
+6. A job is stopped only if a user, a kill or a time limit ended its task, or if no further try follows it.
+7. No try ends with an error that is neither the package's nor Airflow's nor a fault of the history.
 
 Documented exceptions, for a cleanup operator, are tags of the report.
 """
@@ -63,6 +64,7 @@ def check_end(history: History) -> None:
     report.tags |= history.airflow.tags | tags_of(history)
     _check_orphans(history)
     _check_successes(history)
+    _check_stops(history)
     _check_logs(history)
     _check_errors(history)
 
@@ -82,7 +84,6 @@ _EXCUSES = {
     "marked while no process or trigger was there",
     "no triggerer had the trigger",
     "marked or cleared while the trigger fired",
-    "marked while a try failed",
     "the process of the last try was killed",
     "marked or cleared after the last look",
 }
@@ -119,6 +120,22 @@ def _check_successes(history: History) -> None:
     if len(succeeded) > allowed:
         names = ", ".join(job.name for job in succeeded)
         history.violate("successes", f"{len(succeeded)} jobs SUCCEEDED, {allowed} allowed: {names}")
+
+
+# What lets Airflow call ``on_kill``, or stops a job by itself.
+_KILLS = ("clear", "mark failed", "mark success", "sigterm", "api server down 40", "job stopped by hand")
+
+
+def _check_stops(history: History) -> None:
+    may_stop = (
+        any(history.happened[kill] for kill in _KILLS)
+        or history.scenario.has_time_limit
+        or any(state == "failed" for _, state, _ in history.airflow.ends)
+        or history.airflow.state == "failed"
+    )
+    for job in history.jobs:
+        if job.stop_accepted is not None and not may_stop:
+            history.violate("stop", f"job {job.number} {job.name} was stopped, and nothing ended its task")
 
 
 _LINE = re.compile(r"job (\d+) line (\d+) of ")

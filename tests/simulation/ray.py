@@ -66,9 +66,9 @@ class Plan:
     """
 
     pending: float = 1.0
-    runs: float = 9.0
+    runs: float = 7.0
     exit_code: int | None = 0
-    lines: int = 9
+    lines: int = 7
     stop_takes: float = 1.0
 
 

@@ -46,6 +46,10 @@ class Scenario:
         return bool(self.arguments.get("stop_on_kill", True))
 
     @property
+    def has_time_limit(self) -> bool:
+        return any(name.endswith("_timeout") and name not in _PATIENCE for name in self.arguments)
+
+    @property
     def shows_log(self) -> bool:
         return self.arguments.get("fetch_logs", "live") != "never"
 
@@ -76,30 +80,34 @@ class Scenario:
         return seen[0] if seen else None
 
 
-_LIVE = {"poll_interval": 5}
+# Intervals and jobs are short, so that a history has few requests: those take most of its time.
+_LIVE = {"poll_interval": 5, "unreachable_timeout": 120}
+# Timeouts that end no job.
+_PATIENCE = ("stop_timeout", "unreachable_timeout", "missing_timeout")
+_SHORT = Plan(pending=0.5, runs=2)
 _ALL = (
     Scenario("worker", _LIVE),
     Scenario("deferrable", _LIVE | {"deferrable": True}),
     Scenario("worker, own id", _LIVE | {"submission_id": "nightly"}),
     Scenario("deferrable, own id", _LIVE | {"deferrable": True, "submission_id": "nightly"}),
     Scenario("worker, not waiting", _LIVE | {"wait_for_completion": False}),
-    Scenario("worker, job fails once", _LIVE, (Plan(exit_code=3, runs=8), Plan(runs=8))),
-    Scenario("deferrable, supervisor dies once", _LIVE | {"deferrable": True}, (Plan(exit_code=None, runs=8), Plan())),
-    Scenario("worker, job does not stop", _LIVE, (Plan(stop_takes=float("inf"), runs=40), Plan())),
+    Scenario("worker, job fails once", _LIVE, (Plan(exit_code=3, runs=4), _SHORT)),
+    Scenario("deferrable, supervisor dies once", _LIVE | {"deferrable": True}, (Plan(exit_code=None, runs=4), _SHORT)),
+    Scenario("worker, job does not stop", _LIVE, (Plan(stop_takes=float("inf"), runs=40), _SHORT)),
     Scenario(
         "deferrable, job stops slowly",
         _LIVE | {"deferrable": True, "stop_timeout": 10},
-        (Plan(stop_takes=30, runs=50), Plan()),
+        (Plan(stop_takes=30, runs=50), _SHORT),
     ),
     Scenario("worker, never stops on kill", _LIVE | {"stop_on_kill": False}),
     Scenario("deferrable, never stops on kill", _LIVE | {"deferrable": True, "stop_on_kill": False}),
-    Scenario("worker, job_timeout", _LIVE | {"job_timeout": 6}, (Plan(runs=15), Plan(runs=4))),
-    Scenario("deferrable, job_timeout", _LIVE | {"job_timeout": 6, "deferrable": True}, (Plan(runs=15), Plan(runs=4))),
+    Scenario("worker, job_timeout", _LIVE | {"job_timeout": 6}, (Plan(runs=12), _SHORT)),
+    Scenario("deferrable, job_timeout", _LIVE | {"job_timeout": 6, "deferrable": True}, (Plan(runs=12), _SHORT)),
     Scenario(
-        "worker, execution_timeout", _LIVE | {"execution_timeout": timedelta(seconds=12)}, (Plan(runs=20), Plan())
+        "worker, execution_timeout", _LIVE | {"execution_timeout": timedelta(seconds=12)}, (Plan(runs=17), _SHORT)
     ),
-    Scenario("worker, pending_timeout", _LIVE | {"pending_timeout": 6}, (Plan(pending=20), Plan())),
-    Scenario("deferrable, log flushes", _LIVE | {"deferrable": True, "log_flush_interval": 6}, (Plan(runs=20),)),
+    Scenario("worker, pending_timeout", _LIVE | {"pending_timeout": 6}, (Plan(pending=16), _SHORT)),
+    Scenario("deferrable, log flushes", _LIVE | {"deferrable": True, "log_flush_interval": 6}, (Plan(runs=15),)),
     Scenario("worker, last try", _LIVE, retries=0),
     Scenario("deferrable, last try", _LIVE | {"deferrable": True}, retries=0),
     Scenario("sensor", {"poke_interval": 5}, watches="submission"),
