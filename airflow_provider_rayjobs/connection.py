@@ -239,9 +239,10 @@ def _access_of(connection: Connection, extra: Mapping[str, Any]) -> Access:
 
 
 def _is_allowed_file(path: str) -> bool:
-    """Tell whether Airflow's configuration lets connections use a file. A ``*`` matches no slash."""
+    """Tell whether the configuration lets connections use a file. Only ``*`` is a pattern; it matches no slash."""
     given = PurePosixPath(path)
-    patterns = conf.getlist(CONFIG_SECTION, "allowed_files", fallback=[])
+    allowed = conf.getlist(CONFIG_SECTION, "allowed_files", fallback=[])
+    patterns = [each.replace("[", "[[]").replace("?", "[?]") for each in allowed]
     return ".." not in given.parts and any(each.startswith("/") and given.match(each) for each in patterns)
 
 
