@@ -367,6 +367,20 @@ def test_folder_without_certificates_is_an_error(tmp_path: Path):
         check_certificates(Access(verify=str(tmp_path)))
 
 
+@pytest.mark.parametrize("name", ["verify", "client_cert", "client_key"])
+def test_file_that_blocks_is_an_error(tmp_path: Path, name: str):
+    """A FIFO is not opened, because that waits for a writer."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    fields = {"client_cert": certifi.where()} if name == "client_key" else {}
+    # A FIFO that is read ends when its last writer closes it. So a fault fails the test and does not block it.
+    writer = threading.Timer(2, os.close, [os.open(fifo, os.O_RDWR)])
+    writer.start()
+    with pytest.raises(ValueError, match=f"{name} {fifo} cannot be read: Not a regular file"):
+        check_certificates(Access(**fields, **{name: str(fifo)}))
+    writer.join()
+
+
 def test_unchanged_certificate_files_are_read_once(tmp_path: Path):
     """A second check does not read unchanged files again, but it reads replaced files."""
     file = tmp_path / "ca.pem"
