@@ -36,6 +36,8 @@ T = TypeVar("T")
 SUBMIT_TIMEOUT = 120.0
 # Seconds. A head needs 30 s for a list of 100,000 jobs, and a slow network as long to carry it.
 _LIST_TIMEOUT = 120.0
+# Statuses of a head, or of a reverse proxy before it, that cannot answer now.
+BUSY = (429, 502, 503, 504)
 # Seconds for the head to send a whole log: a gigabyte over a slow network.
 _LOG_TIMEOUT = 3600
 
@@ -258,7 +260,7 @@ def _diagnose_status(answer: Answer) -> Diagnosis[RayApiResponseError]:
                 "Or exclude files that the job does not need, or give the URI of a package."
             )
             return RayApiRejectedError, "request too large", advice
-        case 429 | 502 | 503 | 504 as code:
+        case code if code in BUSY:
             advice = "The head, or a reverse proxy, cannot answer now."
             return RayApiBusyError, HTTPStatus(code).phrase.lower(), advice
         case 404 | 405:

@@ -119,6 +119,7 @@ class BlockingExchange(_Exchange[httpx.Client]):
         pool.users.add(user)
         try:
             with pool.http.stream(**arguments, content=content, extensions={"trace": observe_deadlines}) as response:
+                self._codec.refuse_compressed(request, response)
                 yield response
         finally:
             self._leave(pool, user)
@@ -209,6 +210,7 @@ class AsyncExchange(_Exchange[httpx.AsyncClient]):
         pool.users.add(user)
         try:
             async with pool.http.stream(**arguments, content=content) as response:
+                self._codec.refuse_compressed(request, response)
                 yield response
         finally:
             await self._leave(pool, user)

@@ -18,6 +18,7 @@ from airflow_provider_rayjobs import __version__
 from airflow_provider_rayjobs.exceptions import (
     Delivery,
     RayApiAddressError,
+    RayApiBusyError,
     RayApiConnectionError,
     RayApiResponseError,
     RayApiTLSError,
@@ -26,7 +27,7 @@ from airflow_provider_rayjobs.jobs import redaction, tls
 from airflow_provider_rayjobs.jobs.access import READ_TIMEOUT, Access
 from airflow_provider_rayjobs.jobs.deadline import Deadline, DeadlineError
 from airflow_provider_rayjobs.jobs.diagnosis import CHECK_ADDRESS, diagnose_failure
-from airflow_provider_rayjobs.jobs.endpoints import is_success
+from airflow_provider_rayjobs.jobs.endpoints import BUSY, is_success
 from airflow_provider_rayjobs.jobs.logs.json_text import JsonText
 from airflow_provider_rayjobs.jobs.requests import Answer, AnyRequest, LogRequest, Request, UploadRequest, error_message
 from airflow_provider_rayjobs.jobs.steps import LogSink, OnLog
@@ -70,7 +71,11 @@ class HttpCodec:
         return {
             "base_url": self.address,
             # Ray rejects writes with the User-Agent of a browser.
-            "headers": {"User-Agent": f"airflow-provider-rayjobs/{__version__}", "Accept": "*/*"},
+            "headers": {
+                "User-Agent": f"airflow-provider-rayjobs/{__version__}",
+                "Accept": "*/*",
+                "Accept-Encoding": "identity",
+            },
             "timeout": access.connect_timeout,
             "follow_redirects": False,  # they would carry credentials to another host
             "verify": context,
@@ -128,6 +133,17 @@ class HttpCodec:
         if isinstance(request, UploadRequest):
             seconds += request.size / _SLOWEST_TRANSFER
         return Deadline(seconds)
+
+    def refuse_compressed(self, request: AnyRequest, response: httpx.Response) -> None:
+        """Refuse a compressed answer, which may be of any size when it is unpacked. No request asks for one."""
+        if response.headers.get("content-encoding", "").strip().lower() in ("", "identity"):
+            return
+        code = response.status_code
+        fact = f"HTTP {code}, not an answer of the Ray Jobs API (compressed)"
+        message = error_message(fact, request, self.labelled_address, CHECK_ADDRESS)
+        # A proxy that cannot answer now is temporary, whatever its page is.
+        kind = RayApiBusyError if code in BUSY else RayApiAddressError
+        raise kind(message, status_code=code, delivery=Delivery.FOREIGN)
 
     def decode(self, response: httpx.Response, body: Body) -> Answer:
         """Translate a response and the part of its body that was read."""

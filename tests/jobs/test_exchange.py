@@ -18,6 +18,8 @@ import pytest
 
 from airflow_provider_rayjobs.exceptions import (
     Delivery,
+    RayApiAddressError,
+    RayApiBusyError,
     RayApiConnectionError,
     RayApiResponseError,
     RayJobsError,
@@ -265,6 +267,40 @@ def test_most_of_a_huge_error_page_is_not_read(run: Run, step: Any) -> None:
 
     assert info.value.status_code == 500
     assert sent < 50
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(200, RayApiAddressError), (500, RayApiAddressError), (503, RayApiBusyError)]
+)
+@pytest.mark.parametrize(
+    "step",
+    [
+        Send(endpoints.get_job("a")),
+        Send(endpoints.get_package("a.zip")),
+        ReadLog(endpoints.get_log_file("a", "n"), LogCursor()),
+    ],
+)
+def test_compressed_answer_is_refused(run: Run, step: Any, code: int, kind: type[RayApiResponseError]) -> None:
+    """The client asks for no compression, and refuses a compressed answer without reading its body."""
+    requests: list[bytes] = []
+    shown: list[str] = []
+
+    def handle(connection: socket.socket) -> None:
+        requests.append(connection.recv(65536).lower())
+        connection.sendall(b"HTTP/1.1 %d A\r\nContent-Type: text/plain\r\n" % code)
+        # The body never comes: a client that reads it runs into its deadline.
+        connection.sendall(b"Content-Encoding: GZip, gzip\r\nContent-Length: 1000\r\n\r\n")
+        connection.recv(1)
+
+    with (
+        serving(handle) as address,
+        pytest.raises(kind, match=rf"^HTTP {code}, not an answer of the Ray Jobs API \(compressed\): could") as info,
+    ):
+        run(address, do(step), shown.append, read_timeout=5)
+
+    assert info.value.delivery is Delivery.FOREIGN
+    assert b"\r\naccept-encoding: identity\r\n" in requests[0]
+    assert not shown
 
 
 def test_huge_result_is_an_error(run: Run) -> None:
