@@ -6,7 +6,7 @@ import email.utils
 import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing, closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, ClassVar
@@ -184,7 +184,7 @@ class HttpCodec:
         if isinstance(error, _AuthError):
             advice = "Its text is not shown: it may hold a secret."
             message = error_message(str(error), request, self.labelled_address, advice)
-            return RayApiConnectionError(message, delivery=Delivery.NOT_SENT)
+            return RayApiConnectionError(message, delivery=error.delivery)
         if isinstance(error, httpx.LocalProtocolError):
             # The error and its cause quote the invalid header.
             error.args = ("not shown, as it may hold a secret",)
@@ -299,6 +299,10 @@ class AsyncUploadBytes:
 class _AuthError(httpx.RequestError):
     """The user's authentication class raised an error. Its text is left out: it may quote a credential."""
 
+    def __init__(self, message: str, delivery: Delivery) -> None:
+        super().__init__(message)
+        self.delivery = delivery
+
 
 class _GuardedAuth(httpx.Auth):
     """Wraps the user's authentication class. Its errors become connection errors, because many are temporary."""
@@ -307,22 +311,32 @@ class _GuardedAuth(httpx.Auth):
         self._auth = auth
 
     @contextmanager
-    def _translate_errors(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[list[httpx.Request]]:
+        """Yield the list of the requests that the class has made; the caller fills it."""
+        requests: list[httpx.Request] = []
         try:
-            yield
+            yield requests
         except Exception as error:  # noqa: BLE001  (user code)
-            redaction.raise_unchained(_AuthError(f"auth {type(self._auth).__name__} raised {type(error).__name__}"))
+            delivery = Delivery.MAY_HAVE_ARRIVED if requests else Delivery.NOT_SENT
+            message = f"auth {type(self._auth).__name__} raised {type(error).__name__}"
+            redaction.raise_unchained(_AuthError(message, delivery))
 
     def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        with self._translate_errors():
-            yield from self._auth.sync_auth_flow(request)
+        with (
+            self._translate_errors() as requests,
+            suppress(StopIteration),
+            closing(self._auth.sync_auth_flow(request)) as flow,
+        ):
+            requests.append(next(flow))
+            while True:
+                requests.append(flow.send((yield requests[-1])))
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
-        with self._translate_errors(), suppress(StopAsyncIteration):
+        with self._translate_errors() as requests, suppress(StopAsyncIteration):
             async with aclosing(self._auth.async_auth_flow(request)) as flow:
-                request = await anext(flow)
+                requests.append(await anext(flow))
                 while True:
-                    request = await flow.asend((yield request))
+                    requests.append(await flow.asend((yield requests[-1])))
 
 
 def check_address(address: str) -> str:

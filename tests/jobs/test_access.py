@@ -176,6 +176,35 @@ def test_error_of_the_auth_class_is_an_outage(ask):
     assert SECRET not in str(caught.value)
 
 
+class Greedy(httpx.Auth):
+    def auth_flow(self, request: httpx.Request):
+        response = yield request
+        response.headers["X-Next-Nonce"]
+
+
+def test_error_of_the_auth_class_after_a_request_may_have_an_effect(ask):
+    """A request that arrived before the authentication class failed is not reported as one that was never sent."""
+    wire = Wire()
+    with pytest.raises(RayApiConnectionError, match="^auth Greedy raised KeyError: could not get") as caught:
+        ask(Access(auth=Greedy()), wire)
+
+    assert len(wire.requests) == 1
+    assert caught.value.delivery is Delivery.MAY_HAVE_ARRIVED
+
+
+def test_deletion_is_not_repeated_after_an_error_of_the_auth_class():
+    """A deletion that arrived before the authentication class failed is not sent again."""
+    wire = Wire(lambda _: httpx.Response(200, json={"deleted": True}))
+    transport = httpx.MockTransport(wire)
+    with (
+        RayJobsClient(ADDRESS, access=Access(auth=Greedy()), retry_timeout=2, transport=transport) as client,
+        pytest.raises(RayApiConnectionError),
+    ):
+        client.delete_job("a")
+
+    assert len(wire.requests) == 1
+
+
 def test_timeouts_can_be_set(ask):
     """The client uses the connect and read timeouts of its access."""
     wire = Wire()
