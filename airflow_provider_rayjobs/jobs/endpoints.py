@@ -28,7 +28,15 @@ from airflow_provider_rayjobs.exceptions import (
 )
 from airflow_provider_rayjobs.jobs.diagnosis import CHECK_ADDRESS, Diagnosis, diagnose_answer
 from airflow_provider_rayjobs.jobs.models import ClusterResources, JobDetails, JobSubmission, RayVersion
-from airflow_provider_rayjobs.jobs.requests import Answer, AnyRequest, LogRequest, Request, UploadRequest, error_message
+from airflow_provider_rayjobs.jobs.requests import (
+    Answer,
+    AnyRequest,
+    LogRequest,
+    Request,
+    UploadRequest,
+    error_message,
+    is_html,
+)
 
 T = TypeVar("T")
 
@@ -195,9 +203,14 @@ def check_answer(request: AnyRequest, answer: Answer) -> None:
         raise error_for_answer(request, answer)
 
 
-def is_success(status_code: int, content_type: str) -> bool:
-    """Tell whether an answer without JSON, such as a log, is neither an error nor a proxy's login page."""
-    return status_code == 200 and not content_type.startswith("text/html")
+def is_success(status_code: int, content_type: str, *, is_json: bool = False) -> bool:
+    """
+    Tell whether an answer that is not parsed, such as a log, is neither an error nor a page of a proxy.
+
+    :param is_json: whether Ray sends JSON. Ray's log files are text or bytes, and its answers about packages are empty.
+    """
+    is_proxys = is_html(content_type) or (not is_json and content_type.lower().startswith("application/json"))
+    return status_code == 200 and not is_proxys
 
 
 def error_for_answer(request: AnyRequest, answer: Answer) -> RayApiResponseError:
@@ -225,7 +238,7 @@ _REFUSALS = (
 
 def _delivery_of(kind: type[RayApiResponseError], answer: Answer) -> Delivery:
     """Tell whether Ray refused a request in its own words. A 500 of Ray may come after the request's effect."""
-    is_rays = _RAYS_WORDS.search(answer.text) is not None and not answer.content_type.startswith("text/html")
+    is_rays = _RAYS_WORDS.search(answer.text) is not None and not is_html(answer.content_type)
     if not is_rays:
         return Delivery.FOREIGN
     return Delivery.REFUSED if issubclass(kind, _REFUSALS) else Delivery.MAY_HAVE_ARRIVED

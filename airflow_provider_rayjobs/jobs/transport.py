@@ -233,7 +233,8 @@ class LogReceiver:
 
     def accepts(self, response: httpx.Response) -> bool:
         """Tell whether a response is a log. If so, begin to read it."""
-        if is_log := is_success(response.status_code, response.headers.get("content-type", "")):
+        content_type = response.headers.get("content-type", "")
+        if is_log := is_success(response.status_code, content_type, is_json=self._request.is_json):
             self._log.begin()
         return is_log
 

@@ -270,6 +270,38 @@ def test_most_of_a_huge_error_page_is_not_read(run: Run, step: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("content_type", "body"),
+    [(b"Text/HTML; charset=utf-8", b"<html>"), (b"application/xhtml+xml", b"<html>"), (b"Application/JSON", b"{}")],
+)
+def test_page_of_a_gateway_is_no_log(run: Run, content_type: bytes, body: bytes) -> None:
+    """A gateway's page, or its JSON, is not shown as the log file of a job."""
+    shown: list[str] = []
+
+    def handle(connection: socket.socket) -> None:
+        receive(connection)
+        connection.sendall(LOG.replace(b"text/plain", content_type) + body)
+
+    with serving(handle) as address, pytest.raises(RayApiAddressError, match="^HTTP 200, "):
+        run(address, do(ReadLog(endpoints.get_log_file("a", "n"), LogCursor())), shown.append)
+
+    assert not shown
+
+
+def test_text_of_a_log_comes_as_json(run: Run) -> None:
+    """The answer of the endpoint for the text of a log is JSON."""
+    shown: list[str] = []
+
+    def handle(connection: socket.socket) -> None:
+        receive(connection)
+        connection.sendall(LOG.replace(b"text/plain", b"application/json") + b'{"logs": "hello\\n"}')
+
+    with serving(handle) as address:
+        run(address, do(ReadLog(endpoints.get_log_text("a"), LogCursor())), shown.append)
+
+    assert shown == ["hello"]
+
+
+@pytest.mark.parametrize(
     ("code", "kind"), [(200, RayApiAddressError), (500, RayApiAddressError), (503, RayApiBusyError)]
 )
 @pytest.mark.parametrize(
