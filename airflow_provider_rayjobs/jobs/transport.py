@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import os
 import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
@@ -40,6 +41,8 @@ _MAX_OTHER = 64 * 1024
 # limit would end a large transfer on a slow network. Without a limit, a transfer of one byte per second would go on.
 _LOG_TIMEOUT = 60.0
 _SLOWEST_TRANSFER = 32 * 1024
+# httpx reads them, in upper and in lower case.
+_PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 # Idle connections are closed; the number of requests at the same time is the caller's.
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
 # Errors of a request without an answer. On an event loop httpx does not translate a TLS alert after the handshake of
@@ -357,6 +360,18 @@ def check_address(address: str) -> str:
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError(f"the address of {parts.hostname!r} must hold no credentials, query or fragment.")
     return address.rstrip("/")
+
+
+@contextmanager
+def naming_proxy_variables() -> Iterator[None]:
+    """Name the environment variables of an HTTP proxy that httpx cannot use. Their values may hold a password."""
+    try:
+        yield
+    except (httpx.InvalidURL, ValueError):
+        names = ", ".join(name for name in os.environ if name.lower() in _PROXY_VARIABLES and os.environ[name])
+        advice = "Correct them: write an IPv6 address as ::1, and escape special characters of a password."
+        message = f"the environment variables {names} hold an address that is not usable. {advice}"
+        redaction.raise_unchained(ValueError(message))
 
 
 def _proxy(url: str, context: ssl.SSLContext) -> httpx.Proxy:

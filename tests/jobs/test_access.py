@@ -614,6 +614,31 @@ def test_token_and_access_exclude_each_other():
         RayJobsClient(ADDRESS, token="a", access=Access())
 
 
+@pytest.mark.parametrize("client", [RayJobsClient, AsyncRayJobsClient])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("no_proxy", "localhost,[::1]"),
+        ("HTTP_PROXY", f"http://me:{SECRET}/x@proxy:3128"),
+        ("all_proxy", f"socks4://me:{SECRET}@proxy:1080"),
+    ],
+)
+def test_unusable_proxy_of_the_environment_is_named(
+    monkeypatch: pytest.MonkeyPatch, client: Any, name: str, value: str
+):
+    """The error names the environment variables that httpx cannot read, and quotes none."""
+    for each in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(each, raising=False)
+        monkeypatch.delenv(each.upper(), raising=False)
+    monkeypatch.setenv(name, value)
+
+    with pytest.raises(ValueError, match=rf"^the environment variables {name} hold ") as caught:
+        client(ADDRESS)
+
+    assert SECRET not in chained_text(caught.value)
+    assert "[::1]" not in chained_text(caught.value)
+
+
 def test_socks_proxy_requires_socksio():
     """The error about a SOCKS proxy names the missing package."""
     with pytest.raises(ValueError, match="needs the package socksio"):

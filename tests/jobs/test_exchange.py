@@ -552,6 +552,30 @@ def test_replaced_authority_is_used_for_the_next_request(
     assert clients.seen == ["mine", "mine"]
 
 
+def test_replaced_certificate_does_not_reopen_a_closed_client(authority: CertificateAuthority, tmp_path: Path) -> None:
+    """A closed client sends nothing, also after a certificate file was replaced."""
+    file = tmp_path / "ca.pem"
+    replace_file(file, authority.cert.read_bytes())
+    access = Access(verify=str(file))
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=VERSION))
+
+    async def on_loop() -> None:
+        client = AsyncRayJobsClient("https://ray-head:8265", access=access, transport=transport)
+        await client.aclose()
+        replace_file(file, authority.cert.read_bytes() + b"\n\n")
+        with pytest.raises(RuntimeError, match="closed"):
+            await client.send(endpoints.get_version())
+        assert client._http.is_closed
+
+    client = RayJobsClient("https://ray-head:8265", access=access, transport=transport)
+    client.close()
+    replace_file(file, authority.cert.read_bytes() + b"\n")
+    with pytest.raises(RuntimeError, match="closed"):
+        client.send(endpoints.get_version())
+    assert client._http.is_closed
+    asyncio.run(on_loop())
+
+
 def test_old_connections_are_closed_when_their_last_request_has_ended(
     authority: CertificateAuthority, tmp_path: Path
 ) -> None:
