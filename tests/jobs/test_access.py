@@ -463,6 +463,28 @@ def test_credentials_quoted_by_an_answer_are_redacted(
     assert "***" in str(caught.value)
 
 
+def test_secrets_of_the_auth_class_are_redacted(ask):
+    """A gateway may decode what the authentication class sent. The secrets that the class was given are redacted."""
+    access = Access(auth=httpx.BasicAuth("me", f"{SECRET}-of-auth"), auth_secrets=(f"{SECRET}-of-auth",))
+    with pytest.raises(RayJobsError, match=r"bind failed for \*\*\*") as caught:
+        ask(access, Wire(lambda _: httpx.Response(500, text=f"bind failed for {SECRET}-of-auth")))
+
+    assert SECRET not in chained_text(caught.value)
+    assert SECRET not in repr(access)
+
+
+def test_half_of_a_secret_is_not_quoted(ask):
+    """The client reads 64 KiB of an error. A secret at their end is cut in half, so the last line is not quoted."""
+    text = "Traceback (most recent call last)\n"
+    text += "x\n" * ((64 * 1024 - len(text) - 20) // 2) + f"LdapError: {SECRET}"
+    assert 64 * 1024 - len(text) < 0
+
+    with pytest.raises(RayJobsError, match="The answer says: x") as caught:
+        ask(Access(token=SECRET), Wire(lambda _: httpx.Response(500, text=text)))
+
+    assert SECRET[:4] not in str(caught.value)
+
+
 def test_longest_secret_is_redacted_first():
     """If one secret begins with another, no part of either remains."""
     access = Access(headers={"X-Key": "abcdef", "X-Secret": "abcdef-the-rest"})
