@@ -98,7 +98,7 @@ class Cluster:
             # The error's text and traceback may contain the arguments, which are secret.
             wrong = " with auth_kwargs" if isinstance(error, TypeError) else ""
             raise_unchained(ValueError(f"extra auth {self.auth} cannot be created{wrong}: {type(error).__name__}."))
-        return replace(self.access, auth=auth)
+        return replace(self.access, auth=auth, auth_secrets=tuple(self.auth_kwargs.values()))
 
     def secrets(self) -> Iterator[str]:
         """Yield every value that must be masked."""

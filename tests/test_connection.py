@@ -387,6 +387,7 @@ def test_auth_is_created_with_auth_kwargs():
     )
 
     auth = cluster.full_access().auth
+    assert "marked-secret" in cluster.full_access().secrets()
     assert isinstance(auth, Signature)
     assert auth.audience == "marked-secret"
     assert "marked-secret" in [*cluster.secrets()]

@@ -15,7 +15,14 @@ from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.deadline import Deadline, observe_deadlines
 from airflow_provider_rayjobs.jobs.requests import Answer, AnyRequest, LogRequest
 from airflow_provider_rayjobs.jobs.steps import LogSink, OnLog
-from airflow_provider_rayjobs.jobs.transport import AsyncUploadBytes, Body, HttpCodec, LogReceiver, UploadBytes
+from airflow_provider_rayjobs.jobs.transport import (
+    AsyncUploadBytes,
+    Body,
+    HttpCodec,
+    LogReceiver,
+    UploadBytes,
+    naming_proxy_variables,
+)
 
 Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
 Transport = httpx.BaseTransport | httpx.AsyncBaseTransport
@@ -46,11 +53,14 @@ class _Exchange(Generic[Http]):
 
     def _new_pool(self) -> _Pool[Http]:
         certificates = self._codec.certificates()
-        return _Pool(self._http_type(**self._codec.client_settings(self._transport)), certificates, {self})
+        settings = self._codec.client_settings(self._transport)
+        with naming_proxy_variables():
+            return _Pool(self._http_type(**settings), certificates, {self})
 
     def _renew(self, request: AnyRequest) -> _Pool[Http] | None:
         """Make new connections if a certificate file was replaced, and return the old ones."""
-        if self._pool.certificates == self._codec.certificates():
+        is_closing = self not in self._pool.users
+        if is_closing or self._pool.certificates == self._codec.certificates():
             return None
         old = self._pool
         with self._codec.naming_unusable_file("Certificate file", request):
@@ -119,6 +129,7 @@ class BlockingExchange(_Exchange[httpx.Client]):
         pool.users.add(user)
         try:
             with pool.http.stream(**arguments, content=content, extensions={"trace": observe_deadlines}) as response:
+                self._codec.refuse_compressed(request, response)
                 yield response
         finally:
             self._leave(pool, user)
@@ -209,6 +220,7 @@ class AsyncExchange(_Exchange[httpx.AsyncClient]):
         pool.users.add(user)
         try:
             async with pool.http.stream(**arguments, content=content) as response:
+                self._codec.refuse_compressed(request, response)
                 yield response
         finally:
             await self._leave(pool, user)
