@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -143,6 +143,20 @@ class BlockingExchange(_Exchange[httpx.Client]):
         self._leave(self._pool, self)
 
 
+def _handshake_closer() -> Callable[[str, Mapping[str, Any]], Awaitable[None]]:
+    """Return a callback for httpcore's ``trace``. It closes a connection whose handshake is cut off; httpcore won't."""
+    stream: Any = None
+
+    async def observe(event: str, info: Mapping[str, Any]) -> None:
+        nonlocal stream
+        if event.endswith(".connect_tcp.complete"):
+            stream = info["return_value"]
+        elif event.endswith((".start_tls.failed", ".setup_socks5_connection.failed")) and stream is not None:
+            await stream.aclose()
+
+    return observe
+
+
 class AsyncExchange(_Exchange[httpx.AsyncClient]):
     """:class:`BlockingExchange` for an event loop."""
 
@@ -219,7 +233,8 @@ class AsyncExchange(_Exchange[httpx.AsyncClient]):
         pool, user = self._pool, object()
         pool.users.add(user)
         try:
-            async with pool.http.stream(**arguments, content=content) as response:
+            extensions = {"trace": _handshake_closer()}
+            async with pool.http.stream(**arguments, content=content, extensions=extensions) as response:
                 self._codec.refuse_compressed(request, response)
                 yield response
         finally:

@@ -468,6 +468,38 @@ def test_wait_for_a_turn_is_part_of_the_deadline() -> None:
         asyncio.run(watch(address))
 
 
+@pytest.mark.parametrize("is_cancelled", [True, False], ids=["cancelled", "at the deadline"])
+@pytest.mark.parametrize("scheme", ["https", "socks5"])
+def test_cut_handshake_closes_its_connection(scheme: str, is_cancelled: bool) -> None:
+    """A request that ends during a TLS or SOCKS handshake closes its connection, while its client stays open."""
+    if scheme == "socks5":
+        pytest.importorskip("socksio")
+    has_begun, has_ended = threading.Event(), threading.Event()
+
+    def handle(connection: socket.socket) -> None:
+        connection.recv(65536)
+        has_begun.set()
+        if connection.recv(1) == b"":
+            has_ended.set()
+
+    async def cut(server: str) -> None:
+        host = server.removeprefix("http://")
+        address = f"https://{host}" if scheme == "https" else "http://ray-head:8265"
+        proxy = f"socks5://{host}" if scheme == "socks5" else None
+        access = Access(verify="off", proxy=proxy, read_timeout=30 if is_cancelled else 1)
+        async with AsyncRayJobsClient(address, access=access, retry_timeout=0) as client:
+            sending = asyncio.ensure_future(client.send(endpoints.get_version()))
+            assert await asyncio.to_thread(has_begun.wait, 5)
+            if is_cancelled:
+                sending.cancel()
+            with pytest.raises(asyncio.CancelledError if is_cancelled else RayApiConnectionError):
+                await sending
+            assert await asyncio.to_thread(has_ended.wait, 5)
+
+    with serving(handle) as address:
+        asyncio.run(cut(address))
+
+
 @pytest.fixture
 def authority(tmp_path: Path) -> CertificateAuthority:
     return CertificateAuthority(tmp_path, "authority")
