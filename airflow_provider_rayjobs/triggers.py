@@ -7,7 +7,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
@@ -47,9 +47,9 @@ job_logger = structlog.get_logger("airflow.task.ray_job")
 MIN_DEFERRAL = 8.0
 # Seconds for the state of the task, the lookup of the connection and the stop, of the 30 that Airflow gives a
 # trigger's ``on_kill`` (``[triggerer] on_kill_timeout``).
-_STATE_TIMEOUT = 3.0
-_KILL_LOOKUP_TIMEOUT = 10.0
-_KILL_TIMEOUT = 15.0
+_STATE_TIMEOUT = 6.0
+_KILL_LOOKUP_TIMEOUT = 8.0
+_KILL_TIMEOUT = 14.0
 # Seconds before the next lookup of an unusable connection.
 _LOOKUP_PAUSE = 5.0
 
@@ -144,7 +144,7 @@ class RayJobTrigger(BaseTrigger):
         it in a triggerer that was too slow and lost its triggers to another one (3.3.2). The task is still deferred
         then, and the job is left to the other triggerer.
         """
-        if not self.options.stop_on_kill or await self._is_still_deferred():
+        if not self.options.stop_on_kill:
             return
         stop = asyncio.ensure_future(self._stop())
         while not stop.done():
@@ -153,23 +153,20 @@ class RayJobTrigger(BaseTrigger):
                 await asyncio.shield(stop)
 
     async def _is_still_deferred(self) -> bool:
-        """Ask Airflow whether the task waits for a trigger; ``False`` if Airflow does not answer."""
-        ti: Any = self.task_instance
-        try:
-            # Imported here, because few triggers are killed.
-            from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance  # noqa: PLC0415
-
-            map_index = -1 if ti.map_index is None else ti.map_index
-            asking = asyncio.to_thread(
-                RuntimeTaskInstance.get_task_states,
-                dag_id=ti.dag_id, map_index=map_index, task_ids=[ti.task_id], run_ids=[ti.run_id],
-            )  # fmt: skip
-            states = await asyncio.wait_for(asking, _STATE_TIMEOUT)
-        except Exception:  # noqa: BLE001
-            return False
-        return "deferred" in states.get(ti.run_id, {}).values()
+        """Ask Airflow whether the task waits for a trigger; ``False`` if Airflow does not answer in time."""
+        clock = asyncio.get_running_loop().time
+        give_up_at = clock() + _STATE_TIMEOUT
+        while self.task_instance is not None and (left := give_up_at - clock()) > 0:
+            try:
+                return "deferred" in await asyncio.wait_for(asyncio.to_thread(_states_of, self.task_instance), left)
+            except Exception:  # noqa: BLE001  (the API server or the database is away)
+                await asyncio.sleep(min(0.5, max(left, 0)))
+        return False
 
     async def _stop(self) -> None:
+        if await self._is_still_deferred():
+            self.log.warning("Another triggerer follows Ray job %s now. It is not stopped.", self.submission_id)
+            return
         try:
             hook = RayJobsHook(self.ray_conn_id)
             cluster = self._cluster or await self._look_up_for_stop(hook)
@@ -272,6 +269,18 @@ class RayJobTrigger(BaseTrigger):
                 if not self._job.address or clock() >= give_up_at:
                     raise
             await asyncio.sleep(with_jitter(_LOOKUP_PAUSE))
+
+
+def _states_of(ti: Any) -> Collection[str | None]:
+    """Return the state of a task instance as the only element, from Airflow."""
+    # Imported here, because few triggers are killed.
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance  # noqa: PLC0415
+
+    map_index = -1 if ti.map_index is None else ti.map_index
+    states: dict[str, dict[str, str | None]] = RuntimeTaskInstance.get_task_states(
+        dag_id=ti.dag_id, map_index=map_index, task_ids=[ti.task_id], run_ids=[ti.run_id]
+    )
+    return states.get(ti.run_id, {}).values()
 
 
 def emit_job_log(record: str) -> None:

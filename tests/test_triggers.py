@@ -9,11 +9,13 @@ import re
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import certifi
 import pytest
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
+from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 from stand_in_head import START, StandInHead
 
 from airflow_provider_rayjobs import triggers
@@ -408,6 +410,47 @@ def test_kill_stops_the_job_where_it_is(
 
         assert head.jobs["job-1"]["status"] == status
         assert other.requests == []
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [
+        pytest.param("deferred", "RUNNING", id="another triggerer has the trigger"),
+        pytest.param("failed", "STOPPED", id="marked"),
+        pytest.param("running", "STOPPED", id="cleared"),
+        pytest.param(None, "STOPPED", id="Airflow does not answer"),
+    ],
+)
+def test_kill_asks_airflow_for_the_state_of_the_task(
+    head: StandInHead, monkeypatch: pytest.MonkeyPatch, state: str | None, status: str
+):
+    """
+    A triggerer that lost its triggers cancels them like killed ones (Airflow 3.3.2). Their jobs are left alone.
+
+    Airflow cancels ``on_kill`` again every second. The question and the stop go on.
+    """
+
+    def get_task_states(**given: Any) -> dict[str, Any]:
+        assert given == {"dag_id": "nightly", "map_index": 3, "task_ids": ["train"], "run_ids": ["run-1"]}
+        time.sleep(0.5)
+        if state is None:
+            raise ConnectionError("the API server is away")
+        return {"run-1": {"train_3": state}}
+
+    monkeypatch.setattr(RuntimeTaskInstance, "get_task_states", staticmethod(get_task_states))
+    head.add("job-1", "RUNNING")
+    trigger = RayJobTrigger("job-1", "ray", stop_on_kill=True, stop_timeout=5)
+    trigger.task_instance = SimpleNamespace(dag_id="nightly", run_id="run-1", task_id="train", map_index=3)
+
+    async def kill() -> None:
+        killed = asyncio.ensure_future(trigger.on_kill())
+        for _ in range(5):
+            await asyncio.sleep(0.1)
+            killed.cancel()
+        await killed
+
+    asyncio.run(kill())
+    assert head.jobs["job-1"]["status"] == status
 
 
 def test_connection_that_cannot_be_read_for_a_while(head: StandInHead, monkeypatch: pytest.MonkeyPatch):

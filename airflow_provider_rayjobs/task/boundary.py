@@ -34,11 +34,13 @@ from airflow_provider_rayjobs.jobs.models import ClusterResources, JobDetails, J
 from airflow_provider_rayjobs.jobs.steps import Engine, Interrupted, interruptible
 from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, StopResult, stop_and_wait
 from airflow_provider_rayjobs.masking import masking_env_vars
+from airflow_provider_rayjobs.task import template_values
 from airflow_provider_rayjobs.task.attempts import (
     JobRecord,
     JobRecordStore,
     RetryGeneration,
     id_of_try,
+    owner_of,
 )
 from airflow_provider_rayjobs.task.kill_switch import KillSwitch
 from airflow_provider_rayjobs.task.outcomes import error_for_outcome, is_last_try, is_unschedulable, to_task_error
@@ -83,6 +85,7 @@ class SubmitTask(Protocol):
 
     ray_conn_id: str
     durable: bool
+    stop_on_kill: bool | str
     execution_timeout: timedelta | None
 
     @property
@@ -184,6 +187,8 @@ class Boundary:
             store = JobRecordStore()
         self._store = store
         self.kill_switch.begin_try()
+        with suppress(ValueError):  # settings() raises the same error
+            self.kill_switch.is_enabled = template_values.as_bool("stop_on_kill", self.task.stop_on_kill)
         if self.is_resumed:
             given = (event or {}).get("submission_id") or (store.record and store.record.submission_id)
             job_ref = (event or {}).get("job_ref")
@@ -267,6 +272,8 @@ class Boundary:
     def _enter(self, state: State) -> None:
         """Change the state, and arm or disarm the kill switch as :mod:`.states` says."""
         self.state = state
+        if state is State.RELEASED:
+            self.kill_switch.end_polling()
         if state.is_armed and self._target is not None:
             target = self._target
             self.kill_switch.arm(lambda: target.client(is_quiet=True), self._record.job)
@@ -336,6 +343,9 @@ class Boundary:
                 f"Another try of this task follows Ray job {self._record.submission_id}, as this worker did not run "
                 "for minutes. The job is not stopped."
             )
+        if not self._is_ours():
+            self._enter(State.DONE)
+            return StopResult(True, f"Another task's job has the id {self._record.submission_id}. It is left alone.")
         timeout = self._settings.stop_timeout if self._settings else STOP_TIMEOUT
         stopping = stop_and_wait(self._record.job, timeout, may_arrive=not self._record.accepted)
         stopped = self._client.run(stopping)
@@ -345,6 +355,15 @@ class Boundary:
         else:
             self._warn("%s", stopped.summary)
         return stopped
+
+    def _is_ours(self) -> bool:
+        """Tell whether a job is this task's. Without a nonce in the record, the job's metadata tell it."""
+        if self._record.job.nonce is not None:
+            return True
+        with suppress(RayJobsError):  # unknown or unreachable: the stop itself shows it
+            job = self._client.send(endpoints.get_job(self._record.submission_id))
+            return all(job.metadata.get(key) == value for key, value in owner_of(self.context).items())
+        return True
 
     def _try_to_stop(self) -> None:
         """Stop the job after an error. A second error must not replace the first."""
@@ -366,7 +385,8 @@ class Boundary:
             stored = self.store.read()
         except Exception:  # noqa: BLE001
             return True
-        return stored is None or stored.holder != self._record.holder
+        self.kill_switch.was_frozen = stored is None or stored.holder != self._record.holder
+        return self.kill_switch.was_frozen
 
     def _update(self, **changes: Any) -> None:
         """Change the job record. A failing store does not end the try, as the next one asks Ray anyway."""

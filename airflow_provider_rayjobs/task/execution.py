@@ -30,6 +30,7 @@ from airflow_provider_rayjobs.task.attempts import (
     query_job,
 )
 from airflow_provider_rayjobs.task.boundary import JOB_REF_KEY, Boundary
+from airflow_provider_rayjobs.task.outcomes import has_retry_policy
 from airflow_provider_rayjobs.task.states import State
 from airflow_provider_rayjobs.task.targets import Target
 from airflow_provider_rayjobs.triggers import RayJobTrigger, details_from_event
@@ -103,7 +104,6 @@ class Execution(Boundary):
         """Read the job record, the arguments and the connection, in this order: any of them may fail."""
         self._open_store(event)
         self._settings = settings = self.task.settings()
-        self.kill_switch.is_enabled = settings.stop_on_kill
         self.limits = settings.limits
         self.reader = settings.logs.reader()
         self._own = Target.of_connection(self.task.ray_conn_id, check_token_file=not self.is_resumed)
@@ -134,11 +134,14 @@ class Execution(Boundary):
     def _decide(self) -> tuple[Action, JobDetails | None]:
         """Return the first action of the try, and the recorded job if Ray was asked and knows it."""
         record, settings = self.store.record, self.settings
+        # A retry policy decides about its errors itself, so its retry submits a new job.
+        is_final = settings.wait_for_completion and not has_retry_policy(self.task)
+        final_codes = settings.fail_on | settings.skip_on if is_final else frozenset()
         this = ThisTry(
             RetryGeneration.of(self.context),
             owner=owner_of(self.context),
             stop_on_kill=settings.stop_on_kill,
-            final_exit_codes=settings.fail_on | settings.skip_on if settings.wait_for_completion else frozenset(),
+            final_exit_codes=final_codes,
         )
         decision, job = decide(record, None, this), None
         if record is not None and decision.action is Action.ASK:

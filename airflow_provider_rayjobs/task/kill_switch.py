@@ -62,6 +62,10 @@ class KillSwitch:
         self._notice_freeze()
         return self.is_triggered
 
+    def end_polling(self) -> None:
+        """Notice no freeze until the next poll."""
+        self._polled_at = 0.0
+
     def arm(self, connect: Callable[[], RayJobsClient], job: JobRef) -> None:
         """Stop this job on a kill from now on. ``connect`` creates a client without a call to Airflow."""
         self._job = job
