@@ -27,6 +27,8 @@ RATE = 4.0
 _FIRST_RUN = 8.0
 # Seconds for the lookup of a checkpoint after the job's end. A busy triggerer took 21 s for its first XCom.
 _LOOKUP_TIMEOUT = 60.0
+# Unix seconds; about the start of the process.
+_STARTED_AT = time.time()
 # Airflow before 3.3 has no XComs for an event loop.
 _HAS_XCOMS = hasattr(BaseXCom, "aset")
 
@@ -69,7 +71,8 @@ class CheckpointedShare(BudgetShare):
         self._has_shown = False
         # set while a checkpoint must be looked up or stored
         self._pending = asyncio.Event()
-        is_first_run = deferred_at is not None and time.time() - deferred_at < _FIRST_RUN
+        # A triggerer that started after the deferral may continue the trigger of another one.
+        is_first_run = deferred_at is not None and deferred_at > _STARTED_AT and time.time() - deferred_at < _FIRST_RUN
         self._has_lookup = bool(self._xcom) and not is_first_run
         if self._has_lookup:
             self._pending.set()

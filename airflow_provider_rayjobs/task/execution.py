@@ -22,6 +22,7 @@ from airflow_provider_rayjobs.jobs.steps import Interrupted
 from airflow_provider_rayjobs.jobs.submit import get_session, submit_job
 from airflow_provider_rayjobs.task.attempts import (
     Action,
+    ClusterAnswer,
     JobRecord,
     RetryGeneration,
     ThisTry,
@@ -113,6 +114,8 @@ class Execution(Boundary):
     def _attach_or_submit(self) -> JobDetails | None:
         """Find this try's job, or submit one. Return the job if it has ended and this try takes its end."""
         action, job = self._decide()
+        if action is Action.REPLACE:
+            action, job = self._replace()
         if job is not None and action in (Action.FINISH, Action.REATTACH):
             is_confirmed = self._record.accepted or job.status != JobStatus.PENDING
             seen = self._record.job.seen(job)
@@ -122,8 +125,6 @@ class Execution(Boundary):
             self._push_xcoms()
             self.limits = replace(self.limits, is_confirmed=is_confirmed)
             return job if action is Action.FINISH else None
-        if action is Action.REPLACE and not (stopped := self._stop()).has_ended:
-            raise RayJobNotTerminalError(f"{stopped.summary} No other job was submitted. Retry the task.")
         if action is Action.RESUBMIT:
             self._submit(self._record)
         else:
@@ -133,26 +134,38 @@ class Execution(Boundary):
 
     def _decide(self) -> tuple[Action, JobDetails | None]:
         """Return the first action of the try, and the recorded job if Ray was asked and knows it."""
-        record, settings = self.store.record, self.settings
-        # A retry policy decides about its errors itself, so its retry submits a new job.
-        is_final = settings.wait_for_completion and not has_retry_policy(self.task)
-        final_codes = settings.fail_on | settings.skip_on if is_final else frozenset()
-        this = ThisTry(
-            RetryGeneration.of(self.context),
-            owner=owner_of(self.context),
-            stop_on_kill=settings.stop_on_kill,
-            final_exit_codes=final_codes,
-        )
+        record, this = self.store.record, self._this_try
         decision, job = decide(record, None, this), None
         if record is not None and decision.action is Action.ASK:
             self._find_target()
-            answer = self._run(query_job(self._record, settings.unreachable_timeout))
+            answer = self._run(query_job(self._record, self.settings.unreachable_timeout))
             decision, job = decide(self._record, answer, this), answer.job
             if decision.action not in (Action.REATTACH, Action.REPLACE):
                 self._enter(State.NO_JOB)
         if decision.reason:
             self.log.warning("%s", decision.reason)
         return decision.action, job
+
+    def _replace(self) -> tuple[Action, JobDetails | None]:
+        """Stop the recorded job. If it ended by itself before the stop, its end decides once more."""
+        stopped = self._stop()
+        if not stopped.has_ended:
+            raise RayJobNotTerminalError(f"{stopped.summary} No other job was submitted. Retry the task.")
+        answer = ClusterAnswer(stopped.details, self._record.job.session)
+        is_finished = decide(self._record, answer, self._this_try).action is Action.FINISH
+        return (Action.FINISH, stopped.details) if is_finished else (Action.SUBMIT, None)
+
+    @property
+    def _this_try(self) -> ThisTry:
+        settings = self.settings
+        # A retry policy decides about its errors itself, so its retry submits a new job.
+        is_final = settings.wait_for_completion and not has_retry_policy(self.task)
+        return ThisTry(
+            RetryGeneration.of(self.context),
+            owner=owner_of(self.context),
+            stop_on_kill=settings.stop_on_kill,
+            final_exit_codes=settings.fail_on | settings.skip_on if is_final else frozenset(),
+        )
 
     def _new_record(self) -> JobRecord:
         target = self.target
