@@ -61,6 +61,7 @@ class Cluster:
     :param access: credentials and TLS settings, without ``auth``.
     :param auth: the user's subclass of ``httpx.Auth``, as ``module.Class``.
     :param auth_kwargs: the arguments of that class.
+    :param is_local_token: whether the token is that of Ray's local clusters, which must stay on this machine.
     """
 
     address: str
@@ -68,6 +69,16 @@ class Cluster:
     access: Access = field(default_factory=Access)
     auth: str | None = None
     auth_kwargs: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
+    is_local_token: bool = False
+
+    def at(self, address: str) -> Cluster:
+        """Return a cluster with these credentials at another address. A token of this machine is not sent elsewhere."""
+        if address == self.address:
+            return self
+        moved = replace(self, address=address, dashboard_url=address)
+        if self.is_local_token and not _stays_on_this_machine(address):
+            return replace(moved, access=replace(self.access, token_file=None), is_local_token=False)
+        return moved
 
     def job_url(self, submission_id: str) -> str:
         """Return the address of a job's page in the Ray dashboard."""
@@ -87,7 +98,7 @@ class Cluster:
             # The error's text and traceback may contain the arguments, which are secret.
             wrong = " with auth_kwargs" if isinstance(error, TypeError) else ""
             raise_unchained(ValueError(f"extra auth {self.auth} cannot be created{wrong}: {type(error).__name__}."))
-        return replace(self.access, auth=auth)
+        return replace(self.access, auth=auth, auth_secrets=tuple(self.auth_kwargs.values()))
 
     def secrets(self) -> Iterator[str]:
         """Yield every value that must be masked."""
@@ -146,13 +157,15 @@ def parse_environment(*, check_token_file: bool = True) -> Cluster:
     with naming_source(f"environment variable {ADDRESS_VARIABLE}"):
         address = check_address(os.environ.get(ADDRESS_VARIABLE, ""))
     token, token_file = (os.environ.get(name) or None for name in TOKEN_VARIABLES)
+    is_local_token = False
     if token is None and token_file is None and _stays_on_this_machine(address):
         token_file = _local_token_file()
+        is_local_token = token_file is not None
     with naming_source(f"environment variable {' or '.join(TOKEN_VARIABLES)}"):
         access = Access(token=token and token.strip(), token_file=None if token else token_file)
         if check_token_file:
             access.current_token()  # raises for an unusable token file
-    return Cluster(address, dashboard_url=address, access=access)
+    return Cluster(address, dashboard_url=address, access=access, is_local_token=is_local_token)
 
 
 def _stays_on_this_machine(address: str) -> bool:
@@ -226,9 +239,10 @@ def _access_of(connection: Connection, extra: Mapping[str, Any]) -> Access:
 
 
 def _is_allowed_file(path: str) -> bool:
-    """Tell whether Airflow's configuration lets connections use a file. A ``*`` matches no slash."""
+    """Tell whether the configuration lets connections use a file. Only ``*`` is a pattern; it matches no slash."""
     given = PurePosixPath(path)
-    patterns = conf.getlist(CONFIG_SECTION, "allowed_files", fallback=[])
+    allowed = conf.getlist(CONFIG_SECTION, "allowed_files", fallback=[])
+    patterns = [each.replace("[", "[[]").replace("?", "[?]") for each in allowed]
     return ".." not in given.parts and any(each.startswith("/") and given.match(each) for each in patterns)
 
 

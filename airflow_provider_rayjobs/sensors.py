@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -280,8 +280,7 @@ class _JobPoller:
         if not isinstance(stored, Mapping) or stored.get("submission_id") != self.job.submission_id:
             return False
         self.job = JobRef.from_json({"address": self.job.address, **stored})
-        if self.job.address and self.job.address != self.cluster.address:
-            self.cluster = replace(self.cluster, address=self.job.address, dashboard_url=self.job.address)
+        self.cluster = self.cluster.at(self.job.address or self.cluster.address)
         return True
 
     def save(self, context: Context) -> None:

@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -267,10 +267,7 @@ class RayJobTrigger(BaseTrigger):
         while True:
             try:
                 cluster = await hook.aget_cluster(check_token_file=False)
-                address = self._job.address or cluster.address
-                if address == cluster.address:
-                    return cluster
-                return replace(cluster, address=address, dashboard_url=address)
+                return cluster.at(self._job.address or cluster.address)
             except Exception:
                 if not self._job.address or clock() >= give_up_at:
                     raise

@@ -238,7 +238,7 @@ def test_airflow_is_asked_about_one_task_and_twenty_runs_at_a_time():
         ({"delete_older_than": "x"}, "delete_older_than must be a number"),
         ({"stop_timeout": None}, "stop_timeout must be a number of seconds"),
         ({"dry_run": "perhaps"}, "dry_run must be True or False"),
-        ({}, r"\[ray_jobs\] deployment_name is not set: could not tell the jobs of this Airflow"),
+        ({}, r"\[providers.ray_jobs\] deployment_name is not set: could not tell the jobs of this Airflow"),
     ],
 )
 def test_wrong_argument(arguments: dict[str, Any], message: str):

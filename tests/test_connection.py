@@ -215,6 +215,10 @@ def test_files_and_classes_are_forbidden_by_default(
         ("token", "/etc/ray/token", False),
         ("*", "/etc/ray/token", False),
         ("ray/token", "ray/token", False),
+        ("/etc/ray[1]/*", "/etc/ray[1]/token", True),
+        ("/etc/ray[1]/*", "/etc/ray1/token", False),
+        ("/etc/ray/tok?n", "/etc/ray/tok?n", True),
+        ("/etc/ray/tok?n", "/etc/ray/token", False),
     ],
 )
 def test_patterns_of_allowed_files(patterns: str, path: str, is_allowed: bool, monkeypatch: pytest.MonkeyPatch):
@@ -383,6 +387,7 @@ def test_auth_is_created_with_auth_kwargs():
     )
 
     auth = cluster.full_access().auth
+    assert "marked-secret" in cluster.full_access().secrets()
     assert isinstance(auth, Signature)
     assert auth.audience == "marked-secret"
     assert "marked-secret" in [*cluster.secrets()]

@@ -85,7 +85,7 @@ def test_options_of_the_configuration_permit_nothing_by_default():
     section = get_provider_info()["config"][CONFIG_SECTION]
     permitted = {name: conf.getlist(CONFIG_SECTION, name, fallback=[]) for name in section["options"]}
 
-    assert permitted == {"allowed_files": [], "allowed_auth_classes": []}
+    assert permitted == {"deployment_name": [], "allowed_files": [], "allowed_auth_classes": []}
     assert {option["default"] for option in section["options"].values()} == {""}
     assert {option["version_added"] for option in section["options"].values()} <= {__version__}
 

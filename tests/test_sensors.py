@@ -30,6 +30,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobNotFoundError,
 )
 from airflow_provider_rayjobs.jobs import JobDetails, RayJobsClient
+from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.sensors import RayJobSensor
 from airflow_provider_rayjobs.triggers import RayJobTrigger
 from sandbox.ray_head import RayHead
@@ -360,3 +361,24 @@ def test_rate_of_pokes_is_limited(head: StandInHead):
     with pytest.raises(AirflowSensorTimeout):
         sensor(submission_id="job-1", poke_interval=0, timeout=1.5).execute(context())
     assert 1 < head.polls <= 17
+
+
+def test_token_of_this_machine_stays_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Neither trigger nor sensor sends the token of a head on this machine to a job's recorded address."""
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray/auth_token").write_text("local-secret")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with StandInHead() as head:
+        monkeypatch.setenv("HTTP_PROXY", head.address)  # so that it answers for the recorded address
+        monkeypatch.setenv("http_proxy", head.address)
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        head.add("a", "SUCCEEDED")
+        event = fire(RayJobTrigger("a", job_ref=JobRef("http://recorded:8265", "a").to_json(), poll_interval=0.1))
+        by_trigger = len(head.requests)
+        sensor(submission_id="a").execute_complete(context(), event=event)
+
+    assert 0 < by_trigger < len(head.requests)
+    assert {request.split("/")[2] for request in head.requests} == {"recorded:8265"}
+    assert set(head.authorizations) == {None}

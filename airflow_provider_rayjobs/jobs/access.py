@@ -48,6 +48,7 @@ class Access:
     :param login: the user for basic authentication at a reverse proxy; requires ``password``.
     :param headers: sent with each request.
     :param auth: any :class:`httpx.Auth`.
+    :param auth_secrets: secrets that ``auth`` holds, which no error may quote.
     :param verify: trusted certificates: ``system``, ``off``, or the file (or OpenSSL folder) of a private authority.
     :param client_cert: a PEM file with the client's certificate, for mTLS; its key may be in it, or in ``client_key``.
     :param client_key_password: the password of an encrypted key.
@@ -71,6 +72,7 @@ class Access:
     proxy: str | None = field(default=None, repr=False)
     connect_timeout: float = CONNECT_TIMEOUT
     read_timeout: float = READ_TIMEOUT
+    auth_secrets: tuple[str, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if self.token is not None and self.token_file is not None:
@@ -179,7 +181,7 @@ class Access:
             given = [self.current_token()]
         except ValueError:
             given = []
-        given += [self.password, self.client_key_password, *header_secrets(self.headers)]
+        given += [self.password, self.client_key_password, *self.auth_secrets, *header_secrets(self.headers)]
         if self.login is not None:
             given.append(_basic(self.login, self.password or ""))
         if self.proxy is not None and (password := urlsplit(self.proxy).password):

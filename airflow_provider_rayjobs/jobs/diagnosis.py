@@ -25,7 +25,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobsError,
 )
 from airflow_provider_rayjobs.jobs.access import AUTHORIZATION, RAY_AUTHORIZATION, SYSTEM, Access
-from airflow_provider_rayjobs.jobs.requests import Answer
+from airflow_provider_rayjobs.jobs.requests import Answer, is_html
 
 E = TypeVar("E", bound=RayJobsError)
 # The class of the error, the fact in searchable words, and the fix in terms of the fields of ``Access``.
@@ -162,7 +162,7 @@ def diagnose_answer(answer: Answer) -> Diagnosis[RayApiResponseError] | None:
             return RayApiAddressError, "this port speaks TLS", "Change the schema of the address to https."
         case 301 | 302 | 303 | 307 | 308:
             return RayApiAddressError, *_diagnose_redirect(answer)
-        case 200 if answer.content_type.startswith("text/html"):
+        case 200 if is_html(answer.content_type):
             fact = f"an HTML page{_quote_title(answer)} instead of Ray's answer"
             return RayApiAddressError, fact, f"It may be a login page. {_ASK_FOR_LOGIN} {CHECK_ADDRESS}"
         case _:

@@ -28,7 +28,15 @@ from airflow_provider_rayjobs.exceptions import (
 )
 from airflow_provider_rayjobs.jobs.diagnosis import CHECK_ADDRESS, Diagnosis, diagnose_answer
 from airflow_provider_rayjobs.jobs.models import ClusterResources, JobDetails, JobSubmission, RayVersion
-from airflow_provider_rayjobs.jobs.requests import Answer, AnyRequest, LogRequest, Request, UploadRequest, error_message
+from airflow_provider_rayjobs.jobs.requests import (
+    Answer,
+    AnyRequest,
+    LogRequest,
+    Request,
+    UploadRequest,
+    error_message,
+    is_html,
+)
 
 T = TypeVar("T")
 
@@ -36,6 +44,8 @@ T = TypeVar("T")
 SUBMIT_TIMEOUT = 120.0
 # Seconds. A head needs 30 s for a list of 100,000 jobs, and a slow network as long to carry it.
 _LIST_TIMEOUT = 120.0
+# Statuses of a head, or of a reverse proxy before it, that cannot answer now.
+BUSY = (429, 502, 503, 504)
 # Seconds for the head to send a whole log: a gigabyte over a slow network.
 _LOG_TIMEOUT = 3600
 
@@ -194,9 +204,14 @@ def check_answer(request: AnyRequest, answer: Answer) -> None:
         raise error_for_answer(request, answer)
 
 
-def is_success(status_code: int, content_type: str) -> bool:
-    """Tell whether an answer without JSON, such as a log, is neither an error nor a proxy's login page."""
-    return status_code == 200 and not content_type.startswith("text/html")
+def is_success(status_code: int, content_type: str, *, is_json: bool = False) -> bool:
+    """
+    Tell whether an answer that is not parsed, such as a log, is neither an error nor a page of a proxy.
+
+    :param is_json: whether Ray sends JSON. Ray's log files are text or bytes, and its answers about packages are empty.
+    """
+    is_proxys = is_html(content_type) or (not is_json and content_type.lower().startswith("application/json"))
+    return status_code == 200 and not is_proxys
 
 
 def error_for_answer(request: AnyRequest, answer: Answer) -> RayApiResponseError:
@@ -224,7 +239,7 @@ _REFUSALS = (
 
 def _delivery_of(kind: type[RayApiResponseError], answer: Answer) -> Delivery:
     """Tell whether Ray refused a request in its own words. A 500 of Ray may come after the request's effect."""
-    is_rays = _RAYS_WORDS.search(answer.text) is not None and not answer.content_type.startswith("text/html")
+    is_rays = _RAYS_WORDS.search(answer.text) is not None and not is_html(answer.content_type)
     if not is_rays:
         return Delivery.FOREIGN
     return Delivery.REFUSED if issubclass(kind, _REFUSALS) else Delivery.MAY_HAVE_ARRIVED
@@ -259,7 +274,7 @@ def _diagnose_status(answer: Answer) -> Diagnosis[RayApiResponseError]:
                 "Or exclude files that the job does not need, or give the URI of a package."
             )
             return RayApiRejectedError, "request too large", advice
-        case 429 | 502 | 503 | 504 as code:
+        case code if code in BUSY:
             advice = "The head, or a reverse proxy, cannot answer now."
             return RayApiBusyError, HTTPStatus(code).phrase.lower(), advice
         case 404 | 405:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -15,7 +15,14 @@ from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.deadline import Deadline, observe_deadlines
 from airflow_provider_rayjobs.jobs.requests import Answer, AnyRequest, LogRequest
 from airflow_provider_rayjobs.jobs.steps import LogSink, OnLog
-from airflow_provider_rayjobs.jobs.transport import AsyncUploadBytes, Body, HttpCodec, LogReceiver, UploadBytes
+from airflow_provider_rayjobs.jobs.transport import (
+    AsyncUploadBytes,
+    Body,
+    HttpCodec,
+    LogReceiver,
+    UploadBytes,
+    naming_proxy_variables,
+)
 
 Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
 Transport = httpx.BaseTransport | httpx.AsyncBaseTransport
@@ -46,11 +53,14 @@ class _Exchange(Generic[Http]):
 
     def _new_pool(self) -> _Pool[Http]:
         certificates = self._codec.certificates()
-        return _Pool(self._http_type(**self._codec.client_settings(self._transport)), certificates, {self})
+        settings = self._codec.client_settings(self._transport)
+        with naming_proxy_variables():
+            return _Pool(self._http_type(**settings), certificates, {self})
 
     def _renew(self, request: AnyRequest) -> _Pool[Http] | None:
         """Make new connections if a certificate file was replaced, and return the old ones."""
-        if self._pool.certificates == self._codec.certificates():
+        is_closing = self not in self._pool.users
+        if is_closing or self._pool.certificates == self._codec.certificates():
             return None
         old = self._pool
         with self._codec.naming_unusable_file("Certificate file", request):
@@ -119,6 +129,7 @@ class BlockingExchange(_Exchange[httpx.Client]):
         pool.users.add(user)
         try:
             with pool.http.stream(**arguments, content=content, extensions={"trace": observe_deadlines}) as response:
+                self._codec.refuse_compressed(request, response)
                 yield response
         finally:
             self._leave(pool, user)
@@ -130,6 +141,20 @@ class BlockingExchange(_Exchange[httpx.Client]):
 
     def close(self) -> None:
         self._leave(self._pool, self)
+
+
+def _handshake_closer() -> Callable[[str, Mapping[str, Any]], Awaitable[None]]:
+    """Return a callback for httpcore's ``trace``. It closes a connection whose handshake is cut off; httpcore won't."""
+    stream: Any = None
+
+    async def observe(event: str, info: Mapping[str, Any]) -> None:
+        nonlocal stream
+        if event.endswith(".connect_tcp.complete"):
+            stream = info["return_value"]
+        elif event.endswith((".start_tls.failed", ".setup_socks5_connection.failed")) and stream is not None:
+            await stream.aclose()
+
+    return observe
 
 
 class AsyncExchange(_Exchange[httpx.AsyncClient]):
@@ -208,7 +233,9 @@ class AsyncExchange(_Exchange[httpx.AsyncClient]):
         pool, user = self._pool, object()
         pool.users.add(user)
         try:
-            async with pool.http.stream(**arguments, content=content) as response:
+            extensions = {"trace": _handshake_closer()}
+            async with pool.http.stream(**arguments, content=content, extensions=extensions) as response:
+                self._codec.refuse_compressed(request, response)
                 yield response
         finally:
             await self._leave(pool, user)

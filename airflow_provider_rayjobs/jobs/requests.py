@@ -129,6 +129,11 @@ class Answer:
         return redaction.redact(text, (*self.access.secrets(), *self.sent_secrets))
 
 
+def is_html(content_type: str) -> bool:
+    """Tell whether an answer is a page for browsers, which no Ray endpoint sends."""
+    return content_type.lower().startswith(("text/html", "application/xhtml+xml"))
+
+
 def error_message(fact: str, request: AnyRequest, address: str, advice: str) -> str:
     """Return the text of an error: the fact in searchable words, the action, the address, and the fix."""
     return f"{fact}: could not {request.action} at {address}. {advice}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import ssl
+import stat
 from functools import lru_cache
 from pathlib import Path
 
@@ -96,6 +98,9 @@ def _load_client_certificate(context: ssl.SSLContext, cert: str, key: str | None
 
 def _check_readable(field: str, path: str) -> None:
     try:
+        # Opening a FIFO or a device may block.
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
+            raise OSError(errno.EINVAL, "Not a regular file")
         with Path(path).open("rb"):
             pass
     except OSError as error:

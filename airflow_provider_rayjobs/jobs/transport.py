@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import email.utils
+import os
 import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing, closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, ClassVar
@@ -18,6 +19,7 @@ from airflow_provider_rayjobs import __version__
 from airflow_provider_rayjobs.exceptions import (
     Delivery,
     RayApiAddressError,
+    RayApiBusyError,
     RayApiConnectionError,
     RayApiResponseError,
     RayApiTLSError,
@@ -26,7 +28,7 @@ from airflow_provider_rayjobs.jobs import redaction, tls
 from airflow_provider_rayjobs.jobs.access import READ_TIMEOUT, Access
 from airflow_provider_rayjobs.jobs.deadline import Deadline, DeadlineError
 from airflow_provider_rayjobs.jobs.diagnosis import CHECK_ADDRESS, diagnose_failure
-from airflow_provider_rayjobs.jobs.endpoints import is_success
+from airflow_provider_rayjobs.jobs.endpoints import BUSY, is_success
 from airflow_provider_rayjobs.jobs.logs.json_text import JsonText
 from airflow_provider_rayjobs.jobs.requests import Answer, AnyRequest, LogRequest, Request, UploadRequest, error_message
 from airflow_provider_rayjobs.jobs.steps import LogSink, OnLog
@@ -39,6 +41,8 @@ _MAX_OTHER = 64 * 1024
 # limit would end a large transfer on a slow network. Without a limit, a transfer of one byte per second would go on.
 _LOG_TIMEOUT = 60.0
 _SLOWEST_TRANSFER = 32 * 1024
+# httpx reads them, in upper and in lower case.
+_PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 # Idle connections are closed; the number of requests at the same time is the caller's.
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
 # Errors of a request without an answer. On an event loop httpx does not translate a TLS alert after the handshake of
@@ -70,7 +74,11 @@ class HttpCodec:
         return {
             "base_url": self.address,
             # Ray rejects writes with the User-Agent of a browser.
-            "headers": {"User-Agent": f"airflow-provider-rayjobs/{__version__}", "Accept": "*/*"},
+            "headers": {
+                "User-Agent": f"airflow-provider-rayjobs/{__version__}",
+                "Accept": "*/*",
+                "Accept-Encoding": "identity",
+            },
             "timeout": access.connect_timeout,
             "follow_redirects": False,  # they would carry credentials to another host
             "verify": context,
@@ -129,6 +137,17 @@ class HttpCodec:
             seconds += request.size / _SLOWEST_TRANSFER
         return Deadline(seconds)
 
+    def refuse_compressed(self, request: AnyRequest, response: httpx.Response) -> None:
+        """Refuse a compressed answer, which may be of any size when it is unpacked. No request asks for one."""
+        if response.headers.get("content-encoding", "").strip().lower() in ("", "identity"):
+            return
+        code = response.status_code
+        fact = f"HTTP {code}, not an answer of the Ray Jobs API (compressed)"
+        message = error_message(fact, request, self.labelled_address, CHECK_ADDRESS)
+        # A proxy that cannot answer now is temporary, whatever its page is.
+        kind = RayApiBusyError if code in BUSY else RayApiAddressError
+        raise kind(message, status_code=code, delivery=Delivery.FOREIGN)
+
     def decode(self, response: httpx.Response, body: Body) -> Answer:
         """Translate a response and the part of its body that was read."""
         if body.is_too_large and body.is_result:
@@ -136,9 +155,13 @@ class HttpCodec:
             advice = f"Delete the records of old jobs. {CHECK_ADDRESS}"
             message = error_message(fact, body.request, self.labelled_address, advice)
             raise RayApiResponseError(message, status_code=200)
+        content = bytes(body.content)
+        if body.is_too_large:
+            # A secret in the last line may be cut in half, and half a secret is not redacted.
+            content = content.rpartition(b"\n")[0] or content
         return Answer(
             response.status_code,
-            bytes(body.content),
+            content,
             self.address,
             response.headers.get("content-type", ""),
             _time_of(response.headers.get("date")),
@@ -168,7 +191,7 @@ class HttpCodec:
         if isinstance(error, _AuthError):
             advice = "Its text is not shown: it may hold a secret."
             message = error_message(str(error), request, self.labelled_address, advice)
-            return RayApiConnectionError(message, delivery=Delivery.NOT_SENT)
+            return RayApiConnectionError(message, delivery=error.delivery)
         if isinstance(error, httpx.LocalProtocolError):
             # The error and its cause quote the invalid header.
             error.args = ("not shown, as it may hold a secret",)
@@ -217,7 +240,8 @@ class LogReceiver:
 
     def accepts(self, response: httpx.Response) -> bool:
         """Tell whether a response is a log. If so, begin to read it."""
-        if is_log := is_success(response.status_code, response.headers.get("content-type", "")):
+        content_type = response.headers.get("content-type", "")
+        if is_log := is_success(response.status_code, content_type, is_json=self._request.is_json):
             self._log.begin()
         return is_log
 
@@ -283,6 +307,10 @@ class AsyncUploadBytes:
 class _AuthError(httpx.RequestError):
     """The user's authentication class raised an error. Its text is left out: it may quote a credential."""
 
+    def __init__(self, message: str, delivery: Delivery) -> None:
+        super().__init__(message)
+        self.delivery = delivery
+
 
 class _GuardedAuth(httpx.Auth):
     """Wraps the user's authentication class. Its errors become connection errors, because many are temporary."""
@@ -291,22 +319,32 @@ class _GuardedAuth(httpx.Auth):
         self._auth = auth
 
     @contextmanager
-    def _translate_errors(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[list[httpx.Request]]:
+        """Yield the list of the requests that the class has made; the caller fills it."""
+        requests: list[httpx.Request] = []
         try:
-            yield
+            yield requests
         except Exception as error:  # noqa: BLE001  (user code)
-            redaction.raise_unchained(_AuthError(f"auth {type(self._auth).__name__} raised {type(error).__name__}"))
+            delivery = Delivery.MAY_HAVE_ARRIVED if requests else Delivery.NOT_SENT
+            message = f"auth {type(self._auth).__name__} raised {type(error).__name__}"
+            redaction.raise_unchained(_AuthError(message, delivery))
 
     def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        with self._translate_errors():
-            yield from self._auth.sync_auth_flow(request)
+        with (
+            self._translate_errors() as requests,
+            suppress(StopIteration),
+            closing(self._auth.sync_auth_flow(request)) as flow,
+        ):
+            requests.append(next(flow))
+            while True:
+                requests.append(flow.send((yield requests[-1])))
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
-        with self._translate_errors(), suppress(StopAsyncIteration):
+        with self._translate_errors() as requests, suppress(StopAsyncIteration):
             async with aclosing(self._auth.async_auth_flow(request)) as flow:
-                request = await anext(flow)
+                requests.append(await anext(flow))
                 while True:
-                    request = await flow.asend((yield request))
+                    requests.append(await flow.asend((yield requests[-1])))
 
 
 def check_address(address: str) -> str:
@@ -326,6 +364,18 @@ def check_address(address: str) -> str:
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError(f"the address of {parts.hostname!r} must hold no credentials, query or fragment.")
     return address.rstrip("/")
+
+
+@contextmanager
+def naming_proxy_variables() -> Iterator[None]:
+    """Name the environment variables of an HTTP proxy that httpx cannot use. Their values may hold a password."""
+    try:
+        yield
+    except (httpx.InvalidURL, ValueError):
+        names = ", ".join(name for name in os.environ if name.lower() in _PROXY_VARIABLES and os.environ[name])
+        advice = "Correct them: write an IPv6 address as ::1, and escape special characters of a password."
+        message = f"the environment variables {names} hold an address that is not usable. {advice}"
+        redaction.raise_unchained(ValueError(message))
 
 
 def _proxy(url: str, context: ssl.SSLContext) -> httpx.Proxy:

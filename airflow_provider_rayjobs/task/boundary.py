@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# The XCom that names the job of a deferred task without a task state store.
+# The XCom that names the job of a deferred task if the task state store does not.
 JOB_REF_KEY = "ray_job_ref"
 # States in which Airflow rejects a deferral, a success or a failure: marked, cleared, or replaced by another try.
 _ENDED_STATES = ("success", "failed", "skipped", "removed", "restarting", "up_for_retry")
@@ -130,19 +130,20 @@ class Boundary:
             try:
                 return work()
             except RayJobTimeoutError as error:
-                self._end_execution_timeout()
+                self._begin_cleanup()
                 return self._abandon(error)
             except AirflowTaskTimeout:
+                self._begin_cleanup()
                 if not self._owns_job():
                     raise
                 name = self._record.submission_id
                 message = f"Ray job {name} did not end within the execution_timeout of this try."
                 return self._abandon(RayJobTimeoutError(message, limit="execution_timeout"))
         except Interrupted:
-            self._end_execution_timeout()
+            self._begin_cleanup()
             self._handle_kill()
         except Exception as error:  # noqa: BLE001  (raised again)
-            self._end_execution_timeout()
+            self._begin_cleanup()
             self._handle_error(error)
         finally:
             if self.state not in (State.DEFERRED, State.RELEASED):
@@ -150,8 +151,10 @@ class Boundary:
             for client in self._clients.values():
                 client.close()
 
-    def _end_execution_timeout(self) -> None:
+    def _begin_cleanup(self) -> None:
         """Let Airflow's ``execution_timeout`` not break off the stop of a job. A stop has a time limit of its own."""
+        if self.state is State.RELEASED:
+            self._enter(State.DONE)
         if self.task.execution_timeout is not None:
             signal.setitimer(signal.ITIMER_REAL, 0)
 

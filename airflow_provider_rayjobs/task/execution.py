@@ -200,8 +200,7 @@ class Execution(Boundary):
         """Push the submission id and the link, before the submission, so that no failure can hide the job."""
         task_instance = self.context["ti"]
         task_instance.xcom_push(key="submission_id", value=self._record.submission_id)
-        if not self.store.is_durable:
-            task_instance.xcom_push(key=JOB_REF_KEY, value=self._record.job.to_json())
+        task_instance.xcom_push(key=JOB_REF_KEY, value=self._record.job.to_json())
         task_instance.xcom_push(key=links.XCOM_KEY, value=self.target.cluster.job_url(self._record.submission_id))
 
     def _defer(self) -> NoReturn:

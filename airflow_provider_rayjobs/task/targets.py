@@ -34,7 +34,7 @@ class Target:
 
     def at(self, address: str) -> Target:
         """Return a target with these credentials at another address."""
-        return replace(self, cluster=replace(self.cluster, address=address, dashboard_url=address))
+        return replace(self, cluster=self.cluster.at(address))
 
     def client(self, *, is_quiet: bool = False) -> RayJobsClient:
         return self.hook.client_of(self.cluster, is_quiet=is_quiet)

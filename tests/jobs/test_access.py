@@ -176,6 +176,35 @@ def test_error_of_the_auth_class_is_an_outage(ask):
     assert SECRET not in str(caught.value)
 
 
+class Greedy(httpx.Auth):
+    def auth_flow(self, request: httpx.Request):
+        response = yield request
+        response.headers["X-Next-Nonce"]
+
+
+def test_error_of_the_auth_class_after_a_request_may_have_an_effect(ask):
+    """A request that arrived before the authentication class failed is not reported as one that was never sent."""
+    wire = Wire()
+    with pytest.raises(RayApiConnectionError, match="^auth Greedy raised KeyError: could not get") as caught:
+        ask(Access(auth=Greedy()), wire)
+
+    assert len(wire.requests) == 1
+    assert caught.value.delivery is Delivery.MAY_HAVE_ARRIVED
+
+
+def test_deletion_is_not_repeated_after_an_error_of_the_auth_class():
+    """A deletion that arrived before the authentication class failed is not sent again."""
+    wire = Wire(lambda _: httpx.Response(200, json={"deleted": True}))
+    transport = httpx.MockTransport(wire)
+    with (
+        RayJobsClient(ADDRESS, access=Access(auth=Greedy()), retry_timeout=2, transport=transport) as client,
+        pytest.raises(RayApiConnectionError),
+    ):
+        client.delete_job("a")
+
+    assert len(wire.requests) == 1
+
+
 def test_timeouts_can_be_set(ask):
     """The client uses the connect and read timeouts of its access."""
     wire = Wire()
@@ -367,6 +396,20 @@ def test_folder_without_certificates_is_an_error(tmp_path: Path):
         check_certificates(Access(verify=str(tmp_path)))
 
 
+@pytest.mark.parametrize("name", ["verify", "client_cert", "client_key"])
+def test_file_that_blocks_is_an_error(tmp_path: Path, name: str):
+    """A FIFO is not opened, because that waits for a writer."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    fields = {"client_cert": certifi.where()} if name == "client_key" else {}
+    # A FIFO that is read ends when its last writer closes it. So a fault fails the test and does not block it.
+    writer = threading.Timer(2, os.close, [os.open(fifo, os.O_RDWR)])
+    writer.start()
+    with pytest.raises(ValueError, match=f"{name} {fifo} cannot be read: Not a regular file"):
+        check_certificates(Access(**fields, **{name: str(fifo)}))
+    writer.join()
+
+
 def test_unchanged_certificate_files_are_read_once(tmp_path: Path):
     """A second check does not read unchanged files again, but it reads replaced files."""
     file = tmp_path / "ca.pem"
@@ -432,6 +475,28 @@ def test_credentials_quoted_by_an_answer_are_redacted(
 
     assert "m4rke" not in "".join(traceback.format_exception(caught.value))
     assert "***" in str(caught.value)
+
+
+def test_secrets_of_the_auth_class_are_redacted(ask):
+    """A gateway may decode what the authentication class sent. The secrets that the class was given are redacted."""
+    access = Access(auth=httpx.BasicAuth("me", f"{SECRET}-of-auth"), auth_secrets=(f"{SECRET}-of-auth",))
+    with pytest.raises(RayJobsError, match=r"bind failed for \*\*\*") as caught:
+        ask(access, Wire(lambda _: httpx.Response(500, text=f"bind failed for {SECRET}-of-auth")))
+
+    assert SECRET not in chained_text(caught.value)
+    assert SECRET not in repr(access)
+
+
+def test_half_of_a_secret_is_not_quoted(ask):
+    """The client reads 64 KiB of an error. A secret at their end is cut in half, so the last line is not quoted."""
+    text = "Traceback (most recent call last)\n"
+    text += "x\n" * ((64 * 1024 - len(text) - 20) // 2) + f"LdapError: {SECRET}"
+    assert 64 * 1024 - len(text) < 0
+
+    with pytest.raises(RayJobsError, match="The answer says: x") as caught:
+        ask(Access(token=SECRET), Wire(lambda _: httpx.Response(500, text=text)))
+
+    assert SECRET[:4] not in str(caught.value)
 
 
 def test_longest_secret_is_redacted_first():
@@ -583,6 +648,31 @@ def test_token_and_access_exclude_each_other():
     """A client accepts a token or an access, but not both."""
     with pytest.raises(ValueError, match="token and access are both given"):
         RayJobsClient(ADDRESS, token="a", access=Access())
+
+
+@pytest.mark.parametrize("client", [RayJobsClient, AsyncRayJobsClient])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("no_proxy", "localhost,[::1]"),
+        ("HTTP_PROXY", f"http://me:{SECRET}/x@proxy:3128"),
+        ("all_proxy", f"socks4://me:{SECRET}@proxy:1080"),
+    ],
+)
+def test_unusable_proxy_of_the_environment_is_named(
+    monkeypatch: pytest.MonkeyPatch, client: Any, name: str, value: str
+):
+    """The error names the environment variables that httpx cannot read, and quotes none."""
+    for each in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(each, raising=False)
+        monkeypatch.delenv(each.upper(), raising=False)
+    monkeypatch.setenv(name, value)
+
+    with pytest.raises(ValueError, match=rf"^the environment variables {name} hold ") as caught:
+        client(ADDRESS)
+
+    assert SECRET not in chained_text(caught.value)
+    assert "[::1]" not in chained_text(caught.value)
 
 
 def test_socks_proxy_requires_socksio():

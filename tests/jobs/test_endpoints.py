@@ -89,11 +89,38 @@ def test_log_text_is_requested_as_json() -> None:
 
 @pytest.mark.parametrize(
     ("status_code", "content_type", "is_success"),
-    [(200, "text/plain", True), (206, "text/plain", False), (404, "text/plain", False), (200, "text/html; a", False)],
-)
+    [
+        (200, "text/plain", True), (206, "text/plain", False), (404, "text/plain", False), (200, "text/html; a", False),
+        (200, "Text/HTML", False), (200, "application/XHTML+xml; charset=utf-8", False), (200, "", True),
+        (200, "application/octet-stream", True), (200, "Application/JSON; charset=utf-8", False),
+    ],
+)  # fmt: skip
 def test_success_is_a_200_that_is_no_html_page(status_code: int, content_type: str, is_success: bool) -> None:
     """Of the answers without JSON, neither an error nor a proxy's page is a success."""
     assert endpoints.is_success(status_code, content_type) is is_success
+
+
+def test_json_is_a_success_only_for_the_text_of_a_log() -> None:
+    """A gateway's JSON is not a log file or a package. The endpoint for the text of a log answers in JSON."""
+    assert endpoints.is_success(200, "application/json", is_json=True)
+    assert not endpoints.is_success(200, "Text/HTML", is_json=True)
+
+
+@pytest.mark.parametrize("content_type", ["Text/HTML", "application/xhtml+xml", "application/json"])
+@pytest.mark.parametrize("request_", [endpoints.get_package("a.zip"), endpoints.put_package("a.zip", 1)])
+def test_page_of_a_gateway_is_no_package(request_: Any, content_type: str) -> None:
+    """A 200 of a gateway does not count as a package that Ray has."""
+    with pytest.raises(RayApiAddressError) as caught:
+        endpoints.check_answer(request_, Answer(200, b'{"error": "expired"}', ADDRESS, content_type))
+
+    assert caught.value.delivery is Delivery.FOREIGN
+
+
+def test_words_in_an_html_page_are_not_rays() -> None:
+    """A page that quotes Ray's words is not a refusal by Ray, however its content type is written."""
+    answer = Answer(404, b"Job a does not exist", ADDRESS, "Text/HTML")
+
+    assert error_for_answer(endpoints.get_job("a"), answer).delivery is Delivery.FOREIGN
 
 
 def test_submission_has_a_longer_timeout() -> None:

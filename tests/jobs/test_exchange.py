@@ -18,6 +18,8 @@ import pytest
 
 from airflow_provider_rayjobs.exceptions import (
     Delivery,
+    RayApiAddressError,
+    RayApiBusyError,
     RayApiConnectionError,
     RayApiResponseError,
     RayJobsError,
@@ -267,6 +269,72 @@ def test_most_of_a_huge_error_page_is_not_read(run: Run, step: Any) -> None:
     assert sent < 50
 
 
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [(b"Text/HTML; charset=utf-8", b"<html>"), (b"application/xhtml+xml", b"<html>"), (b"Application/JSON", b"{}")],
+)
+def test_page_of_a_gateway_is_no_log(run: Run, content_type: bytes, body: bytes) -> None:
+    """A gateway's page, or its JSON, is not shown as the log file of a job."""
+    shown: list[str] = []
+
+    def handle(connection: socket.socket) -> None:
+        receive(connection)
+        connection.sendall(LOG.replace(b"text/plain", content_type) + body)
+
+    with serving(handle) as address, pytest.raises(RayApiAddressError, match="^HTTP 200, "):
+        run(address, do(ReadLog(endpoints.get_log_file("a", "n"), LogCursor())), shown.append)
+
+    assert not shown
+
+
+def test_text_of_a_log_comes_as_json(run: Run) -> None:
+    """The answer of the endpoint for the text of a log is JSON."""
+    shown: list[str] = []
+
+    def handle(connection: socket.socket) -> None:
+        receive(connection)
+        connection.sendall(LOG.replace(b"text/plain", b"application/json") + b'{"logs": "hello\\n"}')
+
+    with serving(handle) as address:
+        run(address, do(ReadLog(endpoints.get_log_text("a"), LogCursor())), shown.append)
+
+    assert shown == ["hello"]
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(200, RayApiAddressError), (500, RayApiAddressError), (503, RayApiBusyError)]
+)
+@pytest.mark.parametrize(
+    "step",
+    [
+        Send(endpoints.get_job("a")),
+        Send(endpoints.get_package("a.zip")),
+        ReadLog(endpoints.get_log_file("a", "n"), LogCursor()),
+    ],
+)
+def test_compressed_answer_is_refused(run: Run, step: Any, code: int, kind: type[RayApiResponseError]) -> None:
+    """The client asks for no compression, and refuses a compressed answer without reading its body."""
+    requests: list[bytes] = []
+    shown: list[str] = []
+
+    def handle(connection: socket.socket) -> None:
+        requests.append(connection.recv(65536).lower())
+        connection.sendall(b"HTTP/1.1 %d A\r\nContent-Type: text/plain\r\n" % code)
+        # The body never comes: a client that reads it runs into its deadline.
+        connection.sendall(b"Content-Encoding: GZip, gzip\r\nContent-Length: 1000\r\n\r\n")
+        connection.recv(1)
+
+    with (
+        serving(handle) as address,
+        pytest.raises(kind, match=rf"^HTTP {code}, not an answer of the Ray Jobs API \(compressed\): could") as info,
+    ):
+        run(address, do(step), shown.append, read_timeout=5)
+
+    assert info.value.delivery is Delivery.FOREIGN
+    assert b"\r\naccept-encoding: identity\r\n" in requests[0]
+    assert not shown
+
+
 def test_huge_result_is_an_error(run: Run) -> None:
     """A result in JSON of more than 64 MiB is an error that says so."""
 
@@ -400,6 +468,38 @@ def test_wait_for_a_turn_is_part_of_the_deadline() -> None:
         asyncio.run(watch(address))
 
 
+@pytest.mark.parametrize("is_cancelled", [True, False], ids=["cancelled", "at the deadline"])
+@pytest.mark.parametrize("scheme", ["https", "socks5"])
+def test_cut_handshake_closes_its_connection(scheme: str, is_cancelled: bool) -> None:
+    """A request that ends during a TLS or SOCKS handshake closes its connection, while its client stays open."""
+    if scheme == "socks5":
+        pytest.importorskip("socksio")
+    has_begun, has_ended = threading.Event(), threading.Event()
+
+    def handle(connection: socket.socket) -> None:
+        connection.recv(65536)
+        has_begun.set()
+        if connection.recv(1) == b"":
+            has_ended.set()
+
+    async def cut(server: str) -> None:
+        host = server.removeprefix("http://")
+        address = f"https://{host}" if scheme == "https" else "http://ray-head:8265"
+        proxy = f"socks5://{host}" if scheme == "socks5" else None
+        access = Access(verify="off", proxy=proxy, read_timeout=30 if is_cancelled else 1)
+        async with AsyncRayJobsClient(address, access=access, retry_timeout=0) as client:
+            sending = asyncio.ensure_future(client.send(endpoints.get_version()))
+            assert await asyncio.to_thread(has_begun.wait, 5)
+            if is_cancelled:
+                sending.cancel()
+            with pytest.raises(asyncio.CancelledError if is_cancelled else RayApiConnectionError):
+                await sending
+            assert await asyncio.to_thread(has_ended.wait, 5)
+
+    with serving(handle) as address:
+        asyncio.run(cut(address))
+
+
 @pytest.fixture
 def authority(tmp_path: Path) -> CertificateAuthority:
     return CertificateAuthority(tmp_path, "authority")
@@ -482,6 +582,30 @@ def test_replaced_authority_is_used_for_the_next_request(
         run(address, engine(), verify=str(file), client_cert=str(mine.cert), client_key=str(mine.key))
 
     assert clients.seen == ["mine", "mine"]
+
+
+def test_replaced_certificate_does_not_reopen_a_closed_client(authority: CertificateAuthority, tmp_path: Path) -> None:
+    """A closed client sends nothing, also after a certificate file was replaced."""
+    file = tmp_path / "ca.pem"
+    replace_file(file, authority.cert.read_bytes())
+    access = Access(verify=str(file))
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=VERSION))
+
+    async def on_loop() -> None:
+        client = AsyncRayJobsClient("https://ray-head:8265", access=access, transport=transport)
+        await client.aclose()
+        replace_file(file, authority.cert.read_bytes() + b"\n\n")
+        with pytest.raises(RuntimeError, match="closed"):
+            await client.send(endpoints.get_version())
+        assert client._http.is_closed
+
+    client = RayJobsClient("https://ray-head:8265", access=access, transport=transport)
+    client.close()
+    replace_file(file, authority.cert.read_bytes() + b"\n")
+    with pytest.raises(RuntimeError, match="closed"):
+        client.send(endpoints.get_version())
+    assert client._http.is_closed
+    asyncio.run(on_loop())
 
 
 def test_old_connections_are_closed_when_their_last_request_has_ended(

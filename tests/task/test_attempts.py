@@ -510,9 +510,13 @@ RECORD_FORMS = forms(
 )
 @example(stored={"job": {"address": 5, "submission_id": "job-1"}, "generation": None})
 def test_no_stored_value_is_an_error(stored: Any) -> None:
-    """Whatever is stored, a try can ask Ray, decide, and submit."""
+    """Whatever is stored with an id, a try can ask Ray, decide, and submit. Without an id it submits nothing."""
     store = Store()
     store.set("ray_job", stored or "nothing")
+    if JobRecord.from_json(stored or "nothing") is None:
+        with pytest.raises(ValueError, match="holds no submission id. Nothing was submitted"):
+            JobRecordStore(store)
+        return
     records = JobRecordStore(store)
 
     if records.record is not None:
@@ -745,11 +749,11 @@ def test_ids_of_the_user_without_a_store(map_index: int | None, number: int, nam
 
 
 def test_another_id_of_the_user() -> None:
-    """Another ``submission_id`` than that of the last try is used as it is."""
+    """Another ``submission_id`` than that of the last try appends the try number: it may have been used before."""
     records = JobRecordStore(Store())
     records.save(replace(RECORD, base_id="weekly", number=4))
 
-    assert records.new_record(context(try_number=5), "nightly", HERE, "ray_1").submission_id == "nightly"
+    assert records.new_record(context(try_number=5), "nightly", HERE, "ray_1").submission_id == "nightly-5"
 
 
 def test_id_of_the_user_after_an_unreadable_record() -> None:

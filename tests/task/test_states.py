@@ -271,7 +271,7 @@ PATHS = [
     # the status of the recorded job, changes of the record, arguments of the operator, the states of the try
     pytest.param(None, {}, [STARTING, *NEW, DONE], id="new job"),
     pytest.param(None, {"submission_id": "mine"}, [STARTING, *NEW, DONE], id="new job with an id of the user"),
-    pytest.param(None, {"wait_for_completion": False}, [STARTING, *NEW, RELEASED, DONE], id="new job, not waited for"),
+    pytest.param(None, {"wait_for_completion": False}, [STARTING, *NEW, RELEASED], id="new job, not waited for"),
     pytest.param(None, {"deferrable": True}, [STARTING, *NEW, DEFERRED], id="new job, deferred"),
     pytest.param(("SUCCEEDED", {}), {}, [*FOUND, NO_JOB, DONE], id="finish"),
     pytest.param(("SUCCEEDED", {"delivered": True}), {}, [*FOUND, NO_JOB, DONE], id="finish, delivered before"),
@@ -292,7 +292,7 @@ PATHS = [
     pytest.param(
         ("RUNNING", {}),
         {"wait_for_completion": False},
-        [*FOUND, FOLLOWING, RELEASED, DONE],
+        [*FOUND, FOLLOWING, RELEASED],
         id="reattach, not waited for",
     ),
 ]
@@ -411,7 +411,8 @@ def test_every_documented_transition_is_walked() -> None:
     walked = {pair for path in paths for pair in pairwise(path)}
 
     assert {pair for pair in walked if pair[1] is not DONE} == {pair for pair in documented if pair[1] is not DONE}
-    assert {before for before, after in walked if after is DONE} == set(State) - {DONE}
+    # A released job may run on; only an error leads on from there, which test_error walks.
+    assert {before for before, after in walked if after is DONE} == set(State) - {DONE, RELEASED}
 
 
 # -- ways to abort ------------------------------------------------------------------------------------------------
@@ -642,6 +643,40 @@ def test_kill_of_a_task_that_does_not_wait(head: Head) -> None:
     assert head.stops == [store.job["submission_id"]]
 
 
+def test_kill_after_a_task_that_does_not_wait_has_returned(head: Head) -> None:
+    """A hook of the user may still run then. The job is stopped with its task."""
+    run = walk(store := Store(), wait_for_completion=False)
+    run.submit_and_wait()
+    head.jobs[job := store.job["submission_id"]]["status"] = "RUNNING"
+    run.kill_switch.kill()
+
+    assert head.stops == [job]
+
+
+def test_killed_task_submits_nothing(head: Head) -> None:
+    """A task that was killed before its submission submits nothing, also with ``stop_on_kill=False``."""
+    run = walk(Store(), stop_on_kill=False)
+    run.kill_switch.kill()
+
+    with pytest.raises(RayJobStoppedError, match="no Ray job to stop"):
+        run.submit_and_wait()
+    assert head.jobs == {}
+
+
+@pytest.mark.parametrize("state", [EARLIER_JOB, FOLLOWING])
+def test_kill_that_meets_an_error(head: Head, state: State) -> None:
+    """A killed task leaves no job to a next try, as none will come."""
+
+    def killed_and_broken() -> None:
+        run.kill_switch.kill()
+        raise ValueError("broken")
+
+    run, _ = aborted(head, state, killed_and_broken, max_tries=5)
+    with pytest.raises(ValueError, match="broken"):
+        run.submit_and_wait()
+    assert "RUNNING" not in {job["status"] for job in head.jobs.values()}
+
+
 def test_kill_of_a_task_that_has_just_been_deferred(head: Head) -> None:
     """After the deferral, the trigger stops the job, not the worker."""
     run = walk(Store(), deferrable=True)
@@ -870,14 +905,14 @@ def test_trigger_failed_without_a_store(head: Head, max_tries: int, map_index: i
     job = store.job["submission_id"]
     asked: list[dict[str, Any]] = []
 
-    def xcom_pull(**given: Any) -> str:
+    def xcom_pull(**given: Any) -> dict[str, Any]:
         asked.append(given)
-        return job
+        return store.job
 
     with pytest.raises(TaskDeferralError):
         resume_after_failure(None, max_tries, ti={"xcom_pull": xcom_pull, "map_index": map_index}, durable=False)
     assert head.stops == [job]
-    assert asked == [{"key": "submission_id", "task_ids": "train", "map_indexes": map_index}]
+    assert asked == [{"key": "ray_job_ref", "task_ids": "train", "map_indexes": map_index}]
 
 
 def test_trigger_failed_and_the_record_cannot_be_read(head: Head) -> None:
@@ -886,7 +921,7 @@ def test_trigger_failed_and_the_record_cannot_be_read(head: Head) -> None:
     store.values = (given := stored(head, "RUNNING")).values
 
     with pytest.raises(TaskDeferralError):
-        resume_after_failure(store, LAST, ti={"xcom_pull": lambda **_: given.job["submission_id"]})
+        resume_after_failure(store, LAST, ti={"xcom_pull": lambda **_: given.job})
     assert head.stops == [given.job["submission_id"]]
 
 
@@ -901,8 +936,9 @@ def test_trigger_failed_and_nothing_can_be_read(head: Head, capfd: pytest.Captur
     """The error of the trigger is raised. The log says that the job was not stopped, and why."""
     with pytest.MonkeyPatch.context() as patch:
         with_undefined_connection(patch)
+        nowhere = {"address": "", "submission_id": "job-1"}
         with pytest.raises(TaskDeferralError):
-            resume_after_failure(None, LAST, ti={"xcom_pull": lambda **_: "job-1"}, durable=False)
+            resume_after_failure(None, LAST, ti={"xcom_pull": lambda **_: nowhere}, durable=False)
     assert "Ray job job-1 was not stopped. The address of Ray job job-1 is unknown" in capfd.readouterr().out
 
 

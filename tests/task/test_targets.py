@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from test_states import Head
 
+from airflow_provider_rayjobs.connection import Cluster
+from airflow_provider_rayjobs.jobs import Access
 from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.task.targets import Target, find_target
 
@@ -179,3 +182,18 @@ def test_client(connections: Connections, head: Head) -> None:
     with target.client() as client, target.client(is_quiet=True) as quiet:
         assert {client.get_version().session_name, quiet.get_version().session_name} == {"session_1"}
     assert head.credentials == ["Bearer secret-1"] * 2
+
+
+def test_token_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, head: Head) -> None:
+    """The token of a head on this machine is sent to that head, and not to the address of a recorded job."""
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray/auth_token").write_text("local-secret")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", head.address)
+    own = Target.of_connection("ray_jobs_default")
+    target = find_target(JobRef("http://recorded:8265", "a", "session_2"), "ray_jobs_default", own)
+
+    assert head.credentials == ["Bearer local-secret"]
+    assert target.cluster == Cluster("http://recorded:8265", dashboard_url="http://recorded:8265")
+    assert own.at("http://localhost:9").cluster.access.current_token() == "local-secret"
+    assert target.at(head.address).cluster.access == Access()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -39,8 +40,8 @@ class LogCopy:
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file that replaces the file at ``path`` when it is complete. An error leaves the old file."""
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    with part.open("xb") as file:
         try:
             yield file
         except BaseException:

@@ -56,6 +56,10 @@ class HeadTail:
         while len(self._tail) > self.limit - self.shown:
             self._drop_oldest()
         yield from first
+        yield from self.kept()
+
+    def kept(self) -> Iterator[str]:
+        """Yield the last lines that have arrived."""
         while self._tail:
             yield "\n".join(self._tail.popleft() for _ in range(min(RECORD_LINES, len(self._tail))))
 

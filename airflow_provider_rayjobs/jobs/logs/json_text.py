@@ -13,6 +13,8 @@ _CHARACTERS = re.compile(
 _RUNS = re.compile(rb"[^\\]+|(?:\\u[0-9a-fA-F]{4}|\\[^u])+")
 _KEY = re.compile(rb'\{\s*"logs"\s*:\s*"')
 _LONGEST_KEY = 32
+# Bytes of a surrogate pair as escape sequences.
+_LONGEST_CHARACTER = 12
 
 
 class JsonText:
@@ -46,6 +48,8 @@ class JsonText:
         size = complete.end() if complete else 0
         self.is_whole = data[size : size + 1] == b'"'
         text, self._waiting = data[:size], data[size:]
+        if not self.is_whole and len(self._waiting) > _LONGEST_CHARACTER:
+            raise ValueError("the text named logs has an invalid escape sequence")
         return b"".join(
             json.loads(b'"' + run + b'"').encode("utf-8", errors="replace") if run[:1] == b"\\" else run
             for run in _RUNS.findall(text)

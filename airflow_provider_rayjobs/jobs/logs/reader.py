@@ -299,6 +299,8 @@ class LogReader:
             yield ReadLog(replace(request, deadline=_TAIL_TIMEOUT), tail)
         except RayJobsError:
             yield LogMessage(f"{missing}, the rest cannot be read. {location}", logging.WARNING)
+            if self._limiter is not None:
+                yield from self._show_last(details, list(self._limiter.kept()))
             return
         if tail.is_whole_log:
             self._sink.begin()
@@ -325,7 +327,10 @@ class LogReader:
                 "cut or replaced.",
                 logging.WARNING,
             )
-        records = list(self._sink.finish())
+        yield from self._show_last(details, list(self._sink.finish()))
+
+    def _show_last(self, details: JobDetails, records: list[str]) -> Engine[None]:
+        """Show the last records, after a notice about the lines that the limit left out."""
         if self._limiter is not None and self._limiter.left_out:
             yield LogMessage(
                 f"{self._limiter.left_out} lines of the log were left out here, as log_lines_limit is "

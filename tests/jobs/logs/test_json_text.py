@@ -44,3 +44,10 @@ def test_answer_without_the_text(data: bytes) -> None:
     """An answer without the text is an error."""
     with pytest.raises(ValueError, match="text named logs"):
         JsonText().decode(data)
+
+
+@pytest.mark.parametrize("escape", [rb"\uZZZZ", rb"\ud83d\uZZZZ"])
+def test_invalid_escape_sequence(escape: bytes) -> None:
+    """The text after an invalid escape sequence does not wait in memory."""
+    with pytest.raises(ValueError, match="invalid escape sequence"):
+        JsonText().decode(b'{"logs": "one' + escape + b"x" * 12)

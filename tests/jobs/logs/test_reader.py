@@ -335,6 +335,21 @@ def test_tail_with_a_limit() -> None:
     assert head.text.splitlines() == lines[:50] + lines[-50:]
 
 
+def test_limit_and_no_tail() -> None:
+    """With a limit, the last lines that arrived are shown if neither the log's end nor its tail can be read."""
+
+    def fail(request: LogRequest) -> int | None:
+        return 30_000 if request.params and request.params["lines"] == "-1" else 0
+
+    head, reader = Head(lines_of(0, 500), fail=fail), LogReader(lines_limit=100)
+    head.poll(reader, SUCCEEDED)
+
+    lines = head.data.decode().splitlines()
+    assert head.text.splitlines() == lines[:50] + lines[250:300]
+    assert "the rest cannot be read" in head.notices[0]
+    assert "200 lines of the log were left out here" in head.notices[1]
+
+
 def test_tail_that_is_the_whole_log() -> None:
     """If the last lines are the whole log, nothing is missing or repeated, and no warning says so."""
 
