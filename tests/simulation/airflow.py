@@ -236,6 +236,8 @@ class Airflow:
 
     def _process_has_ended(self, worker: Worker) -> None:
         """Handle the end of a process, as its supervisor and then the scheduler see it."""
+        if self.state in _TERMINAL and worker.process.was_killed and not worker.is_terminating:
+            self.tags.add("the process of the last try was killed")
         delay = HEARTBEAT_TIMEOUT if worker.is_machine_lost else 0.2
         self.clock.call_later(delay, lambda: self._handle_end(worker))
 
