@@ -144,6 +144,8 @@ class Airflow:
         self.on_success: Callable[[Any], object] = lambda _: None
         self.on_terminal: Callable[[], object] = lambda: None
         self.tags: set[str] = set()
+        # when each try wrote to the task state store last
+        self.stored_at: dict[int, float] = {}
         self.lookups_fail_until = 0.0
         self.api_fails_until = 0.0
         self.workers: list[Worker] = []
@@ -220,16 +222,22 @@ class Airflow:
         """Accept the report of a process, unless the server believes that another one is running, or none."""
         if self._running is not worker or self.state != "running":
             self.script.note(f"airflow: 409, the report {state!r} of {worker.process.name} is rejected")
-            if 0 <= worker.looked_at <= self.last_action:
-                self.tags.add("marked or cleared after the last look")
+            self._note_late_action(worker)
             return False
         worker.has_crashed = False
         self._running = None
         self._set_state(state)
         return True
 
+    def _note_late_action(self, worker: Worker) -> None:
+        """Note that a user acted on the task after its process has looked, so that the process could not notice."""
+        if 0 <= worker.looked_at <= self.last_action:
+            self.tags.add("marked or cleared after the last look")
+
     def _process_has_ended(self, worker: Worker) -> None:
         """Handle the end of a process, as its supervisor and then the scheduler see it."""
+        if self.state in _TERMINAL and worker.process.was_killed and not worker.is_terminating:
+            self.tags.add("the process of the last try was killed")
         delay = HEARTBEAT_TIMEOUT if worker.is_machine_lost else 0.2
         self.clock.call_later(delay, lambda: self._handle_end(worker))
 
@@ -330,7 +338,10 @@ class Airflow:
         self.clock.call_later(SIGKILL_DELAY, lambda: self._sigkill(worker))
 
     def _sigkill(self, worker: Worker) -> None:
-        if worker.process.is_alive:
+        frozen = worker.process.frozen_until - self.clock.now
+        if frozen > 0:  # and its supervisor with it
+            self.clock.call_later(frozen + SIGKILL_DELAY, lambda: self._sigkill(worker))
+        elif worker.process.is_alive:
             self.script.note(f"airflow: SIGKILL to {worker.process.name}")
             worker.process.kill()
 
@@ -364,6 +375,8 @@ class Airflow:
         if old is None:
             return
         self._triggerer = None
+        if old.is_cancelling:
+            self.tags.add("no triggerer had the trigger")
         delay = 3.0 if restart else TRIGGERER_LOSS
         self.clock.call_later(delay, self._start_triggerer)
         if restart:
@@ -454,6 +467,7 @@ class Airflow:
         if fault is not None:  # the report is lost; the server waits for a heartbeat that does not come
             self.script.note(f"{worker.process.name}: the report {state!r} is lost")
             worker.is_machine_lost = True
+            self._note_late_action(worker)
             return
         self._end(worker, state, value)
         self.script.end(worker.process, key)
@@ -493,6 +507,7 @@ class Airflow:
         if fault is not None:
             self.script.note(f"{process.name}: the deferral is lost")
             worker.is_machine_lost = True
+            self._note_late_action(worker)
             return
         if self._accept(worker, "deferred"):
             self._row = row
@@ -561,6 +576,8 @@ class Airflow:
         if fault == FAILS or self.clock.now < self.api_fails_until:
             raise ApiServerError(f"{label}: the API server does not answer")
         result = act()
+        if label.startswith("store set"):
+            self.stored_at[self.try_number] = self.clock.now
         self.script.end(process, key)
         current_thread().wait(0.005)
         if fault == FAILS_AFTER:
@@ -662,6 +679,12 @@ class Triggerer:
     def has(self, row: TriggerRow) -> bool:
         """Tell whether the triggerer has started a trigger."""
         return row.number in self._tasks
+
+    @property
+    def is_cancelling(self) -> bool:
+        """Tell whether a trigger is in its ``on_kill``."""
+        rows = (row for row in self._wanted if row.cancel_message == _USER_ACTION and row.number in self._tasks)
+        return any(not self._tasks[row.number].done() for row in rows)
 
     def add(self, row: TriggerRow) -> None:
         """Start a trigger soon, as the next look at the database finds it."""

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import chain
+from itertools import chain, product
 from multiprocessing import get_context
 
 from . import network
@@ -141,10 +141,11 @@ def kills_of_submissions(scenario: str) -> Iterator[Case]:
     for operation, began in zip(report.operations, report.times, strict=True):
         if operation != "worker submit#1":
             continue
-        for fault in _WAITS:
-            for what in ("sigterm", "mark failed", "clear", "die"):
-                for delay in (0.2, 1.4):
-                    yield Case(scenario, (Fault(operation, fault), Fault(f"{began + delay:.3f}", what)))
+        for seed, (fault, what, delay) in enumerate(
+            product(_WAITS, ("sigterm", "mark failed", "clear", "die"), (0.2, 0.8, 1.4))
+        ):
+            # each has a seed of its own, because a seed says when the process learns of the kill
+            yield Case(scenario, (Fault(operation, fault), Fault(f"{began + delay:.3f}", what)), seed)
 
 
 def walk(seed: int) -> Iterator[tuple[Case, Report]]:

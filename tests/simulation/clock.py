@@ -81,6 +81,7 @@ class Process:
         self.clock = clock
         self.name = name
         self.is_alive = True
+        self.was_killed = False
         self.frozen_until = 0.0
         self.threads: list[Thread] = []
         self.on_exit: Callable[[], object] = lambda: None
@@ -102,6 +103,7 @@ class Process:
         if not self.is_alive:
             return
         self.is_alive = False
+        self.was_killed = True
         me = getcurrent()
         for thread in self.threads:
             if thread is not me and not thread.is_over:

@@ -316,6 +316,9 @@ class History:
         plans = self.scenario.plans
         return plans[min(len(self.jobs), len(plans) - 1)]
 
+    def saw(self, job: Job) -> None:
+        job.seen_at, job.seen_by = self.clock.now, self.airflow.try_number
+
     def _watch(self, event: str, job: Job) -> None:
         self.note(f"ray: job {job.number} {job.name} {event}")
         if event == "accepted" and job.metadata.get("airflow_task_id") == self.airflow.task_id:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .ray import Job
 
 # Messages with which a log may repeat lines, or lack some.
-_REPEATS = ("may be repeated here", "shown again from its start")
+_REPEATS = ("may be repeated", "shown again from its start")
 _LACKS = ("is not complete here", "has fewer bytes now", "were left out here", "log_lines_limit")
 
 

@@ -31,7 +31,7 @@ from urllib.parse import parse_qsl
 import httpx
 
 from .clock import Clock, Process, current_thread
-from .ray import Cluster, Reply
+from .ray import Cluster, Job, Reply
 
 LATENCY = 0.01
 _HTML = "text/html; charset=utf-8"
@@ -57,6 +57,9 @@ class Script(Protocol):
 
     def end(self, process: Process, key: str) -> None:
         """End an operation: its effect has happened, its result is not known yet."""
+
+    def saw(self, job: Job) -> None:
+        """Note that a process has got its first answer about a job."""
 
     def note(self, text: str) -> None: ...
 
@@ -111,8 +114,8 @@ class Network:
             raise httpx.RemoteProtocolError("Server disconnected without sending a response.", request=request)
         if label == "status" and fault not in FOREIGN:
             job = cluster.find(request.url.path.rpartition("/")[2])
-            if job is not None:
-                job.was_seen = True
+            if job is not None and job.seen_at is None:
+                self._script.saw(job)
         reply = FOREIGN[fault] if fault in FOREIGN else replies[0]
         headers = {"content-type": reply.content_type, "date": formatdate(self._clock.time(), usegmt=True)}
         return httpx.Response(reply.status, headers=headers, content=reply.body)

@@ -100,8 +100,9 @@ class Job:
     is_late: bool = False
     # a number of the sender's choice, for checks
     generation: int = 0
-    # whether a client has got an answer about the job
-    was_seen: bool = False
+    # when a client first got an answer about the job, and the generation of that client
+    seen_at: float | None = None
+    seen_by: int = 0
 
     @property
     def is_living(self) -> bool:

@@ -74,10 +74,14 @@ class Scenario:
             history.cluster.submit({"submission_id": self._watched_id, "metadata": {"owner": "other"}}, self.plans[0])
 
     def watched_job(self, history: History) -> Job | None:
-        """Return the job that the sensor has seen first."""
-        name = self._watched_id
-        seen = [job for job in history.cluster.every_job if name in (job.submission_id, job.core_id) and job.was_seen]
-        return seen[0] if seen else None
+        """Return the first job that the sensor has seen in this try, or in an earlier one that then stored it."""
+        for job in history.cluster.every_job:
+            if self._watched_id not in (job.submission_id, job.core_id) or job.seen_at is None:
+                continue
+            stored_at = history.airflow.stored_at.get(job.seen_by, -1.0)
+            if job.seen_by == history.airflow.try_number or job.seen_at <= stored_at:
+                return job
+        return None
 
 
 # Intervals and jobs are short, so that a history has few requests: those take most of its time.
