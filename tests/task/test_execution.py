@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -105,11 +106,16 @@ def running(client: RayJobsClient) -> tuple[Store, str]:
 
 
 def wait_for(client: RayJobsClient, job: str, status: str) -> JobDetails:
+    """Wait for the status of a job. Its submission may still be on its way."""
     deadline = time.monotonic() + 60
-    while (details := client.get_job(job)).status != status:
-        assert time.monotonic() < deadline, f"{job} is {details.status}"
+    while True:
+        seen: JobDetails | None = None
+        with suppress(RayJobNotFoundError):
+            seen = client.get_job(job)
+        if seen is not None and seen.status == status:
+            return seen
+        assert time.monotonic() < deadline, f"{job} is {seen and seen.status}"
         time.sleep(0.2)
-    return details
 
 
 @needs_store
@@ -361,11 +367,27 @@ def test_kill_before_the_submission(client: RayJobsClient):
 
 def test_kill_without_stop_on_kill(client: RayJobsClient):
     """With ``stop_on_kill=False`` the job runs to its end."""
+    job = f"killed-{time.time_ns()}"
+    operator = task("sleep 5", submission_id=job, stop_on_kill=False)
+
+    def kill() -> None:
+        wait_for(client, job, "RUNNING")
+        operator.on_kill()
+
+    killer = threading.Timer(3, kill)
+    killer.start()
+    assert operator.execute(context(Store())) == job
+    killer.join()
+    assert client.get_job(job).status == "SUCCEEDED"
+
+
+def test_kill_without_stop_on_kill_before_the_submission(client: RayJobsClient):
+    """A killed task submits nothing, also with ``stop_on_kill=False``."""
     operator = task("sleep 1", stop_on_kill=False)
     operator.on_kill()
-    job = operator.execute(context(Store()))
 
-    assert client.get_job(job).status == "SUCCEEDED"
+    with pytest.raises(RayJobStoppedError, match="had no Ray job"):
+        operator.execute(context(Store()))
 
 
 def test_wrong_token_fails_at_once(monkeypatch: pytest.MonkeyPatch):
