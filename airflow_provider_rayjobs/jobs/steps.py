@@ -75,7 +75,7 @@ class LogSink(Protocol):
     def feed(self, data: bytes) -> Iterator[str]:
         """Take the next bytes, and yield the log records that they complete."""
 
-    def flush(self) -> Iterator[str]:
+    def flush(self, *, is_cut: bool = False) -> Iterator[str]:
         """End a read, also one that was cut off, and yield the remaining log records."""
 
 

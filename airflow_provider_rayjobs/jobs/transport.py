@@ -271,7 +271,7 @@ class LogReceiver:
     def end_early(self) -> None:
         """End a read that was cut off: show the whole lines that have arrived."""
         if self.drain():
-            self._emit_all(self._log.flush())
+            self._emit_all(self._log.flush(is_cut=True))
 
     def _emit_all(self, records: Iterator[str]) -> None:
         for record in records:

@@ -122,9 +122,13 @@ class LogCursor:
                 else:
                     break
 
-    def flush(self) -> Iterator[str]:
-        """End a read: yield the pending whole lines, then the latest state of a progress bar."""
-        for size_of in (_size_of_whole_lines, _size_of_latest_state):
+    def flush(self, *, is_cut: bool = False) -> Iterator[str]:
+        """
+        End a read: yield the pending whole lines, then the latest state of a progress bar.
+
+        :param is_cut: whether the read was cut off, perhaps within a state of the progress bar.
+        """
+        for size_of in (_size_of_whole_lines,) if is_cut else (_size_of_whole_lines, _size_of_latest_state):
             if size := size_of(self._pending):
                 if not self._is_allowed(size):
                     return

@@ -33,7 +33,7 @@ class LogCopy:
         self._file.write(data)
         return iter(())
 
-    def flush(self) -> Iterator[str]:
+    def flush(self, *, is_cut: bool = False) -> Iterator[str]:  # noqa: ARG002
         return iter(())
 
 

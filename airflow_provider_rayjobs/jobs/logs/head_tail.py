@@ -47,8 +47,8 @@ class HeadTail:
     def feed(self, data: bytes) -> Iterator[str]:
         return self._select(self.log.feed(data))
 
-    def flush(self) -> Iterator[str]:
-        return self._select(self.log.flush())
+    def flush(self, *, is_cut: bool = False) -> Iterator[str]:
+        return self._select(self.log.flush(is_cut=is_cut))
 
     def finish(self) -> Iterator[str]:
         """Yield the remaining lines. :attr:`left_out` is final before the first one."""

@@ -34,7 +34,7 @@ class LogTail:
         self._data = self._data[-TAIL_BYTES:]
         return iter(())
 
-    def flush(self) -> Iterator[str]:
+    def flush(self, *, is_cut: bool = False) -> Iterator[str]:  # noqa: ARG002
         return iter(())
 
     @property

@@ -272,6 +272,17 @@ def test_progress_bars(lines: list[list[str]], ends: str, sizes: list[int], read
     assert re.fullmatch("".join(f"(?:[ab €\N{ROCKET}]+\n)*?{piece}" for piece in pieces) or "\n", text)
 
 
+def test_cut_read_shows_no_part_of_a_progress_bar() -> None:
+    """A read that was cut off may end within a state of a progress bar. The next read shows the whole state."""
+    log = LogCursor()
+    log.begin()
+    cut = [*log.feed(b"begin\n\r 4%|#     | 4/100\r24%|###"), *log.flush(is_cut=True)]
+    log.begin()
+    rest = [*log.feed(b"begin\n\r 4%|#     | 4/100\r24%|####  | 24/100"), *log.flush()]
+
+    assert (cut, rest) == (["begin"], ["24%|####  | 24/100"])
+
+
 def test_many_states_of_a_progress_bar() -> None:
     """Thousands of states between two reads are one line."""
     states = [f"{number:5} of 50000 |{'#' * 50}|" for number in range(50_000)]
