@@ -60,8 +60,8 @@ def get_provider_info() -> dict[str, Any]:
                     ),
                     "allowed_files": _option(
                         "Files that connections may use as token_file, client_cert and client_key: absolute paths, "
-                        "separated by commas; * stands for any characters but a slash. Whoever may edit a connection "
-                        "can send the line in such a file to any host. By default no file is allowed.",
+                        "separated by commas; * stands for any characters but a slash. Anyone who may edit a "
+                        "connection can send the line in such a file to any host. By default no file is allowed.",
                         example="/var/run/secrets/ray/*",
                     ),
                     "allowed_auth_classes": _option(

@@ -124,9 +124,10 @@ class RayJobSensor(RendersText, BaseSensorOperator):
         """Poll the job once."""
         if self._poller is None:
             self._poller = self._new_poller(context)
+        seen_before = self._poller.job
         with RayJobsHook(self.ray_conn_id).client_of(self._poller.cluster) as client:
             details = self._poller.poll(client)
-        if (self.reschedule and not self.deferrable) or self._poller.is_new:
+        if (self.reschedule and not self.deferrable) or self._poller.job != seen_before:
             self._poller.save(context)
         has_succeeded = details is not None and self._poller.has_succeeded(details)
         if self.deferrable and not has_succeeded:
@@ -191,8 +192,6 @@ class _JobPoller:
         self.reader = logs.reader()
         self.missing_timeout = missing_timeout
         self.outage = follow.Outage(job.submission_id, unreachable_timeout)
-        # whether the last poll was the first that told which job is meant
-        self.is_new = False
         # Unix seconds, because in mode ``reschedule`` each poke is a new process.
         self.started_at = time.time()
         # Unix seconds before which no poke reads the log of a running job again, to limit the load on the head.
@@ -218,8 +217,7 @@ class _JobPoller:
                 client.run(self.outage.record_failure(error, time.time()))
             else:
                 client.run(self.outage.record_success(time.time()))
-                self.is_new = self.job.start_time is None
-                if self.is_new:
+                if self.job.start_time is None:
                     self.job = self.job.seen(details, self._session(client))
                 return details
         except RayJobsError as error:

@@ -7,7 +7,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
@@ -158,7 +158,7 @@ class RayJobTrigger(BaseTrigger):
         give_up_at = clock() + _STATE_TIMEOUT
         while self.task_instance is not None and (left := give_up_at - clock()) > 0:
             try:
-                return "deferred" in await asyncio.wait_for(asyncio.to_thread(_states_of, self.task_instance), left)
+                return "deferred" in await asyncio.wait_for(asyncio.to_thread(_ask_states, self.task_instance), left)
             except Exception:  # noqa: BLE001  (the API server or the database is away)
                 await asyncio.sleep(min(0.5, max(left, 0)))
         return False
@@ -253,7 +253,7 @@ class RayJobTrigger(BaseTrigger):
         async with share.following(reader):
             yield reader
 
-    async def _look_up_cluster(self, hook: RayJobsHook, retry_for: float = 0.0) -> Cluster:
+    async def _look_up_cluster(self, hook: RayJobsHook, retry_for: float) -> Cluster:
         """
         Look up the connection. The job is at the address of its :class:`.JobRef`, even if the connection was edited.
 
@@ -271,16 +271,19 @@ class RayJobTrigger(BaseTrigger):
             await asyncio.sleep(with_jitter(_LOOKUP_PAUSE))
 
 
-def _states_of(ti: Any) -> Collection[str | None]:
-    """Return the state of a task instance as the only element, from Airflow."""
+def _ask_states(ti: Any) -> Collection[str | None]:
     # Imported here, because few triggers are killed.
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance  # noqa: PLC0415
 
+    return states_of(ti, RuntimeTaskInstance.get_task_states)
+
+
+def states_of(ti: Any, get_task_states: Callable[..., dict[str, Any]]) -> Collection[str | None]:
+    """Ask Airflow for the state of a task instance. Return it as the only element, or nothing if it is deleted."""
     map_index = -1 if ti.map_index is None else ti.map_index
-    states: dict[str, dict[str, str | None]] = RuntimeTaskInstance.get_task_states(
-        dag_id=ti.dag_id, map_index=map_index, task_ids=[ti.task_id], run_ids=[ti.run_id]
-    )
-    return states.get(ti.run_id, {}).values()
+    states = get_task_states(dag_id=ti.dag_id, map_index=map_index, task_ids=[ti.task_id], run_ids=[ti.run_id])
+    found: dict[str, str | None] = states.get(ti.run_id, {})
+    return found.values()
 
 
 def emit_job_log(record: str) -> None:

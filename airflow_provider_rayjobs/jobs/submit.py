@@ -19,7 +19,7 @@ from airflow_provider_rayjobs.jobs.redaction import redact_urls
 from airflow_provider_rayjobs.jobs.steps import Engine, LogMessage, Send, Step, map_steps, raising_unreachable, send
 from airflow_provider_rayjobs.jobs.submission import NONCE, SubmissionOptions, build_submission, check_runtime_env_keys
 
-# An engine that prepares an attempt to submit a job; it is told whether an earlier attempt failed.
+# An engine that prepares an attempt to submit a job. Its argument says whether an earlier attempt failed.
 BeforeAttempt = Callable[[bool], Engine[None]]
 
 

@@ -46,7 +46,7 @@ from airflow_provider_rayjobs.task.kill_switch import KillSwitch
 from airflow_provider_rayjobs.task.outcomes import error_for_outcome, is_last_try, is_unschedulable, to_task_error
 from airflow_provider_rayjobs.task.states import State
 from airflow_provider_rayjobs.task.targets import Target, find_target
-from airflow_provider_rayjobs.triggers import emit_job_log
+from airflow_provider_rayjobs.triggers import emit_job_log, states_of
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -312,12 +312,8 @@ class Boundary:
     def _was_ended_by_airflow(self) -> bool:
         """Ask Airflow whether the task was marked or cleared since its last heartbeat."""
         ti = self.context["ti"]
-        map_index = -1 if ti.map_index is None else ti.map_index
         try:
-            states = ti.get_task_states(
-                dag_id=ti.dag_id, map_index=map_index, task_ids=[ti.task_id], run_ids=[ti.run_id]
-            )
-            return any(state in _ENDED_STATES for state in states.get(ti.run_id, {}).values())
+            return any(state in _ENDED_STATES for state in states_of(ti, ti.get_task_states))
         except Exception:  # noqa: BLE001  (Airflow cannot be asked)
             return False
 
@@ -343,12 +339,13 @@ class Boundary:
                 f"Another try of this task follows Ray job {self._record.submission_id}, as this worker did not run "
                 "for minutes. The job is not stopped."
             )
-        if not self._is_ours():
-            self._enter(State.DONE)
-            return StopResult(True, f"Another task's job has the id {self._record.submission_id}. It is left alone.")
-        timeout = self._settings.stop_timeout if self._settings else STOP_TIMEOUT
-        stopping = stop_and_wait(self._record.job, timeout, may_arrive=not self._record.accepted)
-        stopped = self._client.run(stopping)
+        if self._is_ours():
+            timeout = self._settings.stop_timeout if self._settings else STOP_TIMEOUT
+            stopping = stop_and_wait(self._record.job, timeout, may_arrive=not self._record.accepted)
+            stopped = self._client.run(stopping)
+        else:
+            name = self._record.submission_id
+            stopped = StopResult(True, f"Another task's job has the id {name}. It is left alone.")
         self._enter(State.DONE)
         if stopped.has_ended:
             self.log.info("%s", stopped.summary)
