@@ -53,11 +53,15 @@ class FaultProxy:
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
 
-    def drop_requests_for(self, seconds: float) -> None:
-        """Drop every request for some seconds, as an unreachable head would."""
-        until = time.monotonic() + seconds
-        self.add_event(f"the head is unreachable for {seconds:g} s")
-        self.fault = lambda *_: "drop" if time.monotonic() < until else None
+    def drop_requests(self) -> None:
+        """Drop every request from now on, as an unreachable head would."""
+        self.add_event("the head is unreachable")
+        self.fault = lambda *_: "drop"
+
+    def forward_requests(self) -> None:
+        """Forward every request again."""
+        self.add_event("the head is reachable")
+        self.fault = lambda *_: None
 
     def handle(self, request: BaseHTTPRequestHandler) -> None:
         """Forward one request and its response, or apply the fault that the case chose."""

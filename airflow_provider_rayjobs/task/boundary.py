@@ -333,12 +333,7 @@ class Boundary:
             with suppress(Exception):  # the connection cannot be read
                 self._own = Target.of_connection(self.task.ray_conn_id)
             self._find_target()
-        if self._was_superseded():
-            self._enter(State.DONE)
-            raise RayJobStoppedError(
-                f"Another try of this task follows Ray job {self._record.submission_id}, as this worker did not run "
-                "for minutes. The job is not stopped."
-            )
+        self._raise_if_superseded()
         if self._is_ours():
             timeout = self._settings.stop_timeout if self._settings else STOP_TIMEOUT
             stopping = stop_and_wait(self._record.job, timeout, may_arrive=not self._record.accepted)
@@ -368,6 +363,15 @@ class Boundary:
             self._stop()
         except Exception as error:  # noqa: BLE001  (the error that ends the task is more important)
             self._warn("Ray job %s was not stopped. %s", self._record.submission_id, error)
+
+    def _raise_if_superseded(self) -> None:
+        """Raise :class:`RayJobStoppedError` if another try has taken over while this process was frozen."""
+        if self._was_superseded():
+            self._enter(State.DONE)
+            raise RayJobStoppedError(
+                "This worker did not run for minutes, and another try of this task sees to Ray job "
+                f"{self._record.submission_id} now. This try neither submits nor stops it."
+            )
 
     def _was_superseded(self) -> bool:
         """

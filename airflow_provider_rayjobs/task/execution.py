@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_rayjobs import links
@@ -18,7 +19,7 @@ from airflow_provider_rayjobs.exceptions import (
 )
 from airflow_provider_rayjobs.jobs import follow
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobStatus
-from airflow_provider_rayjobs.jobs.steps import Interrupted
+from airflow_provider_rayjobs.jobs.steps import Engine, Interrupted, RunBlocking
 from airflow_provider_rayjobs.jobs.submit import get_session, submit_job
 from airflow_provider_rayjobs.task.attempts import (
     Action,
@@ -199,7 +200,7 @@ class Execution(Boundary):
             raise Interrupted
         self._enter(State.SUBMITTING)
         try:
-            is_confirmed = self._run(submit_job(submission, timeout, packages.ensure if packages else None))
+            is_confirmed = self._run(submit_job(submission, timeout, partial(self._prepare_attempt, packages)))
         except RayJobsError as error:
             if not error.delivery.may_have_effect:
                 self._enter(State.NO_JOB)
@@ -211,6 +212,12 @@ class Execution(Boundary):
         cluster = self.target.cluster
         url = cluster.job_url(record.submission_id)
         self.log.info("Submitted Ray job %s to %s: %s", record.submission_id, cluster.address, url)
+
+    def _prepare_attempt(self, packages: UploadedPackages | None, is_repeated: bool) -> Engine[None]:
+        """Submit nothing if another try has taken over while this process was frozen."""
+        yield RunBlocking(self._raise_if_superseded)
+        if packages is not None:
+            yield from packages.ensure(is_repeated)
 
     def _push_xcoms(self) -> None:
         """Push the submission id and the link, before the submission, so that no failure can hide the job."""

@@ -51,7 +51,8 @@ a kill                    an armed kill switch sends a stop; then the try stops 
                           the job, and waits for its end                          sends a stop, the try does not
 ========================  ======================================================  ===================================
 
-A process that did not run for minutes reads the job record before any stop: another try may follow the job by then.
+A process that did not run for minutes reads the job record before any submission or stop: another try may see to the
+job by then.
 """
 
 from __future__ import annotations

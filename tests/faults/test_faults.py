@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from airflow import __version__ as airflow_version
@@ -155,20 +155,44 @@ def delete_outside_airflow(case: FaultCase) -> None:
     case.ray("DELETE", f"/api/jobs/{case.ray_jobs[0]['submission_id']}")
 
 
-def make_head_unreachable_for(seconds: float):
+def make_head_unreachable_until(description: str, condition: Callable[[FaultCase], bool], seconds: float = 0.0):
+    """
+    Return a script: the head is unreachable until a condition is true, and some seconds longer.
+
+    No fixed time, because a busy triggerer may pause for longer than any outage here.
+    """
+
     def script(case: FaultCase) -> None:
         case.wait_for_job("RUNNING")
-        case.proxy.drop_requests_for(seconds)
-        time.sleep(seconds + 2)
-        case.release()
+        case.proxy.drop_requests()
+        case.wait_until(description, lambda: condition(case))
+        time.sleep(seconds)
+        case.proxy.forward_requests()
 
     return script
 
 
+def make_head_unreachable_for_20_s(case: FaultCase) -> None:
+    make_head_unreachable_until("a request was dropped", lambda case: has_dropped(case, "GET"), 20)(case)
+    time.sleep(2)
+    case.release()
+
+
 def make_head_unreachable_until_retry(case: FaultCase) -> None:
-    case.wait_for_job("RUNNING")
-    case.proxy.drop_requests_for(12)
+    make_head_unreachable_until("the first try has ended", has_failed_once)(case)
     release_when_followed(case)
+
+
+def make_head_unreachable_for_stop(case: FaultCase) -> None:
+    make_head_unreachable_until("a stop was tried", lambda case: STOPPING in case.log(1), 10)(case)
+
+
+def has_failed_once(case: FaultCase) -> bool:
+    return case.task_instance["state"] == "up_for_retry" or case.task_instance["try_number"] == 2
+
+
+def has_dropped(case: FaultCase, method: str) -> bool:
+    return any(text.startswith(method) and text.endswith(": drop") for _, text in case.timeline)
 
 
 def drop_every_second_request(case: FaultCase) -> None:
@@ -217,6 +241,7 @@ def wait_for_airflow_restart(case: FaultCase) -> None:
 # Two cores and SQLite run a third of the cases at once.
 WAVES = 3
 FOLLOWS_JOB = "This try follows it"
+STOPPING = "no further try follows it. Stopping it"
 TAKES_RESULT = "This try takes its result"
 CASES = [
     FaultCase("worker_killed_before_job_record_is_stored",
@@ -291,7 +316,7 @@ CASES = [
                       {"entrypoint": ENDLESS, "execution_timeout": 15, **NO_RETRY, **options}, state="failed",
                       jobs=("STOPPED",), log_contains=("RayJobTimeoutError", "execution_timeout")),
             FaultCase(f"head_unreachable_for_20_s_{mode}", "An outage of 20 s is tolerated.",
-                      {"entrypoint": UNTIL_RELEASED, **NO_RETRY, **options}, make_head_unreachable_for(20), tries=1),
+                      {"entrypoint": UNTIL_RELEASED, **NO_RETRY, **options}, make_head_unreachable_for_20_s, tries=1),
             FaultCase(f"head_unreachable_too_long_{mode}",
                       "An outage longer than unreachable_timeout ends the try, and the next try follows the job.",
                       {"entrypoint": UNTIL_RELEASED, "unreachable_timeout": 4, **RETRY, "retry_delay": 10, **options},
@@ -300,8 +325,8 @@ CASES = [
             FaultCase(f"head_unreachable_too_long_in_last_try_{mode}",
                       "In the last try, a job that cannot be followed any more is stopped.",
                       {"entrypoint": ENDLESS, "unreachable_timeout": 4, "stop_timeout": 60, **NO_RETRY, **options},
-                      make_head_unreachable_for(25), state="failed", jobs=("STOPPED",),
-                      log_contains=("RayApiUnreachableError", "no further try follows it. Stopping it")),
+                      make_head_unreachable_for_stop, state="failed", jobs=("STOPPED",),
+                      log_contains=("RayApiUnreachableError", STOPPING)),
             FaultCase(f"credentials_rejected_for_8_s_{mode}",
                       "HTTP 401 is tolerated for a while, as when a token is rotated.",
                       {"entrypoint": UNTIL_RELEASED, **NO_RETRY, **options}, reject_credentials_for_8_s, tries=1),

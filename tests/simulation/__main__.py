@@ -10,12 +10,16 @@ Run histories by hand::
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
+import shutil
 import sys
 import tempfile
 import time
 
-os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="airflow-simulation-"))
+if "AIRFLOW_HOME" not in os.environ:  # the processes of a campaign inherit it
+    os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-simulation-")
+    atexit.register(shutil.rmtree, os.environ["AIRFLOW_HOME"], ignore_errors=True)
 os.environ.setdefault("AIRFLOW__CORE__LOAD_EXAMPLES", "False")
 
 from .bugs import BUGS, find

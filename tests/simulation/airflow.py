@@ -90,6 +90,8 @@ class Worker:
     may_retry: bool
     # how often the task had been cleared when the process started
     clear_number: int
+    # whether the task resumes after a trigger
+    is_resumed: bool = False
     task: Any = None
     thread: Thread | None = None
     is_terminating: bool = False
@@ -99,7 +101,7 @@ class Worker:
     is_machine_lost: bool = False
     # SIGKILL, OOM: the end was a crash, not an answer to the server's SIGTERM
     has_crashed: bool = True
-    # when the process asked Airflow last whether it should run
+    # when the process asked Airflow last whether it should run: 0 if it got no answer, -1 if it did not ask
     looked_at: float = -1.0
     # the process was frozen for so long that its try was over; what it shows then is no part of a try's log
     is_zombie: bool = False
@@ -141,6 +143,10 @@ class Airflow:
         self.xcoms: dict[str, Any] = {}
         # how each try ended, by its own account: (try, state, error or result)
         self.ends: list[tuple[int, str, Any]] = []
+        # whether a task that resumed could not read its job record
+        self.has_lost_record = False
+        # what ``execute`` returned
+        self.results: list[Any] = []
         self.on_success: Callable[[Any], object] = lambda _: None
         self.on_terminal: Callable[[], object] = lambda: None
         self.tags: set[str] = set()
@@ -204,6 +210,7 @@ class Airflow:
             self.try_number,
             self.max_tries != 0 and self.try_number <= self.max_tries,
             self.clear_number,
+            is_resumed=method is not None,
         )
         self.workers.append(worker)
         self._running = worker
@@ -413,6 +420,7 @@ class Airflow:
         context = self._context(worker)
         try:
             result = self._execute(worker, task, context, method, kwargs)
+            self.results.append(result)
             _, fault = self.script.begin(process, "post_execute")
             if fault is not None:
                 raise ApiServerError("post_execute failed")
@@ -549,7 +557,7 @@ class Airflow:
             "dag_run": dag_run,
             "run_id": self.run_id,
             "logical_date": logical_date,
-            "task_state_store": StateStore(self, worker.process),
+            "task_state_store": StateStore(self, worker),
         }
 
     def _get_states(self, worker: Worker) -> dict[str, Any]:
@@ -559,8 +567,22 @@ class Airflow:
             worker.looked_at = self.clock.now
             return {self.run_id: {self.task_id: self.state}}
 
-        states: dict[str, Any] = self.effect(worker.process, "states", look)
+        try:
+            states: dict[str, Any] = self.effect(worker.process, "states", look)
+        except ApiServerError:
+            worker.looked_at = 0.0
+            raise
         return states
+
+    def ask_states(self, _ti: Any) -> list[str | None]:
+        """Return what a trigger gets from its triggerer's supervisor."""
+        process = current_thread().process
+        key, fault = self.script.begin(process, "states")
+        if fault is not None:
+            raise ApiServerError("the supervisor does not answer")
+        state = self.state
+        self.script.end(process, key)
+        return [state]
 
     def _push(self, process: Process, key: str, value: Any) -> None:
         self.effect(process, f"xcom {key}", lambda: self.xcoms.__setitem__(key, json.loads(json.dumps(value))))
@@ -631,15 +653,20 @@ class Airflow:
 class StateStore:
     """``context["task_state_store"]``."""
 
-    def __init__(self, airflow: Airflow, process: Process) -> None:
+    def __init__(self, airflow: Airflow, worker: Worker) -> None:
         self._airflow = airflow
-        self._process = process
+        self._process = worker.process
+        self._is_resumed = worker.is_resumed
 
     def get(self, key: str, default: Any = None) -> Any:
         values = self._airflow._store
-        return self._airflow.effect(
-            self._process, f"store get {key}", lambda: json.loads(values[key]) if key in values else default
-        )
+        try:
+            return self._airflow.effect(
+                self._process, f"store get {key}", lambda: json.loads(values[key]) if key in values else default
+            )
+        except ApiServerError:
+            self._airflow.has_lost_record |= self._is_resumed
+            raise
 
     def set(self, key: str, value: Any, *, retention: timedelta | None = None) -> None:
         assert value is not None
@@ -661,6 +688,7 @@ class Triggerer:
         self._airflow = airflow
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._wanted: list[TriggerRow] = []
+        self._kills = 0
         self._loop: VirtualLoop | None = None
         self.process = Process(airflow.clock, "triggerer")
         airflow.triggerers.append(self)
@@ -682,9 +710,9 @@ class Triggerer:
 
     @property
     def is_cancelling(self) -> bool:
-        """Tell whether a trigger is in its ``on_kill``."""
+        """Tell whether a trigger is, or will be, in its ``on_kill``."""
         rows = (row for row in self._wanted if row.cancel_message == _USER_ACTION and row.number in self._tasks)
-        return any(not self._tasks[row.number].done() for row in rows)
+        return self._kills > 0 or any(not self._tasks[row.number].done() for row in rows)
 
     def add(self, row: TriggerRow) -> None:
         """Start a trigger soon, as the next look at the database finds it."""
@@ -713,6 +741,14 @@ class Triggerer:
         if self._loop is not None:
             self._loop.wake()
         self._airflow.clock.call_later(1.0, self.process.kill)
+
+    async def _kill(self, trigger: Any) -> None:
+        """Call ``on_kill``. It may take longer than the task of the trigger, which is cancelled again and again."""
+        self._kills += 1
+        try:
+            await trigger.on_kill()
+        finally:
+            self._kills -= 1
 
     async def _run_trigger(self, row: TriggerRow) -> None:
         airflow, script, process = self._airflow, self._airflow.script, self.process
@@ -746,7 +782,7 @@ class Triggerer:
             if cancelled.args[:1] == (_USER_ACTION,):
                 script.note("triggerer: on_kill")
                 with suppress(TimeoutError, asyncio.CancelledError):
-                    await asyncio.wait_for(trigger.on_kill(), timeout=30)
+                    await asyncio.wait_for(self._kill(trigger), timeout=30)
             raise
         except Exception as error:  # noqa: BLE001  (as Airflow does)
             process.check()

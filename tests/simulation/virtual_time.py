@@ -34,7 +34,7 @@ from airflow.providers.common.compat.sdk import BaseHook
 from airflow.sdk.bases.xcom import BaseXCom
 
 import airflow_provider_rayjobs
-from airflow_provider_rayjobs import log_budget
+from airflow_provider_rayjobs import log_budget, triggers
 
 from .airflow import Airflow, Triggerer
 from .clock import Clock, ProcessDied, current_thread
@@ -92,6 +92,8 @@ def entered(clock: Clock, network: Network, airflow_: Airflow, rng: random.Rando
             mock.patch.object(httpx._urlparse, "urlparse", _parse_url),
             mock.patch.object(BaseHook, "get_connection", airflow_.get_connection),
             mock.patch.object(BaseHook, "aget_connection", staticmethod(_async(airflow_.get_connection))),
+            mock.patch.object(asyncio, "to_thread", _call_soon),
+            mock.patch.object(triggers, "_ask_states", airflow_.ask_states),
             mock.patch.object(BaseXCom, "aset", _Xcoms(airflow_).set),
             mock.patch.object(BaseXCom, "aget_one", _Xcoms(airflow_).get),
             mock.patch.object(airflow.sdk.bases.sensor, "time", times),
@@ -157,6 +159,13 @@ def _async(call: Any) -> Any:
         return call(*args)
 
     return called
+
+
+async def _call_soon(call: Any, *args: Any) -> Any:
+    """``asyncio.to_thread`` on the virtual clock."""
+    await asyncio.sleep(0.01)
+    current_thread().process.check()
+    return call(*args)
 
 
 class _Xcoms:

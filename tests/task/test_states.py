@@ -93,10 +93,10 @@ class Head:
                     self.answer({"stopped": True})
                     return
                 code, text = head.refusals.pop(0) if head.refusals else (200, "")
+                head.on_submit()
                 if code not in (0, 200):
                     self.answer(text, code)
                     return
-                head.on_submit()
                 job = body["submission_id"]
                 if job in head.jobs:
                     self.answer(f"{TRACEBACK} Please use a different submission_id.", 500)
@@ -1116,10 +1116,38 @@ def test_frozen_worker_whose_job_another_try_follows(head: Head, wake: Callable[
     store = Store()
     run = frozen(head, store, wake, lambda: store.change(holder="try-2"))
 
-    with pytest.raises(Exception, match="odd|Another try of this task follows Ray job"):
+    with pytest.raises(Exception, match="odd|another try of this task sees to Ray job"):
         run.submit_and_wait()
     assert head.stops == []
     assert (store.record["holder"], store.record["abandoned"]) == ("try-2", False)
+
+
+@pytest.mark.usefixtures("short_heartbeats")
+@pytest.mark.parametrize("is_superseded", [True, False])
+@pytest.mark.parametrize("is_repeated", [False, True], ids=["first attempt", "second attempt"])
+def test_worker_that_was_frozen_before_its_submission(head: Head, is_superseded: bool, is_repeated: bool) -> None:
+    """A worker that wakes after another try has taken over submits nothing. The other try may have a job already."""
+    store = Store()
+    run = walk(store, max_tries=RETRY_LEFT)
+
+    def freeze() -> None:
+        if is_superseded:
+            store.change(holder="try-2")
+        time.sleep(0.7)
+
+    if is_repeated:
+        head.refusals = [(502, "<html>Bad Gateway</html>")]
+        head.on_submit = freeze
+    else:
+        run.abort_in, run.abort = SUBMITTING, freeze
+
+    if not is_superseded:
+        assert run.submit_and_wait() in head.jobs
+        return
+    with pytest.raises(RayJobStoppedError, match="This try neither submits nor stops it"):
+        run.submit_and_wait()
+    assert head.jobs == {}
+    assert store.record["holder"] == "try-2"
 
 
 @pytest.mark.usefixtures("short_heartbeats")
@@ -1138,7 +1166,7 @@ def test_frozen_worker_that_airflow_refuses(
     store = Failing()
     run = frozen(head, store, wake, lambda: vars(store).update(changes))
 
-    with pytest.raises(Exception, match="odd|Another try of this task follows Ray job"):
+    with pytest.raises(Exception, match="odd|another try of this task sees to Ray job"):
         run.submit_and_wait()
     assert head.stops == []
 
