@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 from airflow.sdk.bases.xcom import BaseXCom
@@ -69,6 +69,7 @@ class CheckpointedShare(BudgetShare):
         # without XComs there is no checkpoint to wait for
         self._has_checkpoint = not self._xcom
         self._has_shown = False
+        self._has_warned = False
         # set while a checkpoint must be looked up or stored
         self._pending = asyncio.Event()
         # A triggerer that started after the deferral may continue the trigger of another one.
@@ -119,9 +120,18 @@ class CheckpointedShare(BudgetShare):
         while True:
             await self._pending.wait()
             await _next_slot()
-            with suppress(Exception):  # a later checkpoint replaces a failed one
-                value = {"version": 1, "job": self._submission_id, "try_number": self._try_number, "log": reader.state}
+            value = {"version": 1, "job": self._submission_id, "try_number": self._try_number, "log": reader.state}
+            try:
                 await BaseXCom.aset(value=value, **self._xcom)
+            except Exception as error:  # noqa: BLE001  (a later checkpoint replaces a failed one)
+                if not self._has_warned:
+                    self._has_warned = True
+                    self._warn(
+                        "The log offset of job %s cannot be stored. If this triggerer is lost, lines may be repeated. "
+                        "%s",
+                        self._submission_id,
+                        error,
+                    )
             self._has_checkpoint = True
             self._pending.clear()
 

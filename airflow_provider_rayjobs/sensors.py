@@ -20,9 +20,8 @@ from airflow_provider_rayjobs.jobs.client import RayJobsClient
 from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.logs.cursor import NO_ENDING
 from airflow_provider_rayjobs.jobs.logs.options import LogOptions
-from airflow_provider_rayjobs.jobs.logs.reader import NO_LOG
+from airflow_provider_rayjobs.jobs.logs.reader import NO_LOG, LogReader
 from airflow_provider_rayjobs.jobs.models import JobDetails
-from airflow_provider_rayjobs.jobs.steps import send
 from airflow_provider_rayjobs.masking import masking_env_vars
 from airflow_provider_rayjobs.task import template_values
 from airflow_provider_rayjobs.task.attempts import RetryGeneration, id_of_try
@@ -153,13 +152,21 @@ class RayJobSensor(RendersText, BaseSensorOperator):
         except RayJobsError as error:
             raise to_sensor_error(error) from error
         if reader is not None:
-            with RayJobsHook(self.ray_conn_id).client_of(poller.cluster) as client:
-                with suppress(RayJobsError):  # Mask the env_vars of the job: its log may show them.
-                    client.run(masking_env_vars(send(endpoints.get_job(poller.job.submission_id), retry_timeout=0)))
-                client.run(reader.read(details, poller.logs.flush_interval or 0.0), emit_job_log)
+            self._show_log(poller, reader, details)
         if not poller.has_succeeded(details):
             until = time.time() + self.timeout if deadline is None else deadline
             self._defer(poller, until, id_of_try(context))
+
+    def _show_log(self, poller: _JobPoller, reader: LogReader, details: JobDetails) -> None:
+        with RayJobsHook(self.ray_conn_id).client_of(poller.cluster) as client:
+            try:  # Mask the env_vars of the job: its log may show them.
+                client.run(masking_env_vars(follow.get_same_job(poller.job)))
+            except RayJobLostError as error:
+                self.log.warning("The rest of the log cannot be read. %s", error)
+                return
+            except RayJobsError:
+                pass  # the reader says what cannot be read
+            client.run(reader.read(details, poller.logs.flush_interval or 0.0), emit_job_log)
 
     def _new_poller(self, context: Context, *, is_resumed: bool = False) -> _JobPoller:
         """Read the rendered arguments, push the link to the job, and restore the state of the last poke."""

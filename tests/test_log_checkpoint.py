@@ -144,9 +144,16 @@ def test_a_job_that_prints_nothing_stores_no_checkpoint(supervisor: Supervisor):
     assert supervisor.messages == []
 
 
-def test_failed_checkpoint_is_no_error():
-    """If Airflow cannot store an XCom for a trigger, its lines are still shown."""
-    for share in (share_of(instance()), share_of(instance(), deferred_at=time.time()), share_of(None)):
-        shown, _ = asyncio.run(show(b"one\n", share))
+@pytest.mark.parametrize("has_instance", [True, False])
+@pytest.mark.parametrize("deferred_ago", [None, 0.0], ids=["later run", "first run"])
+def test_failed_checkpoint_is_no_error(has_instance: bool, deferred_ago: float | None):
+    """If Airflow cannot store an XCom for a trigger, its lines are still shown, after a warning."""
+    warnings: list[Any] = []
+    deferred_at = None if deferred_ago is None else time.time() - deferred_ago
+    share = share_of(instance() if has_instance else None, deferred_at=deferred_at, warnings=warnings)
 
-        assert shown == ["one"]
+    shown, _ = asyncio.run(show(b"one\n", share))
+
+    assert shown == ["one"]
+    stored = [words[0] for words in warnings if "cannot be stored" in words[0]]
+    assert len(stored) == (1 if has_instance and HAS_STORE else 0)

@@ -311,6 +311,22 @@ def test_job_is_lost_with_its_cluster(head: StandInHead, mode: str):
         wait(mode, head.restart, missing_timeout=600)
 
 
+def test_log_of_another_job_is_not_shown(head: StandInHead, shown: Shown):
+    """The job SUCCEEDED, but another job has its id when the sensor resumes. The log of that job is not read."""
+    head.add("job-1", "RUNNING", driver_node_id="node", metadata={"submission_nonce": "one"})
+    with pytest.raises(TaskDeferred) as deferred:
+        sensor(submission_id="job-1", deferrable=True).execute(context())
+    head.jobs["job-1"]["status"] = "SUCCEEDED"
+    event = fire(deferred.value.trigger)
+    head.restart()
+    head.add("job-1", "RUNNING", driver_node_id="node", start_time=START + 1)
+    head.requests.clear()
+
+    sensor(submission_id="job-1", deferrable=True).execute_complete(context(), event=event)
+    assert not any("logs" in request for request in head.requests)
+    assert any("The rest of the log cannot be read. Ray job job-1 was lost" in line for line in shown.lines)
+
+
 @MODES
 def test_success_of_the_same_job(head: StandInHead, mode: str):
     """A job keeps its identity until its end, and its credentials come from the connection."""

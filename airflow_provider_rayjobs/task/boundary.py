@@ -412,7 +412,16 @@ class Boundary:
             return describe_shortage(demand, cluster)
         return ""
 
+    def _read_arguments(self) -> Settings:
+        self._settings = settings = self.task.settings()
+        self.limits = settings.limits
+        self.reader = settings.logs.reader()
+        return settings
+
     def _show_log(self, details: JobDetails | None) -> None:
+        if self._settings is None:
+            with suppress(Exception):  # an argument is invalid, which ended the try
+                self._read_arguments()
         if self.reader is not None and details is not None and details.status.is_terminal():
             self._client.run(self.reader.read(details), emit_job_log)
 

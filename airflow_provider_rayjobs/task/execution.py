@@ -105,9 +105,7 @@ class Execution(Boundary):
     def _set_up(self, event: Mapping[str, Any] | None = None) -> None:
         """Read the job record, the arguments and the connection, in this order: any of them may fail."""
         self._open_store(event)
-        self._settings = settings = self.task.settings()
-        self.limits = settings.limits
-        self.reader = settings.logs.reader()
+        self._read_arguments()
         self._own = Target.of_connection(self.task.ray_conn_id, check_token_file=not self.is_resumed)
         if event is not None:
             self._find_target()

@@ -103,6 +103,10 @@ class Worker:
     has_crashed: bool = True
     # when the process asked Airflow last whether it should run: 0 if it got no answer, -1 if it did not ask
     looked_at: float = -1.0
+    # the process was killed because it did not end in time after SIGTERM
+    was_too_slow: bool = False
+    # the process has called nothing but the report of its end, or of its deferral
+    is_reporting: bool = False
     # the process was frozen for so long that its try was over; what it shows then is no part of a try's log
     is_zombie: bool = False
 
@@ -180,6 +184,10 @@ class Airflow:
         """Tell whether the task instance has ended and none of its processes is left."""
         return self.state in _TERMINAL and not any(worker.process.is_alive for worker in self.workers)
 
+    def is_replaced(self, worker: Worker) -> bool:
+        """Tell whether the task instance has another try than that of a process, or will have one."""
+        return worker.try_number < self.try_number or (worker.is_zombie and self.state not in _TERMINAL)
+
     def start(self) -> None:
         """Schedule the first try, and start a triggerer."""
         self._triggerer = Triggerer(self)
@@ -243,8 +251,10 @@ class Airflow:
 
     def _process_has_ended(self, worker: Worker) -> None:
         """Handle the end of a process, as its supervisor and then the scheduler see it."""
-        if self.state in _TERMINAL and worker.process.was_killed and not worker.is_terminating:
+        if self.state in _TERMINAL and worker.process.was_killed and not worker.was_too_slow:
             self.tags.add("the process of the last try was killed")
+        if worker.is_reporting:
+            self._note_late_action(worker)
         delay = HEARTBEAT_TIMEOUT if worker.is_machine_lost else 0.2
         self.clock.call_later(delay, lambda: self._handle_end(worker))
 
@@ -350,6 +360,7 @@ class Airflow:
             self.clock.call_later(frozen + SIGKILL_DELAY, lambda: self._sigkill(worker))
         elif worker.process.is_alive:
             self.script.note(f"airflow: SIGKILL to {worker.process.name}")
+            worker.was_too_slow = True
             worker.process.kill()
 
     def kill_worker(self, *, machine: bool = False) -> None:
@@ -471,6 +482,7 @@ class Airflow:
 
     def _report(self, worker: Worker, state: str, value: Any) -> None:
         key, fault = self.script.begin(worker.process, "report")
+        worker.is_reporting = True
         self._wait_for_server()
         if fault is not None:  # the report is lost; the server waits for a heartbeat that does not come
             self.script.note(f"{worker.process.name}: the report {state!r} is lost")
@@ -511,6 +523,7 @@ class Airflow:
             worker.try_number,
         )
         key, fault = self.script.begin(process, "defer")
+        worker.is_reporting = True
         self._wait_for_server()
         if fault is not None:
             self.script.note(f"{process.name}: the deferral is lost")
@@ -655,28 +668,37 @@ class StateStore:
 
     def __init__(self, airflow: Airflow, worker: Worker) -> None:
         self._airflow = airflow
+        self._worker = worker
         self._process = worker.process
-        self._is_resumed = worker.is_resumed
+
+    def _values(self) -> dict[str, str]:
+        """Airflow knows a task instance by an id that each try gets anew. An older id has no values."""
+        return {} if self._airflow.is_replaced(self._worker) else self._airflow._store
 
     def get(self, key: str, default: Any = None) -> Any:
-        values = self._airflow._store
+        def look() -> Any:
+            values = self._values()
+            return json.loads(values[key]) if key in values else default
+
         try:
-            return self._airflow.effect(
-                self._process, f"store get {key}", lambda: json.loads(values[key]) if key in values else default
-            )
+            return self._airflow.effect(self._process, f"store get {key}", look)
         except ApiServerError:
-            self._airflow.has_lost_record |= self._is_resumed
+            self._airflow.has_lost_record |= self._worker.is_resumed
             raise
 
     def set(self, key: str, value: Any, *, retention: timedelta | None = None) -> None:
         assert value is not None
         text = json.dumps(value)
-        values = self._airflow._store
-        self._airflow.effect(self._process, f"store set {key}", lambda: values.__setitem__(key, text))
+
+        def store() -> None:
+            if self._airflow.is_replaced(self._worker):
+                raise ApiServerError("404: task instance not found")
+            self._airflow._store[key] = text
+
+        self._airflow.effect(self._process, f"store set {key}", store)
 
     def delete(self, key: str) -> None:
-        values = self._airflow._store
-        self._airflow.effect(self._process, f"store delete {key}", lambda: values.pop(key, None))
+        self._airflow.effect(self._process, f"store delete {key}", lambda: self._values().pop(key, None))
 
 
 class Triggerer:
@@ -766,6 +788,8 @@ class Triggerer:
                 try_number=row.try_number,
             )
         except Exception as error:  # noqa: BLE001  (as Airflow does)
+            if row.cancel_message == _USER_ACTION:
+                airflow.tags.add("no triggerer had the trigger")
             airflow.trigger_failed(row, "Trigger failure", traceback.format_exception(error))
             return
         has_fired = False

@@ -317,7 +317,7 @@ class History:
         return plans[min(len(self.jobs), len(plans) - 1)]
 
     def saw(self, job: Job) -> None:
-        job.seen_at, job.seen_by = self.clock.now, self.airflow.try_number
+        job.seen.setdefault(self.airflow.try_number, self.clock.now)
 
     def _watch(self, event: str, job: Job) -> None:
         self.note(f"ray: job {job.number} {job.name} {event}")

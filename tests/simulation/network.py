@@ -114,7 +114,7 @@ class Network:
             raise httpx.RemoteProtocolError("Server disconnected without sending a response.", request=request)
         if label == "status" and fault not in FOREIGN:
             job = cluster.find(request.url.path.rpartition("/")[2])
-            if job is not None and job.seen_at is None:
+            if job is not None:
                 self._script.saw(job)
         reply = FOREIGN[fault] if fault in FOREIGN else replies[0]
         headers = {"content-type": reply.content_type, "date": formatdate(self._clock.time(), usegmt=True)}

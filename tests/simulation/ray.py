@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -100,9 +100,8 @@ class Job:
     is_late: bool = False
     # a number of the sender's choice, for checks
     generation: int = 0
-    # when a client first got an answer about the job, and the generation of that client
-    seen_at: float | None = None
-    seen_by: int = 0
+    # when a client first got an answer about the job, by the number of its try
+    seen: dict[int, float] = field(default_factory=dict)
 
     @property
     def is_living(self) -> bool:

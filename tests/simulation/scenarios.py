@@ -76,11 +76,12 @@ class Scenario:
     def watched_job(self, history: History) -> Job | None:
         """Return the first job that the sensor has seen in this try, or in an earlier one that then stored it."""
         for job in history.cluster.every_job:
-            if self._watched_id not in (job.submission_id, job.core_id) or job.seen_at is None:
+            if self._watched_id not in (job.submission_id, job.core_id):
                 continue
-            stored_at = history.airflow.stored_at.get(job.seen_by, -1.0)
-            if job.seen_by == history.airflow.try_number or job.seen_at <= stored_at:
-                return job
+            for number, seen_at in job.seen.items():
+                stored_at = history.airflow.stored_at.get(number, -1.0)
+                if number == history.airflow.try_number or seen_at <= stored_at:
+                    return job
         return None
 
 

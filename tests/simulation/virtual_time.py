@@ -98,10 +98,10 @@ def entered(clock: Clock, network: Network, airflow_: Airflow, rng: random.Rando
             mock.patch.object(BaseXCom, "aget_one", _Xcoms(airflow_).get),
             mock.patch.object(airflow.sdk.bases.sensor, "time", times),
             mock.patch.object(airflow.sdk.bases.sensor.timezone, "utcnow", _Utc(clock)),
-            mock.patch.object(Triggerer, "on_start", staticmethod(_start_process)),
+            mock.patch.object(Triggerer, "on_start", staticmethod(lambda: _start_process(clock))),
             _logging_into(airflow_),
         ):
-            _start_process()
+            _start_process(clock)
             yield
 
 
@@ -133,13 +133,14 @@ _CONTEXT = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 _parse_url = lru_cache(4096)(httpx._urls.urlparse)
 
 
-def _start_process() -> None:
+def _start_process(clock: Clock) -> None:
     """Reset what a process of the triggerer keeps in its modules."""
     from airflow_provider_rayjobs import log_checkpoint, triggers
 
     if hasattr(triggers, "_log_budget"):
         triggers._log_budget = log_budget.LogBudget()
     log_checkpoint._next_write = 0.0
+    log_checkpoint._STARTED_AT = clock.time()
 
 
 class _Utc:
