@@ -103,7 +103,11 @@ def test_fields_make_the_address(fields: dict[str, Any], address: str | None):
             "token_file /no/such/file cannot be read: No such file",
             id="no such token file",
         ),
-        pytest.param({"host": "head", "extra": {"token_file": "/dev/null"}}, "/dev/null is empty", id="no token"),
+        pytest.param(
+            {"host": "head", "extra": {"token_file": "/dev/null"}},
+            "/dev/null cannot be read: Not a regular file",
+            id="a device",
+        ),
         pytest.param(
             {"host": "head", "extra": {"verify": "/no/such/ca"}}, "verify /no/such/ca cannot be read", id="no CA"
         ),

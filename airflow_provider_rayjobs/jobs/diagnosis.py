@@ -51,6 +51,8 @@ _CLIENT_CERTIFICATE_ALERT = re.compile(
 _NO_TLS = re.compile("WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|HTTP_REQUEST|UNKNOWN_PROTOCOL|ALERT_PROTOCOL_VERSION")
 # How TLS servers answer plain HTTP: nginx, then Go's net/http (Traefik, Caddy).
 _TLS_REQUIRED = ("plain HTTP request was sent to HTTPS port", "HTTP request to an HTTPS server")
+# httpx's message about the target of a redirect. For some targets it raises InvalidURL instead.
+_INVALID_REDIRECT = "Invalid URL in location header"
 # httpx's messages if a server that speaks HTTP disconnects in the middle of an answer.
 _CUT_OFF = re.compile("server disconnected|peer closed", re.IGNORECASE)
 # The facts behind httpx's errors, by class name.
@@ -68,7 +70,7 @@ _FACTS = {
 def diagnose_failure(
     error: Exception, address: str, access: Access, timeouts: Mapping[str, float | None]
 ) -> Diagnosis[RayApiConnectionError]:
-    """Diagnose an error of httpx or ``ssl``, with the request's timeouts ``connect``, ``read``, ``write``, ``pool``."""
+    """Diagnose an error without an answer, with the request's timeouts ``connect``, ``read``, ``write``, ``pool``."""
     name = type(error).__name__  # only transport.py and exchange.py import httpx
     fact = _FACTS.get(name, "Request failed").format_map(timeouts)
     for cause in _causes(error):
@@ -82,6 +84,8 @@ def diagnose_failure(
     if name == "ProxyError":
         fact = f"HTTP proxy {access.proxy_origin or 'of the environment'} refused the request"
         advice = f"If it requires a login (407), {_SET_PROXY_LOGIN}"
+    elif name == "InvalidURL" or str(error).startswith(_INVALID_REDIRECT):
+        fact, advice = "Redirect to an invalid address", CHECK_ADDRESS
     elif name == "RemoteProtocolError" and not _CUT_OFF.match(str(error)):
         fact = "Answer is not HTTP"
         advice = f"The port may be that of another service of Ray (6379, 10001), or speak TLS. {CHECK_ADDRESS}"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import email.utils
+import logging
 import os
+import re
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from contextlib import aclosing, closing, contextmanager, suppress
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from importlib.util import find_spec
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -23,10 +26,11 @@ from airflow_provider_rayjobs.exceptions import (
     RayApiConnectionError,
     RayApiResponseError,
     RayApiTLSError,
+    RayJobsError,
 )
 from airflow_provider_rayjobs.jobs import redaction, tls
 from airflow_provider_rayjobs.jobs.access import READ_TIMEOUT, Access
-from airflow_provider_rayjobs.jobs.deadline import Deadline, DeadlineError
+from airflow_provider_rayjobs.jobs.deadline import Deadline
 from airflow_provider_rayjobs.jobs.diagnosis import CHECK_ADDRESS, diagnose_failure
 from airflow_provider_rayjobs.jobs.endpoints import BUSY, is_success
 from airflow_provider_rayjobs.jobs.logs.json_text import JsonText
@@ -45,14 +49,19 @@ _SLOWEST_TRANSFER = 32 * 1024
 _PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 # Idle connections are closed; the number of requests at the same time is the caller's.
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
-# Errors of a request without an answer. On an event loop httpx does not translate a TLS alert after the handshake of
-# TLS 1.3, for instance the alert that the server requires a client certificate.
-_FAILURES = (httpx.HTTPError, ssl.SSLError, DeadlineError)
+# Marks a request of an authentication class that another one to the same server went before.
+_FOLLOWS = "airflow_provider_rayjobs.follows"
+# What h11 accepts as the value of a header.
+_HEADER_VALUE = re.compile(rb"([^\x00\s]+([ \t]+[^\x00\s]+)*)?")
 # Errors of a request that never left this machine, so that a retry is safe.
 _NEVER_SENT = (
     httpx.ConnectError, httpx.ConnectTimeout, httpx.LocalProtocolError, httpx.PoolTimeout, httpx.ProxyError,
     httpx.UnsupportedProtocol,
 )  # fmt: skip
+
+
+# httpcore logs the password of a SOCKS proxy at level DEBUG.
+logging.getLogger("httpcore.socks").addFilter(lambda record: " auth=" not in record.getMessage())
 
 
 class HttpCodec:
@@ -86,6 +95,8 @@ class HttpCodec:
             "auth": _GuardedAuth(access.auth) if access.auth else None,
             "transport": transport,
             "limits": _LIMITS,
+            # Keep no cookies: a proxy may set another one with each answer.
+            "cookies": CookieJar(DefaultCookiePolicy(allowed_domains=())),
         }
 
     def certificates(self) -> tuple[int, ...]:
@@ -174,32 +185,36 @@ class HttpCodec:
     @contextmanager
     def translate_errors(self, request: AnyRequest) -> Iterator[None]:
         """
-        Raise errors of httpx as :class:`RayApiConnectionError` or its subclass for TLS.
+        Raise every error of a request without an answer as :class:`RayApiConnectionError` or its subclass for TLS.
 
-        The errors of httpx stay chained to it. They may quote a malformed answer that repeats a credential.
+        httpx translates most errors of the packages below it, but not all: for instance those of ``socksio``, some of
+        ``h11`` and ``ssl``, and a redirect to an invalid address.
+
+        The errors stay chained to it. They may quote a malformed answer that repeats a credential.
         """
         try:
             yield
-        except _FAILURES as error:
-            sent: Mapping[str, str] = {}
-            with suppress(AttributeError, RuntimeError):  # an error without its request
-                sent = error.request.headers  # type: ignore[union-attr]
-            redaction.redact_chain(error, (*self._access.secrets(), *redaction.header_secrets(sent)))
+        except RayJobsError:
+            raise
+        except Exception as error:
+            if isinstance(error, RuntimeError) and "client has been closed" in str(error):
+                raise  # a mistake of the caller
+            sent = _request_of(error)
+            headers = {} if sent is None else sent.headers
+            redaction.redact_chain(error, (*self._access.secrets(), *redaction.header_secrets(headers)))
             raise self._connection_error(request, error) from error
 
     def _connection_error(self, request: AnyRequest, error: Exception) -> RayApiConnectionError:
         if isinstance(error, _AuthError):
-            advice = "Its text is not shown: it may hold a secret."
-            message = error_message(str(error), request, self.labelled_address, advice)
+            message = error_message(str(error), request, self.labelled_address, error.advice)
             return RayApiConnectionError(message, delivery=error.delivery)
-        if isinstance(error, httpx.LocalProtocolError):
-            # The error and its cause quote the invalid header.
-            error.args = ("not shown, as it may hold a secret",)
-            error.__cause__ = error.__context__ = None
         timeouts = self._timeout(request).as_dict() | {"total": getattr(error, "seconds", None)}
         kind, fact, advice = diagnose_failure(error, self.address, self._access, timeouts)
         cause = redaction.redact(f"{type(error).__name__}: {error}", self._access.secrets()).rstrip(":. ")
         was_sent = not isinstance(error, _NEVER_SENT) and kind is not RayApiTLSError
+        if self._access.auth is not None:
+            sent = _request_of(error)
+            was_sent = was_sent or sent is None or sent.extensions.get(_FOLLOWS) is True
         return kind(
             f"{error_message(fact, request, self.labelled_address, advice)} Cause: {cause}.",
             delivery=Delivery.MAY_HAVE_ARRIVED if was_sent else Delivery.NOT_SENT,
@@ -305,18 +320,25 @@ class AsyncUploadBytes:
 
 
 class _AuthError(httpx.RequestError):
-    """The user's authentication class raised an error. Its text is left out: it may quote a credential."""
+    """The user's authentication class failed. The text of its own error is left out: it may quote a credential."""
 
-    def __init__(self, message: str, delivery: Delivery) -> None:
+    def __init__(self, message: str, advice: str) -> None:
         super().__init__(message)
-        self.delivery = delivery
+        self.advice = advice
+        self.delivery = Delivery.MAY_HAVE_ARRIVED
 
 
 class _GuardedAuth(httpx.Auth):
-    """Wraps the user's authentication class. Its errors become connection errors, because many are temporary."""
+    """
+    Wraps the user's authentication class, which may send several requests for one request of ours.
+
+    Its errors become connection errors, because many are temporary. Each of its requests has the time limits of ours,
+    and each answer that is read before the last one has a size limit.
+    """
 
     def __init__(self, auth: httpx.Auth) -> None:
         self._auth = auth
+        self._name = f"auth {type(auth).__name__}"
 
     @contextmanager
     def _translate_errors(self) -> Iterator[list[httpx.Request]]:
@@ -325,26 +347,96 @@ class _GuardedAuth(httpx.Auth):
         try:
             yield requests
         except Exception as error:  # noqa: BLE001  (user code)
-            delivery = Delivery.MAY_HAVE_ARRIVED if requests else Delivery.NOT_SENT
-            message = f"auth {type(self._auth).__name__} raised {type(error).__name__}"
-            redaction.raise_unchained(_AuthError(message, delivery))
+            failure = error
+            if not isinstance(failure, _AuthError):
+                message = f"{self._name} raised {type(error).__name__}"
+                failure = _AuthError(message, "Its text is not shown: it may hold a secret.")
+            failure.delivery = Delivery.MAY_HAVE_ARRIVED if requests else Delivery.NOT_SENT
+            redaction.raise_unchained(failure)
+
+    def _prepare(self, request: httpx.Request, ours: httpx.Request, sent: list[httpx.Request]) -> httpx.Request:
+        """Check a request of the class, and give it what ``ours`` has: the time limits."""
+        for name, value in request.headers.raw:
+            # Checked here, as h11's error quotes the value, and httpcore logs that error at level DEBUG.
+            if not _HEADER_VALUE.fullmatch(value):
+                advice = f"Check {self._name}: its value of the header {name.decode('ascii', 'replace')} is not valid."
+                raise _AuthError("Request is not valid HTTP", advice)
+        has_predecessor = any(each.url.netloc == ours.url.netloc for each in sent)
+        request.extensions = {**ours.extensions, **request.extensions, _FOLLOWS: has_predecessor}
+        sent.append(request)
+        return request
 
     def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        limited: list[_LimitedStream] = []
         with (
-            self._translate_errors() as requests,
+            self._translate_errors() as sent,
             suppress(StopIteration),
             closing(self._auth.sync_auth_flow(request)) as flow,
         ):
-            requests.append(next(flow))
+            following = next(flow)
             while True:
-                requests.append(flow.send((yield requests[-1])))
+                response = yield self._prepare(following, request, sent)
+                limited.append(_LimitedStream(response, self._name))
+                following = flow.send(response)
+        for each in limited:
+            each.lift()
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
-        with self._translate_errors() as requests, suppress(StopAsyncIteration):
+        limited: list[_LimitedStream] = []
+        with self._translate_errors() as sent, suppress(StopAsyncIteration):
             async with aclosing(self._auth.async_auth_flow(request)) as flow:
-                requests.append(await anext(flow))
+                following = await anext(flow)
                 while True:
-                    requests.append(await flow.asend((yield requests[-1])))
+                    response = yield self._prepare(following, request, sent)
+                    limited.append(_LimitedStream(response, self._name))
+                    following = await flow.asend(response)
+        for each in limited:
+            each.lift()
+
+
+class _LimitedStream(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """
+    Limits the size of an answer that an authentication class reads, or that httpx reads before it sends the next.
+
+    The limit is lifted for the last answer, which the client reads. A class with ``requires_response_body`` has read
+    that one as well.
+    """
+
+    def __init__(self, response: httpx.Response, name: str) -> None:
+        self._stream: Any = response.stream
+        self._name = name
+        # Unpacked, a compressed answer has up to a thousand times its size.
+        self._limit: float = _MAX_OTHER if "content-encoding" in response.headers else _MAX_JSON
+        response.stream = self
+
+    def lift(self) -> None:
+        self._limit = float("inf")
+
+    def _count(self, chunk: bytes) -> bytes:
+        self._limit -= len(chunk)
+        if self._limit < 0:
+            sizes = f"{_MAX_JSON // 2**20} MiB, or {_MAX_OTHER // 2**10} KiB if it is compressed"
+            raise _AuthError("Answer too large", f"{self._name} lets httpx hold each answer in memory, up to {sizes}.")
+        return chunk
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from map(self._count, self._stream)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._stream:
+            yield self._count(chunk)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+def _request_of(error: Exception) -> httpx.Request | None:
+    with suppress(AttributeError, RuntimeError):  # an error of another package, or without its request
+        return error.request  # type: ignore[attr-defined,no-any-return]
+    return None
 
 
 def check_address(address: str) -> str:

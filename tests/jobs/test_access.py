@@ -176,6 +176,111 @@ def test_error_of_the_auth_class_is_an_outage(ask):
     assert SECRET not in str(caught.value)
 
 
+class Refreshing(httpx.Auth):
+    """Asks a token server for a new token after a 401, or before each request."""
+
+    def __init__(self, token_server: str, *, is_first: bool = False) -> None:
+        self.token_server = token_server
+        self.is_first = is_first
+
+    def auth_flow(self, request: httpx.Request):
+        response = None if self.is_first else (yield request)
+        if response is None or response.status_code == 401:
+            yield httpx.Request("POST", self.token_server)
+            yield request
+
+
+@pytest.mark.parametrize(
+    ("is_first", "down", "delivery"),
+    [
+        pytest.param(False, "tokens", Delivery.MAY_HAVE_ARRIVED, id="challenge, then no token"),
+        pytest.param(True, "tokens", Delivery.NOT_SENT, id="no token"),
+        pytest.param(True, "ray-head", Delivery.NOT_SENT, id="token, then no head"),
+    ],
+)
+def test_request_that_the_auth_class_has_sent_may_have_an_effect(ask, is_first: bool, down: str, delivery: Delivery):
+    """A proxy may answer 401 after it has passed a request on. A failure of the token server says nothing about it."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.host == down:
+            raise httpx.ConnectError("refused")
+        return httpx.Response(401 if request.url.host == "ray-head" else 200)
+
+    with pytest.raises(RayApiConnectionError) as caught:
+        ask(Access(auth=Refreshing("http://tokens/", is_first=is_first)), Wire(answer))
+
+    assert caught.value.delivery is delivery
+
+
+def test_each_request_of_the_auth_class_has_the_timeouts(ask):
+    """A token server that does not answer does not block the client."""
+    seen: list[Any] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append((request.url.host, request.extensions["timeout"]["read"], "trace" in request.extensions))
+        return httpx.Response(200, json=VERSION)
+
+    ask(Access(read_timeout=77, auth=Refreshing("http://tokens/", is_first=True)), answer)
+
+    assert seen == [("tokens", 77, True), ("ray-head", 77, True)]
+
+
+class Reader(Signature):
+    requires_response_body = True
+
+
+class Endless(httpx.SyncByteStream, httpx.AsyncByteStream):
+    def __init__(self, most: int) -> None:
+        self.sent = 0
+        self.most = most
+
+    def __iter__(self):
+        while self.sent < self.most:
+            self.sent += 2**20
+            yield b" " * 2**20
+
+    async def __aiter__(self):
+        for chunk in self:
+            yield chunk
+
+
+@pytest.mark.parametrize(
+    ("auth", "headers"),
+    [
+        pytest.param(Reader(), {}, id="class that reads answers"),
+        pytest.param(Refreshing("http://tokens/"), {}, id="answer before the last one"),
+        pytest.param(Reader(), {"content-encoding": "gzip"}, id="compressed"),
+    ],
+)
+def test_answer_that_the_auth_class_reads_has_a_size_limit(ask, auth: httpx.Auth, headers: dict[str, str]):
+    """Neither an authentication class nor httpx reads an endless answer into memory."""
+    body = Endless(most=2**30)
+
+    with pytest.raises(RayApiConnectionError, match="^Answer too large: could not get the Ray version") as caught:
+        ask(Access(auth=auth), Wire(lambda _: httpx.Response(401, headers=headers, stream=body)))
+
+    assert body.sent <= (2 if headers else 65) * 2**20
+    assert caught.value.delivery is Delivery.MAY_HAVE_ARRIVED
+
+
+def test_auth_class_may_read_answers(ask):
+    """A class with ``requires_response_body`` gets the answers, and so does the client."""
+    ask(Access(auth=Reader()), Wire())
+
+
+def test_log_has_no_size_limit_with_an_auth_class():
+    """The limit for what an authentication class reads does not end the read of a log."""
+    job = {"type": "SUBMISSION", "status": "SUCCEEDED", "submission_id": "a", "driver_node_id": "n"}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if "/logs/file" in request.url.path:
+            return httpx.Response(200, stream=Endless(most=70 * 2**20))
+        return httpx.Response(200, json=VERSION if "version" in request.url.path else job)
+
+    with RayJobsClient(ADDRESS, access=Access(auth=Signature()), transport=httpx.MockTransport(answer)) as client:
+        assert len(client.get_job_logs("a")) == 70 * 2**20
+
+
 class Greedy(httpx.Auth):
     def auth_flow(self, request: httpx.Request):
         response = yield request
@@ -595,8 +700,9 @@ class Unsendable(httpx.Auth):
         yield request
 
 
-def test_invalid_header_of_the_auth_class_is_not_quoted():
-    """An invalid header of the user's class is not sent, and no traceback quotes it."""
+def test_invalid_header_of_the_auth_class_is_not_quoted(caplog: pytest.LogCaptureFixture):
+    """An invalid header of the user's class is not sent, and no traceback or log quotes it."""
+    caplog.set_level(logging.DEBUG)
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
         RayJobsClient(f"http://127.0.0.1:{server.getsockname()[1]}", access=Access(auth=Unsendable())) as client,
@@ -607,8 +713,24 @@ def test_invalid_header_of_the_auth_class_is_not_quoted():
         client.send(endpoints.get_version())
 
     assert caught.value.delivery is Delivery.NOT_SENT
-    assert SECRET not in "".join(traceback.format_exception(caught.value))
+    assert SECRET not in "".join(traceback.format_exception(caught.value)) + caplog.text
     assert SECRET not in chained_text(caught.value)
+
+
+def test_wrong_content_length_of_the_auth_class_is_a_connection_error():
+    """A request that the user's class makes invalid is an error of this package, whichever package notices it."""
+
+    class Sized(httpx.Auth):
+        def auth_flow(self, request: httpx.Request):
+            request.headers["Content-Length"] = "7"
+            yield request
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        RayJobsClient(f"http://127.0.0.1:{server.getsockname()[1]}", access=Access(auth=Sized())) as client,
+        pytest.raises(RayApiConnectionError, match="^Request is not valid HTTP: could not get the Ray version"),
+    ):
+        client.send(endpoints.get_version())
 
 
 def test_traceback_hides_the_error_of_the_auth_class(ask):

@@ -79,14 +79,14 @@ def as_requested_job(request: httpx.Request, content: bytes) -> bytes:
 class Wire:
     """Answers requests from a script; an error in it is raised, and its last entry repeats. Records the requests."""
 
-    def __init__(self, *answers: httpx.Response | httpx.HTTPError | Respond) -> None:
+    def __init__(self, *answers: httpx.Response | Exception | Respond) -> None:
         self.answers = list(answers)
         self.requests: list[httpx.Request] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         self.requests.append(request)
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        if isinstance(answer, httpx.HTTPError):
+        if isinstance(answer, Exception):
             raise answer
         if isinstance(answer, httpx.Response) and not isinstance(answer.stream, Cut):
             # a response can be read once, and the cases share it
@@ -298,10 +298,12 @@ def test_deletion_is_retried_only_if_it_was_never_sent(
         pytest.param(httpx.WriteError("cut"), True, "Connection lost", id="cut while sending"),
         pytest.param(httpx.RemoteProtocolError("garbage"), True, "Answer is not HTTP", id="garbage"),
         pytest.param(httpx.TooManyRedirects("round"), True, "Request failed", id="another error of httpx"),
+        pytest.param(LookupError("malformed reply"), True, "Request failed", id="error of another package"),
+        pytest.param(RuntimeError("can't start new thread"), True, "Request failed", id="error of Python"),
     ],
 )
-def test_connection_error_leads_with_the_fact(call: Call, failure: httpx.HTTPError, sent: bool, fact: str) -> None:
-    """Each error of httpx becomes one error: the fact, the request, the address, the cause, and whether it was sent."""
+def test_connection_error_leads_with_the_fact(call: Call, failure: Exception, sent: bool, fact: str) -> None:
+    """Each error without an answer becomes one: the fact, the request, the address, the cause, whether it was sent."""
     with pytest.raises(RayApiConnectionError) as caught:
         call("get_job", Wire(failure), "a", client_retry_timeout=0)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
 import os
 import socket
 import ssl
@@ -333,6 +335,57 @@ def test_compressed_answer_is_refused(run: Run, step: Any, code: int, kind: type
     assert info.value.delivery is Delivery.FOREIGN
     assert b"\r\naccept-encoding: identity\r\n" in requests[0]
     assert not shown
+
+
+@pytest.mark.parametrize("location", ["ray-head:8265/login", "https:login", "mailto:a@b", "http://ray-head:port/"])
+@pytest.mark.parametrize("step", [Send(endpoints.get_job("a")), ReadLog(endpoints.get_log_file("a", "n"), LogCursor())])
+def test_redirect_to_an_invalid_address_is_a_connection_error(run: Run, step: Any, location: str) -> None:
+    """A redirect whose target httpx cannot parse is an error of this package, and the request may have had effect."""
+
+    def handle(connection: socket.socket) -> None:
+        receive(connection)
+        connection.sendall(b"HTTP/1.1 302 Go\r\nContent-Length: 0\r\nLocation: %s\r\n\r\n" % location.encode())
+
+    with (
+        serving(handle) as address,
+        pytest.raises(RayApiConnectionError, match="^Redirect to an invalid address: could not ") as info,
+    ):
+        run(address, do(step))
+
+    assert info.value.delivery is Delivery.MAY_HAVE_ARRIVED
+
+
+# httpcore leaves the blocking client's socket to the garbage collector, which the test runs.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_error_of_a_socks_proxy_is_a_connection_error(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    """A SOCKS proxy that drops the connection is an outage, and no log shows the proxy's password."""
+    pytest.importorskip("socksio")
+    caplog.set_level(logging.DEBUG)
+
+    with serving(lambda connection: connection.recv(100)) as address:
+        proxy = address.replace("http://", "socks5://me:Pr0xyPassw0rd@")
+        with pytest.raises(RayApiConnectionError, match="ProtocolError: Malformed reply"):
+            run("http://ray-head:8265", do(Send(endpoints.get_version())), proxy=proxy)
+
+    gc.collect()
+    assert "httpcore.socks" in {record.name for record in caplog.records}
+    assert "Pr0xyPassw0rd" not in caplog.text
+
+
+def test_no_cookie_is_kept(run: Run) -> None:
+    """A proxy that sets another cookie with each answer does not make requests grow."""
+    heads: list[bytes] = []
+
+    def handle(connection: socket.socket) -> None:
+        for number in range(2):
+            heads.append(connection.recv(65536))
+            connection.sendall(ANSWER.replace(b"\r\n\r\n", b"\r\nSet-Cookie: c%d=1; Path=/\r\n\r\n" % number))
+
+    version = Send(endpoints.get_version())
+    with serving(handle) as address:
+        run(address, do(version, version))
+
+    assert heads[0] == heads[1]
 
 
 def test_huge_result_is_an_error(run: Run) -> None:
