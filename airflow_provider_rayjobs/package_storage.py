@@ -17,6 +17,7 @@ from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_rayjobs.exceptions import RayPackageError
 from airflow_provider_rayjobs.jobs.progress import Progress
+from airflow_provider_rayjobs.jobs.redaction import raise_unchained, redact_urls
 
 # Airflow's schemes to Ray's. In Ray ``gcs`` means the cluster's own store, not Google Cloud Storage.
 # Source: Ray 2.60 ``_private/runtime_env/protocol.py``.
@@ -34,10 +35,11 @@ def open_storage(path: Any) -> Storage:
         root = path if isinstance(path, ObjectStoragePath) else ObjectStoragePath(_expanded(str(path)))
         scheme = _SCHEMES.get(root.protocol or "file")
     except (ValueError, ImportError) as error:
-        raise ValueError(f"package_storage {str(path)!r} is not supported by Airflow: {error}") from error
+        message = redact_urls(f"package_storage {str(path)!r} is not supported by Airflow: {error}")
+        raise_unchained(ValueError(message))
     if scheme is None:
         supported = ", ".join(f"{each}://" for each in _SCHEMES)
-        raise ValueError(f"package_storage {str(path)!r} is not supported by Ray. Use {supported}.")
+        raise ValueError(redact_urls(f"package_storage {str(path)!r} is not supported by Ray. Use {supported}."))
     return Storage(root, scheme)
 
 
@@ -107,11 +109,13 @@ class Storage:
     def _errors(self, action: str, name: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:
-            raise RayPackageError(
+        except Exception as error:  # noqa: BLE001  (any error of the user's file system)
+            # The text may quote a signed URL, and the path may hold a login.
+            message = redact_urls(
                 f"Could not {action} package {name} at {self.root}: {type(error).__name__}: {error}. Nothing was "
                 "submitted. Check package_storage and its connection."
-            ) from error
+            )
+            raise_unchained(RayPackageError(message))
 
 
 def _copy(source: IO[bytes], target: Any) -> Progress[None]:

@@ -56,6 +56,15 @@ def test_storage_path_that_is_a_file_is_an_error(tmp_path: Path):
         list(open_storage(str(tmp_path / "file")).put(NAME, io.BytesIO(b"a")))
 
 
+@pytest.mark.parametrize("scheme", ["ftp", "unknown", "http"])
+def test_error_about_a_path_shows_no_password(scheme: str):
+    """A login in an unsupported path is redacted, and no error that shows it is chained."""
+    with pytest.raises(ValueError, match=rf"'{scheme}://me:\*\*\*@host/p' is not supported by") as caught:
+        open_storage(f"{scheme}://me:s3cret@host/p")
+
+    assert (caught.value.__cause__, caught.value.__context__) == (None, None)
+
+
 def test_stopped_storing_leaves_no_file(tmp_path: Path):
     """A package is stored in chunks; closing between two of them leaves nothing behind."""
     storing = open_storage(str(tmp_path)).put(NAME, io.BytesIO(bytes(20 * 2**20)))
@@ -125,6 +134,22 @@ def test_object_appears_only_when_it_is_complete():
     list(storage.put(NAME, io.BytesIO(b"content that takes several parts")))
     assert storage.has(NAME)
     assert root.fs.objects == {f"bucket/prefix/{NAME}": b"content that takes several parts"}
+
+
+def test_error_of_the_storage_shows_no_signature():
+    """A signed URL in the storage's error is redacted, and that error is not chained."""
+
+    class Signing(Objects):
+        def exists(self, path: str, **_: Any) -> bool:
+            raise OSError(f"403 for https://account.example.com/{path}?sig=s1gnature&sv=1")
+
+    root = ObjectsPath()
+    root.fs = Signing()
+
+    with pytest.raises(RayPackageError, match=r"OSError: 403 for .*sig=\*\*\*&sv=1") as caught:
+        Storage(root, "s3").has(NAME)  # type: ignore[arg-type]
+
+    assert (caught.value.__cause__, caught.value.__context__) == (None, None)
 
 
 @pytest.mark.parametrize("path", ["memory://x", "nonsense://x"])

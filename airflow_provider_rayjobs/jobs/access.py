@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies
 
-from airflow_provider_rayjobs.jobs.redaction import describe_unreadable, header_secrets
+from airflow_provider_rayjobs.jobs.redaction import describe_unreadable, header_secrets, url_secrets
 
 if TYPE_CHECKING:
     import httpx
@@ -31,6 +33,8 @@ CONNECT_TIMEOUT = 10.0
 READ_TIMEOUT = 30.0
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+# Headers that describe how a message is sent. Another value makes requests invalid, or answers unreadable.
+_OUR_HEADERS = ("accept-encoding", "content-length", "transfer-encoding")
 _PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 
 
@@ -184,10 +188,20 @@ class Access:
         given += [self.password, self.client_key_password, *self.auth_secrets, *header_secrets(self.headers)]
         if self.login is not None:
             given.append(_basic(self.login, self.password or ""))
-        if self.proxy is not None and (password := urlsplit(self.proxy).password):
-            user = unquote(urlsplit(self.proxy).username or "")
-            given += [password, unquote(password), _basic(user, unquote(password))]
+        # The environment's proxies count too: a proxy may repeat their login.
+        for proxy in filter(None, (self.proxy, *getproxies().values())):
+            given += _proxy_secrets(proxy)
         yield from filter(None, given)
+
+
+def _proxy_secrets(proxy: str) -> Iterator[str]:
+    """Yield the password of an HTTP proxy in each form in which httpx sends it, and a token in the place of a user."""
+    with suppress(ValueError):  # the environment may hold anything
+        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        user, password = unquote(parts.username or ""), unquote(parts.password or "")
+        if password:
+            yield from (parts.password or "", password, _basic(user, password))
+        yield from url_secrets(f"http://{parts.netloc}")
 
 
 def _check_token(subject: str, token: str) -> None:
@@ -203,6 +217,8 @@ def _check_header(name: str, value: str) -> None:
         raise ValueError(f"headers: {shown} is not a valid header name.")
     if not isinstance(value, str):
         raise ValueError(f"headers: the value of {name} must be text, not {type(value).__name__}.")
+    if name.lower() in _OUR_HEADERS:
+        raise ValueError(f"headers sets {name}, which the client sets itself. Leave it out.")
     _check_header_value(f"headers: the value of {name}", value)
 
 

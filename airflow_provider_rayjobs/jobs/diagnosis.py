@@ -232,7 +232,7 @@ def _name_proxy(answer: Answer) -> str:
 
 
 def _quote_title(answer: Answer) -> str:
-    found = re.search(r"<title[^>]*>([^<]{1,2000})", answer.text[:20_000], re.IGNORECASE)
-    # Redacted before it is shortened: half a secret would not be recognised.
+    # Only a title that ends: half a secret would not be recognised. It is redacted before it is shortened.
+    found = re.search(r"<title[^>]{0,200}>([^<]{1,2000})<", answer.text, re.IGNORECASE)
     title = " ".join(answer.redact(html.unescape(found.group(1))).split())[:80] if found else ""
     return f", titled {title!r}," if title else ""

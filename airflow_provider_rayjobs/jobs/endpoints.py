@@ -46,6 +46,8 @@ SUBMIT_TIMEOUT = 120.0
 _LIST_TIMEOUT = 120.0
 # Statuses of a head, or of a reverse proxy before it, that cannot answer now.
 BUSY = (429, 502, 503, 504)
+# Bytes of an answer with status 200 in which the title of a page is looked for.
+_MOST_OF_A_PAGE = 64 * 1024
 # Seconds for the head to send a whole log: a gigabyte over a slow network.
 _LOG_TIMEOUT = 3600
 
@@ -216,6 +218,9 @@ def is_success(status_code: int, content_type: str, *, is_json: bool = False) ->
 
 def error_for_answer(request: AnyRequest, answer: Answer) -> RayApiResponseError:
     """Return the error for an unsuccessful or unexpected answer."""
+    if answer.status_code == 200:
+        # Maybe 64 MiB of JSON. Of such an answer an error quotes no more than the title of a page.
+        answer = replace(answer, content=answer.content[:_MOST_OF_A_PAGE])
     kind, fact, advice = diagnose_answer(answer) or _diagnose_status(answer)
     message = error_message(f"HTTP {answer.status_code}, {fact}", request, answer.labelled_address, advice)
     if quoted := _quote(answer):
@@ -231,6 +236,9 @@ _RAYS_WORDS = re.compile(
     r"|submission type jobs|(Job|Package) .* does not exist|No available agent",
     re.DOTALL,
 )
+# Characters at the start and at the end of an answer in which Ray's words are. In a text without a limit, the regular
+# expression would need a time that grows with the square of its length.
+_ENDS = 2000
 _REFUSALS = (
     RayApiAuthError, RayApiPackageNotFoundError, RayApiRejectedError, RayJobExistsError, RayJobNotFoundError,
     RayJobNotTerminalError,
@@ -239,7 +247,9 @@ _REFUSALS = (
 
 def _delivery_of(kind: type[RayApiResponseError], answer: Answer) -> Delivery:
     """Tell whether Ray refused a request in its own words. A 500 of Ray may come after the request's effect."""
-    is_rays = _RAYS_WORDS.search(answer.text) is not None and not is_html(answer.content_type)
+    text = answer.text
+    ends = (text[:_ENDS], text[-_ENDS:])
+    is_rays = any(map(_RAYS_WORDS.search, ends)) and not is_html(answer.content_type)
     if not is_rays:
         return Delivery.FOREIGN
     return Delivery.REFUSED if issubclass(kind, _REFUSALS) else Delivery.MAY_HAVE_ARRIVED
@@ -285,9 +295,9 @@ def _diagnose_status(answer: Answer) -> Diagnosis[RayApiResponseError]:
 
 def _quote(answer: Answer, limit: int = 500) -> str:
     """Quote an error, or the last line of a traceback. Quote no HTML, and no 200: it may hold ``env_vars``."""
-    text = answer.redact(answer.text)
-    if answer.status_code == 200 or text.startswith("<"):
+    if answer.status_code == 200 or answer.text.startswith("<"):
         return ""
+    text = answer.redact(answer.text)
     if "Traceback (most recent call last)" in text:
         text = text.rstrip("\n .").rpartition("\n")[2]
     return text if len(text) <= limit else f"{text[:limit]} ..."

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, NoReturn
 from urllib.parse import quote, unquote
 
@@ -15,10 +17,12 @@ _SENSITIVE_NAME = re.compile(
     "auth|key|token|secret|cookie|passw|passphrase|credential|signature|assertion|jwt|session|^sig$", re.IGNORECASE
 )
 _RUN = re.compile(r"[A-Za-z0-9]{12,}")
+# Characters of the shortest value in a header, such as one cookie of several, that is secret whatever its name is.
+_MIN_VALUE_LENGTH = 12
 # The parts of a URL that may hold a credential: user and password, a parameter, and Anaconda's token. A URL that was
-# taken for a path has one slash.
+# taken for a path has one slash. A password that is not encoded may hold a slash; a port and a path are no password.
 _URL_PART = re.compile(
-    r"""(?<=:/)/?(?P<userinfo>[^\s/?\#"<>]+)(?=@)
+    r"""(?<=:/)/?(?P<userinfo>[^\s/?\#"<>]+ | [^\s/?\#"<>:\[]{1,100}:(?!\d{1,5}[/?\#])[^\s"<>@']{1,200})(?=@)
     | (?<=[?&])(?P<name>[\w.%-]+)=(?P<value>[^\s&\#"'<>]+)
     | (?<=/t/)(?P<path>[\w-]{20,})(?=/)""",
     re.VERBOSE,
@@ -79,10 +83,23 @@ def _looks_random(text: str) -> bool:
 
 
 def header_secrets(headers: Mapping[str, str]) -> Iterator[str]:
-    """Yield the values of headers that have a sensitive name or look random, also without a scheme such as Bearer."""
+    """Yield the values of headers that have a sensitive name or look random, and the secrets inside these values."""
     for name, value in headers.items():
         if _SENSITIVE_NAME.search(name) or _looks_random(value):
-            yield from filter(None, (value, value.partition(" ")[2].strip()))
+            yield from filter(None, (value, *_parts_of(value)))
+
+
+def _parts_of(value: str) -> Iterator[str]:
+    """Yield a header's value without a scheme such as Bearer, the password of Basic, and the values of its pairs."""
+    scheme, _, rest = value.partition(" ")
+    yield rest.strip()
+    if scheme.lower() == "basic":
+        with suppress(ValueError):
+            yield base64.b64decode(rest).decode(errors="replace").partition(":")[2]
+    for pair in re.split(r"[\s;,]+", value):
+        name, _, each = pair.partition("=")
+        if len(each) >= _MIN_VALUE_LENGTH or _SENSITIVE_NAME.search(name):
+            yield each.strip('"')
 
 
 def redact_chain(error: BaseException, secrets: Iterable[str]) -> None:
@@ -124,11 +141,17 @@ def describe_yaml_error(error: Exception) -> str:
 
 
 def _encodings(secret: str) -> set[str]:
-    """Return a secret as it appears in a log, in a URL, in HTML and in JSON, as various programs write them."""
+    """Return a secret as it appears in a log, a URL, HTML, JSON and Python, as various programs write and read them."""
     urls = {quote(secret, safe=""), quote(secret)}
     in_html = html.escape(secret)
-    in_json = json.dumps(secret)[1:-1]
+    in_json, in_python = json.dumps(secret)[1:-1], repr(secret)[1:-1]
     return {
         secret, *urls, *(re.sub("%..", lambda found: found[0].lower(), url) for url in urls),
         in_html, in_html.replace("&#x27;", "&#39;").replace("&quot;", "&#34;"), in_json, in_json.replace("/", r"\/"),
+        # .NET and Go write these characters as code points, after their own kinds of quotes.
+        re.sub("[<>&'\"+`]", lambda found: f"\\u{ord(found[0]):04X}", secret),
+        re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", in_json),
+        in_python, in_python.replace("'", r"\'"), ascii(secret)[1:-1],
+        # UTF-8 that was read as Latin-1, and UTF-16 that was read as UTF-8
+        secret.encode(errors="replace").decode("latin-1"), "\0".join(secret),
     }  # fmt: skip

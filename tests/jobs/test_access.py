@@ -423,6 +423,8 @@ def test_proxy_is_named_without_its_password(caplog: pytest.LogCaptureFixture):
         pytest.param({"token": "abc", "token_header": SECRET}, "token_header must be Auth", id="token in token_header"),
         pytest.param({"token_header": "X-Ray-Authorization"}, "without a token", id="header of no token"),
         pytest.param({"headers": {"X-Key": 1}}, "the value of X-Key must be text, not int", id="header's kind"),
+        pytest.param({"headers": {"accept-encoding": "gzip"}}, "sets accept-encoding, which the client", id="encoding"),
+        pytest.param({"headers": {"Content-Length": "5"}}, "sets Content-Length, which the client", id="length"),
         pytest.param(
             {"login": "me", "password": SECRET, "headers": {"Authorization": SECRET}},
             "login and headers both set the header Authorization",
@@ -604,6 +606,19 @@ def test_half_of_a_secret_is_not_quoted(ask):
     assert SECRET[:4] not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(" " * (64 * 1024 - len("<title>") - 8) + f"<title>{SECRET}</title>", id="end of what is read"),
+        pytest.param(f"<title>{' ' * 1992}{SECRET}</title>", id="long title"),
+    ],
+)
+def test_half_of_a_title_is_not_quoted(ask, page: str):
+    """A title of which the client sees only a part is not quoted, as its last word may be half a secret."""
+    with pytest.raises(RayApiAddressError, match="an HTML page instead of Ray's answer"):
+        ask(Access(token=SECRET), Wire(lambda _: httpx.Response(200, html=page)))
+
+
 def test_longest_secret_is_redacted_first():
     """If one secret begins with another, no part of either remains."""
     access = Access(headers={"X-Key": "abcdef", "X-Secret": "abcdef-the-rest"})
@@ -620,6 +635,46 @@ def test_header_is_secret_by_its_name_or_by_a_random_value():
     secret = {"X-Api-Key": "k3y", "X-Session": "monday", "X-Tenant": "0d2b4e6f-8a1c-4f3e-9b7d-5c6e7f8a9b0c"}
 
     assert set(Access(headers=readable | secret).secrets()) == set(secret.values())
+
+
+@pytest.mark.parametrize(
+    ("headers", "secrets"),
+    [
+        pytest.param(
+            {"Cookie": "session=monday; theme=dark; id=abcdefghijkl"},
+            {"theme=dark; id=abcdefghijkl", "monday", "abcdefghijkl"},
+            id="cookies",
+        ),
+        pytest.param({"Authorization": 'Token token="monday"'}, {"monday", 'token="monday"'}, id="pairs"),
+        pytest.param(
+            {"Authorization": basic("me", "monday")}, {"monday", basic("me", "monday").split()[1]}, id="Basic"
+        ),
+        pytest.param({"Authorization": "Basic no Base64"}, {"no Base64"}, id="not Base64"),
+    ],
+)
+def test_parts_of_a_secret_header_are_secret(headers: dict[str, str], secrets: set[str]):
+    """A server may quote one cookie of several, or a decoded password. An ordinary part stays readable."""
+    assert set(Access(headers=headers).secrets()) == secrets | set(headers.values())
+
+
+@pytest.mark.parametrize("proxy", [f"http://me:{SECRET}@proxy:3128", f"me:{SECRET}@proxy:3128"])
+def test_login_of_the_environments_proxy_is_secret(monkeypatch: pytest.MonkeyPatch, proxy: str):
+    """The proxy of the environment gets a login too, and may quote it."""
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+
+    assert {SECRET, basic("me", SECRET).split()[1]} <= set(Access().secrets())
+
+
+def test_unusable_proxy_of_the_environment_has_no_secret(monkeypatch: pytest.MonkeyPatch):
+    """A variable that is no address does not break an error message."""
+    monkeypatch.setenv("HTTPS_PROXY", "http://[")
+
+    assert list(Access().secrets()) == []
+
+
+def test_token_in_the_place_of_a_proxys_user_is_secret():
+    """A user of a proxy that looks generated is a token."""
+    assert set(Access(proxy="http://Tok3nAsUser99@proxy:3128").secrets()) == {"Tok3nAsUser99"}
 
 
 def quoting_server(answer: Callable[[bytes], bytes]) -> Callable[[socket.socket], None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,25 @@ def test_words_in_an_html_page_are_not_rays() -> None:
     answer = Answer(404, b"Job a does not exist", ADDRESS, "Text/HTML")
 
     assert error_for_answer(endpoints.get_job("a"), answer).delivery is Delivery.FOREIGN
+
+
+def test_words_in_a_long_text_are_not_rays() -> None:
+    """Ray's answer begins or ends with its words. Those that are far apart in a long text do not count."""
+    answers = [Answer(404, b"Job %s does not exist" % (b"a" * length), ADDRESS) for length in (200, 20_000)]
+
+    deliveries = [error_for_answer(endpoints.get_job("a"), answer).delivery for answer in answers]
+    assert deliveries == [Delivery.REFUSED, Delivery.FOREIGN]
+
+
+@pytest.mark.parametrize("status_code", [200, 500])
+def test_large_answer_is_diagnosed_in_milliseconds(status_code: int) -> None:
+    """The time to diagnose an answer does not grow with the square of its length. With 256 KiB that took a minute."""
+    answer = Answer(status_code, b"Job a;" * (256 * 1024 // 6), ADDRESS)
+    began = time.process_time()
+
+    error_for_answer(endpoints.get_job("a"), answer)
+
+    assert time.process_time() - began < 10
 
 
 def test_submission_has_a_longer_timeout() -> None:

@@ -25,6 +25,7 @@ GITHUB_TOKEN = "ghp_16C7e42F292c6912E7710c838347Ae178B4a"
         ("https://a.net/c.zip?sv=1&sig=a%2Bb&se=2", "https://a.net/c.zip?sv=1&sig=***&se=2", {"a%2Bb", "a+b"}),
         ("https://b/c?X-Amz-Signature=0a1b#d", "https://b/c?X-Amz-Signature=***#d", {"0a1b"}),
         ("https://conda.host/t/ab-12345678-1234-1234/main", "https://conda.host/t/***/main", {"ab-12345678-1234-1234"}),
+        ("https://me:s3/cr#et@host/simple", "https://me:***@host/simple", {"s3/cr#et"}),
         ("'https://a:s3cret@b/', 'http:/c:0ther@d/'", "'https://a:***@b/', 'http:/c:***@d/'", {"s3cret", "0ther"}),
     ],
 )  # fmt: skip
@@ -41,7 +42,8 @@ def test_credentials_in_urls_are_found(text: str, shown: str, secrets: set[str])
         "https://host/simple", "git+ssh://git@github.com/a/b.git", "a @ git+https://github.com/a/b@v1.0",
         "s3://conn_id@bucket/prefix", "abfss://container@account.dfs.core.windows.net/a", "https://me:${PASSWORD}@host",
         "https://$USER:$PASSWORD@host", "gcs://_ray_pkg_0123456789abcdef.zip", "me@example.com", "http://127.0.0.1:8265",
-        "https://host/a?page=2&name=b", "https://me:@host", '{"a":"https://host","b":"c@d"}', "torch==2.9.0", "",
+        "https://host/a?page=2&name=b", "https://me:@host", "https://host:8443/a@v1.0", "http://[::1]:8265/a@b",
+        "https://host/a:b@c", "https://host:8443, me@example.com", '{"a":"https://host","b":"c@d"}', "torch==2.9.0", "",
     ],
 )  # fmt: skip
 def test_urls_without_credentials_stay_readable(text: str):
@@ -85,8 +87,24 @@ def test_unchained_error_has_neither_cause_nor_context():
         pytest.param("ab/cd+ef&#x27;Gh", id="HTML"),
         pytest.param("ab/cd+ef&#39;Gh", id="HTML of Jinja"),
         pytest.param(r"ab\/cd+ef'Gh", id="JSON with escaped slashes"),
+        pytest.param(r"ab/cd\u002Bef\u0027Gh", id="JSON of .NET"),
+        pytest.param(r"ab/cd+ef\'Gh", id="Python, in quotes"),
+        pytest.param("\0".join("ab/cd+ef'Gh"), id="UTF-16 as UTF-8"),
     ],
 )
 def test_secret_is_redacted_in_each_encoding(quoted: str):
     """An answer may quote a secret as a URL, HTML or JSON, as various programs write them."""
     assert redact(f"no {quoted} here", ["ab/cd+ef'Gh"]) == "no *** here"
+
+
+@pytest.mark.parametrize(
+    ("secret", "quoted"),
+    [
+        pytest.param("pässwörd", r"p\xe4ssw\xf6rd", id="Python, ASCII"),
+        pytest.param("pässwörd", "pässwörd".encode().decode("latin-1"), id="UTF-8 as Latin-1"),
+        pytest.param("pass<&>word", r"pass\u003c\u0026\u003eword", id="JSON of Go"),
+    ],
+)
+def test_special_characters_are_redacted_in_each_encoding(secret: str, quoted: str):
+    """Characters that programs escape are recognised in the escaped form."""
+    assert redact(f"no {quoted} here", [secret]) == "no *** here"

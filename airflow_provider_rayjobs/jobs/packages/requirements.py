@@ -116,10 +116,11 @@ def _resolve(
     include, shown = _INCLUDE.fullmatch(line), redact_urls(repr(line))
     if include is None:
         if path := next(filter(None, map(_relative_path, _path_candidates(line))), None):
-            raise ValueError(
-                f"Path of this machine in requirements: {where} has the line {shown}. Give the working_dir that "
-                f"contains {path!r} and write {_NODE_WORKING_DIR}/{os.path.normpath(path)} instead."
+            # The path may be a URL with one slash and a password.
+            advice = redact_urls(
+                f"Give the working_dir that contains {path!r} and write {_NODE_WORKING_DIR}/{os.path.normpath(path)}"
             )
+            raise ValueError(f"Path of this machine in requirements: {where} has the line {shown}. {advice} instead.")
         if any(_INCLUDE_OPTION.match(word) for word in line.split()):
             raise ValueError(f"Included file with other options: {where} has the line {shown}. Use two lines.")
         yield line

@@ -375,6 +375,19 @@ def test_relative_path_in_requirements_is_an_error(folder: Path, line: str):
 
 @pytest.mark.parametrize(
     "line",
+    ["https:/me:s3cret-word@host/x.whl", "x @ https:/me:s3cret-word@host/x.whl", "-f https:/me:s3cret-word@host/x",
+     "--index-url https://me:s3cret/word@host/x -r x.txt"],
+)  # fmt: skip
+def test_error_about_a_line_of_requirements_hides_a_password(line: str):
+    """A URL with a typing error is taken for a path, and its password is not quoted."""
+    with pytest.raises(ValueError, match=r"me:\*\*\*@host") as caught:
+        resolve_local_code({"pip": [line]})
+
+    assert "word" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "line",
     ["numpy", "foo[a,b]>=1,<2 ; python_version > '3'", "foo==1 --hash=sha256:00", "--no-index", "-i https://h/simple",
      "--find-links /shared/wheels", "--find-links=file:///shared/wheels", "/shared/foo.whl", "file:///shared/foo.whl",
      "foo @ https://h/a/foo.whl", "foo @ file:///shared/foo.whl", "foo @ git+ssh://git@h/a/b.git@main",
