@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import errno
+import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -35,6 +38,8 @@ READ_TIMEOUT = 30.0
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 # Headers that describe how a message is sent. Another value makes requests invalid, or answers unreadable.
 _OUR_HEADERS = ("accept-encoding", "content-length", "transfer-encoding")
+# Bytes of the largest token that is read from a file. A server accepts headers of 8 to 64 KiB.
+_MAX_TOKEN = 64 * 1024
 _PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 
 
@@ -159,9 +164,13 @@ class Access:
         if self.token_file is None:
             return self.token
         try:
-            token = Path(self.token_file).read_bytes().decode("ascii", errors="replace").strip()
+            check_regular_file(self.token_file)
+            with Path(self.token_file).open("rb") as file:
+                token = file.read(_MAX_TOKEN + 1).decode("ascii", errors="replace").strip()
         except OSError as error:
             raise ValueError(describe_unreadable("token_file", self.token_file, error)) from None
+        if len(token) > _MAX_TOKEN:
+            raise ValueError(f"token_file {self.token_file} holds more than {_MAX_TOKEN // 1024} KiB.")
         if not token:
             raise ValueError(f"token_file {self.token_file} is empty.")
         _check_token(f"the token in token_file {self.token_file}", token)
@@ -192,6 +201,12 @@ class Access:
         for proxy in filter(None, (self.proxy, *getproxies().values())):
             given += _proxy_secrets(proxy)
         yield from filter(None, given)
+
+
+def check_regular_file(path: str) -> None:
+    """Raise :class:`OSError` for a missing file, and for a FIFO or a device: opening or reading one may block."""
+    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  (Path.stat() is the same, and slower)
+        raise OSError(errno.EINVAL, "Not a regular file")
 
 
 def _proxy_secrets(proxy: str) -> Iterator[str]:

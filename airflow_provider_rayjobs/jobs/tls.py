@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import ssl
-import stat
 from functools import lru_cache
 from pathlib import Path
 
-from airflow_provider_rayjobs.jobs.access import OFF, SYSTEM, Access
+from airflow_provider_rayjobs.jobs.access import OFF, SYSTEM, Access, check_regular_file
 from airflow_provider_rayjobs.jobs.redaction import describe_unreadable
 
 # The names by which OpenSSL finds certificates in a folder.
@@ -73,12 +71,14 @@ def _trust(path: str) -> ssl.SSLContext:
     is_folder = os.path.isdir(path)  # noqa: PTH112  (Path.is_dir() raises for a long name)
     if not is_folder:
         _check_readable("verify", path)
-    elif not any(_HASHED_NAME.fullmatch(entry.name) for entry in Path(path).iterdir()):
-        raise ValueError(f"verify: the folder {path} holds no hashed certificates. Run openssl rehash there.")
     try:
+        if is_folder and not any(_HASHED_NAME.fullmatch(entry.name) for entry in Path(path).iterdir()):
+            raise ValueError(f"verify: the folder {path} holds no hashed certificates. Run openssl rehash there.")
         return ssl.create_default_context(capath=path) if is_folder else ssl.create_default_context(cafile=path)
     except ssl.SSLError:
         raise ValueError(f"verify: {path} holds no certificates in PEM form.") from None
+    except OSError as error:  # not readable, or replaced since the check
+        raise ValueError(describe_unreadable("verify", path, error)) from None
 
 
 def _load_client_certificate(context: ssl.SSLContext, cert: str, key: str | None, password: str | None) -> None:
@@ -94,13 +94,13 @@ def _load_client_certificate(context: ssl.SSLContext, cert: str, key: str | None
             f"client_cert {cert} and client_key {key or '(in the same file)'} are not a certificate and its key: "
             f"{reason}."
         ) from None
+    except OSError as error:  # replaced since the check
+        raise ValueError(describe_unreadable("client_cert or client_key", cert, error)) from None
 
 
 def _check_readable(field: str, path: str) -> None:
     try:
-        # Opening a FIFO or a device may block.
-        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
-            raise OSError(errno.EINVAL, "Not a regular file")
+        check_regular_file(path)
         with Path(path).open("rb"):
             pass
     except OSError as error:

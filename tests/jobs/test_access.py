@@ -8,10 +8,11 @@ import logging
 import os
 import pickle
 import socket
+import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,12 @@ def test_token_file_is_read_for_each_request(ask, tmp_path: Path):
     assert [request.headers["authorization"] for request in wire.requests] == ["Bearer first", "Bearer second"]
 
 
-@pytest.mark.parametrize(("content", "said"), [(None, "No such file"), (b" \n", "is empty"), (b"a\nb", "newline")])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "No such file"), (b" \n", "is empty"), (b"a\nb", "newline"), (b"a" * 70_000, "more than 64 KiB"),
+    ],
+)  # fmt: skip
 def test_unusable_token_file_is_an_outage(ask, tmp_path: Path, content: bytes | None, said: str):
     """While a token file is missing or empty nothing is sent, and the error names the file."""
     file = tmp_path / "token"
@@ -503,7 +509,7 @@ def test_folder_without_certificates_is_an_error(tmp_path: Path):
         check_certificates(Access(verify=str(tmp_path)))
 
 
-@pytest.mark.parametrize("name", ["verify", "client_cert", "client_key"])
+@pytest.mark.parametrize("name", ["token_file", "verify", "client_cert", "client_key"])
 def test_file_that_blocks_is_an_error(tmp_path: Path, name: str):
     """A FIFO is not opened, because that waits for a writer."""
     fifo = tmp_path / "fifo"
@@ -513,8 +519,33 @@ def test_file_that_blocks_is_an_error(tmp_path: Path, name: str):
     writer = threading.Timer(2, os.close, [os.open(fifo, os.O_RDWR)])
     writer.start()
     with pytest.raises(ValueError, match=f"{name} {fifo} cannot be read: Not a regular file"):
-        check_certificates(Access(**fields, **{name: str(fifo)}))
+        read_files(Access(**fields, **{name: str(fifo)}))
     writer.join()
+
+
+@pytest.fixture
+def unprivileged_user() -> Iterator[None]:
+    """Become a user without privileges: file permissions do not restrict root."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.usefixtures("unprivileged_user")
+def test_unreadable_folder_of_certificates_is_an_error():
+    """The error names a folder that may not be listed."""
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:
+        Path(folder).chmod(0)
+        try:
+            with pytest.raises(ValueError, match=f"^verify {folder} cannot be read: Permission denied"):
+                check_certificates(Access(verify=folder))
+        finally:
+            Path(folder).chmod(0o700)
 
 
 def test_unchanged_certificate_files_are_read_once(tmp_path: Path):
