@@ -611,3 +611,28 @@ def test_failed_download_leaves_the_file_as_it_was(call: Call, tmp_path: Path) -
     assert call("save_job_logs", wire, "a", str(path)) == len(data)
     assert [file.name for file in tmp_path.iterdir()] == ["job.log"]
     assert path.read_bytes() == data
+
+
+def test_saved_log_is_never_the_text_of_a_busy_head(call: Call, tmp_path: Path) -> None:
+    """The text of a log has other line ends than its file. It is no substitute while the head is busy."""
+    wire = Wire(sample("job_running.json"), sample("version.json"), httpx.Response(429))
+
+    with pytest.raises(RayApiBusyError):
+        call("save_job_logs", wire, "a", tmp_path / "job.log", client_retry_timeout=0)
+
+    assert wire.asked[-1].startswith(f"GET {FILE}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_log_is_saved_under_any_name(call: Call, tmp_path: Path) -> None:
+    """The longest name of a file is no error. A directory is one, and nothing is left beside it."""
+    answers = (sample("job_running.json"), sample("version.json"), sample("log_file.txt"))
+    longest = tmp_path / ("x" * 255)
+    directory = tmp_path / "directory"
+    directory.mkdir()
+
+    assert call("save_job_logs", Wire(*answers), "a", longest) == len(LOG)
+    with pytest.raises(OSError, match="directory"):
+        call("save_job_logs", Wire(*answers), "a", directory)
+
+    assert set(tmp_path.iterdir()) == {longest, directory}

@@ -9,7 +9,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
-from airflow_provider_rayjobs.exceptions import RayApiResponseError
+from airflow_provider_rayjobs.exceptions import RayApiBusyError, RayApiResponseError
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.logs.reader import FILE, best_source
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobType
@@ -40,14 +40,15 @@ class LogCopy:
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file that replaces the file at ``path`` when it is complete. An error leaves the old file."""
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-    with part.open("xb") as file:
-        try:
+    # Not the name of the file and more: it may have the greatest length.
+    part = path.with_name(f"{secrets.token_hex(8)}.part")
+    try:
+        with part.open("xb") as file:
             yield file
-        except BaseException:
-            part.unlink()
-            raise
-    part.replace(path)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def get_job_logs(submission_id: str, retry_timeout: float) -> Engine[str]:
@@ -66,6 +67,8 @@ def save_job_logs(submission_id: str, file: BinaryIO, retry_timeout: float) -> E
             request = endpoints.get_log_file(details.name, str(details.driver_node_id))
             yield from with_retries(ReadLog(request, log), retry_timeout)
             return file.tell()
+        except RayApiBusyError:
+            raise  # the text endpoint has other line ends, so it is no substitute for a file that exists
         except RayApiResponseError:
             pass  # no file yet, or no state API: the answer of the text endpoint says which
     yield from with_retries(ReadLog(endpoints.get_log_text(submission_id), log), retry_timeout)
