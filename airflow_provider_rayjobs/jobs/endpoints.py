@@ -19,6 +19,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayApiAddressError,
     RayApiAuthError,
     RayApiBusyError,
+    RayApiConnectionError,
     RayApiPackageNotFoundError,
     RayApiRejectedError,
     RayApiResponseError,
@@ -44,6 +45,8 @@ T = TypeVar("T")
 SUBMIT_TIMEOUT = 120.0
 # Seconds. A head needs 30 s for a list of 100,000 jobs, and a slow network as long to carry it.
 _LIST_TIMEOUT = 120.0
+# Bytes of a list of 90,000 jobs.
+_LIST_SIZE = 64 * 1024 * 1024
 # Statuses of a head, or of a reverse proxy before it, that cannot answer now.
 BUSY = (429, 502, 503, 504)
 # Bytes of an answer with status 200 in which the title of a page is looked for.
@@ -105,6 +108,7 @@ def list_jobs() -> Request[list[JobDetails]]:
         lambda answer: [JobDetails.from_json(job) for job in answer],
         timeout=_LIST_TIMEOUT,
         with_time=lambda jobs, time: [replace(job, seen_at=time) for job in jobs],
+        max_bytes=_LIST_SIZE,
     )
 
 
@@ -174,6 +178,8 @@ def log_name(submission_id: str) -> str:
 
 
 def _job_path(submission_id: str) -> str:
+    if submission_id in ("", ".", ".."):  # a client normalises such a path to that of another endpoint
+        raise ValueError(f"{submission_id!r} is no id of a job.")
     return f"/api/jobs/{quote(submission_id, safe='')}"
 
 
@@ -197,7 +203,22 @@ def parse_answer(request: Request[T], answer: Answer) -> T:
         message = error_message(fact, request, answer.labelled_address, advice)
         raise RayApiResponseError(message, status_code=answer.status_code, delivery=Delivery.FOREIGN) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if _is_cut_off(answer.content.strip(), error):
+            raise cut_off(request, answer.labelled_address) from error
         raise error_for_answer(request, answer) from error
+
+
+def _is_cut_off(content: bytes, error: Exception) -> bool:
+    """Tell whether the end of some JSON is missing. A server that declares no length may hang up at any byte."""
+    if not isinstance(error, ValueError) or content[:1] not in (b"{", b"["):
+        return False
+    return content[-1:] not in (b"}", b"]") or (isinstance(error, json.JSONDecodeError) and error.pos >= len(error.doc))
+
+
+def cut_off(request: AnyRequest, address: str) -> RayApiConnectionError:
+    """Return the error for an answer in JSON whose end is missing."""
+    fact = "Connection lost, the JSON of the answer is cut off"
+    return RayApiConnectionError(error_message(fact, request, address, "Check the reverse proxy before Ray."))
 
 
 def check_answer(request: AnyRequest, answer: Answer) -> None:

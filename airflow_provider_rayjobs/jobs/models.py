@@ -90,6 +90,21 @@ _PUBLIC_FIELDS = (
 )  # fmt: skip
 
 
+# The types of Ray's fields in JSON. A value of another type comes from another program.
+_TYPES: Mapping[str, type] = {
+    **dict.fromkeys(("start_time", "end_time", "driver_exit_code"), int),
+    **dict.fromkeys(("metadata", "runtime_env", "driver_info"), Mapping),
+}  # fmt: skip
+
+
+def _checked(name: str, value: Any) -> Any:
+    if not isinstance(value, _TYPES.get(name, str)):
+        raise TypeError(f"{name} is of type {type(value).__name__}")
+    if isinstance(value, int) and abs(value) >= 2**63:  # no time, and too large for arithmetic with a float
+        raise ValueError(f"{name} is too large")
+    return value
+
+
 @dataclass(frozen=True)
 class JobDetails:
     """
@@ -122,10 +137,11 @@ class JobDetails:
     @classmethod
     def from_json(cls, answer: Mapping[str, Any]) -> JobDetails:
         """Read Ray's JSON without unknown fields, as a newer Ray may add some."""
-        given = {one.name: answer[one.name] for one in fields(cls) if answer.get(one.name) is not None}
+        names = [one.name for one in fields(cls) if answer.get(one.name) is not None and one.name != "seen_at"]
+        given = {name: _checked(name, answer[name]) for name in names}
         if "error_type" in given:
             given["error_type"] = JobErrorType(given["error_type"])
-        return cls(**{**given, "type": JobType(answer["type"]), "status": JobStatus(answer["status"]), "seen_at": None})
+        return cls(**{**given, "type": JobType(answer["type"]), "status": JobStatus(answer["status"])})
 
     def to_event(self) -> dict[str, Any]:
         """Return the job as JSON types, without secrets and without the log excerpt in Ray's message."""

@@ -28,6 +28,7 @@ class Request(Generic[T]):
     :param idempotent: whether sending it twice has the same effect as once.
     :param timeout: seconds for the whole request; ``READ_TIMEOUT`` stands for the client's ``read_timeout``.
     :param with_time: adds the time of the answer, Unix milliseconds by the head's clock, to the result.
+    :param max_bytes: of the JSON in the answer. Parsed, small values take 30 times their size in memory.
     :param expects_json: ``False`` for an answer without JSON; ``read`` then gets ``None``.
     """
 
@@ -40,6 +41,7 @@ class Request(Generic[T]):
     idempotent: bool = True
     timeout: float = READ_TIMEOUT
     with_time: Callable[[T, int], T] | None = None
+    max_bytes: int = 4 * 1024 * 1024
     expects_json: bool = True
 
 
@@ -101,7 +103,7 @@ class Answer:
     address: str
     content_type: str = ""
     time: int = 0
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     access: Access = field(default_factory=Access, repr=False)
     sent_secrets: tuple[str, ...] = field(default=(), repr=False)
     label: str = ""

@@ -32,15 +32,16 @@ from airflow_provider_rayjobs.jobs import redaction, tls
 from airflow_provider_rayjobs.jobs.access import READ_TIMEOUT, Access
 from airflow_provider_rayjobs.jobs.deadline import Deadline
 from airflow_provider_rayjobs.jobs.diagnosis import CHECK_ADDRESS, diagnose_failure
-from airflow_provider_rayjobs.jobs.endpoints import BUSY, is_success
+from airflow_provider_rayjobs.jobs.endpoints import BUSY, cut_off, is_success
 from airflow_provider_rayjobs.jobs.logs.json_text import JsonText
 from airflow_provider_rayjobs.jobs.requests import Answer, AnyRequest, LogRequest, Request, UploadRequest, error_message
 from airflow_provider_rayjobs.jobs.steps import LogSink, OnLog
 
 _KEPT_HEADERS = ("location", "retry-after", "server", "www-authenticate")
-# Most bytes of a JSON answer: a list of 90,000 jobs. Most bytes of any other answer: an error quotes 500 characters.
-_MAX_JSON = 64 * 1024 * 1024
+# Most bytes of an answer that is no result: an error quotes 500 characters.
 _MAX_OTHER = 64 * 1024
+# Most bytes of an answer that an authentication class holds in memory.
+_MAX_OF_AUTH = 64 * 1024 * 1024
 # Seconds for the first bytes of a log, and bytes per second of the slowest transfer of a log or a package. A fixed
 # limit would end a large transfer on a slow network. Without a limit, a transfer of one byte per second would go on.
 _LOG_TIMEOUT = 60.0
@@ -162,8 +163,8 @@ class HttpCodec:
     def decode(self, response: httpx.Response, body: Body) -> Answer:
         """Translate a response and the part of its body that was read."""
         if body.is_too_large and body.is_result:
-            fact = f"HTTP 200, answer larger than {_MAX_JSON // 2**20} MiB"
-            advice = f"Delete the records of old jobs. {CHECK_ADDRESS}"
+            fact = f"HTTP 200, answer larger than {body.limit // 2**20} MiB"
+            advice = f"A list of jobs is shorter if the records of old jobs are deleted. {CHECK_ADDRESS}"
             message = error_message(fact, body.request, self.labelled_address, advice)
             raise RayApiResponseError(message, status_code=200)
         content = bytes(body.content)
@@ -230,12 +231,12 @@ class Body:
         self.is_too_large = False
         # whether the body is a result in JSON; any other is only quoted
         self.is_result = isinstance(request, Request) and request.expects_json and response.status_code == 200
+        self.limit = request.max_bytes if isinstance(request, Request) and self.is_result else _MAX_OTHER
 
     def add(self, chunk: bytes) -> bool:
         """Add the next bytes, and tell whether there is room for more."""
-        limit = _MAX_JSON if self.is_result else _MAX_OTHER
-        self.is_too_large = len(self.content) + len(chunk) > limit
-        self.content += chunk[: limit - len(self.content)]
+        self.is_too_large = len(self.content) + len(chunk) > self.limit
+        self.content += chunk[: self.limit - len(self.content)]
         return not self.is_too_large
 
 
@@ -280,7 +281,7 @@ class LogReceiver:
         if not self.drain():
             return
         if self._json and not self._json.is_whole:
-            raise self._error("the JSON is cut off")
+            raise cut_off(self._request, self._address)
         self._emit_all(self._log.flush())
 
     def end_early(self) -> None:
@@ -406,7 +407,7 @@ class _LimitedStream(httpx.SyncByteStream, httpx.AsyncByteStream):
         self._stream: Any = response.stream
         self._name = name
         # Unpacked, a compressed answer has up to a thousand times its size.
-        self._limit: float = _MAX_OTHER if "content-encoding" in response.headers else _MAX_JSON
+        self._limit: float = _MAX_OTHER if "content-encoding" in response.headers else _MAX_OF_AUTH
         response.stream = self
 
     def lift(self) -> None:
@@ -415,7 +416,7 @@ class _LimitedStream(httpx.SyncByteStream, httpx.AsyncByteStream):
     def _count(self, chunk: bytes) -> bytes:
         self._limit -= len(chunk)
         if self._limit < 0:
-            sizes = f"{_MAX_JSON // 2**20} MiB, or {_MAX_OTHER // 2**10} KiB if it is compressed"
+            sizes = f"{_MAX_OF_AUTH // 2**20} MiB, or {_MAX_OTHER // 2**10} KiB if it is compressed"
             raise _AuthError("Answer too large", f"{self._name} lets httpx hold each answer in memory, up to {sizes}.")
         return chunk
 

@@ -24,7 +24,7 @@ from airflow_provider_rayjobs.exceptions import Delivery, RayApiAddressError, Ra
 from airflow_provider_rayjobs.jobs import AsyncRayJobsClient, RayJobsClient, endpoints
 from airflow_provider_rayjobs.jobs.access import Access
 from airflow_provider_rayjobs.jobs.redaction import redact
-from airflow_provider_rayjobs.jobs.requests import Request
+from airflow_provider_rayjobs.jobs.requests import Answer, Request
 from airflow_provider_rayjobs.jobs.tls import certificate_mtimes, check_certificates
 
 ADDRESS = "http://ray-head:8265"
@@ -363,6 +363,7 @@ def test_repr_hides_secrets():
     assert SECRET not in repr(access) + str(access) + f"{access.describe()} {access.proxy_origin}"
     assert SECRET not in repr(RayJobsClient(ADDRESS, access=Access(token=SECRET)))
     assert {access: 1}[Access(**EVERYTHING)] == 1
+    assert SECRET not in repr(Answer(302, b"", ADDRESS, headers={"location": f"/?state={SECRET}"}, access=access))
     assert {SECRET, basic("me", SECRET).split()[1]} == set(access.secrets())
 
 

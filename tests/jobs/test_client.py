@@ -589,7 +589,7 @@ def test_log_text_is_decoded_from_json(call: Call) -> None:
 
     assert read(httpx.Response(200, json={"logs": "one\n zwei ü\n"})) == ["one\n zwei ü"]
     with pytest.raises(
-        RayApiAddressError, match=r"HTTP 200, not an answer of the Ray Jobs API \(the JSON is cut off\): could not read"
+        RayApiConnectionError, match="^Connection lost, the JSON of the answer is cut off: could not read the log of"
     ):
         read(httpx.Response(200, content=b'{"logs": "one\\n'))
     with pytest.raises(RayApiAddressError, match="does not begin with a text named logs"):
@@ -636,3 +636,14 @@ def test_log_is_saved_under_any_name(call: Call, tmp_path: Path) -> None:
         call("save_job_logs", Wire(*answers), "a", directory)
 
     assert set(tmp_path.iterdir()) == {longest, directory}
+
+
+@pytest.mark.parametrize("name", ["get_job", "stop_job", "delete_job", "get_job_logs"])
+@pytest.mark.parametrize("submission_id", ["", ".", ".."])
+def test_id_that_changes_the_path_is_not_sent(call: Call, name: str, submission_id: str) -> None:
+    """An id that a client would take for a part of the path raises an error, and nothing is sent."""
+    wire = Wire(sample("stopped.json"))
+
+    with pytest.raises(ValueError, match=rf"^'{submission_id}' is no id of a job\."):
+        call(name, wire, submission_id)
+    assert wire.requests == []

@@ -388,8 +388,15 @@ def test_no_cookie_is_kept(run: Run) -> None:
     assert heads[0] == heads[1]
 
 
-def test_huge_result_is_an_error(run: Run) -> None:
-    """A result in JSON of more than 64 MiB is an error that says so."""
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        pytest.param(endpoints.list_jobs(), "64 MiB: could not list jobs", id="list"),
+        pytest.param(endpoints.get_job("a"), "4 MiB: could not get job a", id="job"),
+    ],
+)
+def test_huge_result_is_an_error(run: Run, request_: Request[Any], said: str) -> None:
+    """A list in JSON of more than 64 MiB, or any other result of more than 4 MiB, is an error that says so."""
 
     def handle(connection: socket.socket) -> None:
         receive(connection)
@@ -399,9 +406,32 @@ def test_huge_result_is_an_error(run: Run) -> None:
 
     with (
         serving(handle) as address,
-        pytest.raises(RayApiResponseError, match="^HTTP 200, answer larger than 64 MiB: could not list jobs at http"),
+        pytest.raises(RayApiResponseError, match=f"^HTTP 200, answer larger than {said} at http"),
     ):
-        run(address, do(Send(endpoints.list_jobs())))
+        run(address, do(Send(request_)))
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        pytest.param(b"MISSION", id="in a text"),
+        pytest.param(b', "b"', id="after a brace"),
+        pytest.param(b"\xa4", id="in a character"),
+    ],
+)
+def test_cut_result_is_a_lost_connection(rest: bytes) -> None:
+    """An answer without a length may end at any byte. One that is cut off is asked for again."""
+    job = b'{"type": "SUBMISSION", "status": "RUNNING", "submission_id": "a", "metadata": {"a": {}, "b": "\xc3\xa4"}}'
+    answers = [job.partition(rest)[0], job]
+
+    def handle(connection: socket.socket) -> None:
+        receive(connection)
+        connection.sendall(OK + b"Connection: close\r\n\r\n" + answers.pop(0))
+
+    with serving(handle) as address, RayJobsClient(address, retry_timeout=5) as client:
+        assert client.get_job("a").status == "RUNNING"
+
+    assert answers == []
 
 
 def test_large_result_is_read(run: Run) -> None:

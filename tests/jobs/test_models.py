@@ -109,6 +109,19 @@ def test_fields_of_other_ray_versions() -> None:
     assert details.duration is None
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("start_time", "2026"), ("start_time", 1.5), ("end_time", 10**400), ("driver_exit_code", "1"),
+        ("metadata", ["a"]), ("runtime_env", "a"), ("message", {"a": 1}), ("driver_node_id", 5), ("entrypoint", ["a"]),
+    ],
+)  # fmt: skip
+def test_value_of_another_type_is_an_error(name: str, value: object) -> None:
+    """A value that Ray does not send is an error at once, and not where the value is used."""
+    with pytest.raises((TypeError, ValueError), match=name):
+        JobDetails.from_json({"type": "SUBMISSION", "status": "RUNNING", name: value})
+
+
 @pytest.mark.parametrize("name", JOBS)
 def test_details_repr_hides_secrets(name: str) -> None:
     """No repr shows the runtime environment, the entrypoint or the metadata."""

@@ -84,7 +84,7 @@ class Package:
 class LocalCode:
     """A runtime environment with URIs instead of paths, and the packages at these URIs."""
 
-    runtime_env: dict[str, Any]
+    runtime_env: dict[str, Any] = field(repr=False)
     packages: tuple[Package, ...] = ()
 
 

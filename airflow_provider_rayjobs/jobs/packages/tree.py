@@ -19,7 +19,7 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,7 +58,7 @@ class Entry:
     mode: int
     size: int
     stamp: FileStamp | None = None
-    data: bytes | None = None
+    data: bytes | None = field(default=None, repr=False)
 
     @property
     def is_directory(self) -> bool:

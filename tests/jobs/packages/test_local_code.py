@@ -513,3 +513,15 @@ def test_error_about_requirements_shows_no_credentials(tmp_path: Path, name: str
 
     assert "m4rked" not in str(caught.value)
     assert "m4rked" not in str(caught.value.__context__)
+
+
+def test_repr_hides_the_environment_and_the_contents(folder: Path):
+    """No repr shows ``env_vars``, or the lines of a constraints file, which may hold a password."""
+    (folder / "constraints.txt").write_text("--index-url https://me:s3cret@host/simple\nnumpy==2\n")
+    code = resolve_local_code(
+        {"env_vars": {"A": "hidden"}, "working_dir": "code", "pip": ["-c constraints.txt"]}, folders=[folder]
+    )
+
+    assert b"s3cret" in b"".join(entry.data or b"" for entry in code.packages[0].tree.entries)
+    assert "s3cret" not in repr(code)
+    assert "hidden" not in repr(code)
