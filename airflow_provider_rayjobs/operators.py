@@ -85,6 +85,9 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
     :param wait_for_completion: ``False`` ends the task after the submission. Another task can wait for the job with a
         :class:`~airflow_provider_rayjobs.sensors.RayJobSensor`. (templated)
     :param deferrable: wait in the triggerer. The default is Airflow's setting ``[operators] default_deferrable``.
+    :param defer_after: seconds for which a deferrable task follows its job on the worker first. It defers only if the
+        job lasts longer. A deferral takes 8 s or more, and a second start of a worker process. The default is 0.
+        (templated)
     :param poll_interval: seconds between two polls; the first intervals are shorter. The default is 5: a poll costs the
         head 4 ms. (templated)
     :param fetch_logs: ``live`` shows the job's log while the job runs, ``on_completion`` at its end, ``never`` not at
@@ -113,7 +116,7 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
     template_fields: Sequence[str] = (
         "entrypoint", "ray_conn_id", "submission_id", "job_name", "runtime_env", "metadata", "entrypoint_num_cpus",
         "entrypoint_num_gpus", "entrypoint_memory", "entrypoint_resources", "entrypoint_label_selector",
-        "wait_for_completion", "poll_interval", "fetch_logs", "log_lines_limit", "log_flush_interval",
+        "wait_for_completion", "defer_after", "poll_interval", "fetch_logs", "log_lines_limit", "log_flush_interval",
         "unreachable_timeout", "stop_on_kill", "stop_timeout", "pending_timeout", "job_timeout", "fail_on_exit_code",
         "skip_on_exit_code", "package_secrets", "package_storage",
     )  # fmt: skip
@@ -142,6 +145,7 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
         entrypoint_label_selector: Mapping[str, str] | None = None,
         wait_for_completion: bool | str = True,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        defer_after: float | str | timedelta = 0.0,
         poll_interval: float | str | timedelta = follow.POLL_INTERVAL,
         fetch_logs: str = "live",
         log_lines_limit: int | str | None = None,
@@ -172,6 +176,7 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
         self.entrypoint_label_selector = entrypoint_label_selector
         self.wait_for_completion = wait_for_completion
         self.deferrable = deferrable
+        self.defer_after = defer_after
         self.poll_interval = poll_interval
         self.fetch_logs = fetch_logs
         self.log_lines_limit = log_lines_limit
@@ -228,6 +233,7 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
             submission_id=template_values.as_optional_text("submission_id", self.submission_id),
             wait_for_completion=template_values.as_bool("wait_for_completion", self.wait_for_completion),
             deferrable=self.deferrable,
+            defer_after=template_values.as_seconds("defer_after", self.defer_after),
             logs=template_values.as_log_options(self.fetch_logs, self.log_lines_limit, self.log_flush_interval),
             poll_interval=template_values.as_seconds("poll_interval", self.poll_interval),
             unreachable_timeout=template_values.as_seconds("unreachable_timeout", self.unreachable_timeout),

@@ -56,6 +56,7 @@ def follow_job(
     reader: LogReader | None = None,
     limits: Limits = NO_LIMITS,
     time_left: float = math.inf,
+    hand_over_after: float = math.inf,
 ) -> Engine[JobDetails]:
     """
     Follow a job to its terminal status.
@@ -68,7 +69,9 @@ def follow_job(
     :param reader: reads the job's log; ``None`` for no log.
     :param limits: how long the job may wait and run.
     :param time_left: seconds of this try after which its ``execution_timeout`` expires, during an outage as well.
-    :return: the ended job, after its whole log was emitted; or the running job, if :attr:`.LogReader.hands_over`.
+    :param hand_over_after: seconds after which another process follows a job that has not ended.
+    :return: the ended job, after its whole log was emitted; or the running job, if :attr:`.LogReader.hands_over` or
+        after ``hand_over_after``.
     :raises RayJobNotFoundError: the cluster does not know the job.
     :raises RayJobLostError: another job has its id, or the job is unknown since a restart of the head.
     :raises RayJobTimeoutError: a time limit expired; the job still runs.
@@ -78,6 +81,7 @@ def follow_job(
     outage = Outage(job.submission_id, unreachable_timeout)
     missing_until = now + missing_timeout
     give_up_at = now + time_left
+    hand_over_at = now + hand_over_after
     max_delay = max(poll_interval, MIN_POLL_INTERVAL)
     delay = min(FIRST_DELAY, max_delay)
     unknown_status: JobStatus | None = None
@@ -116,7 +120,7 @@ def follow_job(
                 yield from reader.read(details, max_delay, limits.remaining(details))
                 now = yield Sleep(0)
             limits.check(details)
-            if details.status.is_terminal() or (reader is not None and reader.hands_over):
+            if details.status.is_terminal() or (reader is not None and reader.hands_over) or now >= hand_over_at:
                 return details
         if now >= give_up_at:
             raise RayJobTimeoutError(
@@ -124,7 +128,8 @@ def follow_job(
                 limit="execution_timeout",
                 details=details,
             )
-        now = yield Sleep(min(pause, max(limit_at - now, FIRST_DELAY), give_up_at - now))
+        wake_at = min(give_up_at, hand_over_at if now < hand_over_at else math.inf)
+        now = yield Sleep(min(pause, max(limit_at - now, FIRST_DELAY), wake_at - now))
         delay = min(delay * DELAY_GROWTH, max_delay)
 
 

@@ -69,6 +69,7 @@ class Settings:
     submission_id: str | None
     wait_for_completion: bool
     deferrable: bool
+    defer_after: float
     logs: LogOptions
     poll_interval: float
     unreachable_timeout: float

@@ -6,6 +6,7 @@ An error, a time limit or a kill may abort a try at any moment. :mod:`.boundary`
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -76,7 +77,7 @@ class Execution(Boundary):
         if ended is not None:
             self._show_log(ended)
             return self._conclude(ended)
-        if self.settings.deferrable:
+        if self.settings.deferrable and self.settings.defer_after <= 0:
             self._defer()
         following = follow.follow_job(
             self._record.job,
@@ -84,8 +85,13 @@ class Execution(Boundary):
             unreachable_timeout=self.settings.unreachable_timeout,
             reader=self.reader,
             limits=self.limits,
+            hand_over_after=self.settings.defer_after if self.settings.deferrable else math.inf,
         )
-        return self._conclude(self._run(following))
+        details = self._run(following)
+        if not details.status.is_terminal():
+            self._update(job=self._record.job.seen(details))
+            self._defer()
+        return self._conclude(details)
 
     def _resume(self, event: Mapping[str, Any]) -> str:
         self._set_up(event)

@@ -322,6 +322,39 @@ def test_unknown_job_ends_an_outage() -> None:
     assert cluster.drive(follow_job(JOB, missing_timeout=600, unreachable_timeout=30)) is SUCCEEDED
 
 
+@pytest.mark.parametrize("seconds", [0.2, 3.0, 12.34, 300.0])
+@pytest.mark.parametrize("poll_interval", [1.0, 5.0, 3600.0])
+def test_running_job_is_handed_over(seconds: float, poll_interval: float) -> None:
+    """After ``hand_over_after`` another process follows the job: the last answer is at most a second old."""
+    cluster = Cluster([RUNNING], files=[b"one\n"])
+
+    details = cluster.drive(follow_job(JOB, reader=LogReader(), poll_interval=poll_interval, hand_over_after=seconds))
+
+    assert details.status == JobStatus.RUNNING
+    assert seconds <= cluster.clock - 1000 <= seconds + 0.5
+    assert cluster.shown == ["one"]
+
+
+def test_ended_job_is_not_handed_over() -> None:
+    """A job that ends before ``hand_over_after`` is followed to its end, with its whole log."""
+    cluster = Cluster([RUNNING, RUNNING, SUCCEEDED], files=[b"one\n", b"one\ntwo"])
+
+    details = cluster.drive(follow_job(JOB, reader=LogReader(), hand_over_after=600))
+
+    assert details.status == JobStatus.SUCCEEDED
+    assert cluster.shown == ["one", "two"]
+
+
+def test_job_is_handed_over_after_an_outage() -> None:
+    """The process in which an outage began sees to its end, as it knows since when Ray has not answered."""
+    cluster = Cluster([RUNNING, *[RayApiConnectionError("refused")] * 5, RUNNING])
+
+    details = cluster.drive(follow_job(JOB, hand_over_after=0.2))
+
+    assert details.status == JobStatus.RUNNING
+    assert len(cluster.asked) == 7
+
+
 def test_unknown_status_is_not_terminal() -> None:
     """A status of a newer Ray is logged once, and the job is followed as one that has not ended."""
     paused, moved = (replace(RUNNING, status=JobStatus(word)) for word in ("PAUSED", "MOVED"))

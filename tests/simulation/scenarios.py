@@ -93,6 +93,7 @@ _SHORT = Plan(pending=0.5, runs=2)
 _ALL = (
     Scenario("worker", _LIVE),
     Scenario("deferrable", _LIVE | {"deferrable": True}),
+    Scenario("deferrable after a while", _LIVE | {"deferrable": True, "defer_after": 4}),
     Scenario("worker, own id", _LIVE | {"submission_id": "nightly"}),
     Scenario("deferrable, own id", _LIVE | {"deferrable": True, "submission_id": "nightly"}),
     Scenario("worker, not waiting", _LIVE | {"wait_for_completion": False}),

@@ -305,6 +305,28 @@ def test_time_limit_stops_the_job(client: RayJobsClient):
     assert not HAS_STORE or store.record["abandoned"]
 
 
+@pytest.mark.parametrize("defer_after", [20, "{{ 20 }}", timedelta(seconds=20)])
+def test_short_job_is_not_deferred(client: RayJobsClient, defer_after: Any):
+    """A deferrable task follows a short job on the worker."""
+    operator = task("echo short", deferrable=True, defer_after=defer_after)
+    operator.render_template_fields(context(Store()))
+
+    assert client.get_job(operator.execute(context(Store()))).status == "SUCCEEDED"
+
+
+def test_long_job_is_deferred_later(client: RayJobsClient):
+    """After ``defer_after`` the trigger continues where the worker's log ends."""
+    store = Store()
+    with pytest.raises(TaskDeferred) as deferred:
+        task("echo one; sleep 90", deferrable=True, defer_after=25).execute(context(store))
+
+    trigger = deferred.value.trigger
+    assert client.get_job(trigger.submission_id).status == "RUNNING"
+    assert trigger.options.log_state["offset"] == len(client.get_job_logs(trigger.submission_id).encode())
+    assert not HAS_STORE or store.job["start_time"] is not None
+    client.stop_job(trigger.submission_id)
+
+
 def test_time_limit_of_a_deferred_task_stops_the_job_on_the_worker(client: RayJobsClient):
     """The trigger reports an expired limit; the resuming worker stops the job and raises the error."""
     store = Store()
