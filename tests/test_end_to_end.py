@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -327,6 +328,22 @@ def test_example_dag_succeeds(airflow: LocalAirflow, client: RayJobsClient, dag_
             assert "day 20260102 try 1" in run.log("native").splitlines()
             assert (job.metadata["day"], job.metadata["job_name"]) == ("20260102", "20260102")
             assert job.runtime_env["env_vars"]["DAY"] == "20260102"
+
+
+def test_pool_limits_the_running_jobs(airflow: LocalAirflow, client: RayJobsClient):
+    """A pool that includes deferred tasks limits the jobs that run at the same time."""
+    pool = {"name": "ray_cluster", "slots": 2, "description": "", "include_deferred": True}
+    airflow.api("POST", "/pools", json=pool)
+
+    run = DagRun(airflow, "ray_jobs_pool", airflow.trigger("ray_jobs_pool"))
+
+    state = airflow.wait_for_run("ray_jobs_pool", run.run_id, timeout=600)
+    assert state == "success", run.logs()
+    jobs = [job for job in client.list_jobs() if job.metadata.get("airflow_run_id") == run.run_id]
+    changes = sorted([(job.start_time, 1) for job in jobs] + [(job.end_time, -1) for job in jobs])
+    running = list(accumulate(change for _, change in changes))
+    assert len(jobs) == 6
+    assert max(running) == 2
 
 
 def test_connection_form_shows_fields_and_tests_connection(airflow: LocalAirflow, ray_head: RayHead):
