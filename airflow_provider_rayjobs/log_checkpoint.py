@@ -70,21 +70,20 @@ class CheckpointedShare(BudgetShare):
         self._has_checkpoint = not self._xcom
         self._has_shown = False
         self._has_warned = False
-        # set while a checkpoint must be looked up or stored
-        self._pending = asyncio.Event()
+        self._reader: LogReader | None = None
+        # looks a checkpoint up or stores one; the log waits meanwhile
+        self._work: asyncio.Future[None] | None = None
         # A triggerer that started after the deferral may continue the trigger of another one.
         is_first_run = deferred_at is not None and deferred_at > _STARTED_AT and time.time() - deferred_at < _FIRST_RUN
         self._has_lookup = bool(self._xcom) and not is_first_run
-        if self._has_lookup:
-            self._pending.set()
 
     def begin(self, now: float) -> bool:
         self._has_shown = False
-        return not self._pending.is_set() and super().begin(now)
+        return not self._is_working and super().begin(now)
 
     def take(self, record: bytes) -> bool:
         if not self._has_checkpoint:
-            self._pending.set()
+            self._store_soon()
             return False
         is_taken = super().take(record)
         self._has_shown = self._has_shown or is_taken
@@ -94,50 +93,60 @@ class CheckpointedShare(BudgetShare):
         # other triggers do not wait for one that waits for its first checkpoint
         super().end(is_throttled=is_throttled and self._has_checkpoint)
         if self._has_shown and self._xcom:
-            self._pending.set()
+            self._store_soon()
 
     @asynccontextmanager
     async def following(self, reader: LogReader) -> AsyncIterator[None]:
         """Restore the checkpoint of a lost triggerer into a reader, and store the reader's offset between turns."""
-        restoring = asyncio.ensure_future(self._restore(reader))
-        storing = asyncio.ensure_future(self._store_offsets(reader, restoring))
+        self._reader = reader
+        restoring: list[asyncio.Future[None]] = []
+        if self._has_lookup:
+            self._work = asyncio.ensure_future(self._restore(reader))
+            restoring = [self._work]
         try:
             try:
                 yield
             except Exception:
-                await asyncio.wait([restoring], timeout=_LOOKUP_TIMEOUT)
+                await self._wait_for(restoring)
                 raise
             # The job may end before the lookup. The worker continues at the offset that the lookup finds.
-            await asyncio.wait([restoring], timeout=_LOOKUP_TIMEOUT)
+            await self._wait_for(restoring)
         finally:
-            restoring.cancel()
-            storing.cancel()
-            await asyncio.gather(restoring, storing, return_exceptions=True)
+            self._reader = None
+            if self._work is not None:
+                self._work.cancel()
+                await asyncio.gather(self._work, return_exceptions=True)
             self.leave()
 
-    async def _store_offsets(self, reader: LogReader, restoring: asyncio.Future[None]) -> None:
-        await restoring
-        while True:
-            await self._pending.wait()
-            await _next_slot()
-            value = {"version": 1, "job": self._submission_id, "try_number": self._try_number, "log": reader.state}
-            try:
-                await BaseXCom.aset(value=value, **self._xcom)
-            except Exception as error:  # noqa: BLE001  (a later checkpoint replaces a failed one)
-                if not self._has_warned:
-                    self._has_warned = True
-                    self._warn(
-                        "The log offset of job %s cannot be stored. If this triggerer is lost, lines may be repeated. "
-                        "%s",
-                        self._submission_id,
-                        error,
-                    )
-            self._has_checkpoint = True
-            self._pending.clear()
+    @staticmethod
+    async def _wait_for(restoring: list[asyncio.Future[None]]) -> None:
+        if restoring:
+            await asyncio.wait(restoring, timeout=_LOOKUP_TIMEOUT)
+
+    @property
+    def _is_working(self) -> bool:
+        return self._work is not None and not self._work.done()
+
+    def _store_soon(self) -> None:
+        if self._reader is not None and not self._is_working:
+            self._work = asyncio.ensure_future(self._store_offset(self._reader))
+
+    async def _store_offset(self, reader: LogReader) -> None:
+        await _next_slot()
+        value = {"version": 1, "job": self._submission_id, "try_number": self._try_number, "log": reader.state}
+        try:
+            await BaseXCom.aset(value=value, **self._xcom)
+        except Exception as error:  # noqa: BLE001  (a later checkpoint replaces a failed one)
+            if not self._has_warned:
+                self._has_warned = True
+                self._warn(
+                    "The log offset of job %s cannot be stored. If this triggerer is lost, lines may be repeated. %s",
+                    self._submission_id,
+                    error,
+                )
+        self._has_checkpoint = True
 
     async def _restore(self, reader: LogReader) -> None:
-        if not self._has_lookup:
-            return
         found: Any = None
         try:
             # not through the user's XCom backend, which may block the event loop
@@ -154,7 +163,6 @@ class CheckpointedShare(BudgetShare):
                 self._submission_id,
                 reader.log.offset,
             )
-        self._pending.clear()
 
 
 async def _next_slot() -> None:

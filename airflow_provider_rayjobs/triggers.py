@@ -9,7 +9,8 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -30,8 +31,10 @@ from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.models import JobDetails
 from airflow_provider_rayjobs.jobs.steps import Engine, Step, map_steps, with_jitter
 from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, stop_and_wait
+from airflow_provider_rayjobs.jobs.watch import ClusterWatch
 from airflow_provider_rayjobs.log_budget import FlushTimer, LogBudget
 from airflow_provider_rayjobs.log_checkpoint import CheckpointedShare
+from airflow_provider_rayjobs.log_pace import LogPace
 from airflow_provider_rayjobs.masking import mask_soon, masking_env_vars
 
 T = TypeVar("T")
@@ -118,6 +121,8 @@ class RayJobTrigger(BaseTrigger):
         self._unknown = sorted(options.keys() - known)
         self._job = JobRef.from_json({"address": "", "submission_id": submission_id} | (self.options.job_ref or {}))
         self._cluster: Cluster | None = None
+        # when the next time limit of the job expires, on the event loop's clock
+        self._limit_at = math.inf
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the arguments for Airflow's database."""
@@ -203,55 +208,70 @@ class RayJobTrigger(BaseTrigger):
             await asyncio.sleep(random.uniform(0, min(self.poll_interval, MIN_DEFERRAL / 2)))  # noqa: S311
             hook = RayJobsHook(self.ray_conn_id)
             self._cluster = await self._look_up_cluster(hook, options.unreachable_timeout)
-            async with shared_client(hook, self._cluster) as client, self._reader() as reader:
-                deadline = options.execution_deadline
+            deadline = options.execution_deadline
+            time_left = math.inf if deadline is None else deadline - time.time()
+            give_up_at = asyncio.get_running_loop().time() + time_left
+            limits = Limits.from_json(options.limits)
+            async with _share(hook, self._cluster) as shared, self._reader(shared.pace) as reader:
                 following = follow.follow_job(
                     self._job,
                     poll_interval=self.poll_interval,
                     unreachable_timeout=options.unreachable_timeout,
                     missing_timeout=options.missing_timeout,
                     reader=reader,
-                    limits=Limits.from_json(options.limits),
-                    time_left=math.inf if deadline is None else deadline - time.time(),
+                    limits=limits,
+                    time_left=time_left,
                 )
-                details = await client.run(masking_env_vars(self._noting_job(following), mask_soon), emit_job_log)
+                engine = masking_env_vars(self._noting_job(following, limits), mask_soon)
+                due = partial(self._next_limit, give_up_at)
+                with shared.watch.following(self.poll_interval, due) as follower:
+                    details = await follower.run(engine, emit_job_log)
             event |= job_event(details)
         except Exception as error:  # noqa: BLE001  (the worker raises it)
             event |= error_event(error)
         seen = {"job_ref": self._job.to_json(), "log_state": reader.state if reader else options.log_state}
         return TriggerEvent(event | seen)
 
-    def _noting_job(self, engine: Engine[T]) -> Engine[T]:
-        """Run an engine, and note which job is meant as soon as an answer tells it."""
+    def _next_limit(self, give_up_at: float) -> float:
+        return min(self._limit_at, give_up_at)
+
+    def _noting_job(self, engine: Engine[T], limits: Limits) -> Engine[T]:
+        """Run an engine. Note which job is meant as soon as an answer tells it, and when its next limit expires."""
 
         def note(step: Step) -> Engine[Any]:
             answer = yield step
             if isinstance(answer, JobDetails) and self._job.is_same(answer):
                 self._job = self._job.seen(answer)
+                self._limit_at = asyncio.get_running_loop().time() + limits.remaining(answer)
             return answer
 
         return map_steps(engine, note)
 
     @asynccontextmanager
-    async def _reader(self) -> AsyncIterator[LogReader | None]:
+    async def _reader(self, pace: LogPace) -> AsyncIterator[LogReader | None]:
         """Yield the reader of the job's log, ``None`` if the trigger reads no log."""
         log_state = self.options.log_state
         options = LogOptions.from_json(self.options.logs) if self.options.logs else LOGS_OFF
+        if options.fetch_logs != "live":
+            yield None
+            return
         if options.flush_interval is not None:
             # Airflow truncates a trigger's log file whenever a try defers, so the trigger shows nothing. Both trigger
             # and worker read the whole log: an interval of twice the rest keeps their reading at 4 % of the time.
             timer = FlushTimer(max(options.flush_interval, 2 * (log_state or {}).get("rest", 0)))
-            yield options.reader(log_state, policy=timer)
+            with pace.reading(timer) as policy:
+                yield options.reader(log_state, policy=policy)
             return
         share = CheckpointedShare(
             _log_budget, self.task_instance, self.submission_id, self.options.deferred_at, self.log.warning
         )
-        reader = options.reader(log_state, policy=share)
-        if reader is None:
-            yield None
-            return
-        async with share.following(reader):
-            yield reader
+        with pace.reading(share) as policy:
+            reader = options.reader(log_state, policy=policy)
+            if reader is None:
+                yield None
+                return
+            async with share.following(reader):
+                yield reader
 
     async def _look_up_cluster(self, hook: RayJobsHook, retry_for: float) -> Cluster:
         """
@@ -341,27 +361,39 @@ def details_from_event(event: Mapping[str, Any]) -> JobDetails:
 @dataclass
 class _Shared:
     client: AsyncRayJobsClient
+    watch: ClusterWatch
+    pace: LogPace = field(default_factory=LogPace)
     users: int = 0
 
 
-# Creating a client's TLS context blocks the event loop for 24 ms, so triggers of one cluster share a client. A client
-# belongs to one event loop; the outer dictionary drops closed loops.
+# Creating a client's TLS context blocks the event loop for 24 ms, so triggers of one cluster share a client. They also
+# share the watch that polls for all of them. Both belong to one event loop; the outer dictionary drops closed loops.
 _shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, Cluster], _Shared]] = WeakKeyDictionary()
 
 
 @asynccontextmanager
-async def shared_client(hook: RayJobsHook, cluster: Cluster) -> AsyncIterator[AsyncRayJobsClient]:
-    """Share the client of a cluster on this event loop. The last trigger that uses it closes it."""
+async def _share(hook: RayJobsHook, cluster: Cluster) -> AsyncIterator[_Shared]:
+    """Share client and watch of a cluster on this event loop. The last trigger that uses them closes them."""
     clients = _shared.setdefault(asyncio.get_running_loop(), {})
-    key = (hook.ray_conn_id, cluster)  # by connection, as a client's errors name it
+    # by connection, as a client's errors name it, and by all credentials
+    key = (hook.ray_conn_id, cluster)
     if key not in clients:
-        clients[key] = _Shared(hook.async_client_of(cluster))
+        client = hook.async_client_of(cluster)
+        clients[key] = _Shared(client, ClusterWatch(client))
     shared = clients[key]
     shared.users += 1
     try:
-        yield shared.client
+        yield shared
     finally:
         shared.users -= 1
         if not shared.users:
             del clients[key]
+            await shared.watch.aclose()
             await shared.client.aclose()
+
+
+@asynccontextmanager
+async def shared_client(hook: RayJobsHook, cluster: Cluster) -> AsyncIterator[AsyncRayJobsClient]:
+    """Share the client of a cluster, for requests that do not wait for its watch."""
+    async with _share(hook, cluster) as shared:
+        yield shared.client

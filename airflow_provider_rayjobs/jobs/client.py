@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from os import PathLike
 from pathlib import Path
@@ -82,7 +82,8 @@ class _BaseClient(Generic[E]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r})"
 
-    def _log(self, message: steps.LogMessage) -> None:
+    def log(self, message: steps.LogMessage) -> None:
+        """Log a message of an engine."""
         self._logger.log(message.level, "%s", message.message)
 
 
@@ -165,28 +166,29 @@ class RayJobsClient(_BaseClient[BlockingExchange]):
             step = steps.advance(engine)
             while not isinstance(step, steps.Finished):
                 try:
-                    outcome = self._perform(step, emit)
+                    outcome = self.perform(step, emit)
                 except RayJobsError as error:
                     emit.reraise(error)
                     outcome = error
                 step = steps.advance(engine, outcome)
             return step.value
 
-    def _perform(self, step: steps.Step, emit: OnLog) -> Any:
+    def perform(self, step: steps.Step, emit: OnLog) -> Any:
+        """Perform one step of an engine, and return its result."""
         match step:
             case steps.Send(request):
                 return self.send(request)
             case steps.ReadLog(request, log):
                 return self._http.read_log(request, log, emit)
             case steps.Upload(request) as upload:
-                content = UploadBytes(lambda: upload.chunks(time.monotonic, self._log))
+                content = UploadBytes(lambda: upload.chunks(time.monotonic, self.log))
                 return endpoints.check_answer(request, self._http.request(request, content))
             case steps.RunBlocking(call):
                 return call()
             case steps.EmitRecord(record):
                 return emit(record)
             case steps.LogMessage():
-                return self._log(step)
+                return self.log(step)
             case steps.Sleep(seconds):
                 if seconds:
                     time.sleep(seconds)
@@ -249,33 +251,23 @@ class AsyncRayJobsClient(_BaseClient[AsyncExchange]):
         return await self.run(engine, on_log)
 
     async def run(self, engine: Engine[T], on_log: OnLog | None = None) -> T:
-        emit = _Callback(on_log)
-        with closing(engine):
-            step = steps.advance(engine)
-            while not isinstance(step, steps.Finished):
-                try:
-                    outcome = await self._perform(step, emit)
-                except RayJobsError as error:
-                    emit.reraise(error)
-                    outcome = error
-                step = steps.advance(engine, outcome)
-            return step.value
+        return await drive(engine, self.perform, on_log)
 
-    async def _perform(self, step: steps.Step, emit: OnLog) -> Any:
+    async def perform(self, step: steps.Step, emit: OnLog) -> Any:
         match step:
             case steps.Send(request):
                 return await self.send(request)
             case steps.ReadLog(request, log):
                 return await self._http.read_log(request, log, emit)
             case steps.Upload(request) as upload:
-                content = AsyncUploadBytes(lambda: upload.chunks(time.monotonic, self._log))
+                content = AsyncUploadBytes(lambda: upload.chunks(time.monotonic, self.log))
                 return endpoints.check_answer(request, await self._http.request(request, content))
             case steps.RunBlocking(call):
                 return await _run_in_thread(call)
             case steps.EmitRecord(record):
                 return emit(record)
             case steps.LogMessage():
-                return self._log(step)
+                return self.log(step)
             case steps.Sleep(seconds):
                 if seconds:
                     await asyncio.sleep(seconds)
@@ -294,6 +286,23 @@ class AsyncRayJobsClient(_BaseClient[AsyncExchange]):
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+
+async def drive(
+    engine: Engine[T], perform: Callable[[steps.Step, OnLog], Awaitable[Any]], on_log: OnLog | None = None
+) -> T:
+    """Run an engine on an event loop; ``perform`` performs its steps."""
+    emit = _Callback(on_log)
+    with closing(engine):
+        step = steps.advance(engine)
+        while not isinstance(step, steps.Finished):
+            try:
+                outcome = await perform(step, emit)
+            except RayJobsError as error:
+                emit.reraise(error)
+                outcome = error
+            step = steps.advance(engine, outcome)
+        return step.value
 
 
 async def _run_in_thread(call: Callable[[], T]) -> T:

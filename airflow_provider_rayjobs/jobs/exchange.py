@@ -29,9 +29,9 @@ Transport = httpx.BaseTransport | httpx.AsyncBaseTransport
 
 # Most requests that an async client sends at the same time. The others wait for their turn here, because the cost of
 # httpx's own queue grows with the square of its length. Log reads have turns of their own, so that no status poll waits
-# for a log. Two triggerers and a few workers stay below the 100 connections of a head.
-REQUESTS_AT_ONCE = 32
-LOG_READS_AT_ONCE = 12
+# for a log. Ten triggerers and a few workers stay below the 100 connections of a head.
+REQUESTS_AT_ONCE = 4
+LOG_READS_AT_ONCE = 4
 
 
 @dataclass(eq=False)
@@ -176,8 +176,9 @@ class AsyncExchange(_Exchange[httpx.AsyncClient]):
 
     async def read_log(self, request: LogRequest, log: LogSink, emit: OnLog) -> None:
         receiver = LogReceiver(request, log, emit, self._codec)
-        async with self._turn(request) as deadline, AsyncExitStack() as stack:
+        async with self._log_turns, AsyncExitStack() as stack:
             arguments = self._codec.encode(request)
+            deadline = self._codec.deadline(request)
             async with self._in_time(request, deadline):
                 response = await stack.enter_async_context(self._open(request, arguments))
                 if not receiver.accepts(response):
@@ -195,21 +196,6 @@ class AsyncExchange(_Exchange[httpx.AsyncClient]):
                 deadline.extend(len(chunk))
                 if not receiver.feed(chunk):
                     return None
-
-    @asynccontextmanager
-    async def _turn(self, request: LogRequest) -> AsyncIterator[Deadline]:
-        """Wait for a turn to read a log. The deadline of a running job's read includes the wait."""
-        deadline = self._codec.deadline(request)
-        if request.deadline is None:
-            await self._log_turns.acquire()
-            deadline = self._codec.deadline(request)
-        else:
-            async with self._in_time(request, deadline):
-                await self._log_turns.acquire()
-        try:
-            yield deadline
-        finally:
-            self._log_turns.release()
 
     async def _answer(self, request: AnyRequest, response: httpx.Response) -> Answer:
         body = Body(request, response)

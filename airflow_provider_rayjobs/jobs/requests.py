@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -30,6 +31,8 @@ class Request(Generic[T]):
     :param with_time: adds the time of the answer, Unix milliseconds by the head's clock, to the result.
     :param max_bytes: of the JSON in the answer. Parsed, small values take 30 times their size in memory.
     :param expects_json: ``False`` for an answer without JSON; ``read`` then gets ``None``.
+    :param decode: turns the content of an answer into JSON types.
+    :param job: the id of the job whose state the answer is. ``read`` also reads the job's record in a list.
     """
 
     action: str
@@ -43,6 +46,8 @@ class Request(Generic[T]):
     with_time: Callable[[T, int], T] | None = None
     max_bytes: int = 4 * 1024 * 1024
     expects_json: bool = True
+    decode: Callable[[bytes], Any] = json.loads
+    job: str | None = None
 
 
 @dataclass(frozen=True)

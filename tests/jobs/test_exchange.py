@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -532,23 +533,35 @@ def test_number_of_requests_at_once_is_bounded() -> None:
     assert most == exchange.REQUESTS_AT_ONCE
 
 
-def test_wait_for_a_turn_is_part_of_the_deadline() -> None:
-    """The read of a running job's log ends at its deadline even if it gets no turn."""
+def test_wait_for_a_turn_is_not_part_of_the_deadline() -> None:
+    """A request that waits for its turn for longer than it may take still succeeds."""
 
     def handle(connection: socket.socket) -> None:
-        receive(connection)
-        drip(connection, LOG, piece=b"line\n")
+        if b"/logs/file" in receive(connection):
+            connection.sendall(LOG + b"line\n")
+        else:
+            connection.sendall(ANSWER)
 
-    async def watch(address: str) -> None:
-        step = ReadLog(LogRequest("read the log", "/", deadline=0.3), LogCursor())
+    async def watch(address: str) -> list[str]:
+        shown: list[str] = []
+        log = replace(endpoints.get_log_file("a", "n"), deadline=0.3)
         async with AsyncRayJobsClient(address) as client:
-            for _ in range(exchange.LOG_READS_AT_ONCE):
-                await client._http._log_turns.acquire()
-            with pytest.raises(RayApiConnectionError, match="without the whole answer"):
-                await client.run(do(step))
+            turns = [client._http._log_turns] * exchange.LOG_READS_AT_ONCE
+            turns += [client._http._turns] * exchange.REQUESTS_AT_ONCE
+            for turn in turns:
+                await turn.acquire()
+            sending = asyncio.gather(
+                client.run(do(ReadLog(log, LogCursor())), shown.append),
+                client.send(replace(endpoints.get_version(), timeout=0.3)),
+            )
+            await asyncio.sleep(0.6)
+            for turn in turns:
+                turn.release()
+            await sending
+        return shown
 
     with serving(handle) as address:
-        asyncio.run(watch(address))
+        assert asyncio.run(watch(address)) == ["line"]
 
 
 @pytest.mark.parametrize("is_cancelled", [True, False], ids=["cancelled", "at the deadline"])
