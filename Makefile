@@ -48,6 +48,7 @@ chaos: $(VENV)/test.stamp
 
 simulate: $(VENV)/test.stamp
 	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--histories 1000000)
+	$(if $(SEED),,$(BIN)/python -m tests.simulation --watches 20000)
 
 # All tests with another supported Airflow: make compat AIRFLOW=3.1.8 AIRFLOW_CONSTRAINTS=<file or URL>
 AIRFLOW ?= 3.1.8

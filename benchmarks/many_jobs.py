@@ -135,7 +135,7 @@ def _results(
             f"{title}, {name}",
             watch[figure],
             unit,
-            naive and naive[figure],
+            naive[figure] if naive else None,
             target if jobs >= 1_000 or figure in always else None,
         )
         for figure, (title, unit, target) in titles.items()

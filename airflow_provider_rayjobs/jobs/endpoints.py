@@ -117,13 +117,12 @@ def list_jobs() -> Request[list[JobDetails]]:
 
 
 def list_records() -> Request[JobRecords]:
-    """Describe the request of :func:`list_jobs` for a caller that reads only a few of the jobs."""
+    """Describe the request of :func:`list_jobs` for a caller that polls and decodes only some of the jobs."""
     return Request(
         "list jobs",
         "GET",
         "/api/jobs/",
         JobRecords,
-        timeout=_LIST_TIMEOUT,
         with_time=lambda records, time: replace(records, time=time),
         decode=_split_records,
     )

@@ -21,7 +21,7 @@ import asyncio
 import copy
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -57,8 +57,6 @@ _UNKNOWN_LIST_SECONDS = 0.1
 _LIST_HALF_LIFE = 3600.0
 # Seconds without lists after one that could not be used, for instance because a proxy refuses it.
 _LIST_PAUSE = 600.0
-# Lists in a row that are cut off before the watch asks for each job instead.
-_MANY_CUT_LISTS = 2
 # Weights of the last measurement. A measurement counts up to twice the expected seconds and these seconds.
 _REQUEST_WEIGHT, _REQUEST_DOUBT = 0.2, 0.25
 _LIST_WEIGHT, _LIST_DOUBT = 0.5, 1.0
@@ -149,7 +147,6 @@ class ClusterWatch:
         # the error of the last round, and the seconds until the next one
         self._error: RayJobsError | None = None
         self._delay = 0.0
-        self._cut_lists = 0
         self._timer: asyncio.TimerHandle | None = None
         self._round: asyncio.Task[None] | None = None
         # rounds for questions whose time limit has expired
@@ -266,7 +263,8 @@ class ClusterWatch:
     async def _ask_head(self, questions: list[_Question]) -> float:
         """Answer questions, and return the seconds that this took the head."""
         seconds, left = 0.0, questions
-        if not self._prices.prefers_list(len(questions), _now()):
+        # in an outage, a request for one job tells whether it is over
+        if self._error is not None or not self._prices.prefers_list(len(questions), _now()):
             seconds, left = await self._request_each(questions, may_list=True)
         return seconds + (await self._find_in_list(left) if left else 0.0)
 
@@ -274,18 +272,15 @@ class ClusterWatch:
         began = _now()
         try:
             records = await self.client.send(endpoints.list_records())
-        except RayApiBusyError:
-            raise
-        except RayApiResponseError:  # a proxy that refuses lists, a list that is too large or has a broken record
+        except (RayApiResponseError, RayApiConnectionError) as error:
+            # A proxy may refuse lists, or cut off long ones. A list may be too large, or have a broken record.
+            is_response = isinstance(error, RayApiResponseError) and not isinstance(error, RayApiBusyError)
+            is_cut = self._error is not None and error.delivery is not Delivery.NOT_SENT
+            if not is_response and not is_cut:
+                raise
             self._prices.avoid_list(_now())
             listing = _now() - began
             return listing + (await self._request_each(questions))[0]
-        except RayApiConnectionError as error:
-            self._cut_lists += error.delivery is not Delivery.NOT_SENT
-            if self._cut_lists >= _MANY_CUT_LISTS:
-                self._prices.avoid_list(_now())
-            raise
-        self._cut_lists = 0
         seconds = self._prices.learn_list(_now() - began, _now())
         missing = []
         for number, each in enumerate(questions, start=1):
@@ -295,8 +290,11 @@ class ClusterWatch:
                 each.answer.set_result(answer)
             if number % _AT_ONCE == 0:
                 await asyncio.sleep(0)
-        with suppress(RayJobsError):  # Ray has just answered, so it is no outage
+        try:
             seconds += (await self._request_each(missing))[0]
+        except RayJobsError as error:  # of these jobs alone, as Ray has just answered
+            for each in missing:
+                _fail(each, error)
         return seconds
 
     async def _request_each(
@@ -313,11 +311,12 @@ class ClusterWatch:
         left = deque(questions)
         lanes = min(REQUESTS_AT_ONCE if self._error is None else 2, len(questions))
         errors: list[RayJobsError] = []  # without an answer of Ray in between
+        may_stop = may_list and self._error is None
         seconds = 0.0
 
         async def request_some() -> None:
-            nonlocal seconds
-            while left and len(errors) < lanes and not (may_list and self._prices.prefers_list(len(left), _now())):
+            nonlocal may_stop, seconds
+            while left and len(errors) < lanes and not (may_stop and self._prices.prefers_list(len(left), _now())):
                 each = left.popleft()
                 if each.answer.done():  # its follower has left
                     continue
@@ -325,15 +324,15 @@ class ClusterWatch:
                 try:
                     answer = await self.client.send(each.request)
                 except RayJobsError as error:
-                    if isinstance(error, RayJobNotFoundError):
-                        errors.clear()
-                    else:
-                        errors.append(error)
                     _fail(each, error)
+                    if not isinstance(error, RayJobNotFoundError):
+                        errors.append(error)
+                        continue
                 else:
-                    errors.clear()
                     if not each.answer.done():
                         each.answer.set_result(answer)
+                errors.clear()
+                may_stop = may_list
                 seconds += self._prices.learn_request(_now() - began) / lanes
 
         await asyncio.gather(*(request_some() for _ in range(lanes)))
@@ -353,10 +352,11 @@ def _fail(question: _Question, error: BaseException) -> None:
         return
     if isinstance(error, asyncio.CancelledError):
         question.answer.cancel()
-    else:
-        failure = copy.copy(error)
-        failure.__cause__ = error.__cause__
-        question.answer.set_exception(failure)
+        return
+    if isinstance(error, RayJobsError):
+        error, cause = copy.copy(error), error.__cause__
+        error.__cause__ = cause
+    question.answer.set_exception(error)
 
 
 class Follower:

@@ -404,7 +404,7 @@ def test_outage_of_the_cluster() -> None:
 
     assert {details.status for details in ends} == {JobStatus.SUCCEEDED}
     asked = sum(outage[0] < at < outage[0] + 60 for at, _ in head.asked)
-    assert 2 <= asked <= 12
+    assert 2 <= asked <= 18
     began = Counter(message.partition(" Retrying")[0] for message in watched.log.messages if "No usable" in message)
     assert set(began.values()) == {1}
     assert len(began) == 500
@@ -432,9 +432,9 @@ def test_outage_is_over_soon_after_the_cluster_answers() -> None:
         assert any(1650 < at < 1690 and isinstance(answer, JobDetails) for at, answer in each)
 
 
-@pytest.mark.parametrize("jobs", [10, 100])
-def test_error_of_one_job_is_its_own(jobs: int) -> None:
-    """A job about which Ray fails to answer does not disturb the others."""
+@pytest.mark.parametrize(("jobs", "broken"), [(10, 1), (100, 1), (100, 9)])
+def test_error_of_one_job_is_its_own(jobs: int, broken: int) -> None:
+    """Jobs about which Ray fails to answer do not disturb the others."""
     head = Head()
     head.add(*names(jobs))
 
@@ -445,15 +445,15 @@ def test_error_of_one_job_is_its_own(jobs: int) -> None:
     answers: list[list[Any]] = []
 
     async def main(watched: Watched) -> None:
-        broken = watched.poll("broken", until=now() + 300)
-        others, mine = await asyncio.gather(poll_all(watched, jobs, 300), broken)
-        answers.extend([mine, *others])
+        failing = (watched.poll(f"broken-{number}", until=now() + 200, first=10.0) for number in range(broken))
+        others, *mine = await asyncio.gather(poll_all(watched, jobs, 200), *failing)
+        answers.extend([*mine, *others])
 
     run(head, main)
 
-    assert {type(answer) for _, answer in answers[0]} == {RayApiResponseError}
-    assert {type(answer) for each in answers[1:] for _, answer in each} == {JobDetails}
-    assert min(len(each) for each in answers) >= 40
+    assert {type(answer) for each in answers[:broken] for _, answer in each} == {RayApiResponseError}
+    assert {type(answer) for each in answers[broken:] for _, answer in each} == {JobDetails}
+    assert min(len(each) for each in answers) >= 30
 
 
 def test_answer_about_another_job_is_refused() -> None:

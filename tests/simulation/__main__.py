@@ -5,6 +5,8 @@ Run histories by hand::
     python -m tests.simulation --seed 17                      # the walk of a seed, and the journal of its violation
     python -m tests.simulation --bugs                        # put old bugs back, one by one
     python -m tests.simulation --replay "worker | 0 | ..."    # one history, with its journal
+    python -m tests.simulation --watches 20000               # many triggers that share a watch
+    python -m tests.simulation --watch-seed 17               # one of these histories, with its journal
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ os.environ.setdefault("AIRFLOW__CORE__LOAD_EXAMPLES", "False")
 
 from .bugs import BUGS, find
 from .campaign import Case, Tally, run_campaign, shrink, walk
+from .shared_watch import WatchHistory
 
 
 def main() -> int:
@@ -34,8 +37,17 @@ def main() -> int:
     parser.add_argument("--seed-base", type=int, default=int(time.time()))
     parser.add_argument("--replay", help="run only this history")
     parser.add_argument("--bugs", action="store_true", help="put old bugs back, and say after how many each is found")
+    parser.add_argument("--watches", type=int, help="run histories of triggers that share a watch")
+    parser.add_argument("--watch-seed", type=int, help="run only the one of this seed")
     arguments = parser.parse_args()
     sys.unraisablehook = lambda _: None
+    if arguments.watch_seed is not None:
+        history = WatchHistory(arguments.watch_seed, is_verbose=True)
+        violations = history.run()
+        print(*history.journal, *violations or ["no violation"], sep="\n")
+        return bool(violations)
+    if arguments.watches is not None:
+        return run_watches(arguments.watches, arguments.seed_base)
     if arguments.bugs:
         for bug in BUGS:
             found = find(bug, arguments.seed_base)
@@ -52,6 +64,18 @@ def main() -> int:
     print(summary(tally))
     print(f"{tally.histories / (time.time() - began):.0f} histories a second")
     return bool(tally.findings)
+
+
+def run_watches(histories: int, seed: int) -> int:
+    """Run histories of triggers that share a watch, and print the seeds that break a promise."""
+    count = 0
+    print(f"seed base {seed}")
+    for each in range(seed, seed + histories):
+        if violations := WatchHistory(each).run():
+            count += 1
+            print(f"{each}: {violations[0]}")
+    print(f"{histories} histories of a shared watch, {count} with violations")
+    return bool(count)
 
 
 def show(case: Case) -> int:

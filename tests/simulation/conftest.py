@@ -5,4 +5,4 @@ from __future__ import annotations
 from airflow import __version__ as airflow_version
 from packaging.version import Version
 
-collect_ignore = ["test_simulation.py"] if Version(airflow_version).release < (3, 3) else []
+collect_ignore = ["test_simulation.py", "test_shared_watch.py"] if Version(airflow_version).release < (3, 3) else []
