@@ -40,6 +40,9 @@ class StandInHead:
                     self.answer({"version": "4", "ray_version": "2.60.0", "session_name": head.session})
                 elif self.path.startswith("/api/v0/logs/file"):
                     self.answer(head.log)
+                elif self.path == "/api/jobs/":
+                    head.on_poll(head.polls)
+                    self.answer(list(head.jobs.values()))
                 else:
                     head.on_poll(head.polls)
                     job = head.jobs.get(self.path.rpartition("/")[2])

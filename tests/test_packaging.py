@@ -51,7 +51,7 @@ def test_wheel_contains_the_package_only(wheel: Path):
 
 
 def test_wheel_requires_what_a_worker_has(wheel: Path):
-    """The wheel requires Airflow, common-compat, httpx, certifi, pendulum and pyyaml; Ray is an extra."""
+    """The wheel requires Airflow, common-compat, httpx, certifi, msgspec, pendulum and pyyaml; Ray is an extra."""
     with zipfile.ZipFile(wheel) as archive:
         metadata = archive.read(f"airflow_provider_rayjobs-{__version__}.dist-info/METADATA").decode()
     requirements = re.findall(r"^Requires-Dist: (.+)$", metadata, re.MULTILINE)
@@ -61,6 +61,7 @@ def test_wheel_requires_what_a_worker_has(wheel: Path):
         "apache-airflow>=3.1",
         "certifi",
         "httpx",
+        "msgspec",
         "pendulum",
         "pyyaml",
     ]
