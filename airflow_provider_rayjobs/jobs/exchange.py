@@ -39,6 +39,7 @@ class _Pool(Generic[Http]):
     """The connections that were made with one state of the certificate files; closed when its last user leaves."""
 
     http: Http
+    settings: dict[str, Any]
     certificates: tuple[int, ...]
     users: set[object] = field(default_factory=set)
 
@@ -53,9 +54,11 @@ class _Exchange(Generic[Http]):
 
     def _new_pool(self) -> _Pool[Http]:
         certificates = self._codec.certificates()
-        settings = self._codec.client_settings(self._transport)
+        return self._pool_of(self._codec.client_settings(self._transport), certificates)
+
+    def _pool_of(self, settings: dict[str, Any], certificates: tuple[int, ...]) -> _Pool[Http]:
         with naming_proxy_variables():
-            return _Pool(self._http_type(**settings), certificates, {self})
+            return _Pool(self._http_type(**settings), settings, certificates, {self})
 
     def _renew(self, request: AnyRequest) -> _Pool[Http] | None:
         """Make new connections if a certificate file was replaced, and return the old ones."""
@@ -168,7 +171,7 @@ class AsyncExchange(_Exchange[httpx.AsyncClient]):
         self._log_turns = asyncio.Semaphore(LOG_READS_AT_ONCE)
 
     async def request(self, request: AnyRequest, content: AsyncUploadBytes | None = None) -> Answer:
-        async with self._turns:
+        async with self._turns if content is None else self._log_turns:  # an upload takes long, too
             arguments = self._codec.encode(request)
             deadline = self._codec.deadline(request)
             async with self._in_time(request, deadline), self._open(request, arguments, content) as response:
@@ -223,8 +226,22 @@ class AsyncExchange(_Exchange[httpx.AsyncClient]):
             async with pool.http.stream(**arguments, content=content, extensions=extensions) as response:
                 self._codec.refuse_compressed(request, response)
                 yield response
+        except asyncio.CancelledError:  # also of a deadline
+            self._retire(pool)
+            raise
         finally:
             await self._leave(pool, user)
+
+    def _retire(self, pool: _Pool[httpx.AsyncClient]) -> None:
+        """
+        Use other connections from now on.
+
+        If a request is cancelled as its connection opens or its answer ends, httpcore 1.0 never closes the connection.
+        Each such connection would stay until the client is closed, and occupy one of the pool's places.
+        """
+        if pool is self._pool and self in pool.users:
+            self._pool = self._pool_of(pool.settings, pool.certificates)
+            pool.users.discard(self)
 
     async def _leave(self, pool: _Pool[httpx.AsyncClient], user: object) -> None:
         pool.users.discard(user)

@@ -37,6 +37,7 @@ from airflow_provider_rayjobs.jobs.logs.cursor import LogCursor
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.requests import LogRequest, Request
 from airflow_provider_rayjobs.jobs.steps import ReadLog, Send
+from airflow_provider_rayjobs.jobs.transport import AsyncUploadBytes
 from tests.secured.certificates import CertificateAuthority, CertificateFiles
 
 VERSION = b'{"version": "4", "ray_version": "2.60.0"}'
@@ -510,6 +511,73 @@ def test_log_reads_leave_turns_for_requests() -> None:
         shown = asyncio.run(watch(address))
 
     assert all("\n".join(records).encode() + b"\n" == lines for records in shown)
+
+
+def test_uploads_leave_turns_for_requests() -> None:
+    """While more packages are sent than there are turns, a status request does not wait."""
+    has_answered, started = threading.Event(), threading.Semaphore(0)
+
+    def handle(connection: socket.socket) -> None:
+        while (line := receive(connection)) and not line.startswith(b"PUT"):
+            connection.sendall(ANSWER)
+        if line:
+            started.release()
+            has_answered.wait(30)
+            connection.sendall(ANSWER)
+
+    async def watch(address: str) -> None:
+        upload = endpoints.put_package("a.zip", 1)
+        async with AsyncRayJobsClient(address, retry_timeout=0) as client:
+            sending = [
+                asyncio.ensure_future(client._http.request(upload, AsyncUploadBytes(lambda: iter([b"x"]))))
+                for _ in range(2 * exchange.LOG_READS_AT_ONCE)
+            ]
+            await asyncio.to_thread(started.acquire)
+            await client.send(endpoints.get_version())
+            has_answered.set()
+            await asyncio.gather(*sending)
+
+    with serving(handle) as address:
+        asyncio.run(watch(address))
+
+
+@pytest.mark.parametrize("moment", ["connect_tcp.complete", "response_closed.started"])
+def test_cancelled_request_leaves_no_connection(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that is cancelled as its connection opens, or as its answer ends, leaves nothing behind."""
+    is_over, connections = threading.Semaphore(0), 0
+    close_handshake = exchange._handshake_closer
+
+    def handle(connection: socket.socket) -> None:
+        nonlocal connections
+        connections += 1
+        while receive(connection):
+            connection.sendall(ANSWER)
+        is_over.release()
+
+    def cancelling() -> Any:
+        observe = close_handshake()
+
+        async def cancel(event: str, info: Any) -> None:
+            await observe(event, info)
+            if event.endswith(moment):
+                asyncio.current_task().cancel()
+
+        return cancel
+
+    async def request(address: str) -> None:
+        async with AsyncRayJobsClient(address, retry_timeout=0) as client:
+            with monkeypatch.context() as patch:
+                patch.setattr(exchange, "_handshake_closer", cancelling)
+                for _ in range(10):
+                    sending = asyncio.ensure_future(client.send(endpoints.get_version()))
+                    await asyncio.wait([sending])
+                    assert sending.cancelled()
+            await client.send(endpoints.get_version())
+            for _ in range(connections - 1):
+                assert await asyncio.to_thread(is_over.acquire, timeout=5)
+
+    with serving(handle) as address:
+        asyncio.run(request(address))
 
 
 def test_number_of_requests_at_once_is_bounded() -> None:
