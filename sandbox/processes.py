@@ -76,11 +76,11 @@ class Program:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_STOP_TIMEOUT)
         # The shutdown itself may have started further processes.
-        _, alive = psutil.wait_procs([*processes, *self._process_tree()], timeout=3)
+        alive = _wait_for([*processes, *self._process_tree()], timeout=3)
         for process in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(alive, timeout=5)
+        _wait_for(alive, timeout=5)
         self._process.wait()
 
     def kill(self) -> None:
@@ -89,7 +89,7 @@ class Program:
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(processes, timeout=5)
+        _wait_for(processes, timeout=5)
         self._process.wait()
 
     def kill_matching(self, name: str) -> None:
@@ -111,6 +111,15 @@ class Program:
             return [process, *process.children(recursive=True)]
         except psutil.NoSuchProcess:
             return []
+
+
+def _wait_for(processes: list[psutil.Process], timeout: float) -> list[psutil.Process]:
+    """Wait for the end of processes, and return those that are alive."""
+    while True:
+        try:
+            return list(psutil.wait_procs(processes, timeout=timeout)[1])
+        except FileNotFoundError:  # psutil 7.2: a process has ended at an unlucky moment
+            time.sleep(0.1)
 
 
 def interrupt_on_signals() -> None:

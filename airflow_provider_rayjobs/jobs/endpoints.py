@@ -7,6 +7,7 @@ is ambiguous: a 500 may mean that the submission id is taken. So Ray's wording d
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -125,6 +126,7 @@ def list_records() -> Request[JobRecords]:
         JobRecords,
         with_time=lambda records, time: replace(records, time=time),
         decode=_split_records,
+        max_bytes=_LIST_SIZE,
     )
 
 

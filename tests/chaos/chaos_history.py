@@ -19,6 +19,7 @@ from chaos_plan import Action, Plan
 from chaos_slots import STUBBORN_FOR, Slot
 from job_ledger import JobLedger
 
+from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT
 from sandbox.local_airflow import record_texts
 from sandbox.task_logs import JOB_LOGGER, log_files, time_of
 from sandbox.task_runs import TASK_ID, Observer, TaskRun
@@ -31,6 +32,9 @@ _API_ATTEMPTS = 6
 _END_TIMEOUT = 420.0
 _LINE = re.compile(r"^(\S+) line (\d+)$", re.MULTILINE)
 _DEFERRAL_REJECTED = "Failed to report terminal task state to supervisor"
+_OUR_LOGGERS = ("airflow.task.operators.", "airflow.task.hooks.", JOB_LOGGER)
+# Airflow's message about the start of a trigger.
+_TRIGGER = re.compile(r"trigger \S+ \(ID \d+\) starting")
 _CONTINUED = "The triggerer that followed job"
 # Characters of a message in a report.
 _MESSAGE = 600
@@ -206,6 +210,7 @@ class History(TaskRun):
             observed_until=now,
             lines=self.plan.lines,
             grace=self._grace,
+            stop_timeout=float(self.slot.task.get("stop_timeout", STOP_TIMEOUT)),
             jobs=self.ledger.jobs_of((self.name, self.run_id)),
             tries=[self._shown_log(number + 1) for number in range(self.task_instance["try_number"])],
         )
@@ -231,7 +236,7 @@ class History(TaskRun):
         return log_files(logs / f"dag_id={self.name}" / f"run_id={self.run_id}" / f"task_id={TASK_ID}", number)
 
     def _shown_log(self, number: int) -> ShownLog:
-        shown = ShownLog(number)
+        shown = ShownLog(number, has_begun=False, has_trigger=False)
         for record in (record for records in self._files(number) for record in records):
             text = str(record.get("event"))
             shown.ended_at = max(shown.ended_at, time_of(record).timestamp())
@@ -239,6 +244,8 @@ class History(TaskRun):
                 shown.records.append(text)
                 for submission_id, line in _LINE.findall(text):
                     shown.numbers.setdefault(submission_id, []).append(int(line))
+            shown.has_begun |= str(record.get("logger")).startswith(_OUR_LOGGERS)
+            shown.has_trigger |= _TRIGGER.fullmatch(text) is not None
             errors = [error.get("exc_type") for error in record.get("error_detail") or ()]
             shown.has_entrypoint_error |= "RayJobEntrypointError" in errors
             shown.is_deferral_rejected |= text == _DEFERRAL_REJECTED and record.get("state") == "deferred"

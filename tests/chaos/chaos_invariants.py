@@ -87,6 +87,8 @@ class ShownLog:
     :param numbers: the numbers of their lines, by the submission id in the line.
     :param has_entrypoint_error: whether the try failed because its job's entrypoint failed.
     :param is_deferral_rejected: whether Airflow refused the deferral of this try.
+    :param has_begun: whether the operator or its trigger wrote a message. Airflow may fail a try before that.
+    :param has_trigger: whether a triggerer started a trigger of this try.
     :param is_continued: whether a triggerer followed the job after another one was lost.
     :param ended_at: the time of the last record, Unix seconds.
     """
@@ -96,6 +98,8 @@ class ShownLog:
     numbers: dict[str, list[int]] = field(default_factory=dict)
     has_entrypoint_error: bool = False
     is_deferral_rejected: bool = False
+    has_begun: bool = True
+    has_trigger: bool = True
     is_continued: bool = False
     ended_at: float = 0.0
 
@@ -111,6 +115,7 @@ class Story:
     :param observed_until: until when its jobs were observed, Unix seconds.
     :param lines: the number of lines of a job that comes to its end.
     :param grace: seconds after the end of the task in which its jobs may be stopped.
+    :param stop_timeout: of the task, in seconds.
     :param jobs: all jobs of the task instance.
     :param tries: the logs of all tries, in their order.
     :param driver_logs: the log of each job on the head, as far as it exists, by submission id.
@@ -122,6 +127,7 @@ class Story:
     observed_until: float
     lines: int
     grace: float = GRACE
+    stop_timeout: float = _TRIGGER_STOPS
     incidents: list[Incident] = field(default_factory=list)
     jobs: list[SeenJob] = field(default_factory=list)
     tries: list[ShownLog] = field(default_factory=list)
@@ -203,9 +209,11 @@ def _reason_for_orphan(story: Story) -> str:
     """Return why nothing could stop a job, "" if something should have."""
     mark = story.last_mark
     kills = story.of_kind("kill task", "kill supervisor")
+    last = story.tries[-1:]
     reasons = {
         "rejected deferral": any(one.is_deferral_rejected for one in story.tries),
         "worker killed on the last try": any(kill.is_last_try for kill in kills),
+        "Airflow failed the last try before it called the operator": any(not one.has_begun for one in last),
     }
     if mark is None:
         reasons["the head did not answer when the last try had to stop the job"] = any(
@@ -213,9 +221,11 @@ def _reason_for_orphan(story: Story) -> str:
         )
     else:
         triggerer_kills = story.of_kind("triggerer killed") if mark.state == "deferred" else []
-        window = _TRIGGER_STOPS if mark.state == "deferred" else _WORKER_STOPS
+        window = min(_TRIGGER_STOPS, story.stop_timeout) if mark.state == "deferred" else _WORKER_STOPS
         reasons |= {
             "marked while no process of Airflow had the task": mark.state in _UNHEARD,
+            "marked before a triggerer had its trigger": mark.state == "deferred"
+            and any(not one.has_trigger for one in last),
             "marked after its worker was killed": any(0 < mark.at - kill.at < _HEARTBEATS for kill in kills),
             "marked while its triggerer was dead": any(0 < mark.at - one.at < _TAKEOVER for one in triggerer_kills),
             "triggerer killed before it stopped the job": any(

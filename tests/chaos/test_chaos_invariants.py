@@ -106,6 +106,10 @@ MARK = Incident("mark failed", 105, state="deferred")
 EXCEPTIONS = {
     "a PENDING job takes a stop, and ends when it starts": a_story(jobs=[a_job("b", "STOPPED", 90, 101), a_job()]),
     "rejected deferral": a_marked_story(MARK, observed_until=300),
+    "marked before a triggerer had its trigger": a_marked_story(MARK),
+    "Airflow failed the last try before it called the operator": a_story(
+        state="failed", jobs=[a_job(end=160, seen_running=102)], tries=[a_log(numbers=[], has_begun=False)]
+    ),
     "marked while no process of Airflow had the task": a_marked_story(
         Incident("mark failed", 105, state="up_for_retry")
     ),
@@ -137,6 +141,7 @@ EXCEPTIONS = {
     ),
 }  # fmt: skip
 EXCEPTIONS["rejected deferral"].tries = [a_log(numbers=[1], is_deferral_rejected=True)]
+EXCEPTIONS["marked before a triggerer had its trigger"].tries = [a_log(numbers=[], has_trigger=False)]
 
 
 def violated(findings: list[Finding]) -> list[str]:
