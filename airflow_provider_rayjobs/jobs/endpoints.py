@@ -247,8 +247,13 @@ def log_name(submission_id: str) -> str:
     return f"job-driver-{submission_id}.log"
 
 
+def is_job_id(value: object) -> bool:
+    """Tell whether a value may be the id of a job. A client normalises the paths of the others to other endpoints."""
+    return isinstance(value, str) and value not in ("", ".", "..")
+
+
 def _job_path(submission_id: str) -> str:
-    if submission_id in ("", ".", ".."):  # a client normalises such a path to that of another endpoint
+    if not is_job_id(submission_id):
         raise ValueError(f"{submission_id!r} is no id of a job.")
     return f"/api/jobs/{quote(submission_id, safe='')}"
 

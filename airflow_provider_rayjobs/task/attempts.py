@@ -153,7 +153,7 @@ class JobRecord:
             known = {each.name: stored[each.name] for each in fields(cls) if each.name in stored}
             generation = RetryGeneration.from_json(stored.get("generation"))
             job, number = JobRef.from_json(stored["job"]), int(stored.get("number", 1))
-            if isinstance(job.submission_id, str) and isinstance(job.address, str):
+            if endpoints.is_job_id(job.submission_id) and isinstance(job.address, str):
                 return cls(**{**known, "job": job, "generation": generation, "number": number, "version": cls.version})
         found = _find_id(stored)
         return None if found is None else cls(JobRef("", found), accepted=True)
@@ -162,8 +162,8 @@ class JobRecord:
 def _find_id(stored: Any) -> str | None:
     """Return the submission id in a record of an unknown form."""
     for part in (stored.get("job"), stored) if isinstance(stored, Mapping) else ():
-        if isinstance(part, Mapping) and isinstance(found := part.get("submission_id"), str):
-            return found
+        if isinstance(part, Mapping) and endpoints.is_job_id(found := part.get("submission_id")):
+            return str(found)
     return None
 
 

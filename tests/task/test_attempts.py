@@ -509,6 +509,7 @@ RECORD_FORMS = forms(
     stored={"job": {"address": HERE, "submission_id": "job-1"}, "generation": None, "number": "two", "base_id": "a"}
 )
 @example(stored={"job": {"address": 5, "submission_id": "job-1"}, "generation": None})
+@example(stored={"job": {"address": HERE, "submission_id": ".."}, "submission_id": ""})
 def test_no_stored_value_is_an_error(stored: Any) -> None:
     """Whatever is stored with an id, a try can ask Ray, decide, and submit. Without an id it submits nothing."""
     store = Store()
