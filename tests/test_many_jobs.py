@@ -97,6 +97,31 @@ def test_triggers_share_their_requests(monkeypatch: pytest.MonkeyPatch):
     assert len(head.requests) < 60 * 4, "60 triggers with an interval of 1 s for 6 s"
 
 
+@pytest.mark.parametrize("limit", ["job_timeout", "execution_timeout"])
+def test_time_limit_while_the_head_rests(monkeypatch: pytest.MonkeyPatch, limit: str):
+    """An expired time limit is an event in time, although the next round of polls begins much later."""
+    monkeypatch.setattr(triggers, "MIN_DEFERRAL", 0.0)
+
+    async def follow(head: StandInHead) -> dict[str, Any]:
+        arguments: dict[str, Any] = {"execution_deadline": time.time() + 1.5}
+        if limit == "job_timeout":
+            arguments = {"limits": {"job_timeout": 61.0}}  # at the first poll the job is 60 s old
+        follower = asyncio.ensure_future(fire(RayJobTrigger("job-0", "ray", 0.3, **arguments)))
+        await asyncio.sleep(0.6)
+        assert head.polls >= 1
+        [shared] = triggers._shared[asyncio.get_running_loop()].values()
+        shared.watch._free_at = asyncio.get_running_loop().time() + 30
+        head.jobs["job-0"]["start_time"] -= 5_000
+        return await asyncio.wait_for(follower, 10)
+
+    with StandInHead() as head:
+        monkeypatch.setenv("AIRFLOW_CONN_RAY", head.connection)
+        head.add("job-0", "RUNNING", metadata={"submission_nonce": "n"})
+        event = asyncio.run(follow(head))
+
+    assert (event["error"], event["limit"]) == ("RayJobTimeoutError", limit)
+
+
 def test_triggers_of_different_credentials_share_nothing(monkeypatch: pytest.MonkeyPatch):
     """Connections to one head with different credentials, or different names, each poll with their own credentials."""
     monkeypatch.setattr(triggers, "MIN_DEFERRAL", 0.0)
