@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import time
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -64,6 +65,9 @@ def test_fifty_jobs_of_a_real_head(ray_head: RayHead, monkeypatch: pytest.Monkey
     with RayJobsClient(ray_head.address) as client:
         jobs = [client.submit_job("echo started; sleep 20") for _ in range(JOBS)]
         events = asyncio.run(follow(jobs))
+        # the watch takes either answer for the other
+        listed = {job.name: job for job in client.list_jobs()}
+        assert all(replace(client.get_job(job), seen_at=None) == replace(listed[job], seen_at=None) for job in jobs[:5])
 
     assert [event["submission_id"] for event in events] == jobs
     assert {details_from_event(event).status for event in events} == {JobStatus.SUCCEEDED}

@@ -209,7 +209,9 @@ class ClusterWatch:
     def _begin_rounds(self) -> None:
         now = _now()
         self._timer = None
-        if self._round is None and now >= max(self._begin_at, self._free_at):
+        if not self._waiting:  # their followers have left
+            pass
+        elif self._round is None and now >= max(self._begin_at, self._free_at):
             self._round = self._begin(list(self._waiting))
         elif now >= self._due_at and self._free_at - now <= MAX_BORROWED / BUDGET:
             self._answer_due([each for each in self._waiting if each.due <= now], now)

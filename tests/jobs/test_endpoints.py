@@ -510,3 +510,30 @@ def test_repr_hides_payload_and_content():
     request = Request("submit", "POST", "/", bool, payload={"runtime_env": {"env_vars": {"A": "m4rked"}}})
 
     assert "m4rked" not in f"{request!r} {Answer(200, b'm4rked', 'http://a')!r}"
+
+
+def test_records_of_a_list_are_read_as_answers_about_one_job() -> None:
+    """Each record of the recorded list gives what the same record gives as an answer about its job."""
+    listed = replace(sample("jobs_list.json"), time=1_700_000_000_000)
+    records = parse_answer(endpoints.list_records(), listed)
+
+    for record in json.loads(listed.content):
+        request = endpoints.get_job(record["submission_id"] or record["job_id"])
+        alone = replace(listed, content=json.dumps(record).encode())
+        assert records.find(request) == parse_answer(request, alone)
+    assert records.find(endpoints.get_job("another")) is None
+
+
+def test_ids_in_a_list() -> None:
+    """An interactive job precedes a submission with its id. A driver's Ray Core job id names its submission, too."""
+    driver = {"type": "DRIVER", "job_id": "01000000", "submission_id": None, "status": "RUNNING"}
+    taken = {"type": "SUBMISSION", "job_id": None, "submission_id": "01000000", "status": "FAILED"}
+    job = {"type": "SUBMISSION", "job_id": "02000000", "submission_id": "a", "status": "STOPPED"}
+    answer = Answer(200, json.dumps([driver, taken, job]).encode(), ADDRESS)
+    records = parse_answer(endpoints.list_records(), answer)
+
+    found = {name: records.find(endpoints.get_job(name)) for name in ("01000000", "02000000", "a")}
+
+    assert {name: job and job.status for name, job in found.items()} == {
+        "01000000": "RUNNING", "02000000": "STOPPED", "a": "STOPPED"
+    }  # fmt: skip

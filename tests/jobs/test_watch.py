@@ -572,6 +572,23 @@ def test_follower_that_leaves_disturbs_no_other() -> None:
     assert min(len(each) for each in answers) >= 6
 
 
+def test_questions_without_followers_are_not_asked() -> None:
+    """A question whose follower left before its round costs no request, and leaves the interval as it is."""
+    head = Head(9_000)
+    head.add(*names(1000))
+
+    async def main(watched: Watched) -> None:
+        await poll_all(watched, 1000, 200)
+        asked, interval = len(head.asked), watched.watch.interval
+        leaving = asyncio.create_task(watched.poll("job-0"))
+        await asyncio.sleep(1)
+        leaving.cancel()
+        await asyncio.sleep(200)
+        assert (len(head.asked), watched.watch.interval) == (asked, interval)
+
+    run(head, main)
+
+
 def test_each_job_is_found_while_others_join() -> None:
     """A follower that joins during a round is answered by a later one: its job may be newer than the list."""
     head = Head(1_500)
