@@ -42,6 +42,8 @@ from airflow_provider_rayjobs.jobs.steps import Engine, LogMessage, OnLog, Send,
 
 T = TypeVar("T")
 
+# Requests of a round at the same time. One turn of the client is left for the stop of a job.
+LANES = REQUESTS_AT_ONCE - 1
 # The part of the head's time that rounds may take.
 BUDGET = 0.05
 # Seconds of the head's time that questions with an expired time limit may borrow from later rounds.
@@ -81,7 +83,7 @@ class Prices:
 
     def prefers_list(self, jobs: int, now: float) -> bool:
         """Tell whether a list takes the head less time than requests for each of these jobs."""
-        requests = self._request * max(1.0, jobs / REQUESTS_AT_ONCE)
+        requests = self._request * max(1.0, jobs / LANES)
         return now >= self._no_list_before and self._expected_list(now) < requests
 
     def _expected_list(self, now: float) -> float:
@@ -311,7 +313,7 @@ class ClusterWatch:
         :return: the seconds that this took the head, and the questions that are left.
         """
         left = deque(questions)
-        lanes = min(REQUESTS_AT_ONCE if self._error is None else 2, len(questions))
+        lanes = min(LANES if self._error is None else 2, len(questions))
         errors: list[RayJobsError] = []  # without an answer of Ray in between
         may_stop = may_list and self._error is None
         seconds = 0.0

@@ -19,11 +19,11 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobNotFoundError,
     RayJobsError,
 )
-from airflow_provider_rayjobs.jobs import AsyncRayJobsClient, JobDetails, JobStatus, endpoints, exchange
+from airflow_provider_rayjobs.jobs import AsyncRayJobsClient, JobDetails, JobStatus, endpoints
 from airflow_provider_rayjobs.jobs.follow import POLL_JITTER, follow_job
 from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.steps import Send, with_jitter
-from airflow_provider_rayjobs.jobs.watch import BUDGET, MAX_BORROWED, ClusterWatch, Prices
+from airflow_provider_rayjobs.jobs.watch import BUDGET, LANES, MAX_BORROWED, ClusterWatch, Prices
 
 NEVER = float("inf")
 
@@ -227,7 +227,7 @@ def test_prices_of_a_distant_head() -> None:
     prices = Prices()
     for _ in range(50):
         prices.learn_request(1.0)
-    assert not prices.prefers_list(4, 0)
+    assert not prices.prefers_list(3, 0)
     assert prices.prefers_list(8, 0)
 
     prices.learn_list(3.0, 0)
@@ -237,7 +237,7 @@ def test_prices_of_a_distant_head() -> None:
 
 @pytest.mark.parametrize(("jobs", "old", "latency"), [(20, 0, 0.0), (50, 10_000, 0.0), (1000, 4000, 0.0), (200, 0, 2)])
 def test_budget(jobs: int, old: int, latency: float) -> None:
-    """Whatever is asked, requests are open for 5 % of the time at most, and at most four at the same time."""
+    """Whatever is asked, requests are open for 5 % of the time at most, and three at the same time at most."""
     head = Head(old, latency=latency)
     head.add(*names(jobs))
 
@@ -245,7 +245,7 @@ def test_budget(jobs: int, old: int, latency: float) -> None:
 
     longest = 0.004 * jobs + 0.0003 * (jobs + old) + latency
     assert head.busy <= BUDGET * 600 + 2 * longest
-    assert head.most_open <= exchange.REQUESTS_AT_ONCE
+    assert head.most_open <= LANES
 
 
 def test_one_job_is_polled_when_its_engine_asks() -> None:
