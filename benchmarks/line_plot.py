@@ -42,7 +42,8 @@ def save_plot(
         left = _LEFT + index * (_WIDTH + _GAP)
         parts += _axes(panel, left, xs, x_title)
         for points, colour in zip(series.values(), _COLOURS, strict=False):
-            dots = [(_x(left, x, xs), panel.y(points[x][panel.figure])) for x in sorted(points)]
+            known = {x: y for x in sorted(points) if not math.isnan(y := points[x][panel.figure])}
+            dots = [(_x(left, x, xs), panel.y(y)) for x, y in known.items()]
             line = " ".join(f"{x:.1f},{y:.1f}" for x, y in dots)
             parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
             parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in dots]

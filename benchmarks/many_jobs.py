@@ -44,7 +44,7 @@ OWN_CONNECTIONS = 1
 # Seconds after which a case is given up, and the figures of an event loop that does not even end it.
 LONGEST = 420.0
 COLLAPSED = {
-    "reported": 0.0, "last end": math.inf, "cpu": 100.0, "requests": 0.0, "p99": math.inf, "memory": math.nan,
+    "reported": 0.0, "last end": math.inf, "cpu": 100.0, "requests": math.nan, "p99": math.inf, "memory": math.nan,
     "connections": math.nan, "busy": math.nan,
 }  # fmt: skip
 SLOW_LATENCY = 2.0
@@ -135,11 +135,16 @@ def _results(
             f"{title}, {name}",
             watch[figure],
             unit,
-            naive[figure] if naive else None,
+            _finite(naive[figure]) if naive else None,
             target if jobs >= 1_000 or figure in always else None,
         )
         for figure, (title, unit, target) in titles.items()
+        if figure != "memory" or jobs >= 100  # fewer do not show in the memory of a process
     ]
+
+
+def _finite(figure: float) -> float | None:
+    return figure if math.isfinite(figure) else None
 
 
 def _plot(watch: dict[int, dict[str, float]], naive: dict[int, dict[str, float]]) -> None:

@@ -524,6 +524,16 @@ def test_records_of_a_list_are_read_as_answers_about_one_job() -> None:
     assert records.find(endpoints.get_job("another")) is None
 
 
+def test_unusable_records_of_a_list_are_left_out() -> None:
+    """A record that is broken is left out, and the others are found."""
+    for broken in (b"5", b"null", b'{"submission_id": 5}', b'{"submission_id": "b", "type": "SUBMISSION"}'):
+        content = b'[%b, {"type": "SUBMISSION", "submission_id": "a", "status": "FAILED"}]' % broken
+        records = parse_answer(endpoints.list_records(), Answer(200, content, ADDRESS))
+
+        assert records.find(endpoints.get_job("a")).status == "FAILED"
+        assert records.find(endpoints.get_job("b")) is None
+
+
 def test_ids_in_a_list() -> None:
     """An interactive job precedes a submission with its id. A driver's Ray Core job id names its submission, too."""
     driver = {"type": "DRIVER", "job_id": "01000000", "submission_id": None, "status": "RUNNING"}
