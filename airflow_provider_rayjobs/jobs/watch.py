@@ -282,9 +282,9 @@ class ClusterWatch:
             is_cut = self._error is not None and error.delivery is not Delivery.NOT_SENT
             if not is_response and not is_cut:
                 raise
+            seconds = self._prices.learn_list(_now() - began, _now())
             self._prices.avoid_list(_now())
-            listing = _now() - began
-            return listing + (await self._request_each(questions))[0]
+            return seconds + (await self._request_each(questions))[0]
         seconds = self._prices.learn_list(_now() - began, _now())
         missing = []
         for number, each in enumerate(questions, start=1):
