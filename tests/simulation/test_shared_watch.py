@@ -16,6 +16,9 @@ from airflow_provider_rayjobs.jobs.job_ref import JobRef
 
 from .shared_watch import WatchHistory
 
+# Dead processes leave coroutines behind.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 HISTORIES = int(os.environ.get("SIMULATED_WATCHES", "300"))
 
 

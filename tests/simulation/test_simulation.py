@@ -11,6 +11,9 @@ from .bugs import BUGS, find
 from .campaign import Case, run_campaign
 from .scenarios import SCENARIOS
 
+# Dead processes leave coroutines behind.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 # All histories with one fault, and random walks of a fixed seed: 3 minutes on two cores. ``make simulate`` has others.
 HISTORIES = int(os.environ.get("SIMULATED_HISTORIES", "30000"))
 SEED = int(os.environ.get("SIMULATED_SEED", "567902329"))
