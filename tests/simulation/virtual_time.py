@@ -34,7 +34,7 @@ from airflow.providers.common.compat.sdk import BaseHook
 from airflow.sdk.bases.xcom import BaseXCom
 
 import airflow_provider_rayjobs
-from airflow_provider_rayjobs import log_budget, triggers
+from airflow_provider_rayjobs import log_budget, log_checkpoint, triggers
 
 from .airflow import Airflow, Triggerer
 from .clock import Clock, ProcessDied, current_thread
@@ -94,10 +94,12 @@ def entered(clock: Clock, network: Network, airflow_: Airflow, rng: random.Rando
             mock.patch.object(BaseHook, "aget_connection", staticmethod(_async(airflow_.get_connection))),
             mock.patch.object(asyncio, "to_thread", _call_soon),
             mock.patch.object(triggers, "_ask_states", airflow_.ask_states),
-            mock.patch.object(BaseXCom, "aset", _Xcoms(airflow_).set),
-            mock.patch.object(BaseXCom, "aget_one", _Xcoms(airflow_).get),
+            mock.patch.multiple(BaseXCom, aset=_Xcoms(airflow_).set, aget_one=_Xcoms(airflow_).get),
             mock.patch.object(airflow.sdk.bases.sensor, "time", times),
             mock.patch.object(airflow.sdk.bases.sensor.timezone, "utcnow", _Utc(clock)),
+            # restored after the history
+            mock.patch.multiple(log_checkpoint, _STARTED_AT=0.0, _next_write=0.0),
+            mock.patch.object(triggers, "_log_budget", log_budget.LogBudget()),
             mock.patch.object(Triggerer, "on_start", staticmethod(lambda: _start_process(clock))),
             _logging_into(airflow_),
         ):
@@ -135,10 +137,7 @@ _parse_url = lru_cache(4096)(httpx._urls.urlparse)
 
 def _start_process(clock: Clock) -> None:
     """Reset what a process of the triggerer keeps in its modules."""
-    from airflow_provider_rayjobs import log_checkpoint, triggers
-
-    if hasattr(triggers, "_log_budget"):
-        triggers._log_budget = log_budget.LogBudget()
+    triggers._log_budget = log_budget.LogBudget()
     log_checkpoint._next_write = 0.0
     log_checkpoint._STARTED_AT = clock.time()
 
