@@ -232,7 +232,9 @@ class ClusterWatch:
     def _begin(self, questions: list[_Question]) -> asyncio.Task[None]:
         for each in questions:
             del self._waiting[each]
-        return asyncio.create_task(self._answer_all(questions))
+        task = asyncio.create_task(self._answer_all(questions))
+        task.add_done_callback(self._end_round)
+        return task
 
     # -- a round --------------------------------------------------------------------------------------------------
 
@@ -249,6 +251,8 @@ class ClusterWatch:
                 _fail(each, error)
                 if number % _AT_ONCE == 0:
                     await asyncio.sleep(0)
+        except GeneratorExit:  # the event loop has ended, and nobody waits
+            raise
         except BaseException as error:  # the watch is closed, or a bug
             for each in questions:
                 _fail(each, error)
@@ -257,12 +261,12 @@ class ClusterWatch:
             self._error, self._delay = None, 0.0
             self.interval = seconds / BUDGET
             self._free_at = max(self._free_at, began) + self.interval
-        finally:
-            task = asyncio.current_task()
-            if task is self._round:
-                self._round, self._ended_at = None, _now()
-            self._extra.discard(task)
-            self._set_timer()
+
+    def _end_round(self, task: asyncio.Task[None]) -> None:
+        if task is self._round:
+            self._round, self._ended_at = None, _now()
+        self._extra.discard(task)
+        self._set_timer()
 
     async def _ask_head(self, questions: list[_Question]) -> float:
         """Answer questions, and return the seconds that this took the head."""
