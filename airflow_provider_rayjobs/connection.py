@@ -203,7 +203,7 @@ def naming_source(source: str) -> Iterator[None]:
 def _cluster_of(connection: Connection, extra: Mapping[str, Any]) -> Cluster:
     address = _address_of(connection, extra.get("base_path", ""))
     if "auth" in extra:
-        if extra["auth"] not in conf.getlist(CONFIG_SECTION, "allowed_auth_classes", fallback=[]):
+        if extra["auth"] not in _configured("allowed_auth_classes"):
             raise ValueError(_describe_forbidden("auth", "a class", "allowed_auth_classes"))
         find_auth(extra["auth"])
     elif "auth_kwargs" in extra:
@@ -238,11 +238,15 @@ def _access_of(connection: Connection, extra: Mapping[str, Any]) -> Access:
     return access
 
 
+def _configured(option: str) -> list[str]:
+    # not conf.getlist(), which has no fallback before Airflow 3.2
+    return [each.strip() for each in (conf.get(CONFIG_SECTION, option, fallback=None) or "").split(",") if each.strip()]
+
+
 def _is_allowed_file(path: str) -> bool:
     """Tell whether the configuration lets connections use a file. Only ``*`` is a pattern; it matches no slash."""
     given = PurePosixPath(path)
-    allowed = conf.getlist(CONFIG_SECTION, "allowed_files", fallback=[])
-    patterns = [each.replace("[", "[[]").replace("?", "[?]") for each in allowed]
+    patterns = [each.replace("[", "[[]").replace("?", "[?]") for each in _configured("allowed_files")]
     return ".." not in given.parts and any(each.startswith("/") and given.match(each) for each in patterns)
 
 
