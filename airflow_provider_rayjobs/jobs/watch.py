@@ -186,7 +186,7 @@ class ClusterWatch:
             self._waiting.pop(question, None)
 
     async def aclose(self) -> None:
-        """End all rounds. Nobody may be waiting for an answer any more."""
+        """End all rounds. The caller must have ended all followers before."""
         if self._timer is not None:
             self._timer.cancel()
         tasks = [task for task in (self._round, *self._extra) if task is not None]
@@ -251,7 +251,7 @@ class ClusterWatch:
                 _fail(each, error)
                 if number % _AT_ONCE == 0:
                     await asyncio.sleep(0)
-        except GeneratorExit:  # the event loop has ended, and nobody waits
+        except GeneratorExit:  # the event loop has ended, and its followers with it
             raise
         except BaseException as error:  # the watch is closed, or a bug
             for each in questions:

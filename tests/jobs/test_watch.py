@@ -685,7 +685,7 @@ def test_waiting_for_the_watch_is_no_outage() -> None:
 
 
 def test_head_with_long_answers() -> None:
-    """Nobody fails with a head that needs 2 s for each answer, and each end is noticed."""
+    """With a head that needs 2 s for each answer no trigger fails, and each notices the end of its job."""
     head = Head(latency=2.0)
     head.add(*names(300))
     ends: list[Any] = []

@@ -672,7 +672,7 @@ class StateStore:
         self._process = worker.process
 
     def _values(self) -> dict[str, str]:
-        """Airflow knows a task instance by an id that each try gets anew. An older id has no values."""
+        """Return the values that Airflow shows to this try: none after another try has replaced its id."""
         return {} if self._airflow.is_replaced(self._worker) else self._airflow._store
 
     def get(self, key: str, default: Any = None) -> Any:

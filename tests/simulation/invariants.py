@@ -138,7 +138,7 @@ def _check_stops(history: History) -> None:
     for job in history.jobs:
         if job.stop_accepted is None or may_stop:
             continue
-        if history.airflow.has_lost_record:  # so nobody knew whether the next try would find the job
+        if history.airflow.has_lost_record:  # the try could not know whether the next one would find the job
             history.report.tags.add("the job record could not be read when the task resumed")
         else:
             history.violate("stop", f"job {job.number} {job.name} was stopped, and nothing ended its task")
