@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -15,6 +16,8 @@ import psutil
 
 # Seconds between SIGTERM and SIGKILL.
 _STOP_TIMEOUT = 20.0
+# Below the ephemeral ranges of Linux (32768 and more) and macOS, above Ray's default worker ports (10002 to 19999).
+_FIXED_PORTS = range(20_000, 32_768)
 
 
 class Program:
@@ -134,11 +137,17 @@ def interrupt_on_signals() -> None:
 
 
 def free_port() -> int:
-    """Return a loopback port that is free at the moment."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+    """
+    Return a port that is free at the moment and that the kernel gives to nobody else.
+
+    A program may need seconds until it binds its port. Meanwhile, the kernel could give a port of its ephemeral range
+    to any other socket. A Ray head whose client server finds its port taken ends one second after it was ready.
+    """
+    while True:
+        port = secrets.choice(_FIXED_PORTS)  # libraries seed `random` in tests
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("", port))
+            return port
 
 
 def clean_environment(*dropped_prefixes: str) -> dict[str, str]:

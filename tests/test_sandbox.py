@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from airflow_provider_rayjobs.exceptions import RayApiAuthError
 from airflow_provider_rayjobs.hooks import RayJobsHook
 from airflow_provider_rayjobs.jobs import RayJobsClient
+from sandbox import processes
+from sandbox.processes import free_port
 from sandbox.ray_head import RayHead
 
 pytestmark = pytest.mark.ray
@@ -28,6 +31,24 @@ def test_sandbox_requires_no_token_on_any_machine():
         job = client.submit_job("python -c 'import ray; ray.init()'")
 
         assert client.follow_job(job, poll_interval=1).status == "SUCCEEDED"
+
+
+def test_free_port_is_not_one_that_the_kernel_gives_to_other_sockets():
+    """A Ray head binds the last of its ports seconds after they were chosen."""
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+
+    assert not {free_port() for _ in range(200)} & set(range(first, last + 1))
+
+
+def test_free_port_is_not_in_use(monkeypatch: pytest.MonkeyPatch):
+    """A port on which a program listens is passed over."""
+    with socket.socket() as listener:
+        listener.bind(("", free_port()))
+        taken = listener.getsockname()[1]
+        ports = iter([taken, taken, free_port()])
+        monkeypatch.setattr(processes.secrets, "choice", lambda _: next(ports))
+
+        assert free_port() != taken
 
 
 def test_head_that_requires_the_generated_token_is_reached(monkeypatch: pytest.MonkeyPatch):
