@@ -151,6 +151,8 @@ class RayJobTrigger(BaseTrigger):
         """
         if not self.options.stop_on_kill:
             return
+        # On Python 3.11, Airflow 3.3.2 closes the task's log a second later, when it cancels on_kill.
+        self.log.info("Stopping Ray job %s, unless another triggerer follows it now.", self.submission_id)
         stop = asyncio.ensure_future(self._stop())
         while not stop.done():
             # Airflow 3.3.2 cancels the trigger, and on_kill with it, every second until both have ended.

@@ -290,7 +290,8 @@ CASES = [
                       {"entrypoint": "true", **NO_RETRY, **options}, clear_after_end, jobs=("SUCCEEDED", "SUCCEEDED"),
                       log_contains=("ended SUCCEEDED, and the task was cleared",)),
             FaultCase(f"marked_failed_{mode}", "The job of a task that is marked as failed is stopped.",
-                      {"entrypoint": ENDLESS, **RETRY, **options}, mark_failed, state="failed", jobs=("STOPPED",)),
+                      {"entrypoint": ENDLESS, **RETRY, **options}, mark_failed, state="failed", jobs=("STOPPED",),
+                      log_contains=("unless another triggerer follows it now",) if options else ()),
             FaultCase(f"marked_success_{mode}", "The job of a task that is marked as success is stopped.",
                       {"entrypoint": ENDLESS, **RETRY, **options}, mark_success, jobs=("STOPPED",)),
             *(
