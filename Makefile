@@ -14,7 +14,7 @@ help:
 	@echo "make standalone  start Airflow with its web UI and a Ray head; Ctrl-C stops both"
 	@echo "make lint        run ruff and mypy --strict"
 	@echo "make bench       measure speed, memory and load on the head; results in benchmarks/results.json"
-	@echo "make soak        run 300 jobs with all kinds of output through a proxy that cuts connections"
+	@echo "make soak        run 300 jobs with all kinds of output through a proxy that cuts connections, and 10 minutes of triggers that come and go"
 	@echo "make chaos       run an hour of random faults in a real Airflow and Ray: make chaos SEED=7 SECONDS=600"
 	@echo "make simulate    run a million simulated histories; with SEED=n the one walk of that seed"
 	@echo "make compat      run all tests with another Airflow version: make compat AIRFLOW=3.1.8"
@@ -38,7 +38,7 @@ bench: $(VENV)/test.stamp
 	$(BIN)/python -m benchmarks
 
 soak: $(VENV)/test.stamp
-	SOAK_JOBS=300 $(BIN)/python -m pytest tests/soak -s
+	SOAK_JOBS=300 SOAK_SECONDS=600 $(BIN)/python -m pytest tests/soak -s
 
 # Without SEED each campaign has a fresh one, which it prints.
 SEED ?=

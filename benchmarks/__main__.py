@@ -9,7 +9,16 @@ from importlib import import_module
 from benchmarks.results import Result, format_table, save
 from sandbox.processes import interrupt_on_signals
 
-BENCHMARKS = ("import_cost", "log_throughput", "log_memory", "head_load", "triggerer_delay", "many_jobs", "packaging")
+BENCHMARKS = (
+    "import_cost",
+    "log_throughput",
+    "log_memory",
+    "head_load",
+    "triggerer_delay",
+    "many_jobs",
+    "fan_out",
+    "packaging",
+)
 
 
 def main(names: list[str]) -> int:

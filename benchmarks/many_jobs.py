@@ -79,7 +79,7 @@ def _follow(way: str, jobs: int, **given: Any) -> dict[str, float]:
         "measured": max(30.0, 2 * interval),
         **given,
     }
-    with _stand_in_head() as port, tempfile.TemporaryDirectory() as home:
+    with stand_in_head() as port, tempfile.TemporaryDirectory() as home:
         command = [
             sys.executable,
             "-W",
@@ -100,7 +100,7 @@ def _follow(way: str, jobs: int, **given: Any) -> dict[str, float]:
 
 
 @contextmanager
-def _stand_in_head() -> Iterator[int]:
+def stand_in_head() -> Iterator[int]:
     """Run a stand-in, and yield its port."""
     command = [sys.executable, "-m", "benchmarks.stand_in_head"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as head:

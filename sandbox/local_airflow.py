@@ -14,6 +14,7 @@ from typing import Any, Self
 from urllib.parse import quote
 
 import httpx
+import psutil
 
 from sandbox.processes import Program, clean_environment, free_port
 
@@ -129,6 +130,10 @@ class LocalAirflow:
         for program in (self._program, *self._extra_programs):
             if program is not None:
                 program.kill_matching(component)
+
+    def processes(self, component: str) -> list[psutil.Process]:
+        """Return the processes of a component of ``airflow standalone``."""
+        return list(self._program.matching(component)) if self._program else []
 
     def start_component(self, *command: str) -> Program:
         """Start an additional component, or one that was killed: ``start_component("triggerer")``."""

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -97,14 +97,20 @@ class Program:
 
     def kill_matching(self, name: str) -> None:
         """Kill the processes of this program whose command line contains ``name``, with their descendants."""
+        for process in self.matching(name):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for target in (process, *process.children(recursive=True)):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        target.kill()
+        self._process.poll()
+
+    def matching(self, name: str) -> Iterator[psutil.Process]:
+        """Yield the processes of this program whose command line contains ``name``."""
         for process in self._process_tree():
             with contextlib.suppress(psutil.NoSuchProcess):
                 # Airflow changes its process titles: "api-server" becomes "api_server".
                 if name in " ".join(process.cmdline()).replace("_", "-"):
-                    for target in (process, *process.children(recursive=True)):
-                        with contextlib.suppress(psutil.NoSuchProcess):
-                            target.kill()
-        self._process.poll()
+                    yield process
 
     def _process_tree(self) -> list[psutil.Process]:
         if self._process.poll() is not None:
