@@ -3,6 +3,8 @@ Measure mapped deferrable tasks in a real Airflow on a real Ray head: where thei
 
 - ``50 jobs`` all run at the same time. How long ``/api/version`` takes is measured from when all run until the first
   one ends, and how many connections the triggerer has to the head. Baseline: 50 such jobs that nobody follows.
+- ``brief jobs`` of 1 to 30 s, one after the other: how much longer the task takes than its job, and how many seconds it
+  occupies a worker, with ``defer_after``. Baseline: the task is deferred at once.
 - ``200 jobs`` of 1 to 60 s. The time from the start of the DAG run to the end of each task is split into its parts.
 
 The values are medians and maxima over the tasks. Targets: every task succeeds with one job, ``/api/version`` takes at
@@ -34,6 +36,9 @@ MAX_TASKS = 200
 # Jobs that run at the same time, and how long: two cores start a task and its job in 3 to 6 s.
 TOGETHER, TOGETHER_SECONDS = 50, 420
 SHORT_JOBS = [1 + 59 * number // 199 for number in range(200)]
+# Jobs that run alone, in seconds, and what ``defer_after`` is for them.
+BRIEF_JOBS = (1, 5, 12, 30)
+DEFER_AFTER = (0, 10, 20)
 _TIMEOUT = 3_000.0
 _PROBE_PAUSE = 0.1
 
@@ -60,7 +65,8 @@ def measure() -> list[Result]:
         with LocalAirflow(
             ROOT / "benchmarks" / "dags", connection_to(head), settings, separate_execution_api=True
         ) as airflow:
-            results = _measure_together(airflow, head, client, alone)
+            results = _measure_brief(airflow)
+            results += _measure_together(airflow, head, client, alone)
             results += _measure_short(airflow, head, client)
     return results
 
@@ -74,6 +80,31 @@ def _measure_unfollowed(head: RayHead, client: RayJobsClient) -> Probe:
         client.stop_job(job)
     _wait(lambda: _count(client, JobStatus.RUNNING) == 0)
     return probe
+
+
+def _measure_brief(airflow: LocalAirflow) -> list[Result]:
+    run_id = airflow.trigger("brief")
+    airflow.wait_for_run("brief", run_id, _TIMEOUT)
+    results: list[Result] = []
+    for number, seconds in enumerate(BRIEF_JOBS):
+        baseline: dict[str, float] = {}
+        for place, defer_after in enumerate(DEFER_AFTER):
+            index = len(DEFER_AFTER) * number + place
+            task = airflow.task_instance("brief", run_id, "job", index)
+            whole = _seconds(task["end_date"]) - _seconds(task["start_date"])
+            figures = {"longer than its job": whole - seconds, "on a worker": whole - _deferred(airflow, run_id, index)}
+            results += [
+                Result(f"{figure}, job of {seconds} s, defer_after={defer_after}", value, "s", baseline.get(figure))
+                for figure, value in figures.items()
+            ]
+            baseline = baseline or figures
+    return results
+
+
+def _deferred(airflow: LocalAirflow, run_id: str, map_index: int) -> float:
+    """Return the seconds between the deferral of a task and the event of its trigger; 0 if it was not deferred."""
+    paused = _time_in_log(airflow, "brief", run_id, map_index, "Pausing task as DEFERRED")
+    return 0.0 if paused is None else (_fired_at(airflow, "brief", run_id, map_index) or paused) - paused
 
 
 def _measure_together(airflow: LocalAirflow, head: RayHead, client: RayJobsClient, alone: Probe) -> list[Result]:
@@ -122,13 +153,15 @@ def _parts(airflow: LocalAirflow, client: RayJobsClient, run_id: str, name: str,
             continue
         good += 1
         [job] = jobs[index]
+        fired = _fired_at(airflow, "fan_out", run_id, index)
+        assert fired is not None
         assert job.start_time is not None
         assert job.end_time is not None
         times = {
             "waits for a worker": _seconds(task["start_date"]),
             "worker starts and submits": job.start_time / 1000,
             "job starts, sleeps and ends": job.end_time / 1000,
-            "end is noticed": _fired_at(airflow, run_id, index),
+            "end is noticed": fired,
             "Airflow resumes the task": _seconds(task["end_date"]),
         }
         before = started
@@ -146,9 +179,16 @@ def _parts(airflow: LocalAirflow, client: RayJobsClient, run_id: str, name: str,
     ]
 
 
-def _fired_at(airflow: LocalAirflow, run_id: str, map_index: int) -> float:
-    records = airflow.log_records("fan_out", run_id, "job", map_index=map_index)
-    return next(_seconds(each["timestamp"]) for each in records if str(each["event"]).startswith("Trigger fired event"))
+def _fired_at(airflow: LocalAirflow, dag_id: str, run_id: str, map_index: int) -> float | None:
+    return _time_in_log(airflow, dag_id, run_id, map_index, "Trigger fired event")
+
+
+def _time_in_log(airflow: LocalAirflow, dag_id: str, run_id: str, map_index: int, beginning: str) -> float | None:
+    """Return when a task logged a message with this beginning."""
+    for record in airflow.log_records(dag_id, run_id, "job", map_index=map_index):
+        if str(record["event"]).startswith(beginning):
+            return _seconds(record["timestamp"])
+    return None
 
 
 def _seconds(text: str) -> float:

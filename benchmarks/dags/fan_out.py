@@ -1,4 +1,4 @@
-"""A DAG of mapped deferrable tasks. See ``benchmarks.fan_out``."""
+"""DAGs of mapped deferrable tasks. See ``benchmarks.fan_out``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pendulum
 from airflow.sdk import DAG, task
 
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
-from benchmarks.fan_out import INTERVAL, MAX_TASKS
+from benchmarks.fan_out import BRIEF_JOBS, DEFER_AFTER, INTERVAL, MAX_TASKS
 
-with DAG(
-    "fan_out", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz="UTC"), max_active_tasks=MAX_TASKS
-) as dag:
+START_DATE = pendulum.datetime(2026, 1, 1, tz="UTC")
+
+with DAG("fan_out", schedule=None, start_date=START_DATE, max_active_tasks=MAX_TASKS):
 
     @task
     def entrypoints(**context: Any) -> list[str]:
@@ -20,4 +20,13 @@ with DAG(
 
     RayJobSubmitOperator.partial(task_id="job", deferrable=True, poll_interval=INTERVAL, retries=0).expand(
         entrypoint=entrypoints()
+    )
+
+with DAG("brief", schedule=None, start_date=START_DATE, max_active_tasks=1):
+    RayJobSubmitOperator.partial(task_id="job", deferrable=True, poll_interval=INTERVAL).expand_kwargs(
+        [
+            {"entrypoint": f"sleep {seconds}", "defer_after": defer_after}
+            for seconds in BRIEF_JOBS
+            for defer_after in DEFER_AFTER
+        ]
     )
