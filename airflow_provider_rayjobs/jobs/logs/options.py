@@ -23,11 +23,19 @@ class LogOptions:
     lines_limit: int | None = None
     flush_interval: float | None = None
 
-    def reader(self, state: Mapping[str, Any] | None = None, *, policy: ReadPolicy | None = None) -> LogReader | None:
-        """Return a :class:`.LogReader` with these options; ``None`` if it would show nothing."""
+    def reader(
+        self, state: Mapping[str, Any] | None = None, *, policy: ReadPolicy | None = None, messages: bool = False
+    ) -> LogReader | None:
+        """
+        Return a :class:`.LogReader` with these options; ``None`` if there is nothing to read.
+
+        :param messages: whether the messages of the job's program are needed, even if no line is shown.
+        """
         is_live = self.fetch_logs == "live"
-        if self.fetch_logs == "never" or (policy is not None and not is_live):
+        if policy is not None and not is_live:
             return None
+        if self.fetch_logs == "never":
+            return LogReader(state, live=False, lines_limit=0) if messages else None
         return LogReader(state, live=is_live, lines_limit=self.lines_limit, policy=policy)
 
     def to_json(self) -> dict[str, Any]:

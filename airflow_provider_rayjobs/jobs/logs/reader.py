@@ -11,6 +11,7 @@ Read the log of a followed job, and show every line once: an engine (:mod:`..ste
 - After the job's end the reader retries until a read is complete. Then it also shows a last line without a newline. If
   the reads make no progress, it shows the last lines.
 - A reader in another process continues from :attr:`LogReader.state`.
+- The messages of the job's program (:mod:`.messages`) are not shown. The reader shows its progress every 10 s at most.
 
 Heads since Ray 2.47 send the log file, older ones only its text. Their offsets differ, so the reader chooses one source
 before it shows the first byte, and keeps it.
@@ -33,9 +34,11 @@ from airflow_provider_rayjobs.exceptions import (
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.logs.cursor import RECORD_BYTES, LogCursor
 from airflow_provider_rayjobs.jobs.logs.head_tail import HeadTail
+from airflow_provider_rayjobs.jobs.logs.messages import JobMessages, MessageFilter, Progress, without_messages
 from airflow_provider_rayjobs.jobs.logs.tail import TAIL_LINES, LogTail
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobType
 from airflow_provider_rayjobs.jobs.steps import EmitRecord, Engine, LogMessage, ReadLog, Sleep, retry_pause, send
+from airflow_provider_rayjobs.jobs.submission import NONCE
 
 # The sources of a log.
 FILE = "file"
@@ -56,6 +59,8 @@ MAX_READ_TIMEOUT = 60.0
 _MANY_CUT_READS = 2
 # Throttled reads in a row before a notice. Fewer may be a short burst.
 _MANY_THROTTLED_READS = 3
+# Fewest seconds between two progress messages.
+PROGRESS_INTERVAL = 10.0
 # Seconds of retries after the job's end: without an answer, and with an error answer. Most error answers are final, for
 # example if the node is gone, but a restarting head sends them as well.
 END_OUTAGE_TIMEOUT = 60.0
@@ -96,7 +101,7 @@ class LogReader:
     Reads one job's log.
 
     :param state: of the reader to continue.
-    :param lines_limit: see :class:`.HeadTail`; no limit when not given.
+    :param lines_limit: see :class:`.HeadTail`; no limit when not given. With 0 lines the reader only reads messages.
     :param live: whether the log is shown while the job runs; otherwise after its end.
     :param policy: limits the records shown while the job runs. With a policy, no record is shown after the job's end.
     """
@@ -114,7 +119,12 @@ class LogReader:
         self._policy = policy
         self._throttled_reads = 0
         self._cut_reads = 0
-        self._next_read = 0.0  # in seconds of the driver's clock
+        # in seconds of the driver's clock
+        self._next_read = 0.0
+        self._next_progress = float("-inf")
+        self._shown_progress: Progress | None = None
+        # why the log could not be read to its end
+        self.end_error: RayJobsError | None = None
         self.restore(state)
 
     def restore(self, state: Mapping[str, Any] | None) -> None:
@@ -130,7 +140,7 @@ class LogReader:
         self._limiter: HeadTail | None = None
         if self._lines_limit is not None:
             self._limiter = HeadTail(self.log, self._lines_limit, live=self.live, shown=known.get("lines_shown", 0))
-        self._sink: LogCursor | HeadTail = self._limiter or self.log
+        self._sink = MessageFilter(self._limiter or self.log)
         self.source: str | None = known.get("source")
         # keys of the notices that were logged, so that none is repeated
         self.notices = set(known.get("notices", ()))
@@ -154,6 +164,16 @@ class LogReader:
         }
 
     @property
+    def messages(self) -> JobMessages:
+        """The messages in the log, as of the last complete read; the progress is that of any read."""
+        return replace(self._sink.messages, progress=self._sink.progress)
+
+    @property
+    def progress(self) -> Progress | None:
+        """The last progress that any read has found."""
+        return self._sink.progress
+
+    @property
     def hands_over(self) -> bool:
         """Tell whether new lines wait for another process; see :class:`ReadPolicy`."""
         return self._policy is not None and self._policy.hands_over and self._throttled_reads > 0
@@ -166,6 +186,7 @@ class LogReader:
         :param poll_interval: seconds; a read should take no longer. 0 for a caller without a next poll.
         :param remaining: seconds until the next time limit of the job expires; a read takes no longer.
         """
+        self._sink.nonce = details.metadata.get(NONCE)
         if details.type == JobType.DRIVER:
             yield from self._notify_once(
                 NO_LOG,
@@ -204,6 +225,7 @@ class LogReader:
         if took > 0.9 * timeout and self.log.bytes_read and self.log.offset == offset:
             self._read_timeout = min(2 * timeout, MAX_READ_TIMEOUT)
         self._throttled_reads = self._throttled_reads + 1 if self.log.is_throttled else 0
+        yield from self._show_progress(ended)
         if self._policy is not None:
             self._policy.end(is_throttled=self.log.is_throttled)
         yield from self._notify_of_cut(details, error, took)
@@ -224,6 +246,15 @@ class LogReader:
                 )
             return error
         return None
+
+    def _show_progress(self, now: float) -> Engine[None]:
+        progress = self._sink.progress
+        if progress is None or progress == self._shown_progress or now < self._next_progress:
+            return
+        record = f"Progress: {progress}"
+        if self._policy is None or self._policy.take(record.encode()):
+            self._shown_progress, self._next_progress = progress, now + PROGRESS_INTERVAL
+            yield EmitRecord(record)
 
     def _notify_of_cut(self, details: JobDetails, error: RayJobsError | None, took: float) -> Engine[None]:
         """Log a notice if reads in a row were cut off after a part of the log."""
@@ -288,9 +319,13 @@ class LogReader:
 
     def _show_tail(self, details: JobDetails, error: RayJobsError) -> Engine[None]:
         """Show the last lines of a log that cannot be read to its end, after a warning about the missing ones."""
+        self.end_error = error
         missing = f"The log of job {details.name} is not complete here: {self.log.offset} bytes were shown"
         location = f"The file is {_location_of(details)}. {error}"
-        lines = TAIL_LINES if self._limiter is None else min(TAIL_LINES, self._limiter.limit - self._limiter.shown)
+        is_silent = self._limiter is not None and not self._limiter.limit
+        lines = TAIL_LINES
+        if self._limiter is not None and not is_silent:
+            lines = min(TAIL_LINES, self._limiter.limit - self._limiter.shown)
         tail = LogTail(lines)
         try:
             if self.source != FILE:
@@ -307,6 +342,7 @@ class LogReader:
             for record in self._sink.feed(tail.data):
                 yield EmitRecord(record)
             if not self.log.is_mismatch:
+                self.end_error = None
                 yield from self._finish(details)
                 return
         yield LogMessage(
@@ -314,9 +350,13 @@ class LogReader:
             f"{self.log.offset} and these lines are missing, unless the lines repeat what was shown. {location}",
             logging.WARNING,
         )
-        self.log.finish_with(tail.data)
-        ending = LogCursor()
-        for record in [*ending.feed(tail.data), *ending.finish()]:
+        self.log.finish_with(without_messages(tail.data))
+        ending = MessageFilter(LogCursor())
+        ending.nonce = self._sink.nonce
+        records = [*ending.feed(tail.data), *ending.finish()]
+        if ending.messages.result or ending.messages.failure:
+            self._sink.messages = ending.messages
+        for record in [] if is_silent else records:
             yield EmitRecord(record)
 
     def _finish(self, details: JobDetails) -> Engine[None]:
@@ -331,7 +371,7 @@ class LogReader:
 
     def _show_last(self, details: JobDetails, records: list[str]) -> Engine[None]:
         """Show the last records, after a notice about the lines that the limit left out."""
-        if self._limiter is not None and self._limiter.left_out:
+        if self._limiter is not None and self._limiter.limit and self._limiter.left_out:
             yield LogMessage(
                 f"{self._limiter.left_out} lines of the log were left out here, as log_lines_limit is "
                 f"{self._limiter.limit}; its last ones follow. The whole log is {_location_of(details)}, and "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from airflow_provider_rayjobs.exceptions import RayApiBusyError, RayApiConnectionError, RayJobsError
 from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType, RayVersion
 from airflow_provider_rayjobs.jobs.logs import reader as reader_module
+from airflow_provider_rayjobs.jobs.logs.messages import Progress
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.requests import LogRequest
 from airflow_provider_rayjobs.jobs.steps import EmitRecord, Engine, LogMessage, ReadLog, Send, Sleep
@@ -520,3 +522,97 @@ def test_every_byte_once(pieces: list[Any]) -> None:
 
     assert head.text.strip("\n") == head.data.decode().strip("\n")
     assert reader.log.offset == len(head.data)
+
+
+NONCE = "0123456789abcdef"
+WITH_NONCE = {"metadata": {"submission_nonce": NONCE}}
+
+
+def message(kind: str, text: str) -> bytes:
+    return f"##ray_job {NONCE} {kind} {text}\n".encode()
+
+
+def result_in_parts(size: int) -> bytes:
+    """Return the messages of a result of many parts."""
+    text = f'result "{"x" * size}"'
+    parts = [text[start : start + 4000] for start in range(0, len(text), 4000)]
+    checksum = zlib.crc32(text.encode())
+    return b"".join(
+        message("part", f"deadbeef {number}/{len(parts)} {checksum:08x} {part}") for number, part in enumerate(parts, 1)
+    )
+
+
+def test_result_does_not_use_the_budget() -> None:
+    """A trigger shows the lines around a result of 1 MiB, as if the result were not there."""
+    head = Head(lines_of(0, 20) + result_in_parts(1024 * 1024) + lines_of(20, 20))
+    reader = LogReader(policy=BudgetShare(LogBudget(rate=2000, burst=8000)))
+    head.poll(reader, replace(RUNNING, **WITH_NONCE))
+    worker = LogReader(reader.state)
+    assert head.text == lines_of(0, 40).decode()
+    head.poll(worker, replace(SUCCEEDED, **WITH_NONCE))
+
+    assert head.text == lines_of(0, 40).decode()
+    assert reader.log.offset == 40 * 100
+    assert len(worker.messages.result.value) == 1024 * 1024
+
+
+@pytest.mark.parametrize(("limit", "live"), [(10, True), (10, False), (0, False)])
+def test_result_beyond_the_limit_of_lines(limit: int, live: bool) -> None:
+    """A result is found although the lines around it are not shown. With 0 lines nothing is said about that."""
+    head = Head(lines_of(0, 100) + result_in_parts(10_000) + lines_of(100, 100))
+    reader = LogReader(lines_limit=limit, live=live)
+    head.poll(reader, replace(RUNNING, **WITH_NONCE))
+    head.poll(reader, replace(SUCCEEDED, **WITH_NONCE))
+
+    assert len(reader.messages.result.value) == 10_000
+    assert len(head.text.split()) == limit
+    assert any("left out" in notice for notice in head.notices) is (limit > 0)
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_result_in_the_tail_of_a_log_that_is_cut_off(silent: bool) -> None:
+    """If the log cannot be read to its end, a result in its last lines is found."""
+    head = Head(lines_of(0, 20_000) + result_in_parts(10_000))
+    head.fail = lambda request: 500_000 if (request.params or {}).get("lines") == "-1" else None
+    reader = LogReader(lines_limit=0, live=False) if silent else LogReader()
+    head.poll(reader, replace(SUCCEEDED, **WITH_NONCE))
+
+    assert len(reader.messages.result.value) == 10_000
+    assert reader.end_error is LOST
+    assert ("##ray_job" in head.text, bool(head.shown)) == (False, not silent)
+
+
+def test_log_that_cannot_be_read() -> None:
+    """A result in a log that cannot be read is unknown, and the reader has the error."""
+    head = Head(result_in_parts(10))
+    head.fail = lambda request: 0
+    reader = LogReader(lines_limit=0, live=False)
+    head.poll(reader, replace(SUCCEEDED, **WITH_NONCE))
+
+    assert reader.messages.result is None
+    assert reader.end_error is BUSY
+
+
+@pytest.mark.parametrize("policy", [None, BudgetShare(LogBudget())])
+def test_progress_is_shown_every_ten_seconds(policy: BudgetShare | None) -> None:
+    """The latest progress is shown once in 10 s at most, and not again if it has not changed."""
+    head, reader = Head(), LogReader(policy=policy)
+    for number in range(12):
+        head.data += message("progress", f'{{"done": {number}, "total": 20, "text": "step"}}')
+        head.poll(reader, replace(RUNNING, **WITH_NONCE))
+        head.clock += 3
+    for _ in range(12):
+        head.poll(reader, replace(RUNNING, **WITH_NONCE))
+        head.clock += 3
+
+    assert head.shown == [f"Progress: {number} of 20 ({number * 5}%): step" for number in (0, 4, 8, 11)]
+    assert reader.progress == Progress(11, 20, "step")
+
+
+def test_progress_within_the_budget() -> None:
+    """A trigger without a budget shows no progress, but knows it."""
+    head, reader = Head(message("progress", '{"done": 1}')), LogReader(policy=BudgetShare(LogBudget(rate=0, burst=10)))
+    head.poll(reader, replace(RUNNING, **WITH_NONCE))
+
+    assert head.shown == []
+    assert reader.progress == Progress(1)

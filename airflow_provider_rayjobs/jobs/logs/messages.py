@@ -1,0 +1,287 @@
+"""
+Find the messages of a job's program in its log, and keep them out of what is shown; no I/O.
+
+``in_job/__init__.py`` describes the messages. :class:`MessageFilter` takes the bytes of a log and passes on those that
+are not part of a message. What it passes on of a longer log begins with what it passes on of a shorter one: so a log
+offset counts filtered bytes, and a log without messages has the offsets of its file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from airflow_provider_rayjobs.in_job import MAX_RESULT_SIZE
+from airflow_provider_rayjobs.jobs.steps import LogSink
+
+_MARK = b"##ray_job "
+_HEADER = re.compile(_MARK + rb"([0-9a-f]{16}) ([a-z]{1,16}) ")
+_LONGEST_HEADER = len(_MARK) + 16 + 1 + 16 + 1
+_PART = re.compile(rb"([0-9a-f]{8}) ([0-9]{1,7})/([0-9]{1,7}) ([0-9a-f]{8}) (.*)", re.DOTALL)
+_MESSAGE = re.compile(rb"##ray_job [0-9a-f]{16} [a-z]{1,16} [^\n]*\n?")
+# Most bytes of a message. The escapes of a text that quotes messages may make it six times as long.
+_LARGEST = 8 * MAX_RESULT_SIZE
+# Messages of which parts are kept at the same time. A program sends one after the other.
+_MOST_UNFINISHED = 8
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How much of its work a job has done, in a unit of its own; ``total`` is ``None`` if it does not know."""
+
+    done: float
+    total: float | None = None
+    text: str = ""
+
+    def __str__(self) -> str:
+        share = f" of {self.total:g} ({self.done / self.total:.0%})" if self.total else ""
+        return f"{self.done:g}{share}{f': {self.text}' if self.text else ''}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"done": self.done, "total": self.total, "text": self.text}
+
+
+@dataclass(frozen=True)
+class FunctionFailure:
+    """
+    The exception that a function raised.
+
+    :param function: its name.
+    :param types: the names of the exception's class and of its base classes, builtin ones without a module.
+    :param traceback: its text, with the message as its last line.
+    """
+
+    function: str
+    types: tuple[str, ...]
+    message: str
+    traceback: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """The value that a job pushed; the base64 text of a pickle if ``is_pickled``."""
+
+    value: Any
+    is_pickled: bool = False
+
+
+@dataclass
+class JobMessages:
+    """
+    What a job's program told its task.
+
+    :param result: the last whole result.
+    :param results: the number of whole results.
+    :param broken: the number of messages that are not whole: of a program that was killed, or of a full disk.
+    :param progresses: the number of progress messages.
+    """
+
+    result: Result | None = None
+    results: int = 0
+    broken: int = 0
+    progress: Progress | None = None
+    progresses: int = 0
+    failure: FunctionFailure | None = None
+
+    def take(self, kind: str, content: bytes) -> None:
+        """Take a whole message."""
+        try:
+            match kind:
+                case "result" | "pickle":
+                    self.result = Result(_load(content), is_pickled=kind == "pickle")
+                    self.results += 1
+                case "progress":
+                    self.progress = _progress_of(_load(content))
+                    self.progresses += 1
+                case "error":
+                    self.failure = _failure_of(_load(content))
+        except (ValueError, TypeError, KeyError, RecursionError):
+            self.broken += 1
+
+
+NO_MESSAGES = JobMessages()
+
+
+class FinishableSink(LogSink, Protocol):
+    """A :class:`.LogSink` of a log that ends."""
+
+    def finish(self) -> Iterator[str]:
+        """End the log, and yield the remaining records."""
+
+
+class MessageFilter:
+    """
+    A :class:`.LogSink` that takes the messages out of a log, and passes the rest on.
+
+    :param sink: receives the rest.
+    """
+
+    def __init__(self, sink: FinishableSink) -> None:
+        # of the submission; without one, no message counts
+        self.nonce: str | None = None
+        # of the last complete read
+        self.messages = JobMessages()
+        # of all reads, also of one that was cut off
+        self.progress: Progress | None = None
+        self._progress_number = 0
+        self._sink = sink
+        self._reset()
+
+    def _reset(self) -> None:
+        # bytes from the beginning of what may be a message
+        self._waiting = b""
+        self._unfinished: dict[bytes, _Parts] = {}
+        self._read = JobMessages()
+
+    @property
+    def needs_more(self) -> bool:
+        return self._sink.needs_more
+
+    def begin(self) -> None:
+        self._reset()
+        self._sink.begin()
+
+    def feed(self, data: bytes) -> Iterator[str]:
+        if rest := self._take(data):
+            yield from self._sink.feed(rest)
+
+    def flush(self, *, is_cut: bool = False) -> Iterator[str]:
+        """End a read. The next one brings an unfinished message again."""
+        if not is_cut:
+            self.messages = self._read
+        return self._sink.flush(is_cut=is_cut)
+
+    def finish(self) -> Iterator[str]:
+        """End the log after its last read. A message that was cut off is not shown."""
+        rest, self._waiting = self._waiting, b""
+        if rest and not _HEADER.match(rest):
+            yield from self._sink.feed(rest)
+        elif rest:
+            self._read.broken += 1
+        self._read.broken += len(self._unfinished)
+        self.messages = self._read
+        yield from self._sink.finish()
+
+    def _take(self, data: bytes) -> bytes:
+        """Take the next bytes of the log, and return those that are certainly not part of a message."""
+        data = self._waiting + data
+        rest: list[bytes] = []
+        position = 0
+        while True:
+            start = data.find(_MARK, position)
+            if start < 0:
+                end = len(data) - _length_of_beginning(data)
+                end = max(end, position)
+                rest.append(data[position:end])
+                self._waiting = data[end:]
+                break
+            rest.append(data[position:start])
+            header = _HEADER.match(data, start)
+            if header is None and len(data) - start >= _LONGEST_HEADER:
+                rest.append(_MARK)
+                position = start + len(_MARK)
+                continue
+            end = data.find(b"\n", start)
+            if header is None and end >= 0:
+                rest.append(data[start : end + 1])
+                position = end + 1
+                continue
+            following = data.find(_MARK, start + len(_MARK), end if end >= 0 else len(data))
+            if header is not None and following >= 0:
+                # a line that was cut off, before it was written again
+                self._take_line(header, data[header.end() : following])
+                position = following
+            elif header is not None and end >= 0:
+                self._take_line(header, data[header.end() : end])
+                position = end + 1
+            elif len(data) - start > _LARGEST:
+                # too long for a message: drop it, up to the end of its line
+                self._read.broken += 1
+                self._waiting = data[start : start + _LONGEST_HEADER]
+                break
+            else:
+                self._waiting = data[start:]
+                break
+        return b"".join(rest)
+
+    def _take_line(self, header: re.Match[bytes], text: bytes) -> None:
+        nonce, kind = header.groups()
+        if self.nonce is None or nonce != self.nonce.encode():
+            return
+        body: bytes | None = kind + b" " + text
+        if kind == b"part":
+            body = self._join(text)
+        if body is not None:
+            name, _, content = body.partition(b" ")
+            self._read.take(name.decode(), content)
+            # a read begins with progress that an earlier one has seen
+            if self._read.progresses > self._progress_number:
+                self.progress, self._progress_number = self._read.progress, self._read.progresses
+
+    def _join(self, text: bytes) -> bytes | None:
+        """Add a part to its message, and return the message if it is whole."""
+        part = _PART.fullmatch(text)
+        if part is None:
+            return None  # cut off; a repetition may follow
+        name, number, count, checksum, content = part.groups()
+        parts = self._unfinished.setdefault(name, _Parts(int(count), int(checksum, 16)))
+        whole = parts.add(int(number), content)
+        if whole is not None:
+            del self._unfinished[name]
+        elif len(self._unfinished) > _MOST_UNFINISHED or parts.size > _LARGEST:
+            oldest = name if parts.size > _LARGEST else next(iter(self._unfinished))
+            del self._unfinished[oldest]
+            self._read.broken += 1
+        return whole
+
+
+@dataclass
+class _Parts:
+    count: int
+    checksum: int
+    contents: dict[int, bytes] = field(default_factory=dict)
+    size: int = 0
+
+    def add(self, number: int, content: bytes) -> bytes | None:
+        """Add a part. Return the whole message if all parts are there and the checksum is right."""
+        self.size += len(content)
+        self.contents[number] = content
+        if len(self.contents) < self.count:
+            return None
+        whole = b"".join(content for _, content in sorted(self.contents.items()))
+        return whole if zlib.crc32(whole) == self.checksum else None
+
+
+def without_messages(data: bytes) -> bytes:
+    """Return a piece of a log without the messages in it."""
+    return _MESSAGE.sub(b"", data)
+
+
+def _length_of_beginning(data: bytes) -> int:
+    """Return how many of the last bytes may be the beginning of a message."""
+    return next((size for size in range(len(_MARK) - 1, 0, -1) if data.endswith(_MARK[:size])), 0)
+
+
+def _load(content: bytes) -> Any:
+    return json.loads(content, parse_constant=_refuse)
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _progress_of(value: Mapping[str, Any]) -> Progress:
+    done, total = value["done"], value.get("total")
+    for number in (done, 0 if total is None else total):
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise TypeError(f"{number!r} is not a number")
+    return Progress(done, total, " ".join(str(value.get("text") or "").split())[:500])
+
+
+def _failure_of(value: Mapping[str, Any]) -> FunctionFailure:
+    types = tuple(str(each) for each in value["types"])
+    return FunctionFailure(str(value["function"]), types, str(value["message"]), str(value["traceback"]))

@@ -1,0 +1,158 @@
+"""Messages in a log: whole ones are found, and nothing of them is shown."""
+
+from __future__ import annotations
+
+import random
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_rayjobs.jobs.logs.cursor import LogCursor
+from airflow_provider_rayjobs.jobs.logs.messages import JobMessages, MessageFilter, Progress, without_messages
+
+NONCE = "0123456789abcdef"
+LINE = f"##ray_job {NONCE} result ".encode()
+
+
+def parts(text: str, size: int = 10, name: str = "deadbeef") -> list[bytes]:
+    """Return the lines of a message."""
+    pieces = [text[start : start + size] for start in range(0, len(text), size)]
+    checksum = zlib.crc32(text.encode())
+    return [
+        f"##ray_job {NONCE} part {name} {number}/{len(pieces)} {checksum:08x} {piece}\n".encode()
+        for number, piece in enumerate(pieces, 1)
+    ]
+
+
+def read(data: bytes, chunks: list[int] | None = None, nonce: str | None = NONCE) -> tuple[JobMessages, str]:
+    """Return the messages of a log that arrives in chunks, and what is shown of it."""
+    log = MessageFilter(LogCursor())
+    log.nonce = nonce
+    log.begin()
+    records = []
+    for size in chunks or []:
+        records += log.feed(data[:size])
+        data = data[size:]
+    records += [*log.feed(data), *log.flush(), *log.finish()]
+    return log.messages, "\n".join(records)
+
+
+TEXT = st.text("#ray_job 01ef\nresultpa") | st.sampled_from(["##ray_job ", f"##ray_job {NONCE} ", LINE.decode(), "\n"])
+
+
+@given(st.lists(TEXT).map("".join), st.data())
+def test_offsets_of_a_growing_log(text: str, data: st.DataObject):
+    """What is shown of a longer log begins with what was shown of a shorter one, in whatever chunks it arrives."""
+    log = text.encode()
+    size = data.draw(st.integers(0, len(log)))
+    chunks = data.draw(st.lists(st.integers(0, 40)))
+
+    def shown(part: bytes, sizes: list[int]) -> bytes:
+        taken = MessageFilter(LogCursor())
+        taken.begin()
+        result = b""
+        for each in sizes:
+            result += taken._take(part[:each])
+            part = part[each:]
+        return result + taken._take(part)
+
+    assert shown(log, []).startswith(shown(log[:size], chunks))
+    assert shown(log, chunks) == shown(log, [])
+
+
+@given(st.lists(st.text("abc\n", max_size=30), min_size=1), st.integers(1, 30), st.lists(st.integers(0, 50)))
+def test_messages_between_the_output_of_others(texts: list[str], size: int, chunks: list[int]):
+    """The text of others is shown unchanged, and the message is whole, wherever its lines come."""
+    lines = parts('result "some value that has several parts"', size)
+    log = b"".join(texts[number % len(texts)].encode() + line for number, line in enumerate(lines)) + b"end"
+    expected = "".join(texts[number % len(texts)] for number in range(len(lines))) + "end"
+    messages, shown = read(log, chunks)
+
+    assert messages.result.value == "some value that has several parts"
+    assert (messages.results, messages.broken) == (1, 0)
+    assert shown == expected
+
+
+@pytest.mark.parametrize(
+    ("log", "results", "broken"),
+    [
+        (b"".join(parts('result "abcdefghij"')[:-1]), 0, 1),
+        (b"".join(parts('result "abcdefghij"'))[:-4], 0, 1),
+        (b"".join(parts('result "abcdefghij"')).replace(b" cdef", b" cdeg"), 0, 1),
+        (b"".join(parts('result "abcdefghij"')).replace(b" 2/", b" 1/"), 0, 1),
+        (LINE + b'{"a": \n', 0, 1),
+        (LINE + b"NaN\n", 0, 1),
+        (LINE + b"\xff\n", 0, 1),
+        (LINE + b"1", 0, 1),
+        (LINE + b"[" * 100_000 + b"\n", 0, 1),
+        (LINE + b"9" * 5000 + b"\n", 0, 1),
+        (LINE + b"1\r\n", 1, 0),
+        (LINE + b"null\n" + LINE + b"2\n", 2, 0),
+        (LINE + b"1\n" + LINE + b"2,\n", 1, 1),
+        (LINE.replace(b"0", b"1") + b"1\n", 0, 0),
+        (LINE.replace(b"result", b"later") + b"1\n", 0, 0),
+        (LINE.replace(b"result", b"progress") + b'{"done": "many"}\n', 0, 1),
+        (LINE.replace(b"result", b"progress") + b'{"done": 1, "total": true}\n', 0, 1),
+        (LINE.replace(b"result", b"error") + b"{}\n", 0, 1),
+        (parts('result "abcdefghij"')[0][:50] + b"".join(parts('result "abcdefghij"')), 1, 0),
+    ],
+)
+def test_bad_messages(log: bytes, results: int, broken: int):
+    """A message that is cut off, changed or not JSON counts as broken, and is not shown."""
+    messages, shown = read(log)
+
+    assert without_messages(log) == b""
+    assert (messages.results, bool(messages.broken)) == (results, bool(broken))
+    assert shown == ""
+
+
+def test_no_message_counts_without_a_nonce():
+    """For a job of another client, messages are left out, and not read."""
+    messages, shown = read(LINE + b"1\nline\n", nonce=None)
+
+    assert messages == JobMessages()
+    assert shown == "line"
+
+
+def test_messages_of_several_threads():
+    """The lines of two messages may alternate."""
+    first, second = parts('result "first of them"', 5, "0" * 8), parts('result "second one"', 5, "1" * 8)
+    lines = [*first, *second]
+    random.Random(1).shuffle(lines)  # noqa: S311
+    messages, _ = read(b"".join(sorted(lines, key=lambda line: line[30:])))
+
+    assert messages.results == 2
+    assert messages.broken == 0
+
+
+def test_a_line_without_end_uses_little_memory():
+    """A line that begins as a message and never ends is dropped, and not kept in memory."""
+    log = MessageFilter(LogCursor())
+    log.nonce = NONCE
+    log.begin()
+    assert list(log.feed(b"before\n" + LINE)) == []
+    for _ in range(20):
+        assert list(log.feed(b"x" * 1024 * 1024)) == []
+        assert len(log._waiting) < 10 * 1024 * 1024
+    records = [*log.feed(b"\nafter\n"), *log.flush(), *log.finish()]
+
+    assert records == ["before\nafter"]
+    assert log.messages.broken > 0
+
+
+def test_progress_of_a_read_that_was_cut_off():
+    """A read begins at the first byte. The old progress in it does not replace the latest."""
+    line = b"##ray_job 0123456789abcdef progress "
+    data = b"".join(line + b'{"done": %d, "total": 4}\n' % number for number in range(3))
+    log = MessageFilter(LogCursor())
+    log.nonce = NONCE
+    log.begin()
+    list(log.feed(data))
+    list(log.flush())
+    log.begin()
+    list(log.feed(data[:60]))
+
+    assert log.progress == Progress(2, 4)
+    assert str(log.progress) == "2 of 4 (50%)"
