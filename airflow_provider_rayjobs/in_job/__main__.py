@@ -1,0 +1,209 @@
+"""
+Run the function of a ``@task.ray_job`` task: the entrypoint of its job.
+
+The directory of this file is a package of the job (``py_modules``). Beside this file it has ``call.json``, the source
+of the function or ``call.pickle``, and the module of the messages (``__init__.py``). It needs Python 3.8 or later and
+the standard library; cloudpickle only if the user chose it.
+
+Exit codes: 0 after the result was sent, 99 if the function raised an ``AirflowSkipException``, 98 if a retry is
+useless (``AirflowFailException``, or a return value that cannot be sent), its own code after ``sys.exit(code)``, and
+otherwise 1.
+"""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import base64
+import importlib.util
+import inspect
+import json
+import linecache
+import pickle
+import sys
+import traceback
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from . import FAIL_EXIT_CODE, MAX_RESULT_SIZE, SKIP_EXIT_CODE, ResultError, open_log, push_result, send
+
+# Characters of an error message and of a traceback that are sent.
+_MESSAGE_SIZE = 16 * 1024
+_TRACEBACK_SIZE = 48 * 1024
+_HERE = Path(__file__).parent
+# Modules that the cluster may lack, and the names in them for which this package has a substitute.
+_EXCEPTIONS = frozenset({"AirflowSkipException", "AirflowFailException"})
+_SUBSTITUTES: dict[str, frozenset[str] | None] = {
+    "airflow_provider_rayjobs.in_job": None,
+    "airflow.exceptions": _EXCEPTIONS,
+    "airflow.sdk": _EXCEPTIONS,
+    "airflow.sdk.exceptions": _EXCEPTIONS,
+    "airflow.providers.common.compat.sdk": _EXCEPTIONS,
+}
+
+
+def main() -> NoReturn:
+    """Call the function, send its return value or its exception, and exit."""
+    open_log()
+    call = json.loads((_HERE / "call.json").read_text(encoding="utf-8"))
+    linecache.cache[call["filename"]] = _lines_for_tracebacks(call)
+    try:
+        function, args, kwargs = _load(call)
+        value = function(*args, **kwargs)
+        if inspect.iscoroutine(value):
+            import asyncio  # noqa: PLC0415  (few functions need it)
+
+            value = asyncio.run(value)
+        _send_result(call, value)
+    except BaseException as error:  # noqa: BLE001  (the task raises it)
+        sys.exit(_send_error(call, error))
+    sys.exit(0)
+
+
+def _lines_for_tracebacks(call: dict[str, Any]) -> tuple[int, None, list[str], str]:
+    """Return the entry of linecache for the user's file, which the cluster does not have."""
+    lines = [line + "\n" for line in call["source"].split("\n")]
+    return len(call["source"]), None, lines, call["filename"]
+
+
+def _load(call: dict[str, Any]) -> tuple[Callable[..., Any], list[Any], dict[str, Any]]:
+    """Return the function and its arguments."""
+    if call["serializer"] == "json":
+        return _define(call), call["args"], call["kwargs"]
+    if call["python"] != list(sys.version_info[:2]):
+        versions = "{}.{} and {}.{}".format(*call["python"], *sys.version_info[:2])
+        raise RuntimeError(
+            f"A pickled function needs the same Python on the worker of Airflow and on the cluster, and these are "
+            f"{versions}. Use serializer='json', or an image with the same version."
+        )
+    _find_cloudpickle()
+    pickled = (_HERE / "call.pickle").read_bytes()
+    loaded: tuple[Callable[..., Any], list[Any], dict[str, Any]] = pickle.loads(pickled)  # noqa: S301  (Airflow's)
+    return loaded
+
+
+def _find_cloudpickle() -> Any:
+    """Import cloudpickle, or the copy in Ray under its name."""
+    if "cloudpickle" not in sys.modules and importlib.util.find_spec("cloudpickle") is None:
+        for name in ("cloudpickle", "cloudpickle.cloudpickle"):
+            sys.modules[name] = importlib.import_module(f"ray.{name}")
+    return importlib.import_module("cloudpickle")
+
+
+def _define(call: dict[str, Any]) -> Callable[..., Any]:
+    """
+    Define the function as its file does, with the same line numbers.
+
+    Its module is ``__main__``, so that Ray pickles the functions and classes inside it by value.
+    """
+    body: list[ast.stmt] = []
+    lines = call["source"].split("\n")
+    for first, last in call["statements"]:
+        text = "\n".join(lines[first - 1 : last])
+        is_indented = text[:1].isspace()
+        tree = ast.parse(f"if 1:\n{text}" if is_indented else text, call["filename"])
+        ast.increment_lineno(tree, first - 1 - is_indented)
+        body += tree.body[0].body if is_indented else tree.body  # type: ignore[attr-defined]
+    *imports, function = body
+    for each in imports:
+        if isinstance(each, (ast.Import, ast.ImportFrom)):
+            each.names = [name for name in each.names if _bound_name(name) in call["imports"]]
+    if not function.decorator_list:  # type: ignore[attr-defined]
+        _remove_annotations(function)
+    needed = [each for each in imports if getattr(each, "names", True)]
+    tree = _Substitution().visit(ast.Module([*needed, function], []))
+    flags = __future__.annotations.compiler_flag if call["future_annotations"] else 0
+    module = types.ModuleType("__main__")
+    sys.modules["__main__"] = module
+    exec(compile(tree, call["filename"], "exec", flags, dont_inherit=True), vars(module))  # noqa: S102
+    defined: Callable[..., Any] = vars(module)[call["name"]]
+    return defined
+
+
+def _bound_name(name: ast.alias) -> str:
+    return name.asname or name.name.partition(".")[0]
+
+
+def _remove_annotations(function: Any) -> None:
+    """Remove the annotations of the signature: they may name what exists only for type checkers."""
+    function.returns = None
+    arguments = function.args
+    each: list[Any] = [*getattr(arguments, "posonlyargs", ()), *arguments.args, *arguments.kwonlyargs]
+    for argument in [*each, arguments.vararg, arguments.kwarg]:
+        if argument is not None:
+            argument.annotation = None
+
+
+class _Substitution(ast.NodeTransformer):
+    """Imports from this package what the cluster lacks: the messages, and two exceptions of Airflow."""
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom:
+        if not node.level and node.module in _SUBSTITUTES:
+            names = _SUBSTITUTES[node.module]
+            is_known = names is None or all(each.name in names for each in node.names)
+            if is_known and importlib.util.find_spec(node.module.partition(".")[0]) is None:
+                node.module = __package__
+        return node
+
+
+def _send_result(call: dict[str, Any], value: Any) -> None:
+    if call["result_serializer"] == "json":
+        push_result(value)
+        return
+    text = base64.b64encode(_find_cloudpickle().dumps(value)).decode()
+    if len(text) > MAX_RESULT_SIZE:
+        raise ResultError(
+            f"the result has {len(text)} bytes when it is pickled, and at most {MAX_RESULT_SIZE} can be sent. Write it "
+            "to a file or an object store, and return its path."
+        )
+    send("pickle", json.dumps(text))
+
+
+def _send_error(call: dict[str, Any], error: BaseException) -> int:
+    """Send an exception, print its traceback, and return the exit code."""
+    names = [_class_name(each) for each in type(error).__mro__ if each is not object]
+    try:
+        message = str(error)
+    except Exception as failure:  # noqa: BLE001
+        message = f"(its message cannot be shown: {failure!r})"
+    lines = "".join(traceback.format_exception(type(error), error, _users_frames(call, error)))
+    sys.stderr.write(lines)
+    sys.stderr.flush()
+    send(
+        "error",
+        json.dumps(
+            {
+                "function": call["name"],
+                "types": names,
+                "message": message[:_MESSAGE_SIZE],
+                "traceback": lines[-_TRACEBACK_SIZE:],
+            }
+        ),
+    )
+    last_parts = {name.rpartition(".")[2] for name in names}
+    if "AirflowSkipException" in last_parts:
+        return SKIP_EXIT_CODE
+    if "AirflowFailException" in last_parts or isinstance(error, ResultError):
+        return FAIL_EXIT_CODE
+    if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code:
+        return error.code
+    return 1
+
+
+def _class_name(kind: type) -> str:
+    has_module = kind.__module__ not in ("builtins", "__main__")
+    return f"{kind.__module__}.{kind.__qualname__}" if has_module else kind.__qualname__
+
+
+def _users_frames(call: dict[str, Any], error: BaseException) -> Any:
+    """Return the traceback from the first frame of the user's file on, without frames of this file."""
+    found = error.__traceback__
+    while found is not None and found.tb_frame.f_code.co_filename != call["filename"]:
+        found = found.tb_next
+    return found
+
+
+if __name__ == "__main__":
+    main()
