@@ -20,10 +20,12 @@ Every error of this package, with its remedy.
     ├── RayJobUnsuccessfulError           the job ended without success (``details``, ``last_lines``)
     │   ├── RayJobFailedError             FAILED, cause unknown: check the job's log. Known causes:
     │   │   ├── RayJobEntrypointError     the entrypoint failed (``exit_code``). Fix the code of the job.
+    │   │   │   └── RayJobFunctionError   the function of @task.ray_job raised (``exception_types``). Fix the function.
     │   │   ├── RayJobRuntimeEnvError     the runtime environment could not be set up. Fix runtime_env.
     │   │   ├── RayJobUnschedulableError  no node had the requested resources. Request less, or add nodes.
     │   │   └── RayJobSupervisorError     Ray's job supervisor died or did not start. Check the nodes, then retry.
     │   └── RayJobStoppedError            STOPPED by a user, a program or this package. Submit it again if needed.
+    ├── RayJobResultError                 SUCCEEDED, but its result is missing or unreadable. See the job's log.
     ├── RayJobLostError                   the job died with its head, or another job has its id now. Submit it again.
     └── RayJobTimeoutError                a time limit expired (``limit``). Raise the limit, or make the job faster.
 
@@ -165,6 +167,30 @@ class RayJobEntrypointError(RayJobFailedError):
         return self.details.driver_exit_code if self.details else None
 
 
+class RayJobFunctionError(RayJobEntrypointError):
+    """
+    The function of a ``@task.ray_job`` task raised an exception.
+
+    :param exception_types: the names of the exception's class and of its base classes: ``ValueError``,
+        ``sklearn.exceptions.NotFittedError``.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        details: JobDetails | None = None,
+        last_lines: tuple[str, ...] = (),
+        exception_types: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(message, details=details, last_lines=last_lines)
+        self.exception_types = exception_types
+
+    def is_a(self, name: str) -> bool:
+        """Tell whether the exception's class, or a base class of it, has a name, with or without its module."""
+        return any(each == name or each.rpartition(".")[2] == name for each in self.exception_types)
+
+
 class RayJobRuntimeEnvError(RayJobFailedError):
     """The entrypoint never ran: its runtime environment could not be set up."""
 
@@ -183,6 +209,18 @@ class RayJobStoppedError(RayJobUnsuccessfulError):
 
 class RayJobLostError(RayJobsError):
     """The Ray session has changed since the submission and the job is unknown, or another job has its id."""
+
+
+class RayJobResultError(RayJobsError):
+    """
+    The job SUCCEEDED, but did not push a result, or its result cannot be read.
+
+    :param is_final: whether the result can never be read: a retry submits a new job.
+    """
+
+    def __init__(self, message: str, *, is_final: bool = False) -> None:
+        super().__init__(message)
+        self.is_final = is_final
 
 
 class RayJobTimeoutError(RayJobsError):

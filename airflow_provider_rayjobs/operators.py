@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -15,13 +15,14 @@ from airflow.providers.common.compat.sdk import BaseOperator, conf, context_to_a
 from airflow_provider_rayjobs import links, masking
 from airflow_provider_rayjobs.exceptions import RayJobNotFoundError, RayJobNotTerminalError
 from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
+from airflow_provider_rayjobs.in_job import NONCE_VARIABLE
 from airflow_provider_rayjobs.jobs import follow
 from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.limits import Limits
 from airflow_provider_rayjobs.jobs.models import JobSubmission
 from airflow_provider_rayjobs.jobs.packages.paths import has_local_code
 from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, delete_ended_job, stop_and_wait
-from airflow_provider_rayjobs.jobs.submission import build_submission, check_runtime_env_keys
+from airflow_provider_rayjobs.jobs.submission import build_submission, check_runtime_env_keys, new_nonce
 from airflow_provider_rayjobs.task import template_values
 from airflow_provider_rayjobs.task.attempts import HAS_STORE, RetryGeneration, owner_of
 from airflow_provider_rayjobs.task.boundary import Settings
@@ -32,9 +33,10 @@ from airflow_provider_rayjobs.task.outcomes import raising_task_errors
 from airflow_provider_rayjobs.task.text_templates import RendersText
 
 if TYPE_CHECKING:
+    import jinja2
     from airflow.sdk import Context, ObjectStoragePath, XComArg
 
-    from airflow_provider_rayjobs.jobs.packages.local_code import LocalCode
+    from airflow_provider_rayjobs.jobs.packages.local_code import GeneratedModule, LocalCode
     from airflow_provider_rayjobs.jobs.steps import Engine
 
 
@@ -51,14 +53,16 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
     (:func:`~airflow_provider_rayjobs.task.attempts.decide`). The job is stopped when a user clears or marks the task,
     when the task times out, and when its worker shuts down.
 
-    The driver's environment has Airflow's ``AIRFLOW_CTX_...`` variables and ``RAY_JOB_SUBMISSION_ID``. The metadata of
+    The driver's environment has Airflow's ``AIRFLOW_CTX_...`` variables, ``RAY_JOB_SUBMISSION_ID`` and
+    ``RAY_JOB_NONCE``, which marks the messages of :mod:`~airflow_provider_rayjobs.in_job`. The metadata of
     the job has ``airflow_dag_id``, ``airflow_run_id``, ``airflow_task_id``, ``airflow_map_index``,
     ``airflow_try_number``, ``airflow_max_tries``, ``airflow_run_start_date``, ``airflow_clear_number``,
     ``airflow_logical_date``, and
     ``airflow_deployment`` and ``airflow_may_outlive_task`` for
     :class:`~airflow_provider_rayjobs.cleanup.RayJobCleanupOperator`.
 
-    Every duration in seconds may also be a timedelta.
+    Every duration in seconds may also be a timedelta. Every templated argument may also be a function that gets the
+    context and returns the argument.
 
     :param entrypoint: a shell command, or a list of arguments. The provider quotes each argument for the shell.
         (templated)
@@ -109,6 +113,8 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
         limit. (templated)
     :param job_timeout: seconds from the submission to the end of the job, by the head's clock. The default is no limit.
         Airflow's ``execution_timeout`` limits one try, from the start of the try. (templated)
+    :param return_result: whether the task returns what the job's program pushed with
+        :func:`~airflow_provider_rayjobs.in_job.push_result`, instead of the submission id. (templated)
     :param fail_on_exit_code: one or more exit codes of the entrypoint that fail the task without a retry. (templated)
     :param skip_on_exit_code: one or more exit codes of the entrypoint that skip the task. (templated)
     """
@@ -118,7 +124,7 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
         "entrypoint_num_gpus", "entrypoint_memory", "entrypoint_resources", "entrypoint_label_selector",
         "wait_for_completion", "defer_after", "poll_interval", "fetch_logs", "log_lines_limit", "log_flush_interval",
         "unreachable_timeout", "stop_on_kill", "stop_timeout", "pending_timeout", "job_timeout", "fail_on_exit_code",
-        "skip_on_exit_code", "package_secrets", "package_storage",
+        "skip_on_exit_code", "package_secrets", "package_storage", "return_result",
     )  # fmt: skip
     # Empty: Airflow would read an entrypoint that ends in ".yaml" as the name of a template file.
     template_ext: Sequence[str] = ()
@@ -160,6 +166,7 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
         skip_on_exit_code: int | str | Collection[int | str] | None = None,
         package_secrets: bool | str | Sequence[str] = False,
         package_storage: str | ObjectStoragePath | None = None,
+        return_result: bool | str = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -194,21 +201,39 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
         self.skip_on_exit_code = skip_on_exit_code
         self.package_secrets = package_secrets
         self.package_storage = package_storage
+        self.return_result = return_result
         self._kill_switch = KillSwitch()
 
-    def _do_render_template_fields(self, parent: Any, *args: Any, **kwargs: Any) -> None:
-        """Render, then mask and redact ``env_vars``. Airflow calls this method for mapped tasks, too."""
-        super()._do_render_template_fields(parent, *args, **kwargs)
+    def _do_render_template_fields(
+        self,
+        parent: Any,
+        template_fields: Iterable[str],
+        context: Context,
+        jinja_env: jinja2.Environment,
+        seen_oids: set[int],
+    ) -> None:
+        """
+        Call the functions among the arguments, and render the others. Then mask and redact ``env_vars``.
+
+        Airflow calls this method for mapped tasks, too.
+        """
+        if parent is self:
+            called = {field for field in template_fields if callable(getattr(self, field))}
+            for field in called:
+                setattr(self, field, getattr(self, field)(context))
+            # what a function returns is no template
+            template_fields = [field for field in template_fields if field not in called]
+        super()._do_render_template_fields(parent, template_fields, context, jinja_env, seen_oids)
         if parent is self:
             with suppress(ValueError, OSError):  # ``execute`` raises the same error
                 masking.mask_env_vars(template_values.as_runtime_env(self.runtime_env, self._folders()))
             self.runtime_env = masking.redact_env_vars(self.runtime_env)
 
-    def execute(self, context: Context) -> str:
-        """Find or submit the job of this try, follow it if the task waits, and return its submission id."""
+    def execute(self, context: Context) -> Any:
+        """Find or submit the job of this try, follow it if the task waits, and return its id or its result."""
         return Execution(self, context, self._kill_switch).submit_and_wait()
 
-    def execute_complete(self, context: Context, event: dict[str, Any] | None = None, **_later: Any) -> str:
+    def execute_complete(self, context: Context, event: dict[str, Any] | None = None, **_later: Any) -> Any:
         """Show the rest of the log after the trigger has fired, and end as the job ended."""
         return Execution(self, context, self._kill_switch, is_resumed=True).resume(event or {})
 
@@ -229,9 +254,13 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
 
         :raises ValueError: an argument is invalid. The error names the field.
         """
+        waits = template_values.as_bool("wait_for_completion", self.wait_for_completion)
+        return_result = template_values.as_bool("return_result", self.return_result)
+        if return_result and not waits:
+            raise ValueError("return_result needs wait_for_completion=True: a task that does not wait has no result.")
         return Settings(
             submission_id=template_values.as_optional_text("submission_id", self.submission_id),
-            wait_for_completion=template_values.as_bool("wait_for_completion", self.wait_for_completion),
+            wait_for_completion=waits,
             deferrable=self.deferrable,
             defer_after=template_values.as_seconds("defer_after", self.defer_after),
             logs=template_values.as_log_options(self.fetch_logs, self.log_lines_limit, self.log_flush_interval),
@@ -246,16 +275,22 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
             fail_on=template_values.as_exit_codes("fail_on_exit_code", self.fail_on_exit_code),
             skip_on=template_values.as_exit_codes("skip_on_exit_code", self.skip_on_exit_code),
             execution_timeout=template_values.as_optional_seconds("execution_timeout", self.execution_timeout),
+            return_result=return_result,
         )
 
-    def resolve_local_code(self) -> Engine[LocalCode | None]:
+    def generated_module(self, context: Context) -> GeneratedModule | None:  # noqa: ARG002  (for subclasses)
+        """Return a module that is sent to the cluster with the job, beside the code of the runtime environment."""
+        return None
+
+    def resolve_local_code(self, context: Context) -> Engine[LocalCode | None]:
         """
-        Find the local code of the runtime environment and compute its digests. Return ``None`` if there is none.
+        Find the local code of the job and compute its digests. Return ``None`` if there is none.
 
         :raises ValueError: the code cannot be packed. The error names the field.
         """
-        runtime_env = template_values.as_runtime_env(self.runtime_env, self._folders())
-        if runtime_env is None or not has_local_code(runtime_env):
+        runtime_env = template_values.as_runtime_env(self.runtime_env, self._folders()) or {}
+        generated = self.generated_module(context)
+        if not has_local_code(runtime_env) and generated is None:
             return None
         # Imported here, because parsing a DAG file imports this module.
         from airflow_provider_rayjobs.jobs.packages.local_code import find_packages  # noqa: PLC0415
@@ -268,6 +303,7 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
             folders=template_values.search_folders(self.runtime_env, self._folders()),
             secrets=template_values.as_package_secrets(self.package_secrets),
             storage=None if template_values.is_unset(self.package_storage) else open_storage(self.package_storage),
+            generated=generated,
         )
         code = yield from run_in_slices(packages, "Hashing local code")
         masking.mask_env_vars(code.runtime_env)  # requirements files may hold URLs with credentials
@@ -289,6 +325,8 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
         if job_name := template_values.as_optional_text("job_name", self.job_name):
             metadata["job_name"] = job_name
         env_vars = context_to_airflow_vars(context, in_env_var_format=True) | {"RAY_JOB_SUBMISSION_ID": submission_id}
+        nonce = nonce or new_nonce()
+        env_vars[NONCE_VARIABLE] = nonce
         env_vars |= runtime_env.get("env_vars") or {}
         return build_submission(
             template_values.as_entrypoint(self.entrypoint),

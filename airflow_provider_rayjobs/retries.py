@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from airflow_provider_rayjobs.exceptions import (
     RayApiUnreachableError,
     RayJobEntrypointError,
+    RayJobFunctionError,
     RayJobLostError,
     RayJobSupervisorError,
     RayJobUnschedulableError,
@@ -54,17 +55,30 @@ class RayJobRetryPolicy(ExceptionRetryPolicy):
     a day without using a retry (Airflow 3.4 and later). ``default`` decides about other errors. The task's ``retries``
     limit the number of retries.
 
+    :param function_errors: the action for exceptions that the function of a ``@task.ray_job`` task raised, by the name
+        of their class or of a base class: ``{"ValueError": RetryAction.FAIL}``. Applied before all rules.
     :param rules: rules for classes of :mod:`airflow_provider_rayjobs.exceptions`, applied before the default rules.
     :param default: the action for errors without a rule. ``RetryAction.DEFAULT`` leaves the decision to the task.
     """
 
-    def __init__(self, rules: Sequence[RetryRule] = (), default: RetryAction = RetryAction.DEFAULT) -> None:
+    def __init__(
+        self,
+        rules: Sequence[RetryRule] = (),
+        default: RetryAction = RetryAction.DEFAULT,
+        *,
+        function_errors: Mapping[str, RetryAction] | None = None,
+    ) -> None:
         super().__init__(rules=[*rules, *DEFAULT_RULES], default=default)
+        self.function_errors = dict(function_errors or {})
 
     def evaluate(
         self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
     ) -> RetryDecision:
         """Return whether to retry the task after an error."""
+        if isinstance(exception, RayJobFunctionError):
+            for name, action in self.function_errors.items():
+                if exception.is_a(name):
+                    return RetryDecision(action, reason=f"The function raised {name}.")
         decision = super().evaluate(exception, try_number, max_tries, context)
         if decision.reason is None and is_final(exception):
             return RetryDecision.fail("Ray refused the request. The DAG or the connection must be changed.")

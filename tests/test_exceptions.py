@@ -13,6 +13,8 @@ from airflow_provider_rayjobs.exceptions import (
     Delivery,
     RayApiConnectionError,
     RayApiResponseError,
+    RayJobFunctionError,
+    RayJobResultError,
     RayJobsError,
     RayJobTimeoutError,
     RayJobUnsuccessfulError,
@@ -30,6 +32,10 @@ def attributes_of(kind: type[Exception]) -> dict[str, object]:
         return {"status_code": 418, "delivery": Delivery.REFUSED}
     if issubclass(kind, RayJobTimeoutError):
         return {"limit": "job_timeout", "details": DETAILS}
+    if issubclass(kind, RayJobResultError):
+        return {"is_final": True}
+    if issubclass(kind, RayJobFunctionError):
+        return {"details": DETAILS, "last_lines": ("one", "two"), "exception_types": ("ValueError", "Exception")}
     return {"details": DETAILS, "last_lines": ("one", "two")} if issubclass(kind, RayJobUnsuccessfulError) else {}
 
 

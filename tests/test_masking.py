@@ -177,7 +177,7 @@ def test_credentials_in_requirements_files_are_masked(tmp_path: Path):
     """A password in a file that the worker reads is masked before the packages are uploaded."""
     (tmp_path / "requirements.txt").write_text(f"--index-url {URL}\ntorch\n")
     task = rendered_task({"pip": str(tmp_path / "requirements.txt")})
-    engine = task.resolve_local_code()
+    engine = task.resolve_local_code({})
     before = redact("m4rked/url")
     with RayJobsClient("http://127.0.0.1:9") as client:
         code = client.run(engine)

@@ -198,7 +198,7 @@ def test_constructor_checks_nothing():
 
 def named(operator: RayJobSubmitOperator) -> Any:
     with RayJobsClient("http://127.0.0.1:9") as client:
-        return client.run(operator.resolve_local_code())
+        return client.run(operator.resolve_local_code(context()))
 
 
 def test_relative_paths_of_local_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -286,7 +286,7 @@ def test_kill_interrupts_the_reading_of_local_code(
         monkeypatch.setattr(f"airflow_provider_rayjobs.jobs.progress.{name}", 0.0)
     switch = CountedSwitch(checks)
     logger = logging.getLogger("airflow.task.local_code")
-    engine = interruptible(operator.resolve_local_code(), lambda: switch.is_triggered)
+    engine = interruptible(operator.resolve_local_code(context()), lambda: switch.is_triggered)
 
     with (
         RayJobsClient("http://127.0.0.1:9", logger=logger) as client,

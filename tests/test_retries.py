@@ -25,6 +25,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobEntrypointError,
     RayJobExistsError,
     RayJobFailedError,
+    RayJobFunctionError,
     RayJobLostError,
     RayJobNotFoundError,
     RayJobRuntimeEnvError,
@@ -104,6 +105,28 @@ def test_other_errors_are_left_to_the_task() -> None:
     """Without ``default`` the task decides about errors without a rule."""
     for error in OTHERS:
         assert decided(RayJobRetryPolicy(), error) is RetryAction.DEFAULT
+
+
+@pytest.mark.parametrize(
+    ("types", "action"),
+    [
+        (("KeyError", "LookupError", "Exception"), RetryAction.FAIL),
+        (("sklearn.exceptions.NotFittedError", "ValueError", "Exception"), RetryAction.RETRY),
+        (("RayTaskError(OSError)", "ray.exceptions.RayTaskError", "OSError"), RetryAction.RETRY),
+        (("TypeError", "Exception"), RetryAction.DEFAULT),
+    ],
+)
+def test_exceptions_of_a_function_by_name(types: tuple[str, ...], action: RetryAction) -> None:
+    """A policy can decide by the name of the exception's class or of a base class, with or without the module."""
+    policy = RayJobRetryPolicy(
+        function_errors={
+            "LookupError": RetryAction.FAIL,
+            "sklearn.exceptions.NotFittedError": RetryAction.RETRY,
+            "OSError": RetryAction.RETRY,
+        }
+    )
+
+    assert decided(policy, RayJobFunctionError("f raised", exception_types=types)) is action
 
 
 @pytest.mark.skipif(RESCHEDULE is None, reason="Airflow 3.4 introduced RetryAction.RESCHEDULE")

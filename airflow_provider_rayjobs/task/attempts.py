@@ -123,6 +123,7 @@ class JobRecord:
     :param accepted: whether Ray certainly has received the job.
     :param abandoned: whether a time limit expired; stored before the stop is sent.
     :param delivered: whether a try has returned the job's result or raised its failure; for information.
+    :param unusable: whether its result can never be read, although the job may have succeeded.
     :param holder: the try that follows the job, by its task instance id (a UUID).
     :param version: the version of this form.
     """
@@ -135,6 +136,7 @@ class JobRecord:
     accepted: bool = False
     abandoned: bool = False
     delivered: bool = False
+    unusable: bool = False
     holder: str = ""
     version: int = 1
 
@@ -209,6 +211,7 @@ def decide(record: JobRecord | None, answer: ClusterAnswer | None, this: ThisTry
     job unknown, otherwise                      SUBMIT    it was deleted
     another job has the id                      SUBMIT    the other job is left alone
     job SUCCEEDED, task not cleared             FINISH    also if the last try took that result and failed afterwards
+    job SUCCEEDED, its result unusable          SUBMIT    the last try found that the result can never be read
     job FAILED with a final exit code           FINISH    the task ends as ``fail_on_exit_code`` says; not if cleared
     job ended otherwise                         SUBMIT
     job not ended, abandoned                    REPLACE
@@ -247,12 +250,13 @@ def _decide_known(record: JobRecord, job: JobDetails, this: ThisTry) -> tuple[Ac
     is_cleared = generation is not None and not this.generation.is_retry_of(generation)
     cleared = ", and the task was cleared" if is_cleared else ""
     if job.status.is_terminal():
-        if job.status == JobStatus.SUCCEEDED and not is_cleared:
+        if job.status == JobStatus.SUCCEEDED and not is_cleared and not record.unusable:
             return Action.FINISH, "SUCCEEDED"
         is_final = job.driver_exit_code in this.final_exit_codes
         if job.status == JobStatus.FAILED and is_final and not is_cleared:
             return Action.FINISH, f"FAILED with exit code {job.driver_exit_code}, after which no job is submitted"
-        return Action.SUBMIT, f"ended {job.status}{cleared}"
+        unusable = ", but its result cannot be read" if record.unusable else ""
+        return Action.SUBMIT, f"ended {job.status}{cleared}{unusable}"
     if record.abandoned:
         return Action.REPLACE, f"was abandoned and is still {job.status}"
     if is_cleared and not this.stop_on_kill:

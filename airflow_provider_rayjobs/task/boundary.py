@@ -19,6 +19,7 @@ from airflow.providers.common.compat.sdk import AirflowTaskTimeout
 from airflow_provider_rayjobs.exceptions import (
     RayJobLostError,
     RayJobNotFoundError,
+    RayJobResultError,
     RayJobsError,
     RayJobStoppedError,
     RayJobTimeoutError,
@@ -28,6 +29,7 @@ from airflow_provider_rayjobs.jobs.client import RayJobsClient
 from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.limits import NO_LIMITS, Limits, describe_shortage
 from airflow_provider_rayjobs.jobs.logs.cursor import NO_ENDING
+from airflow_provider_rayjobs.jobs.logs.messages import NO_MESSAGES
 from airflow_provider_rayjobs.jobs.logs.options import LogOptions
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.models import ClusterResources, JobDetails, JobStatus, JobSubmission
@@ -44,6 +46,7 @@ from airflow_provider_rayjobs.task.attempts import (
 )
 from airflow_provider_rayjobs.task.kill_switch import KillSwitch
 from airflow_provider_rayjobs.task.outcomes import error_for_outcome, is_last_try, is_unschedulable, to_task_error
+from airflow_provider_rayjobs.task.results import read_result
 from airflow_provider_rayjobs.task.states import State
 from airflow_provider_rayjobs.task.targets import Target, find_target
 from airflow_provider_rayjobs.triggers import emit_job_log, states_of
@@ -79,6 +82,8 @@ class Settings:
     fail_on: frozenset[int]
     skip_on: frozenset[int]
     execution_timeout: float | None = None
+    return_result: bool = False
+    may_unpickle: bool = False
 
 
 class SubmitTask(Protocol):
@@ -94,7 +99,7 @@ class SubmitTask(Protocol):
 
     def settings(self) -> Settings: ...
 
-    def resolve_local_code(self) -> Engine[LocalCode | None]: ...
+    def resolve_local_code(self, context: Context) -> Engine[LocalCode | None]: ...
 
     def new_submission(
         self, context: Context, submission_id: str, nonce: str | None = None, *, runtime_env: Any = None
@@ -128,7 +133,7 @@ class Boundary:
         self._target: Target | None = None
         self._clients: dict[Target, RayJobsClient] = {}
 
-    def guard(self, work: Callable[[], str]) -> str:
+    def guard(self, work: Callable[[], Any]) -> Any:
         """Do the work of a try. See to a job that may run, whatever breaks."""
         try:
             try:
@@ -152,6 +157,7 @@ class Boundary:
         finally:
             if self.state not in (State.DEFERRED, State.RELEASED):
                 self._enter(State.DONE)
+                self._push_progress()
             for client in self._clients.values():
                 client.close()
 
@@ -162,16 +168,37 @@ class Boundary:
         if self.task.execution_timeout is not None:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
-    def _conclude(self, details: JobDetails) -> str:
-        """Return the submission id of a job that SUCCEEDED, or raise the error for its end."""
+    def _conclude(self, details: JobDetails) -> Any:
+        """Return the submission id or the result of a job that SUCCEEDED, or raise the error for its end."""
         self._enter(State.DONE)
         ending = self.reader.log.ending if self.reader else NO_ENDING
+        messages = self.reader.messages if self.reader else NO_MESSAGES
         shortage = self._shortage() if is_unschedulable(details) else ""
-        if error := error_for_outcome(details, self.target.cluster.address, ending, shortage):
+        if error := error_for_outcome(details, self.target.cluster.address, ending, shortage, messages):
             self._update(delivered=True)
             raise error
         self.log.info("Ray job %s SUCCEEDED after %.1f s.", details.name, details.duration or 0.0)
-        return self._deliver()
+        if not self.settings.return_result:
+            return self._deliver()
+        try:
+            result = read_result(
+                self.reader,
+                details,
+                self.target.cluster.address,
+                self.log.warning,
+                may_unpickle=self.settings.may_unpickle,
+            )
+        except RayJobResultError as unread:
+            self._update(unusable=unread.is_final)
+            raise
+        self._deliver()
+        return result
+
+    def _push_progress(self) -> None:
+        """Push the last progress of the job to XCom. A failure must not replace the outcome of the try."""
+        if self.reader is not None and self.reader.progress is not None:
+            with suppress(Exception):
+                self.context["ti"].xcom_push(key="progress", value=self.reader.progress.to_json())
 
     def _deliver(self) -> str:
         self._update(accepted=True, delivered=True)
@@ -233,7 +260,7 @@ class Boundary:
             raise error
         raise raised from error.__cause__  # not from error, which has the same text
 
-    def _abandon(self, error: RayJobTimeoutError) -> str:
+    def _abandon(self, error: RayJobTimeoutError) -> Any:
         """Stop a job whose time limit expired. If the job ended before the stop, its own end decides."""
         if error.limit == "execution_timeout" and not self.kill_switch.is_enabled:
             self._enter(State.DONE)
@@ -247,10 +274,12 @@ class Boundary:
         self._show_log(stopped.details)
         if stopped.details is not None and stopped.details.status in (JobStatus.SUCCEEDED, JobStatus.FAILED):
             return self._conclude(stopped.details)
+        progress = self.reader.progress if self.reader else None
+        facts = [f"The job at {self._record.job.address} was abandoned.", *shortage, stopped.summary]
+        if progress is not None:
+            facts.append(f"Its last progress: {progress}")
         raise RayJobTimeoutError(
-            "\n".join(
-                [str(error), f"The job at {self._record.job.address} was abandoned.", *shortage, stopped.summary]
-            ),
+            "\n".join([str(error), *facts]),
             limit=error.limit,
             details=stopped.details or error.details,
         ) from None
@@ -416,7 +445,7 @@ class Boundary:
     def _read_arguments(self) -> Settings:
         self._settings = settings = self.task.settings()
         self.limits = settings.limits
-        self.reader = settings.logs.reader()
+        self.reader = settings.logs.reader(messages=settings.return_result)
         return settings
 
     def _show_log(self, details: JobDetails | None) -> None:

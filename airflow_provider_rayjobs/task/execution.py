@@ -21,6 +21,7 @@ from airflow_provider_rayjobs.exceptions import (
 from airflow_provider_rayjobs.jobs import follow
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobStatus
 from airflow_provider_rayjobs.jobs.steps import Engine, Interrupted, RunBlocking
+from airflow_provider_rayjobs.jobs.submission import NONCE
 from airflow_provider_rayjobs.jobs.submit import get_session, submit_job
 from airflow_provider_rayjobs.task.attempts import (
     Action,
@@ -48,13 +49,13 @@ class Execution(Boundary):
     # The deadline of the try from before it was deferred.
     _handed_deadline: float | None = None
 
-    def submit_and_wait(self) -> str:
-        """Find or submit the job, follow it if the task waits, and return the submission id."""
+    def submit_and_wait(self) -> Any:
+        """Find or submit the job, follow it if the task waits, and return its submission id or its result."""
         return self.guard(self._submit_and_wait)
 
-    def resume(self, event: Mapping[str, Any]) -> str:
+    def resume(self, event: Mapping[str, Any]) -> Any:
         """
-        Continue with the event of the trigger, and return the submission id.
+        Continue with the event of the trigger, and return the submission id or the result.
 
         An event of another try is ignored. Airflow 3.3 passes it to the new try of a task that was cleared after it
         resumed (``scheduler_job_runner.py`` resets a RESTARTING task without ``clear_next_method_args``).
@@ -64,7 +65,7 @@ class Execution(Boundary):
             return self.submit_and_wait()
         return self.guard(lambda: self._resume(event))
 
-    def _submit_and_wait(self) -> str:
+    def _submit_and_wait(self) -> Any:
         self._set_up()
         if not self.store.is_durable and self.context["ti"].max_tries:
             self.log.info("No task state store is used. Each try of this task submits a new job.")
@@ -93,12 +94,13 @@ class Execution(Boundary):
             self._defer()
         return self._conclude(details)
 
-    def _resume(self, event: Mapping[str, Any]) -> str:
+    def _resume(self, event: Mapping[str, Any]) -> Any:
         self._set_up(event)
         self._enter(State.FOLLOWING)
         self._handed_deadline = event.get("execution_deadline")
-        self.reader = self.settings.logs.reader(event.get("log_state"))
-        details = details_from_event(event)
+        self.reader = self.settings.logs.reader(event.get("log_state"), messages=self.settings.return_result)
+        # an event has no metadata
+        details = replace(details_from_event(event), metadata={NONCE: self._record.job.nonce or ""})
         self._update(job=self._record.job.seen(details))
         if not details.status.is_terminal():  # ``log_flush_interval`` has passed
             if self.reader is not None:
@@ -184,7 +186,7 @@ class Execution(Boundary):
     def _submit(self, record: JobRecord) -> None:
         """Upload local code, store the job record, then submit the job."""
         timeout = self.settings.unreachable_timeout
-        code = self._run(self.task.resolve_local_code())
+        code = self._run(self.task.resolve_local_code(self.context))
         submission = self.task.new_submission(
             self.context, record.submission_id, record.job.nonce, runtime_env=code.runtime_env if code else None
         )

@@ -28,6 +28,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobEntrypointError,
     RayJobExistsError,
     RayJobFailedError,
+    RayJobFunctionError,
     RayJobLostError,
     RayJobRuntimeEnvError,
     RayJobsError,
@@ -37,7 +38,9 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobUnschedulableError,
     RayJobUnsuccessfulError,
 )
+from airflow_provider_rayjobs.in_job import FAIL_EXIT_CODE, SKIP_EXIT_CODE
 from airflow_provider_rayjobs.jobs.logs.cursor import NO_ENDING, LogEnding, find_exception
+from airflow_provider_rayjobs.jobs.logs.messages import NO_MESSAGES, FunctionFailure, JobMessages, without_messages
 from airflow_provider_rayjobs.jobs.models import LOG_EXCERPT_MARKER, JobDetails, JobErrorType, JobStatus
 
 if TYPE_CHECKING:
@@ -75,7 +78,11 @@ def is_final(error: BaseException) -> bool:
 
 
 def error_for_outcome(
-    details: JobDetails, address: str, ending: LogEnding = NO_ENDING, shortage: str = ""
+    details: JobDetails,
+    address: str,
+    ending: LogEnding = NO_ENDING,
+    shortage: str = "",
+    messages: JobMessages = NO_MESSAGES,
 ) -> RayJobUnsuccessfulError | None:
     """
     Return the error for the end of a job, or ``None`` if it SUCCEEDED.
@@ -83,13 +90,16 @@ def error_for_outcome(
     :param details: the job in a terminal status.
     :param ending: the end of its log, if the log was read; otherwise the message has Ray's copy of the last lines.
     :param shortage: for an unschedulable job, its request and the resources of the cluster.
+    :param messages: what its program told the task.
     """
     if details.status == JobStatus.SUCCEEDED:
         return None
     # Masked here: the message quotes the job's log, and reaches callbacks and consoles that Airflow does not mask.
-    message = str(redact(describe_end(details, address, ending, shortage)))
+    message = str(redact(describe_end(details, address, ending, shortage, messages)))
     last_lines = tuple(str(redact(line)) for line in ending.last_lines)
     kind = RayJobStoppedError if details.status == JobStatus.STOPPED else _failure_class(details)
+    if (failure := _failure_of(details, messages)) is not None:
+        return RayJobFunctionError(message, details=details, last_lines=last_lines, exception_types=failure.types)
     return kind(message, details=details, last_lines=last_lines)
 
 
@@ -98,7 +108,13 @@ def is_unschedulable(details: JobDetails) -> bool:
     return _failure_class(details) is RayJobUnschedulableError
 
 
-def describe_end(details: JobDetails, address: str, ending: LogEnding = NO_ENDING, shortage: str = "") -> str:
+def describe_end(
+    details: JobDetails,
+    address: str,
+    ending: LogEnding = NO_ENDING,
+    shortage: str = "",
+    messages: JobMessages = NO_MESSAGES,
+) -> str:
     """Return the message of a failed task: job, status, exit code, duration, address and the known causes."""
     facts = [f"Ray job {details.name} {details.status}"]
     if details.driver_exit_code is not None:
@@ -106,7 +122,14 @@ def describe_end(details: JobDetails, address: str, ending: LogEnding = NO_ENDIN
     if details.duration is not None:
         facts.append(f"after {details.duration:.1f} s")
     lines = [f"{' '.join(facts)}, at {address}."]
-    message = (details.message or "").strip()
+    if messages.progress is not None:
+        lines.append(f"Its last progress: {messages.progress}")
+    if (failure := _failure_of(details, messages)) is not None:
+        raised = f"{failure.function} raised {failure.types[0]}: {failure.message}"
+        # a skip is no error
+        traceback = [] if details.driver_exit_code == SKIP_EXIT_CODE else [failure.traceback.rstrip("\n")]
+        return "\n".join([raised, *lines, *traceback])
+    message = without_messages((details.message or "").encode()).decode().strip()
     if exception := ending.exception or find_exception(message.splitlines()):
         lines.append(f"The last exception in its log: {exception}")
     if details.error_type:
@@ -119,6 +142,12 @@ def describe_end(details: JobDetails, address: str, ending: LogEnding = NO_ENDIN
     if ending.last_lines:
         lines.extend(["The log ends with:", *ending.last_lines])
     return "\n".join(lines)
+
+
+def _failure_of(details: JobDetails, messages: JobMessages) -> FunctionFailure | None:
+    """Return the exception of a function if it ended the job. Ray knows no other cause then than the exit code."""
+    is_exit = details.status == JobStatus.FAILED and issubclass(RayJobEntrypointError, _failure_class(details))
+    return messages.failure if is_exit else None
 
 
 def _failure_class(details: JobDetails) -> type[RayJobFailedError]:
@@ -145,6 +174,8 @@ def to_task_error(
         return AirflowSkipException(str(error))
     if isinstance(error, RayJobTimeoutError) and error.limit == "execution_timeout":
         return _with_class(error, AirflowTaskTimeout)
+    if isinstance(error, RayJobFunctionError) and exit_code == FAIL_EXIT_CODE:
+        return _with_class(error, AirflowFailException)  # as the function says, whatever a policy says
     ends_retries = is_final(error) or (exit_code is not None and exit_code in fail_on)
     return _with_class(error, AirflowFailException) if ends_retries and not has_retry_policy(task) else error
 

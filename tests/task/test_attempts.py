@@ -215,6 +215,16 @@ def test_retry_takes_a_success(record: JobRecord, generation: RetryGeneration) -
 
 
 @pytest.mark.parametrize("record", RECORDS)
+@pytest.mark.parametrize("generation", RETRIES)
+def test_retry_replaces_a_success_without_a_usable_result(record: JobRecord, generation: RetryGeneration) -> None:
+    """If the last try found that the job's result can never be read, the retry submits a new job."""
+    decision = decide(replace(record, unusable=True), found("SUCCEEDED"), a_try(generation))
+
+    assert decision.action is Action.SUBMIT
+    assert "ended SUCCEEDED, but its result cannot be read" in decision.reason
+
+
+@pytest.mark.parametrize("record", RECORDS)
 @pytest.mark.parametrize("generation", CLEARS)
 @pytest.mark.parametrize("stop_on_kill", [True, False])
 def test_cleared_task_submits_after_a_success(
@@ -313,8 +323,8 @@ def test_unreadable_record_of_a_job_without_a_generation(status: str) -> None:
 def test_no_combination_leaves_a_running_job_beside_a_new_one() -> None:
     """For every combination of fields, a running job is followed or replaced before a new one is submitted."""
     flags = [
-        dict(zip(("accepted", "abandoned", "delivered"), values, strict=True))
-        for values in product([True, False], repeat=3)
+        dict(zip(("accepted", "abandoned", "delivered", "unusable"), values, strict=True))
+        for values in product([True, False], repeat=4)
     ]
     for record, flag, generation, status in product((RECORD, UNREADABLE), flags, ALL, [*ALIVE, *ENDED]):
         decision = decide(replace(record, **flag), found(status), a_try(generation.values[0]))
@@ -422,6 +432,7 @@ VERSION_1 = """{
     "accepted": true,
     "abandoned": true,
     "delivered": true,
+    "unusable": false,
     "holder": "0190b0b0-0000-7000-8000-000000000000",
     "version": 1
 }"""

@@ -27,6 +27,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobEntrypointError,
     RayJobExistsError,
     RayJobFailedError,
+    RayJobFunctionError,
     RayJobLostError,
     RayJobNotFoundError,
     RayJobNotTerminalError,
@@ -39,6 +40,7 @@ from airflow_provider_rayjobs.exceptions import (
 )
 from airflow_provider_rayjobs.jobs import JobDetails, JobErrorType, JobStatus, JobType
 from airflow_provider_rayjobs.jobs.logs.cursor import LogEnding
+from airflow_provider_rayjobs.jobs.logs.messages import FunctionFailure, JobMessages, Progress
 from airflow_provider_rayjobs.task.outcomes import (
     describe_end,
     error_for_outcome,
@@ -100,6 +102,73 @@ CLASSES = {
     "JOB_ENTRYPOINT_COMMAND_START_ERROR": RayJobEntrypointError,
     "JOB_ENTRYPOINT_COMMAND_ERROR": RayJobEntrypointError,
 }
+
+
+FAILURE = FunctionFailure(
+    "train",
+    ("ValueError", "Exception"),
+    "no data",
+    'Traceback (most recent call last):\n  File "dag.py", line 3, in train\nValueError: no data\n',
+)
+MESSAGES = JobMessages(failure=FAILURE, progress=Progress(3, 10, "epoch 3"))
+
+
+@pytest.mark.parametrize("details", [failed("JOB_ENTRYPOINT_COMMAND_ERROR", 1), failed(None, 1), failed(None)])
+def test_exception_of_a_function(details: JobDetails):
+    """The error of a function's job has the function's exception, its traceback and its last progress."""
+    error = error_for_outcome(details, ADDRESS, LogEnding(("last",), "RuntimeError: other"), messages=MESSAGES)
+
+    assert type(error) is RayJobFunctionError
+    assert error.exception_types == ("ValueError", "Exception")
+    assert (error.is_a("ValueError"), error.is_a("Value"), error.is_a("KeyError")) == (True, False, False)
+    assert str(error).splitlines() == [
+        "train raised ValueError: no data",
+        str(error).splitlines()[1],
+        "Its last progress: 3 of 10 (30%): epoch 3",
+        "Traceback (most recent call last):",
+        '  File "dag.py", line 3, in train',
+        "ValueError: no data",
+    ]
+    assert str(error).splitlines()[1].startswith("Ray job job-1 FAILED")
+
+
+@pytest.mark.parametrize("details", [job(JobStatus.STOPPED), failed("JOB_SUPERVISOR_ACTOR_DIED", 1)])
+def test_job_that_ended_otherwise_than_by_the_exception(details: JobDetails):
+    """A job that was stopped, or whose supervisor died, has that error, whatever its function raised."""
+    error = error_for_outcome(details, ADDRESS, messages=MESSAGES)
+
+    assert not isinstance(error, RayJobEntrypointError)
+    assert "no data" not in str(error)
+    assert "Its last progress: 3 of 10 (30%): epoch 3" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "policy", "kind"),
+    [
+        (99, None, AirflowSkipException),
+        (98, None, AirflowFailException),
+        (98, "policy", AirflowFailException),
+        (1, None, RayJobFunctionError),
+        (1, "policy", RayJobFunctionError),
+    ],
+)
+def test_function_skips_or_fails_its_task(exit_code: int, policy: Any, kind: type[Exception]):
+    """The exit code of the function's program says whether the task is skipped, or failed without a retry."""
+    error = error_for_outcome(failed("JOB_ENTRYPOINT_COMMAND_ERROR", exit_code), ADDRESS, messages=MESSAGES)
+    raised = to_task_error(error, task(policy), fail_on={98}, skip_on={99})
+
+    assert isinstance(raised, kind)
+    assert isinstance(raised, AirflowFailException) is (exit_code == 98)
+    assert str(raised).startswith("train raised ValueError: no data\n")
+    assert ("Traceback" in str(raised)) is (exit_code != 99)
+
+
+def test_messages_in_rays_excerpt_of_the_log():
+    """Ray's message quotes the end of the log. The messages in it are not shown."""
+    message = 'failed, last available logs (truncated):\n##ray_job 0123456789abcdef progress {"done": 1}\nboom'
+
+    assert "##ray_job" not in describe_end(job(JobStatus.FAILED, message=message), ADDRESS)
+    assert "boom" in describe_end(job(JobStatus.FAILED, message=message), ADDRESS)
 
 
 def test_every_error_type_of_ray_has_a_class():

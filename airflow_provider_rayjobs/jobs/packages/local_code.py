@@ -81,6 +81,15 @@ class Package:
 
 
 @dataclass(frozen=True)
+class GeneratedModule:
+    """A module that is not on the disk: what it is and its name for messages, and the contents of its files by name."""
+
+    owner: str
+    name: str
+    files: Mapping[str, bytes] = field(repr=False)
+
+
+@dataclass(frozen=True)
 class LocalCode:
     """A runtime environment with URIs instead of paths, and the packages at these URIs."""
 
@@ -99,6 +108,7 @@ def find_packages(
     folders: Sequence[Path] = (),
     secrets: bool | Sequence[str] = False,
     storage: PackageStorage | None = None,
+    generated: GeneratedModule | None = None,
 ) -> Progress[LocalCode]:
     """
     Find the local code of a runtime environment and name its packages.
@@ -106,6 +116,7 @@ def find_packages(
     :param folders: searched for relative paths, in this order; the working directory by default.
     :param secrets: whether to pack files with names of :mod:`.secret_names`, or patterns of those to pack.
     :param storage: for packages of 100 MiB and more.
+    :param generated: a module that is added to ``py_modules``.
     :raises ValueError: for local code that cannot be packed.
     :raises RayPackageError: for a file that cannot be read, or changes.
     """
@@ -140,6 +151,9 @@ def find_packages(
                 packages.append((yield from naming.name_module(f"py_modules[{number}]", module)))
             uris.append(packages[-1].uri if is_path(module) else module)
         changed["py_modules"] = uris
+    if generated is not None:
+        packages.append((yield from naming.name_generated(generated)))
+        changed["py_modules"] = [*(changed.get("py_modules") or ()), packages[-1].uri]
     return LocalCode(changed, tuple(packages))
 
 
@@ -187,6 +201,10 @@ class _Naming:
                 f"is {source}."
             )
         return (yield from self._name(Package(owner, source, tree)))
+
+    def name_generated(self, module: GeneratedModule) -> Progress[Package]:
+        """Name the package of a module that is not on the disk."""
+        return (yield from self._name(Package(module.owner, Path(module.name), _with_files(Tree(()), module.files))))
 
     def _name_archive(self, owner: str, source: Path) -> Progress[Package]:
         package = yield from self._name(Package(owner, source, Tree((file_entry(source),)), is_archive=True))

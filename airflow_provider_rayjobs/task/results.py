@@ -1,0 +1,57 @@
+"""The result of a job that SUCCEEDED, out of the messages in its log."""
+
+from __future__ import annotations
+
+import base64
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+from airflow_provider_rayjobs.exceptions import RayApiBusyError, RayApiConnectionError, RayJobResultError
+from airflow_provider_rayjobs.jobs.logs.reader import LogReader
+from airflow_provider_rayjobs.jobs.models import JobDetails
+
+
+def read_result(
+    reader: LogReader | None,
+    details: JobDetails,
+    address: str,
+    warn: Callable[..., object],
+    *,
+    may_unpickle: bool = False,
+) -> Any:
+    """
+    Return the last whole result that a job pushed.
+
+    :param reader: has read the job's log to its end.
+    :param warn: called with a message and its arguments if there are several results.
+    :param may_unpickle: whether a pickled result is accepted. It can run any code in this process.
+    :raises RayJobResultError: there is no whole result, or the log cannot be read.
+    """
+    name = f"Ray job {details.name} at {address} SUCCEEDED"
+    error = reader.end_error if reader is not None else None
+    result = reader.messages.result if reader is not None else None
+    if reader is None or result is None:
+        if error is not None or reader is None:
+            # the head may answer the next try
+            is_outage = error is None or isinstance(error, RayApiConnectionError | RayApiBusyError)
+            raise RayJobResultError(f"{name}, but its result cannot be read. {error or ''}", is_final=not is_outage)
+        if reader.messages.broken:
+            fact = "its result is broken: it was not written completely, or its checksum is wrong"
+            raise RayJobResultError(f"{name}, but {fact}. Look for a full disk on its node.", is_final=True)
+        raise RayJobResultError(
+            f"{name}, but pushed no result. Call push_result of airflow_provider_rayjobs.in_job at its end.",
+            is_final=True,
+        )
+    if reader.messages.results > 1:
+        warn("Ray job %s pushed %d results. The last one counts.", details.name, reader.messages.results)
+    if not result.is_pickled:
+        return result.value
+    if not may_unpickle:
+        fact = "its result is pickled, and result_serializer is json"
+        raise RayJobResultError(f"{name}, but {fact}. Nothing was unpickled.", is_final=True)
+    try:
+        return pickle.loads(base64.b64decode(result.value))  # noqa: S301  (the user chose it)
+    except Exception as failure:
+        fact = f"its result cannot be unpickled: {type(failure).__name__}: {failure}"
+        raise RayJobResultError(f"{name}, but {fact}", is_final=True) from failure

@@ -1,0 +1,86 @@
+"""The result of a job that SUCCEEDED."""
+
+from __future__ import annotations
+
+import base64
+import pickle
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from airflow_provider_rayjobs.exceptions import (
+    RayApiBusyError,
+    RayApiConnectionError,
+    RayApiResponseError,
+    RayJobResultError,
+)
+from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType
+from airflow_provider_rayjobs.jobs.logs.messages import JobMessages, Result
+from airflow_provider_rayjobs.task.results import read_result
+
+JOB = JobDetails(JobType.SUBMISSION, JobStatus.SUCCEEDED, submission_id="job-1")
+
+
+def read(messages: JobMessages, error: Exception | None = None, **options: Any) -> tuple[Any, list[str]]:
+    """Return the result and the warnings."""
+    warnings: list[str] = []
+    reader: Any = SimpleNamespace(messages=messages, end_error=error)
+    result = read_result(reader, JOB, "http://a:8265", lambda text, *args: warnings.append(text % args), **options)
+    return result, warnings
+
+
+@pytest.mark.parametrize("value", [None, 0, {"a": [1]}])
+def test_result(value: Any) -> None:
+    """The value is returned, ``None`` as well."""
+    assert read(JobMessages(Result(value), results=1)) == (value, [])
+
+
+def test_last_of_several_results() -> None:
+    """The last whole result counts, with a warning, whatever else is broken."""
+    result, warnings = read(JobMessages(Result(3), results=2, broken=1))
+
+    assert result == 3
+    assert warnings == ["Ray job job-1 pushed 2 results. The last one counts."]
+
+
+def test_result_of_a_log_that_was_not_read_to_its_end() -> None:
+    """A whole result counts, although the rest of the log cannot be read."""
+    assert read(JobMessages(Result(3), results=1), RayApiBusyError("busy")) == (3, [])
+
+
+@pytest.mark.parametrize(
+    ("messages", "error", "text", "is_final"),
+    [
+        (JobMessages(), None, "but pushed no result. Call push_result", True),
+        (JobMessages(broken=1), None, "but its result is broken: it was not written completely", True),
+        (JobMessages(), RayApiConnectionError("away"), "but its result cannot be read. away", False),
+        (JobMessages(), RayApiBusyError("busy"), "but its result cannot be read. busy", False),
+        (JobMessages(), RayApiResponseError("node gone"), "but its result cannot be read. node gone", True),
+        (JobMessages(Result("x", is_pickled=True), results=1), None, "but its result is pickled, and", True),
+    ],
+)
+def test_result_that_cannot_be_read(messages: JobMessages, error: Any, text: str, is_final: bool) -> None:
+    """The error names the job and the reason. It is final if no retry can read the result."""
+    with pytest.raises(RayJobResultError) as raised:
+        read(messages, error)
+
+    assert str(raised.value).startswith(f"Ray job job-1 at http://a:8265 SUCCEEDED, {text}")
+    assert raised.value.is_final is is_final
+
+
+def test_no_reader() -> None:
+    """Without a reader the result is unknown, and a retry may read it."""
+    with pytest.raises(RayJobResultError, match="cannot be read") as raised:
+        read_result(None, JOB, "http://a:8265", print)
+
+    assert not raised.value.is_final
+
+
+def test_pickled_result_is_unpickled_only_on_request() -> None:
+    """A pickle from the cluster is opened only if the user has chosen cloudpickle for results."""
+    messages = JobMessages(Result(base64.b64encode(pickle.dumps({1, 2})).decode(), is_pickled=True), results=1)
+
+    assert read(messages, may_unpickle=True) == ({1, 2}, [])
+    with pytest.raises(RayJobResultError, match="cannot be unpickled: EOFError"):
+        read(JobMessages(Result("", is_pickled=True), results=1), may_unpickle=True)
