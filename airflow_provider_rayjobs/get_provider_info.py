@@ -48,6 +48,7 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "sensors": [{"integration-name": "Ray Jobs", "python-modules": ["airflow_provider_rayjobs.sensors"]}],
         "triggers": [{"integration-name": "Ray Jobs", "python-modules": ["airflow_provider_rayjobs.triggers"]}],
+        "task-decorators": [{"class-name": "airflow_provider_rayjobs.decorators.ray_job", "name": "ray_job"}],
         "extra-links": ["airflow_provider_rayjobs.links.RayJobLink"],
         "config": {
             "providers.ray_jobs": {

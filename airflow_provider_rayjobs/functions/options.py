@@ -104,6 +104,7 @@ class FunctionOptions(TaskOptions, total=False):
     entrypoint_label_selector: Mapping[str, str] | FromContext | None
     wait_for_completion: Flag
     deferrable: bool
+    defer_after: Seconds
     poll_interval: Seconds
     fetch_logs: str | FromContext
     log_lines_limit: Number | None

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -194,7 +195,7 @@ def test_missing_module_on_the_cluster(tmp_path: Path, monkeypatch: pytest.Monke
 )
 def test_exit_codes(tmp_path: Path, body: str, exit_code: int):
     """Airflow's exceptions skip or fail the task without Airflow on the cluster; sys.exit() keeps its code."""
-    top = "from airflow.sdk.exceptions import AirflowSkipException as Skip\n"
+    top = "from airflow.providers.common.compat.sdk import AirflowSkipException as Skip\n"
     ended = run(
         load(tmp_path, f"{top}@on_ray\ndef f():\n    {body}").f, tmp_path, python=_python_without_airflow(tmp_path)
     )
@@ -209,6 +210,37 @@ def _python_without_airflow(folder: Path) -> str:
     script.write_text(f'#!/bin/sh\nexec "{shutil.which("python3", path="/usr/bin:/usr/local/bin")}" -S "$@"\n')
     script.chmod(0o755)
     return str(script)
+
+
+def test_pickled_function_and_another_python(tmp_path: Path):
+    """A pickled function on another minor version of Python is an error that names both versions."""
+    call = tmp_path / "package" / "ray_job_function" / "call.json"
+    module = load(tmp_path, "@on_ray\ndef f():\n    return 1")
+    run(module.f, tmp_path, serializer="cloudpickle")
+    call.write_text(json.dumps(json.loads(call.read_text()) | {"python": [2, 7]}))
+    ended = run_command([sys.executable, "-m", "ray_job_function"], tmp_path, tmp_path / "package")
+    version = "{}.{}".format(*sys.version_info)
+
+    assert ended.exit_code == 1
+    assert f"are 2.7 and {version}. Use serializer='json'" in ended.messages.failure.message
+
+
+def test_cloudpickle_of_ray(tmp_path: Path):
+    """Without cloudpickle on the cluster, the copy in Ray loads the function and pickles its value."""
+    pytest.importorskip("ray")
+    site = tmp_path / "site"
+    site.mkdir()
+    for path in Path(pytest.importorskip("cloudpickle").__file__).parents[1].iterdir():
+        if not path.name.startswith("cloudpickle"):
+            (site / path.name).symlink_to(path)
+    module = load(tmp_path, "@on_ray\ndef f(x):\n    offset = 2\n    return (lambda: x + offset)")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH:{site}" exec "{sys.executable}" -S "$@"\n')
+    python.chmod(0o755)
+    ended = run(module.f, tmp_path, [1], python=str(python), serializer="cloudpickle", result_serializer="cloudpickle")
+
+    assert ended.exit_code == 0, ended.shown
+    assert pickle.loads(base64.b64decode(ended.value))() == 3
 
 
 def test_messages_can_be_imported_at_the_top_of_the_file(tmp_path: Path):
