@@ -51,6 +51,12 @@ def airflow(ray_head: RayHead, tmp_path_factory: pytest.TempPathFactory) -> Iter
     dags = tmp_path_factory.mktemp("dags")
     shutil.copytree(ROOT / "example_dags", dags / "example_dags")
     shutil.copytree(ROOT / "tests" / "dags", dags / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("ray_jobs_functions", "ray_jobs_progress"):
+        text = (ROOT / "example_dags" / f"{name}.py").read_text().replace(name, f"{name}_deferred")
+        text = text.replace("@task.ray_job\n", "@task.ray_job(deferrable=True)\n")
+        text = text.replace("@task.ray_job(\n", "@task.ray_job(deferrable=True,\n")
+        text = text.replace("poll_interval=2", "poll_interval=2, deferrable=True")
+        (dags / "example_dags" / f"{name}_deferred.py").write_text(text)
     connections = connection_to(ray_head) | {
         "ray_jobs_unreachable": {"conn_type": "ray_jobs", "host": "127.0.0.1", "port": 9},
         "ray_jobs_dashboard_url": connection_to(ray_head)["ray_jobs_default"]

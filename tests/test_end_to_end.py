@@ -288,6 +288,10 @@ def test_nightly_example_writes_report(nightly: tuple[DagRun, Any]):
         "ray_jobs_retry",
         "ray_jobs_local_code",
         "ray_jobs_cleanup",
+        "ray_jobs_functions",
+        "ray_jobs_functions_deferred",
+        "ray_jobs_progress",
+        "ray_jobs_progress_deferred",
         "native",
     ],
 )
@@ -323,6 +327,26 @@ def test_example_dag_succeeds(airflow: LocalAirflow, client: RayJobsClient, dag_
             jobs = [job for job in client.list_jobs() if job.metadata.get("airflow_run_id") == run.run_id]
             assert sorted(job.metadata["airflow_try_number"] for job in jobs) == ["1", "2"]
             assert "try 2" in airflow.log_text(dag_id, run.run_id, "train", 2).splitlines()
+        case "ray_jobs_functions" | "ray_jobs_functions_deferred":
+            models = [run.xcoms("train", map_index) for map_index in range(3)]
+            best = min((model["return_value"] for model in models), key=lambda model: model["error"])
+            assert [model["alpha"] for model in models] == [0.1, 0.5, 0.9], "a dictionary has several outputs"
+            assert run.xcoms("register")["return_value"] == f"smoothing-{best['alpha']}"
+            assert f"Registered the model with alpha {best['alpha']}." in run.log("register").splitlines()
+            assert "##ray_job" not in run.logs()
+            job = client.get_job(run.xcoms("train", 1)["submission_id"])
+            assert (job.metadata["job_name"], job.runtime_env["env_vars"]["RAY_JOB_NONCE"]) == (
+                "train 1", job.metadata["submission_nonce"],
+            )  # fmt: skip
+        case "ray_jobs_progress" | "ray_jobs_progress_deferred":
+            assert run.xcoms("train")["progress"] == {"done": 5, "total": 5, "text": "loss 0.328"}
+            assert abs(run.xcoms("train")["return_value"] - 0.8**5) < 1e-9
+            # the trigger may not get a turn to log before such a short job has ended
+            shown = re.search(r"^Progress: [1-5] of 5 \(\d+%\): loss 0", run.log("train"), re.MULTILINE)
+            assert shown or dag_id.endswith("_deferred")
+            assert run.xcoms("count_lines")["return_value"] == {"lines": 1000}
+            assert run.xcoms("count_lines")["progress"] == {"done": 1000, "total": None, "text": "lines"}
+            assert "##ray_job 0" not in run.log("count_lines")
         case "native":
             job = client.get_job(run.xcoms("native")["submission_id"])
             assert "day 20260102 try 1" in run.log("native").splitlines()
