@@ -91,8 +91,15 @@ class _RayJobDecoratedOperator(DecoratedOperator, RayJobSubmitOperator):
 
         function = self.python_callable
         kwargs = {**self.op_kwargs, **_context_values(function, self.op_args, self.op_kwargs, context)}
+        storage = self._storage()
         call = Call(
-            function, list(self.op_args), kwargs, _sources.get(function), self.serializer, self.result_serializer
+            function,
+            list(self.op_args),
+            kwargs,
+            _sources.get(function),
+            self.serializer,
+            self.result_serializer,
+            storage.uri_of("") if storage else "",
         )
         return GeneratedModule("function", inspect.unwrap(function).__name__, call.files())
 

@@ -15,7 +15,7 @@ from airflow.providers.common.compat.sdk import BaseOperator, conf, context_to_a
 from airflow_provider_rayjobs import links, masking
 from airflow_provider_rayjobs.exceptions import RayJobNotFoundError, RayJobNotTerminalError
 from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
-from airflow_provider_rayjobs.in_job import NONCE_VARIABLE
+from airflow_provider_rayjobs.in_job import NONCE_VARIABLE, stored_name
 from airflow_provider_rayjobs.jobs import follow
 from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.limits import Limits
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_rayjobs.jobs.packages.local_code import GeneratedModule, LocalCode
     from airflow_provider_rayjobs.jobs.steps import Engine
+    from airflow_provider_rayjobs.package_storage import Storage
 
 
 class RayJobSubmitOperator(RendersText, BaseOperator):
@@ -79,7 +80,8 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
         is in ``docs/USAGE.md``). A list of .gitignore patterns packs only the matching files. The default is ``False``.
         (templated)
     :param package_storage: an object storage path (``s3://conn_id@bucket/prefix``) that the cluster can read, for local
-        code of 100 MiB and more, the limit of Ray's HTTP server. (templated)
+        code of 100 MiB and more, the limit of Ray's HTTP server. The results of functions of more than 1 MiB go there,
+        too, if the cluster can write. (templated)
     :param metadata: a dictionary of text, stored with the job. (templated)
     :param entrypoint_num_cpus: CPU cores reserved for the entrypoint command, without its tasks and actors. (templated)
     :param entrypoint_num_gpus: GPUs reserved for the entrypoint command. (templated)
@@ -295,19 +297,35 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
         # Imported here, because parsing a DAG file imports this module.
         from airflow_provider_rayjobs.jobs.packages.local_code import find_packages  # noqa: PLC0415
         from airflow_provider_rayjobs.jobs.progress import run_in_slices  # noqa: PLC0415
-        from airflow_provider_rayjobs.package_storage import open_storage  # noqa: PLC0415
 
         check_runtime_env_keys(runtime_env)
         packages = find_packages(
             runtime_env,
             folders=template_values.search_folders(self.runtime_env, self._folders()),
             secrets=template_values.as_package_secrets(self.package_secrets),
-            storage=None if template_values.is_unset(self.package_storage) else open_storage(self.package_storage),
+            storage=self._storage(),
             generated=generated,
         )
         code = yield from run_in_slices(packages, "Hashing local code")
         masking.mask_env_vars(code.runtime_env)  # requirements files may hold URLs with credentials
         return code
+
+    def read_stored_result(self, nonce: str, limit: int) -> bytes:
+        """
+        Return the file of a result that is too large for the job's log.
+
+        :raises ValueError: the task has no package storage.
+        """
+        storage = self._storage()
+        if storage is None:
+            raise ValueError("this task has no package_storage any more")
+        return storage.read(stored_name(nonce), limit)
+
+    def _storage(self) -> Storage | None:
+        # Imported here, because parsing a DAG file imports this module.
+        from airflow_provider_rayjobs.package_storage import open_storage  # noqa: PLC0415
+
+        return None if template_values.is_unset(self.package_storage) else open_storage(self.package_storage)
 
     def new_submission(
         self, context: Context, submission_id: str, nonce: str | None = None, *, runtime_env: Any = None

@@ -71,6 +71,18 @@ class Storage:
         with self._errors("look for", name):
             return bool(self.root.fs.exists(self._path_of(name)))
 
+    def read(self, name: str, limit: int) -> bytes:
+        """Return the content of a file, but at most ``limit`` bytes and one."""
+        try:
+            with self.root.fs.open(self._path_of(name), "rb") as file:
+                content: bytes = file.read(limit + 1)
+        except Exception as error:
+            raise RayPackageError(
+                f"Could not read {name} at {self.root}: {type(error).__name__}: {error}. Check package_storage and its "
+                "connection."
+            ) from error
+        return content
+
     def put(self, name: str, file: IO[bytes]) -> Progress[None]:
         with self._errors("store", name):
             yield from self._put_file(name, file) if self.scheme == "file" else self._put_object(name, file)

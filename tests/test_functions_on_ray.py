@@ -22,6 +22,7 @@ from airflow_provider_rayjobs.decorators import ray_job
 from airflow_provider_rayjobs.exceptions import RayJobFunctionError, RayJobResultError, RayJobStoppedError
 from airflow_provider_rayjobs.jobs import RayJobsClient
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
+from airflow_provider_rayjobs.task.attempts import HAS_STORE
 from sandbox.ray_head import RayHead
 
 pytestmark = pytest.mark.ray
@@ -302,6 +303,22 @@ def test_job_that_is_killed_around_its_result(client: RayJobsClient, moment: str
 
     with pytest.raises(Exception, match="FAILED with exit code (-9|137)"):
         run(dies(moment).operator)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_large_result_in_package_storage(client: RayJobsClient, tmp_path: Path, mode: str):
+    """A result of more than 1 MiB goes through the package storage, also if only a retry reads it."""
+
+    @task.ray_job(package_storage=f"file://{tmp_path}/storage")
+    def large(size):
+        return "x" * size
+
+    store = Store()
+    operator = large(2_000_000).operator
+    assert run(operator, store, mode) == "x" * 2_000_000
+    if HAS_STORE:
+        assert run(operator, store, mode, try_number=2) == "x" * 2_000_000
+    assert len(list((tmp_path / "storage").iterdir())) == 1
 
 
 def test_stopped_function(client: RayJobsClient):

@@ -29,6 +29,7 @@ class Call:
     :param source: of the function; ``None`` if it has none and is pickled.
     :param serializer: of function and arguments.
     :param result_serializer: of the return value.
+    :param storage: a URI, with a final slash, to which the job may write a result that is too large for its log.
     """
 
     function: Callable[..., Any]
@@ -37,6 +38,7 @@ class Call:
     source: FunctionSource | None
     serializer: str = JSON
     result_serializer: str = JSON
+    storage: str = ""
 
     def files(self) -> dict[str, bytes]:
         """
@@ -53,6 +55,7 @@ class Call:
             "source": self.source.text if self.source else "",
             "serializer": self.serializer,
             "result_serializer": self.result_serializer,
+            "storage": self.storage,
             "python": list(sys.version_info[:2]),
         }
         files = {f"{MODULE}/{name}": Path(in_job.__file__).with_name(name).read_bytes() for name in _PROGRAM}

@@ -92,13 +92,7 @@ def push_result(value: Any) -> None:
     :param value: anything that is JSON: text, numbers, booleans, ``None``, and lists and dictionaries of these.
     :raises ResultError: the value is not JSON, or has more than 1 MiB as JSON.
     """
-    text = to_json(value, "result")
-    if len(text) > MAX_RESULT_SIZE:
-        raise ResultError(
-            f"the result has {len(text)} bytes as JSON, and at most {MAX_RESULT_SIZE} can be sent. Write it to a file "
-            "or an object store, and return its path."
-        )
-    send("result", text)
+    send_result("result", to_json(value, "result"))
 
 
 def report_progress(done: float, total: float | None = None, text: str = "") -> None:
@@ -148,6 +142,20 @@ _progress = _Progress()
 atexit.register(_progress.flush)
 
 
+def send_result(kind: str, text: str) -> None:
+    """
+    Send a result.
+
+    :raises ResultError: it is too large.
+    """
+    if len(text) > MAX_RESULT_SIZE:
+        raise ResultError(
+            f"the result has {len(text)} bytes, and at most {MAX_RESULT_SIZE} can be sent. Write it to a file or an "
+            "object store and return its path, or set package_storage."
+        )
+    send(kind, text)
+
+
 def send(kind: str, text: str) -> None:
     """
     Write a message into the job's log. Do nothing outside a job of Airflow.
@@ -167,6 +175,11 @@ def send(kind: str, text: str) -> None:
     parts = [body[start : start + size] for start in range(0, len(body), size)]
     for number, part in enumerate(parts, 1):
         _write(f"##ray_job {nonce} part {name} {number}/{len(parts)} {checksum:08x} {part}\n".encode())
+
+
+def stored_name(nonce: str) -> str:
+    """Return the name of a large result in the package storage."""
+    return f"ray_job_result_{nonce}.json"
 
 
 def open_log() -> int:

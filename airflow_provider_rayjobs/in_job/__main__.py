@@ -15,10 +15,12 @@ import __future__
 
 import ast
 import base64
+import hashlib
 import importlib.util
 import inspect
 import json
 import linecache
+import os
 import pickle
 import sys
 import traceback
@@ -27,7 +29,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import FAIL_EXIT_CODE, MAX_RESULT_SIZE, SKIP_EXIT_CODE, ResultError, open_log, push_result, send
+from . import (
+    FAIL_EXIT_CODE,
+    MAX_RESULT_SIZE,
+    NONCE_VARIABLE,
+    SKIP_EXIT_CODE,
+    ResultError,
+    open_log,
+    send,
+    send_result,
+    stored_name,
+    to_json,
+)
 
 # Characters of an error message and of a traceback that are sent.
 _MESSAGE_SIZE = 16 * 1024
@@ -149,16 +162,37 @@ class _Substitution(ast.NodeTransformer):
 
 
 def _send_result(call: dict[str, Any], value: Any) -> None:
+    kind, text = "result", ""
     if call["result_serializer"] == "json":
-        push_result(value)
+        text = to_json(value, "result")
+    else:
+        kind, text = "pickle", json.dumps(base64.b64encode(_find_cloudpickle().dumps(value)).decode())
+    if len(text) <= MAX_RESULT_SIZE or not call["storage"]:
+        send_result(kind, text)
         return
-    text = base64.b64encode(_find_cloudpickle().dumps(value)).decode()
-    if len(text) > MAX_RESULT_SIZE:
+    data = text.encode()
+    _store(f"{call['storage']}{stored_name(os.environ[NONCE_VARIABLE])}", data)
+    send("stored", json.dumps({"kind": kind, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}))
+
+
+def _store(uri: str, data: bytes) -> None:
+    """Write a file at a URI, as a whole."""
+    if uri.startswith("file://"):
+        path = Path(uri[len("file://") :])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.part")
+        part.write_bytes(data)
+        part.replace(path)
+        return
+    try:
+        smart_open = importlib.import_module("smart_open")
+    except ImportError:
         raise ResultError(
-            f"the result has {len(text)} bytes when it is pickled, and at most {MAX_RESULT_SIZE} can be sent. Write it "
-            "to a file or an object store, and return its path."
-        )
-    send("pickle", json.dumps(text))
+            f"the result has {len(data)} bytes, and is stored at {uri}, for which the job needs the Python package "
+            "smart_open. Add it to pip in the runtime_env."
+        ) from None
+    with smart_open.open(uri, "wb") as file:
+        file.write(data)
 
 
 def _send_error(call: dict[str, Any], error: BaseException) -> int:

@@ -105,6 +105,8 @@ class SubmitTask(Protocol):
         self, context: Context, submission_id: str, nonce: str | None = None, *, runtime_env: Any = None
     ) -> JobSubmission: ...
 
+    def read_stored_result(self, nonce: str, limit: int) -> bytes: ...
+
     def defer(self, *, trigger: BaseTrigger, method_name: str) -> NoReturn: ...
 
 
@@ -186,6 +188,7 @@ class Boundary:
                 details,
                 self.target.cluster.address,
                 self.log.warning,
+                read_stored=lambda size: self.task.read_stored_result(self._record.job.nonce or "", size),
                 may_unpickle=self.settings.may_unpickle,
             )
         except RayJobResultError as unread:

@@ -7,9 +7,18 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
-from airflow_provider_rayjobs.exceptions import RayApiBusyError, RayApiConnectionError, RayJobResultError
+from airflow_provider_rayjobs.exceptions import (
+    RayApiBusyError,
+    RayApiConnectionError,
+    RayJobResultError,
+    RayPackageError,
+)
+from airflow_provider_rayjobs.jobs.logs.messages import StoredResult
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.models import JobDetails
+
+# Most bytes of a result in the package storage.
+MAX_STORED = 100 * 1024 * 1024
 
 
 def read_result(
@@ -18,6 +27,7 @@ def read_result(
     address: str,
     warn: Callable[..., object],
     *,
+    read_stored: Callable[[int], bytes],
     may_unpickle: bool = False,
 ) -> Any:
     """
@@ -25,6 +35,7 @@ def read_result(
 
     :param reader: has read the job's log to its end.
     :param warn: called with a message and its arguments if there are several results.
+    :param read_stored: returns the file of a large result, of which it reads no more than so many bytes and one.
     :param may_unpickle: whether a pickled result is accepted. It can run any code in this process.
     :raises RayJobResultError: there is no whole result, or the log cannot be read.
     """
@@ -45,6 +56,16 @@ def read_result(
         )
     if reader.messages.results > 1:
         warn("Ray job %s pushed %d results. The last one counts.", details.name, reader.messages.results)
+    if isinstance(result, StoredResult):
+        try:
+            if result.size > MAX_STORED:
+                raise ValueError(f"it has {result.size} bytes, and the limit is {MAX_STORED}")
+            result = result.parse(read_stored(result.size))
+        except RayPackageError as missing:
+            # the storage may answer the next try
+            raise RayJobResultError(f"{name}, but its stored result cannot be read. {missing}") from missing
+        except ValueError as broken:
+            raise RayJobResultError(f"{name}, but its stored result cannot be used: {broken}.", is_final=True) from None
     if not result.is_pickled:
         return result.value
     if not may_unpickle:

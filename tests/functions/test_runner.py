@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
+import pickle
 import re
 import shutil
 import sys
@@ -63,8 +65,38 @@ def test_result_that_is_too_large(tmp_path: Path):
     assert ended.exit_code == 98
     assert ended.messages.result is None
     assert ended.messages.failure.message == (
-        "the result has 1048577 bytes as JSON, and at most 1048576 can be sent. Write it to a file or an object store, "
-        "and return its path."
+        "the result has 1048577 bytes, and at most 1048576 can be sent. Write it to a file or an object store and "
+        "return its path, or set package_storage."
+    )
+
+
+@pytest.mark.parametrize("result_serializer", ["json", "cloudpickle"])
+def test_result_that_is_stored(tmp_path: Path, result_serializer: str):
+    """A large result is written into the package storage, and its message has size and digest."""
+    module = load(tmp_path, f"@on_ray\ndef f():\n    return 'x' * {MAX_RESULT_SIZE}")
+    ended = run(module.f, tmp_path, storage=f"file://{tmp_path}/storage/", result_serializer=result_serializer)
+    content = (tmp_path / "storage" / f"ray_job_result_{NONCE}.json").read_bytes()
+    result = ended.messages.result.parse(content)
+
+    assert ended.exit_code == 0, ended.shown
+    assert len(ended.log) < 500
+    assert result.is_pickled is (result_serializer == "cloudpickle")
+    assert (
+        pickle.loads(base64.b64decode(result.value)) if result.is_pickled else result.value
+    ) == "x" * MAX_RESULT_SIZE
+    assert [path.name for path in (tmp_path / "storage").iterdir()] == [f"ray_job_result_{NONCE}.json"]
+
+
+def test_storage_that_needs_a_package(tmp_path: Path):
+    """Without smart_open on the cluster, a large result is an error that says what to install."""
+    module = load(tmp_path, f"@on_ray\ndef f():\n    return 'x' * {MAX_RESULT_SIZE}")
+    python = _python_without_airflow(tmp_path)
+    ended = run(module.f, tmp_path, storage="s3://bucket/r/", python=python)
+
+    assert ended.exit_code == 98
+    assert ended.messages.failure.message == (
+        f"the result has {MAX_RESULT_SIZE + 2} bytes, and is stored at s3://bucket/r/ray_job_result_{NONCE}.json, "
+        "for which the job needs the Python package smart_open. Add it to pip in the runtime_env."
     )
 
 

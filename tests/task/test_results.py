@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import pickle
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,18 +16,23 @@ from airflow_provider_rayjobs.exceptions import (
     RayApiConnectionError,
     RayApiResponseError,
     RayJobResultError,
+    RayPackageError,
 )
 from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType
-from airflow_provider_rayjobs.jobs.logs.messages import JobMessages, Result
+from airflow_provider_rayjobs.jobs.logs.messages import JobMessages, Result, StoredResult
 from airflow_provider_rayjobs.task.results import read_result
 
 JOB = JobDetails(JobType.SUBMISSION, JobStatus.SUCCEEDED, submission_id="job-1")
+
+
+STORED = b'{"a": 1}'
 
 
 def read(messages: JobMessages, error: Exception | None = None, **options: Any) -> tuple[Any, list[str]]:
     """Return the result and the warnings."""
     warnings: list[str] = []
     reader: Any = SimpleNamespace(messages=messages, end_error=error)
+    options = {"read_stored": lambda size: STORED} | options
     result = read_result(reader, JOB, "http://a:8265", lambda text, *args: warnings.append(text % args), **options)
     return result, warnings
 
@@ -72,7 +79,49 @@ def test_result_that_cannot_be_read(messages: JobMessages, error: Any, text: str
 def test_no_reader() -> None:
     """Without a reader the result is unknown, and a retry may read it."""
     with pytest.raises(RayJobResultError, match="cannot be read") as raised:
-        read_result(None, JOB, "http://a:8265", print)
+        read_result(None, JOB, "http://a:8265", print, read_stored=lambda size: b"")
+
+    assert not raised.value.is_final
+
+
+def stored(content: bytes = STORED, **changes: Any) -> JobMessages:
+    result = StoredResult(len(content), hashlib.sha256(content).hexdigest())
+    return JobMessages(replace(result, **changes), results=1)
+
+
+def test_stored_result() -> None:
+    """A large result is read from the package storage, no more of it than the job has written."""
+    sizes: list[int] = []
+
+    assert read(stored(), read_stored=lambda size: sizes.append(size) or STORED) == ({"a": 1}, [])
+    assert sizes == [len(STORED)]
+
+
+def unavailable(size: int) -> bytes:
+    raise RayPackageError("away")
+
+
+@pytest.mark.parametrize(
+    ("messages", "text", "is_final"),
+    [
+        (stored(b"other"), "cannot be used: the file has 8 bytes, and not the 5 that the job has written.", True),
+        (stored(size=101 * 2**20), "cannot be used: it has 105906176 bytes, and the limit is 104857600.", True),
+        (stored(sha256="0"), "cannot be used: the file has 8 bytes", True),
+        (stored(is_pickled=True), "but its result is pickled, and result_serializer is json", True),
+    ],
+)
+def test_stored_result_that_cannot_be_used(messages: JobMessages, text: str, is_final: bool) -> None:
+    """A file with other contents is never a result."""
+    with pytest.raises(RayJobResultError, match=text) as raised:
+        read(messages)
+
+    assert raised.value.is_final
+
+
+def test_storage_that_does_not_answer() -> None:
+    """The next try can read the stored result."""
+    with pytest.raises(RayJobResultError, match="stored result cannot be read. away") as raised:
+        read(stored(), read_stored=unavailable)
 
     assert not raised.value.is_final
 

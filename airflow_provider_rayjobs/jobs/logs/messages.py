@@ -8,6 +8,7 @@ offset counts filtered bytes, and a log without messages has the offsets of its 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import zlib
@@ -68,6 +69,26 @@ class Result:
     value: Any
     is_pickled: bool = False
 
+    @classmethod
+    def parse(cls, content: bytes, *, is_pickled: bool) -> Result:
+        """Read the JSON of a message. Raise :class:`ValueError` for anything else."""
+        return cls(_load(content), is_pickled)
+
+
+@dataclass(frozen=True)
+class StoredResult:
+    """A result that is too large for a log: the size and the digest of the file in which the job stored it."""
+
+    size: int
+    sha256: str
+    is_pickled: bool = False
+
+    def parse(self, content: bytes) -> Result:
+        """Read the content of the file. Raise :class:`ValueError` if it is another one."""
+        if len(content) != self.size or hashlib.sha256(content).hexdigest() != self.sha256:
+            raise ValueError(f"the file has {len(content)} bytes, and not the {self.size} that the job has written")
+        return Result.parse(content, is_pickled=self.is_pickled)
+
 
 @dataclass
 class JobMessages:
@@ -80,7 +101,7 @@ class JobMessages:
     :param progresses: the number of progress messages.
     """
 
-    result: Result | None = None
+    result: Result | StoredResult | None = None
     results: int = 0
     broken: int = 0
     progress: Progress | None = None
@@ -92,7 +113,12 @@ class JobMessages:
         try:
             match kind:
                 case "result" | "pickle":
-                    self.result = Result(_load(content), is_pickled=kind == "pickle")
+                    self.result = Result.parse(content, is_pickled=kind == "pickle")
+                    self.results += 1
+                case "stored":
+                    stored = _load(content)
+                    is_pickled = stored["kind"] == "pickle"
+                    self.result = StoredResult(int(stored["size"]), str(stored["sha256"]), is_pickled)
                     self.results += 1
                 case "progress":
                     self.progress = _progress_of(_load(content))
