@@ -18,6 +18,7 @@ BENCHMARKS = (
     "many_jobs",
     "fan_out",
     "packaging",
+    "function_cost",
 )
 
 
