@@ -14,7 +14,7 @@ from typing import Any
 from sandbox.fault_proxy import FaultProxy
 from sandbox.local_airflow import QUICK_RECOVERY, LocalAirflow
 from sandbox.ray_head import RayHead
-from sandbox.task_runs import Observer, TaskRun
+from sandbox.task_runs import TASK_ID, Observer, TaskRun
 
 # Seconds until a case must have ended.
 CASE_TIMEOUT = 600
@@ -114,6 +114,8 @@ class FaultCase(TaskRun):
             self.result["error"] = traceback.format_exc()
         self.result |= {"state": self.task_instance["state"], "tries": self.task_instance["try_number"]}
         self.result["jobs"] = tuple(job["status"] for job in self.ray_jobs)
+        self.result["last_job"] = self.ray_jobs[-1]["submission_id"] if self.ray_jobs else None
+        self.result["value"] = self.harness.airflow.xcoms(self.name, self.run_id, TASK_ID).get("return_value")
         self.result["logs"] = [self.log(number + 1) for number in range(self.task_instance["try_number"])]
         self.add_event(f"ended: task {self.result['state']}, jobs {self.result['jobs']}")
 

@@ -440,12 +440,14 @@ def ended_cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in ALL_CASES])
 def test_task_and_ray_jobs_end_as_expected(ended_cases: dict[str, FaultCase], case: FaultCase):
-    """The task ends as its case says, Ray ran exactly the expected jobs, no job is left, and the log says why."""
+    """The task ends as its case says, with the value of the right job, no job is left, and the log says why."""
     result = ended_cases[case.name].result
     logs = "\n".join(result.get("logs", ()))
 
     assert "error" not in result, case.report()
     assert (result["state"], result["jobs"]) == (case.state, case.jobs), case.report()
+    if result["state"] == "success" and result["jobs"][-1] == "SUCCEEDED":
+        assert result["value"] == result["last_job"], case.report()
     assert case.tries in (None, result["tries"]), case.report()
     if "PENDING" in result["jobs"]:  # Ray accepted the stop, but its list shows such a job as PENDING
         assert any(text.endswith("/stop: 200") for _, text in case.timeline), case.report()

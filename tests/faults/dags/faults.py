@@ -76,7 +76,10 @@ for name, case in json.loads((FOLDER / "cases.json").read_text()).items():
         continue
     arguments = dict(case["task"])
     if isinstance(arguments["entrypoint"], str):
-        arguments["entrypoint"] = arguments["entrypoint"].replace("@RELEASE@", str(FOLDER / f"{name}.release"))
+        entrypoint = arguments["entrypoint"].replace("@RELEASE@", str(FOLDER / f"{name}.release"))
+        # each job that succeeds pushes its own id
+        result = 'echo "##ray_job $RAY_JOB_NONCE result \\"$RAY_JOB_SUBMISSION_ID\\""'
+        arguments |= {"entrypoint": f"{{ {entrypoint}\n}} && {result}", "return_result": True}
     for field in ("execution_timeout", "retry_delay"):
         if field in arguments:
             arguments[field] = timedelta(seconds=arguments[field])
