@@ -344,8 +344,8 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
             metadata["job_name"] = job_name
         env_vars = context_to_airflow_vars(context, in_env_var_format=True) | {"RAY_JOB_SUBMISSION_ID": submission_id}
         nonce = nonce or new_nonce()
-        env_vars[NONCE_VARIABLE] = nonce
         env_vars |= runtime_env.get("env_vars") or {}
+        env_vars[NONCE_VARIABLE] = nonce
         return build_submission(
             template_values.as_entrypoint(self.entrypoint),
             nonce=nonce,

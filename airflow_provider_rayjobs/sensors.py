@@ -19,6 +19,7 @@ from airflow_provider_rayjobs.jobs import endpoints, follow
 from airflow_provider_rayjobs.jobs.client import RayJobsClient
 from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.logs.cursor import NO_ENDING
+from airflow_provider_rayjobs.jobs.logs.messages import NO_MESSAGES
 from airflow_provider_rayjobs.jobs.logs.options import LogOptions
 from airflow_provider_rayjobs.jobs.logs.reader import NO_LOG, LogReader
 from airflow_provider_rayjobs.jobs.models import JobDetails
@@ -244,7 +245,9 @@ class _JobPoller:
         """
         if not details.status.is_terminal():
             return False
-        error = error_for_outcome(details, self.cluster.address, self.reader.log.ending if self.reader else NO_ENDING)
+        ending = self.reader.log.ending if self.reader else NO_ENDING
+        messages = self.reader.messages if self.reader else NO_MESSAGES
+        error = error_for_outcome(details, self.cluster.address, ending, messages=messages)
         if error is not None:
             raise to_sensor_error(error)
         return True

@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -31,6 +31,7 @@ from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.models import JobDetails
 from airflow_provider_rayjobs.jobs.steps import Engine, Step, map_steps, with_jitter
 from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, stop_and_wait
+from airflow_provider_rayjobs.jobs.submission import NONCE
 from airflow_provider_rayjobs.jobs.watch import ClusterWatch
 from airflow_provider_rayjobs.log_budget import FlushTimer, LogBudget
 from airflow_provider_rayjobs.log_checkpoint import CheckpointedShare
@@ -342,10 +343,13 @@ def details_from_event(event: Mapping[str, Any]) -> JobDetails:
     """
     Return the job of an event. If the job has not ended, its log has new lines.
 
+    Of its metadata it has the nonce alone, which the reader of its log needs.
+
     :raises RayJobsError: the trigger's error, of the same class.
     """
     if "job" in event:
-        return JobDetails.from_json(event["job"])
+        nonce = (event.get("job_ref") or {}).get("nonce")
+        return replace(JobDetails.from_json(event["job"]), metadata={NONCE: nonce} if nonce else {})
     kind = getattr(exceptions, str(event.get("error")), None)
     message = str(event.get("message") or f"The trigger of job {event.get('submission_id')} ended without a message.")
     if kind is RayJobTimeoutError:

@@ -169,6 +169,35 @@ def test_skip_and_fail(client: RayJobsClient, mode: str, kind: type[Exception]):
         run(stops(name).operator, mode=mode)
 
 
+def test_progress_of_ray_tasks(client: RayJobsClient, capsys: pytest.CaptureFixture[str]):
+    """Ray tasks of a function report progress as well, and the log shows nothing of their messages."""
+
+    @task.ray_job
+    def reports():
+        import time
+
+        import ray
+
+        @ray.remote
+        def work(number):
+            from airflow_provider_rayjobs.in_job import report_progress
+
+            print("working on", number)
+            report_progress(number, 2)
+            time.sleep(1)
+
+        for number in (1, 2):
+            ray.get(work.remote(number))
+        time.sleep(3)
+
+    xcoms: dict[str, Any] = {}
+    _run_with_xcoms(reports().operator, xcoms, "worker")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "(work pid=" in line]
+
+    assert xcoms["progress"] == {"done": 2, "total": 2, "text": ""}
+    assert ["working on" in line for line in lines] == [True, True]
+
+
 def test_exception_of_a_ray_task(client: RayJobsClient):
     """An exception in a Ray task of the function has the class of its cause."""
 

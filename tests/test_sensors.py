@@ -26,6 +26,7 @@ from airflow_provider_rayjobs import triggers
 from airflow_provider_rayjobs.exceptions import (
     RayApiUnreachableError,
     RayJobFailedError,
+    RayJobFunctionError,
     RayJobLostError,
     RayJobNotFoundError,
 )
@@ -368,6 +369,23 @@ def test_ended_job_is_not_deferred(head: StandInHead, status: str, error: type[E
     else:
         with pytest.raises(error):
             waiting.execute(context())
+
+
+@pytest.mark.parametrize("is_deferred", [False, True])
+def test_exception_of_a_function(head: StandInHead, is_deferred: bool):
+    """A sensor that waits for the job of a function fails with the exception that the function raised."""
+    nonce = "0123456789abcdef"
+    failure = {"function": "train", "types": ["ValueError"], "message": "no data", "traceback": "ValueError: no data"}
+    head.log = f"##ray_job {nonce} error {json.dumps(failure)}\n".encode()
+    fields = {"metadata": {"submission_nonce": nonce}, "driver_node_id": "node", "driver_exit_code": 1}
+    head.add("job-1", "FAILED", **fields)
+    waiting = sensor(submission_id="job-1")
+
+    trigger = RayJobTrigger("job-1", job_ref=JobRef(head.address, "job-1").to_json(), poll_interval=0.1)
+    event = fire(trigger)
+
+    with pytest.raises(RayJobFunctionError, match="^train raised ValueError: no data\nRay job job-1 FAILED"):
+        waiting.execute_complete(context(), event=event) if is_deferred else waiting.execute(context())
 
 
 def test_rate_of_pokes_is_limited(head: StandInHead):

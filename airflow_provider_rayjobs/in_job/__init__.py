@@ -129,13 +129,17 @@ class _Progress:
                 self._next = now + _PROGRESS_INTERVAL
             self._waiting = "" if is_due else message
         if is_due:
-            send("progress", message)
+            self._send(message)
 
     def flush(self) -> None:
         waiting, self._waiting = self._waiting, ""
         if waiting:
-            with contextlib.suppress(OSError):
-                send("progress", waiting)
+            self._send(waiting)
+
+    @staticmethod
+    def _send(message: str) -> None:
+        with contextlib.suppress(OSError):  # no program fails because its progress cannot be written
+            send("progress", message)
 
 
 _progress = _Progress()

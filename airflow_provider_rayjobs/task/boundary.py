@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
-from airflow.providers.common.compat.sdk import AirflowTaskTimeout
+from airflow.providers.common.compat.sdk import AirflowTaskTimeout, redact
 
 from airflow_provider_rayjobs.exceptions import (
     RayJobLostError,
@@ -201,7 +201,9 @@ class Boundary:
         """Push the last progress of the job to XCom. A failure must not replace the outcome of the try."""
         if self.reader is not None and self.reader.progress is not None:
             with suppress(Exception):
-                self.context["ti"].xcom_push(key="progress", value=self.reader.progress.to_json())
+                progress = self.reader.progress
+                value = {"done": progress.done, "total": progress.total, "text": str(redact(progress.text))}
+                self.context["ti"].xcom_push(key="progress", value=value)
 
     def _deliver(self) -> str:
         self._update(accepted=True, delivered=True)

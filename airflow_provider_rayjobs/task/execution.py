@@ -21,7 +21,6 @@ from airflow_provider_rayjobs.exceptions import (
 from airflow_provider_rayjobs.jobs import follow
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobStatus
 from airflow_provider_rayjobs.jobs.steps import Engine, Interrupted, RunBlocking
-from airflow_provider_rayjobs.jobs.submission import NONCE
 from airflow_provider_rayjobs.jobs.submit import get_session, submit_job
 from airflow_provider_rayjobs.task.attempts import (
     Action,
@@ -99,8 +98,7 @@ class Execution(Boundary):
         self._enter(State.FOLLOWING)
         self._handed_deadline = event.get("execution_deadline")
         self.reader = self.settings.logs.reader(event.get("log_state"), messages=self.settings.return_result)
-        # an event has no metadata
-        details = replace(details_from_event(event), metadata={NONCE: self._record.job.nonce or ""})
+        details = details_from_event(event)
         self._update(job=self._record.job.seen(details))
         if not details.status.is_terminal():  # ``log_flush_interval`` has passed
             if self.reader is not None:

@@ -23,7 +23,11 @@ _MARK = b"##ray_job "
 _HEADER = re.compile(_MARK + rb"([0-9a-f]{16}) ([a-z]{1,16}) ")
 _LONGEST_HEADER = len(_MARK) + 16 + 1 + 16 + 1
 _PART = re.compile(rb"([0-9a-f]{8}) ([0-9]{1,7})/([0-9]{1,7}) ([0-9a-f]{8}) (.*)", re.DOTALL)
-_MESSAGE = re.compile(rb"##ray_job [0-9a-f]{16} [a-z]{1,16} [^\n]*\n?")
+# What Ray puts before the lines of tasks and actors, which it copies into the driver's log.
+_PREFIX = rb"(?:\x1b\[[0-9;]*m)?\([^()\r\n]*pid=\d+[^()\r\n]*\)(?:\x1b\[0m)? "
+_LINE_PREFIX = re.compile(_PREFIX)
+_LONGEST_PREFIX = 300
+_MESSAGE = re.compile(rb"(?m:^" + _PREFIX + rb")?##ray_job [0-9a-f]{16} [a-z]{1,16} [^\n]*\n?")
 # Most bytes of a message. The escapes of a text that quotes messages may make it six times as long.
 _LARGEST = 8 * MAX_RESULT_SIZE
 # Messages of which parts are kept at the same time. A program sends one after the other.
@@ -41,9 +45,6 @@ class Progress:
     def __str__(self) -> str:
         share = f" of {self.total:g} ({self.done / self.total:.0%})" if self.total else ""
         return f"{self.done:g}{share}{f': {self.text}' if self.text else ''}"
-
-    def to_json(self) -> dict[str, Any]:
-        return {"done": self.done, "total": self.total, "text": self.text}
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,9 @@ class MessageFilter:
         self._reset()
 
     def _reset(self) -> None:
-        # bytes from the beginning of what may be a message
+        # bytes from the beginning of what may be a message, or Ray's prefix of one
         self._waiting = b""
+        self._is_at_line_start = True
         self._unfinished: dict[bytes, _Parts] = {}
         self._read = JobMessages()
 
@@ -183,56 +185,70 @@ class MessageFilter:
 
     def finish(self) -> Iterator[str]:
         """End the log after its last read. A message that was cut off is not shown."""
-        rest, self._waiting = self._waiting, b""
-        if rest and not _HEADER.match(rest):
+        rest, cut = _MESSAGE.subn(b"", self._waiting)
+        self._waiting = b""
+        if rest:
             yield from self._sink.feed(rest)
-        elif rest:
-            self._read.broken += 1
-        self._read.broken += len(self._unfinished)
+        self._read.broken += cut + len(self._unfinished)
         self.messages = self._read
         yield from self._sink.finish()
 
     def _take(self, data: bytes) -> bytes:
         """Take the next bytes of the log, and return those that are certainly not part of a message."""
         data = self._waiting + data
-        rest: list[bytes] = []
+        rest = bytearray()
         position = 0
         while True:
             start = data.find(_MARK, position)
             if start < 0:
-                end = len(data) - _length_of_beginning(data)
-                end = max(end, position)
-                rest.append(data[position:end])
+                end = max(len(data) - _length_of_beginning(data), position)
+                rest += data[position:end]
                 self._waiting = data[end:]
                 break
-            rest.append(data[position:start])
+            rest += data[position:start]
             header = _HEADER.match(data, start)
-            if header is None and len(data) - start >= _LONGEST_HEADER:
-                rest.append(_MARK)
+            end = data.find(b"\n", start)
+            if header is None:
+                if end < 0 and len(data) - start < _LONGEST_HEADER:
+                    self._waiting = data[start:]
+                    break
+                rest += _MARK
                 position = start + len(_MARK)
                 continue
-            end = data.find(b"\n", start)
-            if header is None and end >= 0:
-                rest.append(data[start : end + 1])
-                position = end + 1
-                continue
             following = data.find(_MARK, start + len(_MARK), end if end >= 0 else len(data))
-            if header is not None and following >= 0:
-                # a line that was cut off, before it was written again
-                self._take_line(header, data[header.end() : following])
-                position = following
-            elif header is not None and end >= 0:
-                self._take_line(header, data[header.end() : end])
-                position = end + 1
-            elif len(data) - start > _LARGEST:
-                # too long for a message: drop it, up to the end of its line
-                self._read.broken += 1
-                self._waiting = data[start : start + _LONGEST_HEADER]
+            if following < 0 and end < 0:
+                is_too_long = len(data) - start > _LARGEST
+                self._read.broken += is_too_long
+                # what is too long for a message is dropped, up to the end of its line
+                self._waiting = data[start : start + _LONGEST_HEADER] if is_too_long else data[start:]
                 break
-            else:
-                self._waiting = data[start:]
-                break
-        return b"".join(rest)
+            self._drop_prefix(rest)
+            # a line that was cut off is written again
+            self._take_line(header, data[header.end() : end if following < 0 else following])
+            position = end + 1 if following < 0 else following
+        return self._hold_prefix(rest)
+
+    def _drop_prefix(self, rest: bytearray) -> None:
+        """Drop Ray's prefix of a line, which is all that is left of a message of a task or an actor."""
+        line = rest.rfind(b"\n") + 1
+        if (line or self._is_at_line_start) and _LINE_PREFIX.fullmatch(rest, line):
+            del rest[line:]
+
+    def _hold_prefix(self, rest: bytearray) -> bytes:
+        """Hold back the beginning of a line that may be a prefix, and return the bytes before it."""
+        line = rest.rfind(b"\n") + 1
+        beginning = rest[line:]
+        if (
+            (line or self._is_at_line_start)
+            and bytes(beginning[:1]) in (b"(", b"\x1b")
+            and len(beginning) < _LONGEST_PREFIX
+            and b"\r" not in beginning
+        ):
+            self._waiting = bytes(beginning) + self._waiting
+            del rest[line:]
+        if rest:
+            self._is_at_line_start = rest.endswith(b"\n")
+        return bytes(rest)
 
     def _take_line(self, header: re.Match[bytes], text: bytes) -> None:
         nonce, kind = header.groups()

@@ -39,7 +39,9 @@ def read(data: bytes, chunks: list[int] | None = None, nonce: str | None = NONCE
     return log.messages, "\n".join(records)
 
 
-TEXT = st.text("#ray_job 01ef\nresultpa") | st.sampled_from(["##ray_job ", f"##ray_job {NONCE} ", LINE.decode(), "\n"])
+TEXT = st.text("#ray_job 01ef\nresultpa") | st.sampled_from(
+    ["##ray_job ", f"##ray_job {NONCE} ", LINE.decode(), "\n", "(f pid=12) ", "\x1b[36m(f pid=12)\x1b[0m ", "(f "]
+)
 
 
 @given(st.lists(TEXT).map("".join), st.data())
@@ -106,6 +108,28 @@ def test_bad_messages(log: bytes, results: int, broken: int):
     assert without_messages(log) == b""
     assert (messages.results, bool(messages.broken)) == (results, bool(broken))
     assert shown == ""
+
+
+@pytest.mark.parametrize("chunks", [[], [1] * 200, [30]])
+@pytest.mark.parametrize("prefix", ["(train pid=12) ", "\x1b[36m(Actor pid=12, ip=10.0.0.1)\x1b[0m "])
+def test_messages_of_ray_tasks(prefix: str, chunks: list[int]):
+    """Ray copies the lines of its tasks into the log, with a prefix. That of a message is not shown either."""
+    progress = f'##ray_job {NONCE} progress {{"done": 3}}\n'
+    log = f"{prefix}one\n{prefix}{progress}{prefix}{progress}{prefix}two\nx{prefix}{progress}(end"
+    messages, shown = read(log.encode(), chunks)
+
+    assert messages.progresses == 3
+    assert shown == f"{prefix}one\n{prefix}two\nx{prefix}(end"
+    assert without_messages(log.encode()).decode() == shown
+
+
+def test_unfinished_lines_are_not_held_back():
+    """Only the beginning of what may be a prefix waits for more bytes; a progress bar does not."""
+    log = MessageFilter(LogCursor())
+    log.begin()
+
+    assert list(log.feed(b"(1/3)\r(2/3)")) + list(log.flush()) == ["(2/3)"]
+    assert log._waiting == b""
 
 
 def test_no_message_counts_without_a_nonce():
