@@ -140,7 +140,8 @@ def ray_job(
     :param multiple_outputs: whether each item of a returned dictionary also becomes an XCom of its own.
     :param options: see :class:`~airflow_provider_rayjobs.functions.options.FunctionOptions`.
     """
-    _check_options(options)
+    if error := _find_error(options):
+        raise error  # here, as Airflow shows the last two frames of a DAG file's error
 
     def decorate(function: Callable[..., Any]) -> Any:
         try:
@@ -155,14 +156,15 @@ def ray_job(
     return decorate if python_callable is None else decorate(python_callable)
 
 
-def _check_options(options: Mapping[str, Any]) -> None:
-    """Raise an error for an option that does not exist, or for an unknown serializer."""
+def _find_error(options: Mapping[str, Any]) -> Exception | None:
+    """Return the error for an option that does not exist, or for an unknown serializer."""
     if "entrypoint" in options:
-        raise TypeError(f"{_NAME} has no entrypoint: it runs the function. For a command use RayJobSubmitOperator.")
+        return TypeError(f"{_NAME} has no entrypoint: it runs the function. For a command use RayJobSubmitOperator.")
     known = FunctionOptions.__annotations__.keys() | TaskOptions.__annotations__.keys()
     for name in options.keys() - known - inspect.signature(BaseOperator.__init__).parameters.keys():
-        near = difflib.get_close_matches(name, known, n=1)
-        raise TypeError(f"{_NAME} has no option {name!r}.{f' Did you mean {near[0]!r}?' if near else ''}")
+        near = difflib.get_close_matches(name, known, n=1) or sorted(each for each in known if name in each)
+        return TypeError(f"{_NAME} has no option {name!r}.{f' Did you mean {near[0]!r}?' if near else ''}")
     for name in ("serializer", "result_serializer"):
         if options.get(name, "json") not in _SERIALIZERS:
-            raise ValueError(f"{_NAME}: {name} must be one of {', '.join(_SERIALIZERS)}, not {options[name]!r}.")
+            return ValueError(f"{_NAME}: {name} must be one of {', '.join(_SERIALIZERS)}, not {options[name]!r}.")
+    return None

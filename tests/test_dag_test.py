@@ -19,7 +19,7 @@ DAG_FILE = """
     import sys
 
     import pendulum
-    from airflow.sdk import DAG
+    from airflow.sdk import DAG, task
 
     from airflow_provider_rayjobs.operators import RayJobSubmitOperator
     from airflow_provider_rayjobs.sensors import RayJobSensor
@@ -36,6 +36,21 @@ DAG_FILE = """
             task_id="bad", entrypoint="exit 3", deferrable=True, poll_interval=1, trigger_rule="all_done"
         ).set_upstream(wait)
 
+        @task.ray_job(poll_interval=1)
+        def add(x):
+            return x + 1
+
+        @task.ray_job(poll_interval=1, deferrable=True)
+        def double(x):
+            print("doubling", x)
+            return {"twice": 2 * x}
+
+        @task
+        def show(value):
+            print("VALUE", value)
+
+        show(double(add(1)))
+
     if __name__ == "__main__":
         run = dag.test()
         print("STATES", {ti.task_id: str(ti.state) for ti in run.get_task_instances()})
@@ -43,7 +58,7 @@ DAG_FILE = """
 
 
 def test_dag_test(ray_head: RayHead, tmp_path: Path):
-    """``dag.test()`` runs operator and sensor in both modes, shows the job's log, and fails for a failed job."""
+    """``dag.test()`` runs operator, function and sensor in both modes, shows the log, and fails for a failed job."""
     dag_file = tmp_path / "dags" / "first_contact.py"
     dag_file.parent.mkdir()
     dag_file.write_text(textwrap.dedent(DAG_FILE))
@@ -63,8 +78,10 @@ def test_dag_test(ray_head: RayHead, tmp_path: Path):
 
     assert states == {
         "job_worker": "success", "wait_worker": "success", "job_deferred": "success", "wait_deferred": "success",
-        "bad": "failed",
+        "bad": "failed", "add": "success", "double": "success", "show": "success",
     }  # fmt: skip
     assert output.count("hello from worker\n") >= 2
     assert output.count("hello from deferred\n") >= 2
     assert "FAILED with exit code 3" in output
+    assert "VALUE {'twice': 4}" in output
+    assert "doubling 2" in output

@@ -65,6 +65,7 @@ def test_options_for_type_checkers_are_those_of_the_operator():
     ("options", "error"),
     [
         ({"entrypoint_num_cpu": 1}, "has no option 'entrypoint_num_cpu'. Did you mean 'entrypoint_num_cpus'?"),
+        ({"num_gpus": 1}, "has no option 'num_gpus'. Did you mean 'entrypoint_num_gpus'?"),
         ({"zzz": 1}, "has no option 'zzz'."),
         ({"entrypoint": "true"}, "has no entrypoint: it runs the function. For a command use RayJobSubmitOperator."),
         ({"return_result": True}, "has no option 'return_result'."),
@@ -162,6 +163,17 @@ def test_values_of_the_context_are_arguments(dag: DAG):
     call = call_of(train(run_id="mine", x=1).operator, ds="2026-01-02", run_id="theirs", params={"a": 1}, ti=object())
 
     assert call["kwargs"] == {"run_id": "mine", "x": 1, "ds": "2026-01-02", "params": {"a": 1}}
+
+
+def test_key_that_the_context_does_not_have(dag: DAG):
+    """A manual run may have no ``ds``. The error says so."""
+
+    @task.ray_job
+    def train(ds):
+        return ds
+
+    with pytest.raises(ValueError, match="^train: missing a required argument: 'ds'. A run without a logical date has"):
+        call_of(train().operator)
 
 
 def test_argument_that_is_not_json(dag: DAG):

@@ -75,7 +75,11 @@ class Call:
         return files | {f"{MODULE}/call.json": json.dumps(call).encode()}
 
     def _check_arguments(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        bound = inspect.signature(self.function).bind(*args, **kwargs).arguments
+        try:
+            bound = inspect.signature(self.function).bind(*args, **kwargs).arguments
+        except TypeError as error:
+            advice = "A run without a logical date has no ds, ts or data interval in its context."
+            raise ValueError(f"{name}: {error}. {advice}") from None
         for argument, value in bound.items():
             try:
                 to_json(value, f"argument {argument}")
