@@ -22,16 +22,21 @@ from airflow_provider_rayjobs.jobs.steps import LogSink
 _MARK = b"##ray_job "
 _HEADER = re.compile(_MARK + rb"([0-9a-f]{16}) ([a-z]{1,16}) ")
 _LONGEST_HEADER = len(_MARK) + 16 + 1 + 16 + 1
-_PART = re.compile(rb"([0-9a-f]{8}) ([0-9]{1,7})/([0-9]{1,7}) ([0-9a-f]{8}) (.*)", re.DOTALL)
-# What Ray puts before the lines of tasks and actors, which it copies into the driver's log.
-_PREFIX = rb"(?:\x1b\[[0-9;]*m)?\([^()\r\n]*pid=\d+[^()\r\n]*\)(?:\x1b\[0m)? "
+_PART = re.compile(rb"([0-9a-f]{8}) ([0-9]{1,4})/([0-9]{1,4}) ([0-9a-f]{8}) (.*)", re.DOTALL)
+# What Ray puts before the lines of tasks and actors, which it copies into the driver's log. The lookahead keeps the
+# time linear.
+_PREFIX = rb"(?:\x1b\[[0-9;]*m)?\((?:(?!pid=\d)[^()\r\n])*pid=\d[^()\r\n]*\)(?:\x1b\[0m)? "
 _LINE_PREFIX = re.compile(_PREFIX)
 _LONGEST_PREFIX = 300
 _MESSAGE = re.compile(rb"(?m:^" + _PREFIX + rb")?##ray_job [0-9a-f]{16} [a-z]{1,16} [^\n]*\n?")
-# Most bytes of a message. The escapes of a text that quotes messages may make it six times as long.
-_LARGEST = 8 * MAX_RESULT_SIZE
-# Messages of which parts are kept at the same time. A program sends one after the other.
+# Most bytes of a line.
+_LONGEST_LINE = MAX_RESULT_SIZE + 64
+# What is kept of a longer line, and of another job's message, until its end.
+_DROPPED = _MARK + b"0000000000000000 dropped "
+# Messages of which parts are kept at the same time, and most bytes of them all. A program sends one after the other.
+# The escapes of a text that quotes messages may make it six times as long.
 _MOST_UNFINISHED = 8
+_MOST_BYTES = 16 * MAX_RESULT_SIZE
 
 
 @dataclass(frozen=True)
@@ -198,6 +203,7 @@ class MessageFilter:
         data = self._waiting + data
         rest = bytearray()
         position = 0
+        newline = -1
         while True:
             start = data.find(_MARK, position)
             if start < 0:
@@ -206,54 +212,63 @@ class MessageFilter:
                 self._waiting = data[end:]
                 break
             rest += data[position:start]
+            if newline < start:
+                newline = data.find(b"\n", start)
+                newline = len(data) if newline < 0 else newline
             header = _HEADER.match(data, start)
-            end = data.find(b"\n", start)
             if header is None:
-                if end < 0 and len(data) - start < _LONGEST_HEADER:
+                if newline == len(data) < start + _LONGEST_HEADER:
                     self._waiting = data[start:]
                     break
                 rest += _MARK
                 position = start + len(_MARK)
                 continue
-            following = data.find(_MARK, start + len(_MARK), end if end >= 0 else len(data))
-            if following < 0 and end < 0:
-                is_too_long = len(data) - start > _LARGEST
-                self._read.broken += is_too_long
-                # what is too long for a message is dropped, up to the end of its line
-                self._waiting = data[start : start + _LONGEST_HEADER] if is_too_long else data[start:]
+            # a line that was cut off is written again
+            following = data.find(_MARK, start + len(_MARK), newline)
+            end = newline if following < 0 else following
+            if end == len(data):
+                self._waiting = data[start:]
+                if len(self._waiting) > _LONGEST_LINE or not self._is_ours(header):
+                    self._take_line(header, data[header.end() :])
+                    self._waiting = _DROPPED + data[max(header.end(), len(data) - len(_MARK) + 1) :]
                 break
             self._drop_prefix(rest)
-            # a line that was cut off is written again
-            self._take_line(header, data[header.end() : end if following < 0 else following])
+            self._take_line(header, data[header.end() : end])
             position = end + 1 if following < 0 else following
         return self._hold_prefix(rest)
 
     def _drop_prefix(self, rest: bytearray) -> None:
         """Drop Ray's prefix of a line, which is all that is left of a message of a task or an actor."""
-        line = rest.rfind(b"\n") + 1
-        if (line or self._is_at_line_start) and _LINE_PREFIX.fullmatch(rest, line):
+        line = self._line_that_may_be_prefix(rest)
+        if _LINE_PREFIX.fullmatch(rest, line):
             del rest[line:]
 
     def _hold_prefix(self, rest: bytearray) -> bytes:
         """Hold back the beginning of a line that may be a prefix, and return the bytes before it."""
-        line = rest.rfind(b"\n") + 1
-        beginning = rest[line:]
-        if (
-            (line or self._is_at_line_start)
-            and bytes(beginning[:1]) in (b"(", b"\x1b")
-            and len(beginning) < _LONGEST_PREFIX
-            and b"\r" not in beginning
-        ):
-            self._waiting = bytes(beginning) + self._waiting
+        line = self._line_that_may_be_prefix(rest)
+        if rest.startswith((b"(", b"\x1b"), line) and b"\r" not in rest[line:]:
+            self._waiting = bytes(rest[line:]) + self._waiting
             del rest[line:]
         if rest:
             self._is_at_line_start = rest.endswith(b"\n")
         return bytes(rest)
 
+    def _line_that_may_be_prefix(self, rest: bytearray) -> int:
+        """Return the beginning of the last line, or the end of the bytes if that line is too long for a prefix."""
+        line = rest.rfind(b"\n", -_LONGEST_PREFIX) + 1
+        is_whole = line or (self._is_at_line_start and len(rest) < _LONGEST_PREFIX)
+        return line if is_whole else len(rest)
+
+    def _is_ours(self, header: re.Match[bytes]) -> bool:
+        return self.nonce is not None and header[1] == self.nonce.encode()
+
     def _take_line(self, header: re.Match[bytes], text: bytes) -> None:
-        nonce, kind = header.groups()
-        if self.nonce is None or nonce != self.nonce.encode():
+        if not self._is_ours(header):
             return
+        if len(text) > _LONGEST_LINE:
+            self._read.broken += 1
+            return
+        kind = header[2]
         body: bytes | None = kind + b" " + text
         if kind == b"part":
             body = self._join(text)
@@ -274,9 +289,11 @@ class MessageFilter:
         whole = parts.add(int(number), content)
         if whole is not None:
             del self._unfinished[name]
-        elif len(self._unfinished) > _MOST_UNFINISHED or parts.size > _LARGEST:
-            oldest = name if parts.size > _LARGEST else next(iter(self._unfinished))
-            del self._unfinished[oldest]
+        while (
+            len(self._unfinished) > _MOST_UNFINISHED
+            or sum(each.size for each in self._unfinished.values()) > _MOST_BYTES
+        ):
+            del self._unfinished[next(iter(self._unfinished))]
             self._read.broken += 1
         return whole
 
@@ -295,7 +312,11 @@ class _Parts:
         if len(self.contents) < self.count:
             return None
         whole = b"".join(content for _, content in sorted(self.contents.items()))
-        return whole if zlib.crc32(whole) == self.checksum else None
+        if zlib.crc32(whole) == self.checksum:
+            return whole
+        # a part may be written again, but not so often that the checksums take long
+        self.size += len(whole)
+        return None
 
 
 def without_messages(data: bytes) -> bytes:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_provider_rayjobs.in_job import MAX_RESULT_SIZE
 from airflow_provider_rayjobs.jobs.logs.cursor import LogCursor
 from airflow_provider_rayjobs.jobs.logs.messages import JobMessages, MessageFilter, Progress, without_messages
 
@@ -123,6 +124,14 @@ def test_messages_of_ray_tasks(prefix: str, chunks: list[int]):
     assert without_messages(log.encode()).decode() == shown
 
 
+@pytest.mark.parametrize("length", [200, 290, 300, 400])
+def test_long_prefix(length: int):
+    """A prefix is dropped or shown whole, in whatever pieces the log arrives."""
+    log = b"(" + b"n" * (length - 10) + b" pid=12) " + LINE + b"1\nend\n"
+
+    assert read(log)[1] == read(log, [7] * 100)[1]
+
+
 def test_unfinished_lines_are_not_held_back():
     """Only the beginning of what may be a prefix waits for more bytes; a progress bar does not."""
     log = MessageFilter(LogCursor())
@@ -164,6 +173,50 @@ def test_a_line_without_end_uses_little_memory():
 
     assert records == ["before\nafter"]
     assert log.messages.broken > 0
+
+
+@pytest.mark.parametrize("chunks", [[], [65536] * 30])
+def test_a_line_that_is_too_long_is_no_result(chunks: list[int]):
+    """The end of a line that was dropped does not become a shorter value."""
+    messages, shown = read(LINE + b'"' + b"x" * (9 * MAX_RESULT_SIZE) + b'"\nafter\n' + LINE + b"1\n", chunks)
+
+    assert (messages.result.value, messages.results, messages.broken) == (1, 1, 1)
+    assert shown == "after"
+
+
+@pytest.mark.parametrize("prefix", [b"(" + b"pid=1" * 200_000, b"(pid=" + b"1" * 1_000_000])
+def test_text_that_resembles_a_prefix(prefix: bytes):
+    """The time for a line grows with its length, not with its square: this one would take hours."""
+    log = prefix + LINE + b"1\n"
+
+    assert read(log)[0].results == 1
+    assert without_messages(log) == prefix
+
+
+def test_parts_use_little_memory():
+    """Messages of many parts, and parts without text, are dropped before they fill the memory."""
+    log = MessageFilter(LogCursor())
+    log.nonce = NONCE
+    log.begin()
+    for name in range(100):
+        text = b"x" * MAX_RESULT_SIZE
+        list(log.feed(f"##ray_job {NONCE} part {name:08x} 1/2 00000000 ".encode() + text + b"\n"))
+    for number in range(20_000):
+        list(log.feed(f"##ray_job {NONCE} part deadbeef {number}/9999999 00000000 \n".encode()))
+
+    kept = [content for parts in log._unfinished.values() for content in parts.contents.values()]
+    assert sum(map(len, kept)) <= 16 * MAX_RESULT_SIZE
+    assert len(kept) < 10_000
+
+
+def test_a_wrong_checksum_is_not_computed_again_and_again():
+    """A message whose parts are all there, but wrong, is dropped after some repetitions of a part."""
+    content = b"x" * (MAX_RESULT_SIZE - 100)
+    log = f"##ray_job {NONCE} part deadbeef 1/2 00000000 ".encode() + content + b"\n"
+    log += f"##ray_job {NONCE} part deadbeef 2/2 00000000 \n".encode() * 1000
+    messages, _ = read(log)
+
+    assert (messages.results, messages.broken) == (0, 2)
 
 
 def test_progress_of_a_read_that_was_cut_off():
