@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import zlib
 from collections.abc import Iterator, Mapping
@@ -123,15 +124,17 @@ class JobMessages:
                     self.results += 1
                 case "stored":
                     stored = _load(content)
-                    is_pickled = stored["kind"] == "pickle"
-                    self.result = StoredResult(int(stored["size"]), str(stored["sha256"]), is_pickled)
+                    size, is_pickled = int(stored["size"]), stored["kind"] == "pickle"
+                    if size < 0:
+                        raise ValueError(f"{size} is not a size")
+                    self.result = StoredResult(size, str(stored["sha256"]), is_pickled)
                     self.results += 1
                 case "progress":
                     self.progress = _progress_of(_load(content))
                     self.progresses += 1
                 case "error":
                     self.failure = _failure_of(_load(content))
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             self.broken += 1
 
 
@@ -342,9 +345,21 @@ def _progress_of(value: Mapping[str, Any]) -> Progress:
     for number in (done, 0 if total is None else total):
         if isinstance(number, bool) or not isinstance(number, int | float):
             raise TypeError(f"{number!r} is not a number")
-    return Progress(done, total, " ".join(str(value.get("text") or "").split())[:500])
+        if not math.isfinite(number):
+            raise ValueError(f"{number!r} is not finite")
+    # no control codes, as the text is shown in consoles and messages
+    text = "".join(each if each.isprintable() else " " for each in str(value.get("text") or ""))
+    return Progress(done, total, " ".join(text.split())[:500])
 
 
 def _failure_of(value: Mapping[str, Any]) -> FunctionFailure:
-    types = tuple(str(each) for each in value["types"])
-    return FunctionFailure(str(value["function"]), types, str(value["message"]), str(value["traceback"]))
+    function, message, traceback = (_text_of(value[name]) for name in ("function", "message", "traceback"))
+    types = tuple(_text_of(each) for each in value["types"])
+    if not types:
+        raise ValueError("an exception has a class")
+    return FunctionFailure(function, types, message, traceback)
+
+
+def _text_of(value: Any) -> str:
+    """Return a text that can be logged: half a surrogate pair cannot be encoded."""
+    return str(value).encode("utf-8", errors="backslashreplace").decode()

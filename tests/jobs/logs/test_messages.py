@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from airflow_provider_rayjobs.in_job import MAX_RESULT_SIZE
 from airflow_provider_rayjobs.jobs.logs.cursor import LogCursor
-from airflow_provider_rayjobs.jobs.logs.messages import JobMessages, MessageFilter, Progress, without_messages
+from airflow_provider_rayjobs.jobs.logs.messages import (
+    FunctionFailure,
+    JobMessages,
+    MessageFilter,
+    Progress,
+    without_messages,
+)
 
 NONCE = "0123456789abcdef"
 LINE = f"##ray_job {NONCE} result ".encode()
@@ -98,7 +104,12 @@ def test_messages_between_the_output_of_others(texts: list[str], size: int, chun
         (LINE.replace(b"result", b"later") + b"1\n", 0, 0),
         (LINE.replace(b"result", b"progress") + b'{"done": "many"}\n', 0, 1),
         (LINE.replace(b"result", b"progress") + b'{"done": 1, "total": true}\n', 0, 1),
+        (LINE.replace(b"result", b"progress") + b'{"done": 1%s}\n' % (b"0" * 400), 0, 1),
+        (LINE.replace(b"result", b"progress") + b'{"done": 1, "total": 1e999}\n', 0, 1),
         (LINE.replace(b"result", b"error") + b"{}\n", 0, 1),
+        (LINE.replace(b"result", b"error") + b'{"function":"f","types":[],"message":"","traceback":""}\n', 0, 1),
+        (LINE.replace(b"result", b"stored") + b'{"kind":"result","size":1e999,"sha256":""}\n', 0, 1),
+        (LINE.replace(b"result", b"stored") + b'{"kind":"result","size":-2,"sha256":""}\n', 0, 1),
         (parts('result "abcdefghij"')[0][:50] + b"".join(parts('result "abcdefghij"')), 1, 0),
     ],
 )
@@ -139,6 +150,16 @@ def test_unfinished_lines_are_not_held_back():
 
     assert list(log.feed(b"(1/3)\r(2/3)")) + list(log.flush()) == ["(2/3)"]
     assert log._waiting == b""
+
+
+def test_texts_can_be_logged():
+    """Texts have no half surrogate pairs, which cannot be encoded, and progress has no codes of a terminal."""
+    progress = b'{"done": 1, "text": "a\\u001b[2Jb \\ud800\\nc"}\n'
+    error = b'{"function":"f","types":["E"],"message":"\\udc80","traceback":"T\\n\\udc80"}\n'
+    messages, _ = read(LINE.replace(b"result", b"progress") + progress + LINE.replace(b"result", b"error") + error)
+
+    assert str(messages.progress) == "1: a [2Jb c"
+    assert messages.failure == FunctionFailure("f", ("E",), "\\udc80", "T\n\\udc80")
 
 
 def test_no_message_counts_without_a_nonce():
