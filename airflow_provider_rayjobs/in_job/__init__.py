@@ -46,6 +46,8 @@ SKIP_EXIT_CODE = 99
 FAIL_EXIT_CODE = 98
 # Most bytes of a result as JSON. Characters beyond ASCII count as six or twelve.
 MAX_RESULT_SIZE = 1024 * 1024
+# Most levels of lists and dictionaries. Airflow 3.3 accepts some more in an XCom, and integers of 64 bits.
+_MAX_DEPTH = 200
 # PIPE_BUF of Linux. One write of so many bytes is atomic, also to a pipe.
 _LINE_SIZE = 4096
 # Seconds between two progress messages of a process.
@@ -212,40 +214,46 @@ def to_json(value: Any, place: str) -> str:
     :param place: the name of the value for the error message.
     :raises ResultError: the value is not JSON. The message names the place and the type of the part that is not.
     """
-    try:
-        problem = _find_problem(value)
-        if problem is None:
-            return json.dumps(value, allow_nan=False, separators=(",", ":"))
-    except RecursionError:
-        problem = ("", "contains itself, or is nested too deeply.")
-    except ValueError as error:
-        problem = ("", f"contains a number that is too large ({error}).")
-    raise ResultError(f"{place}{problem[0]} {problem[1]}")
+    check(value, place)
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
 
 
-def _find_problem(value: Any) -> tuple[str, str] | None:
+def check(value: Any, place: str) -> None:
+    """
+    Check that a value is JSON that an XCom can hold.
+
+    :raises ResultError: see :func:`to_json`.
+    """
+    problem = _find_problem(value, 0)
+    if problem is not None:
+        raise ResultError(f"{place}{problem[0]} {problem[1]}")
+
+
+def _find_problem(value: Any, depth: int) -> tuple[str, str] | None:
     """Return the path of the first part of a value that JSON cannot hold, and the reason."""
-    if value is None or isinstance(value, (bool, int)):
+    if value is None or isinstance(value, bool):
         return None
+    if isinstance(value, int):
+        return None if -(2**63) <= value < 2**64 else ("", "is an integer of more than 64 bits. Use str() or float().")
     if isinstance(value, str):
-        return None if value.isascii() or _is_utf8(value) else ("", "is text that UTF-8 cannot encode.")
+        return None if _is_utf8(value) else ("", "is text that UTF-8 cannot encode.")
     if isinstance(value, float):
         return None if math.isfinite(value) else ("", f"is {value}, which JSON cannot hold. Use None.")
-    if isinstance(value, dict):
-        for key, each in value.items():
-            if not isinstance(key, str):
-                return "", f"has the key {key!r} of type {type_name(key)}. JSON has only text as keys. Use str()."
-            problem = _find_problem(each)
-            if problem:
-                return f"[{json.dumps(key, ensure_ascii=False)}]{problem[0]}", problem[1]
-        return None
-    if isinstance(value, (list, tuple)):
-        for number, each in enumerate(value):
-            problem = _find_problem(each)
-            if problem:
-                return f"[{number}]{problem[0]}", problem[1]
-        return None
-    return "", f"is of type {type_name(value)}, which JSON cannot hold. {_hint(value)}"
+    if not isinstance(value, (dict, list, tuple)):
+        return "", f"is of type {type_name(value)}, which JSON cannot hold. {_hint(value)}"
+    if depth == _MAX_DEPTH:
+        return "", "contains itself, or is nested too deeply."
+    is_dict = isinstance(value, dict)
+    items: Any = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, each in items:
+        if is_dict and not isinstance(key, str):
+            return "", f"has the key {key!r} of type {type_name(key)}. JSON has only text as keys. Use str()."
+        if is_dict and not _is_utf8(key):
+            return "", f"has the key {key!a}, which UTF-8 cannot encode."
+        problem = _find_problem(each, depth + 1)
+        if problem:
+            return f"[{json.dumps(key, ensure_ascii=False)}]{problem[0]}", problem[1]
+    return None
 
 
 def _is_utf8(text: str) -> bool:

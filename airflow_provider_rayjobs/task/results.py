@@ -13,6 +13,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobResultError,
     RayPackageError,
 )
+from airflow_provider_rayjobs.in_job import ResultError, check
 from airflow_provider_rayjobs.jobs.logs.messages import StoredResult
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.models import JobDetails
@@ -67,6 +68,10 @@ def read_result(
         except ValueError as broken:
             raise RayJobResultError(f"{name}, but its stored result cannot be used: {broken}.", is_final=True) from None
     if not result.is_pickled:
+        try:
+            check(result.value, "result")  # a program in another language did not
+        except ResultError as error:
+            raise RayJobResultError(f"{name}, but its result cannot be an XCom: {error}", is_final=True) from None
         return result.value
     if not may_unpickle:
         fact = "its result is pickled, and result_serializer is json"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.sdk.bases.xcom import BaseXCom
 from function_runs import NONCE, load, run, run_command
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -22,7 +23,11 @@ from airflow_provider_rayjobs import in_job
 from airflow_provider_rayjobs.in_job import MAX_RESULT_SIZE, ResultError, to_json
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=20,
 )
@@ -100,6 +105,18 @@ def test_storage_that_needs_a_package(tmp_path: Path):
     )
 
 
+def nested(depth: int) -> Any:
+    return [nested(depth - 1)] if depth else 0
+
+
+def test_nested_result_fits_into_an_xcom():
+    """What can be sent can be stored: Airflow allows fewer levels than JSON."""
+    value = nested(200)
+
+    assert json.loads(to_json(value, "result")) == value
+    assert BaseXCom.serialize_value(value) == value
+
+
 class Model:
     def model_dump(self) -> None: ...
 
@@ -118,7 +135,11 @@ class Model:
         (Model(), "result is of type test_runner.Model, which JSON cannot hold. Use .model_dump(mode='json')."),
         (object(), "result is of type object, which JSON cannot hold. Use text, numbers, lists and dictionaries, or"),
         ("\ud800", "result is text that UTF-8 cannot encode."),
-        ([10**5000], "result contains a number that is too large"),
+        ({"\udc80": 1}, "result has the key '\\udc80', which UTF-8 cannot encode."),
+        ([2**64], "result[0] is an integer of more than 64 bits. Use str() or float()."),
+        (-(2**63) - 1, "result is an integer of more than 64 bits."),
+        ([10**5000], "result[0] is an integer of more than 64 bits."),
+        (nested(201), f"result{'[0]' * 200} contains itself, or is nested too deeply."),
     ],
 )
 def test_what_is_not_json_is_named_with_its_place(value: Any, problem: str):

@@ -65,6 +65,9 @@ def test_result_of_a_log_that_was_not_read_to_its_end() -> None:
         (JobMessages(), RayApiBusyError("busy"), "but its result cannot be read. busy", False),
         (JobMessages(), RayApiResponseError("node gone"), "but its result cannot be read. node gone", True),
         (JobMessages(Result("x", is_pickled=True), results=1), None, "but its result is pickled, and", True),
+        (JobMessages(Result([2**64]), results=1), None, "but its result cannot be an XCom: result[0] is an", True),
+        (JobMessages(Result("\ud800"), results=1), None, "but its result cannot be an XCom: result is text", True),
+        (JobMessages(Result(float("inf")), results=1), None, "but its result cannot be an XCom: result is inf", True),
     ],
 )
 def test_result_that_cannot_be_read(messages: JobMessages, error: Any, text: str, is_final: bool) -> None:
