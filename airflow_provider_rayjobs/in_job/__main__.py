@@ -15,6 +15,7 @@ import __future__
 
 import ast
 import base64
+import contextlib
 import hashlib
 import importlib.util
 import inspect
@@ -60,19 +61,29 @@ _SUBSTITUTES: dict[str, frozenset[str] | None] = {
 def main() -> NoReturn:
     """Call the function, send its return value or its exception, and exit."""
     open_log()
+    nonce = os.environ[NONCE_VARIABLE]
     call = json.loads((_HERE / "call.json").read_text(encoding="utf-8"))
     linecache.cache[call["filename"]] = _lines_for_tracebacks(call)
     try:
-        function, args, kwargs = _load(call)
-        value = function(*args, **kwargs)
-        if inspect.iscoroutine(value):
-            import asyncio  # noqa: PLC0415  (few functions need it)
-
-            value = asyncio.run(value)
+        try:
+            value = _call(call)
+        finally:
+            os.environ[NONCE_VARIABLE] = nonce  # the function may have removed it
         _send_result(call, value)
     except BaseException as error:  # noqa: BLE001  (the task raises it)
         sys.exit(_send_error(call, error))
     sys.exit(0)
+
+
+def _call(call: dict[str, Any]) -> Any:
+    """Return the value of the function."""
+    function, args, kwargs = _load(call)
+    value = function(*args, **kwargs)
+    if inspect.iscoroutine(value):
+        import asyncio  # noqa: PLC0415  (few functions need it)
+
+        value = asyncio.run(value)
+    return value
 
 
 def _lines_for_tracebacks(call: dict[str, Any]) -> tuple[int, None, list[str], str]:
@@ -200,34 +211,35 @@ def _send_error(call: dict[str, Any], error: BaseException) -> int:
     names = [_class_name(each) for each in type(error).__mro__ if each is not object]
     try:
         message = str(error)
-    except Exception as failure:  # noqa: BLE001
+    except BaseException as failure:  # noqa: BLE001
         message = f"(its message cannot be shown: {failure!r})"
-    lines = "".join(traceback.format_exception(type(error), error, _users_frames(call, error)))
-    sys.stderr.write(lines)
-    sys.stderr.flush()
-    send(
-        "error",
-        json.dumps(
-            {
-                "function": call["name"],
-                "types": names,
-                "message": message[:_MESSAGE_SIZE],
-                "traceback": lines[-_TRACEBACK_SIZE:],
-            }
-        ),
-    )
+    try:
+        lines = "".join(traceback.format_exception(type(error), error, _users_frames(call, error)))
+    except Exception:  # noqa: BLE001  (Python 3.8 fails at a long chain of exceptions)
+        lines = f"{names[0]}: {message}\n"
+    # the function may have closed its output
+    with contextlib.suppress(Exception):
+        sys.stderr.write(lines)
+        sys.stderr.flush()
+    content = {
+        "function": call["name"],
+        "types": names,
+        "message": message[:_MESSAGE_SIZE],
+        "traceback": lines[-_TRACEBACK_SIZE:],
+    }
+    with contextlib.suppress(OSError):  # the exit code tells the most important
+        send("error", json.dumps(content))
     last_parts = {name.rpartition(".")[2] for name in names}
     if "AirflowSkipException" in last_parts:
         return SKIP_EXIT_CODE
     if "AirflowFailException" in last_parts or isinstance(error, ResultError):
         return FAIL_EXIT_CODE
-    if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code:
-        return error.code
-    return 1
+    # the system keeps eight bits of an exit code
+    return (error.code & 255 or 1) if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
 
 
 def _class_name(kind: type) -> str:
-    has_module = kind.__module__ not in ("builtins", "__main__")
+    has_module = kind.__module__ not in ("builtins", "__main__", __package__)
     return f"{kind.__module__}.{kind.__qualname__}" if has_module else kind.__qualname__
 
 

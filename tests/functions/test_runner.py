@@ -244,6 +244,11 @@ def test_missing_module_on_the_cluster(tmp_path: Path, monkeypatch: pytest.Monke
         ("import sys\n    sys.exit('bad')", 1),
         ("raise KeyboardInterrupt", 1),
         ("return object()", 98),
+        ("import sys\n    sys.exit(256)", 1),
+        ("import sys\n    sys.stderr = None\n    raise Skip('no data')", 99),
+        ("import sys\n    sys.stderr.close()\n    raise ValueError('no data')", 1),
+        ("import os\n    os.environ.clear()\n    raise ValueError('no data')", 1),
+        ("class Mine(Exception):\n        def __str__(self): raise SystemExit(0)\n    raise Mine", 1),
     ],
 )
 def test_exit_codes(tmp_path: Path, body: str, exit_code: int):
@@ -263,6 +268,35 @@ def _python_without_airflow(folder: Path) -> str:
     script.write_text(f'#!/bin/sh\nexec "{shutil.which("python3", path="/usr/bin:/usr/local/bin")}" -S "$@"\n')
     script.chmod(0o755)
     return str(script)
+
+
+def test_error_that_cannot_be_sent(tmp_path: Path):
+    """The exit code skips the task, although the function has closed the log."""
+    top = "from airflow.providers.common.compat.sdk import AirflowSkipException as Skip\n"
+    module = load(tmp_path, f"{top}@on_ray\ndef f():\n    import os\n    os.closerange(3, 100)\n    raise Skip")
+    ended = run(module.f, tmp_path)
+
+    assert (ended.exit_code, ended.messages.failure) == (99, None)
+
+
+def test_traceback_that_cannot_be_shown(tmp_path: Path):
+    """An exception arrives although its traceback cannot be formatted."""
+    module = load(
+        tmp_path,
+        """
+        @on_ray
+        def f():
+            class Strange(Exception):
+                @property
+                def __cause__(self):
+                    raise RuntimeError("no cause")
+            raise Strange("no data")
+        """,
+    )
+    ended = run(module.f, tmp_path)
+
+    assert ended.messages.failure.message == "no data"
+    assert ended.shown == "f.<locals>.Strange: no data"
 
 
 def test_pickled_function_and_another_python(tmp_path: Path):
@@ -364,7 +398,7 @@ def test_other_processes_print_while_the_function_returns(tmp_path: Path):
 
 
 def test_output_that_the_function_redirects(tmp_path: Path):
-    """The result arrives although the function has closed and redirected its output."""
+    """The result arrives although the function has closed and redirected its output, and emptied its environment."""
     module = load(
         tmp_path,
         """
@@ -374,6 +408,7 @@ def test_output_that_the_function_redirects(tmp_path: Path):
             sys.stdout = None
             os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
             os.close(2)
+            os.environ.clear()
             return 7
         """,
     )
