@@ -106,8 +106,10 @@ def report_progress(done: float, total: float | None = None, text: str = "") -> 
     :param text: a few words, at most 500 characters.
     """
     done, total = _plain(done), None if total is None else _plain(total)
-    value = {"done": done, "total": total, "text": str(text)[:_PROGRESS_TEXT]}
-    _progress.report(to_json(value, "progress"), is_last=total is not None and done >= total)
+    text = str(text)[:_PROGRESS_TEXT].encode("utf-8", "replace").decode()
+    # no program fails because of its progress: a number that is not finite is not sent
+    with contextlib.suppress(ResultError):
+        _progress.report(to_json({"done": done, "total": total, "text": text}, "progress"))
 
 
 def _plain(number: Any) -> float:
@@ -123,10 +125,10 @@ class _Progress:
         self._waiting = ""
         self._next = 0.0
 
-    def report(self, message: str, *, is_last: bool) -> None:
+    def report(self, message: str) -> None:
         now = time.monotonic()
         with self._lock:
-            is_due = is_last or now >= self._next
+            is_due = now >= self._next
             if is_due:
                 self._next = now + _PROGRESS_INTERVAL
             self._waiting = "" if is_due else message
@@ -140,7 +142,7 @@ class _Progress:
 
     @staticmethod
     def _send(message: str) -> None:
-        with contextlib.suppress(OSError):  # no program fails because its progress cannot be written
+        with contextlib.suppress(OSError):
             send("progress", message)
 
 

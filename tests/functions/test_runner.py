@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_rayjobs import in_job
 from airflow_provider_rayjobs.in_job import MAX_RESULT_SIZE, ResultError, to_json
+from airflow_provider_rayjobs.jobs.logs.messages import Progress
 
 JSON = st.recursive(
     st.none()
@@ -368,6 +369,27 @@ def test_last_progress_is_sent_at_the_end(tmp_path: Path):
     ended = run(module.f, tmp_path, python=_python_without_airflow(tmp_path))
 
     assert str(ended.messages.progress) == "2.5: two lines"
+
+
+def test_progress_beyond_the_total(tmp_path: Path):
+    """A process sends one message a second, also if it reports the end of its work again and again."""
+    program = "import messages\nfor number in range(1000): messages.report_progress(number, 0)"
+    shutil.copy(in_job.__file__, tmp_path / "messages.py")
+    ended = run_command([sys.executable, "-c", program], tmp_path, tmp_path)
+
+    assert str(ended.messages.progress) == "999"
+    assert ended.messages.progresses < 100
+
+
+@pytest.mark.parametrize("report", ["float('nan')", "1, float('inf')", "10**400", "2, text='\\udc80'"])
+def test_progress_that_cannot_be_sent(tmp_path: Path, report: str):
+    """No program fails because of its progress."""
+    top = "from airflow_provider_rayjobs.in_job import report_progress\n"
+    ended = run(load(tmp_path, f"{top}@on_ray\ndef f():\n    report_progress({report})\n    return 1").f, tmp_path)
+
+    assert ended.value == 1
+    assert ended.messages.broken == 0
+    assert str(ended.messages.progress) in ("None", "2: ?")
 
 
 def test_other_processes_print_while_the_function_returns(tmp_path: Path):
