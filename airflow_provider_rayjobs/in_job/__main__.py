@@ -47,7 +47,8 @@ from . import (
 _MESSAGE_SIZE = 16 * 1024
 _TRACEBACK_SIZE = 48 * 1024
 _HERE = Path(__file__).parent
-# Modules that the cluster may lack, and the names in them for which this package has a substitute.
+# Modules that the cluster may lack, and the names in them for which this package has a substitute. Its own module is
+# always imported from here: the cluster may have an older release.
 _EXCEPTIONS = frozenset({"AirflowSkipException", "AirflowFailException"})
 _SUBSTITUTES: dict[str, frozenset[str] | None] = {
     "airflow_provider_rayjobs.in_job": None,
@@ -166,8 +167,10 @@ class _Substitution(ast.NodeTransformer):
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom:
         if not node.level and node.module in _SUBSTITUTES:
             names = _SUBSTITUTES[node.module]
-            is_known = names is None or all(each.name in names for each in node.names)
-            if is_known and importlib.util.find_spec(node.module.partition(".")[0]) is None:
+            if names is None or (
+                all(each.name in names for each in node.names)
+                and importlib.util.find_spec(node.module.partition(".")[0]) is None
+            ):
                 node.module = __package__
         return node
 

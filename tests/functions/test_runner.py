@@ -392,6 +392,16 @@ def test_progress_that_cannot_be_sent(tmp_path: Path, report: str):
     assert str(ended.messages.progress) in ("None", "2: ?")
 
 
+def test_older_release_on_the_cluster(tmp_path: Path):
+    """The messages come from the module that is sent with the function, not from another release on the cluster."""
+    (tmp_path / "work" / "airflow_provider_rayjobs").mkdir(parents=True)
+    (tmp_path / "work" / "airflow_provider_rayjobs" / "__init__.py").touch()
+    top = "from airflow_provider_rayjobs.in_job import report_progress\n"
+    ended = run(load(tmp_path, f"{top}@on_ray\ndef f():\n    report_progress(1)").f, tmp_path)
+
+    assert ended.messages.progress == Progress(1), ended.shown
+
+
 def test_other_processes_print_while_the_function_returns(tmp_path: Path):
     """The result arrives although processes and threads print into the same log, and all their lines are shown."""
     module = load(
