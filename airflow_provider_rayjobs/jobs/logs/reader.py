@@ -320,17 +320,14 @@ class LogReader:
     def _show_tail(self, details: JobDetails, error: RayJobsError) -> Engine[None]:
         """Show the last lines of a log that cannot be read to its end, after a warning about the missing ones."""
         self.end_error = error
+        self._sink.messages.result = None  # the last one may be in the missing bytes
         missing = f"The log of job {details.name} is not complete here: {self.log.offset} bytes were shown"
         location = f"The file is {_location_of(details)}. {error}"
-        is_silent = self._limiter is not None and not self._limiter.limit
-        lines = TAIL_LINES
-        if self._limiter is not None and not is_silent:
-            lines = min(TAIL_LINES, self._limiter.limit - self._limiter.shown)
-        tail = LogTail(lines)
+        tail = LogTail(TAIL_LINES)
         try:
             if self.source != FILE:
                 raise error
-            request = endpoints.get_log_file(details.name, str(details.driver_node_id), lines)
+            request = endpoints.get_log_file(details.name, str(details.driver_node_id), TAIL_LINES)
             yield ReadLog(replace(request, deadline=_TAIL_TIMEOUT), tail)
         except RayJobsError:
             yield LogMessage(f"{missing}, the rest cannot be read. {location}", logging.WARNING)
@@ -351,12 +348,16 @@ class LogReader:
             logging.WARNING,
         )
         self.log.finish_with(without_messages(tail.data))
-        ending = MessageFilter(LogCursor())
+        last_lines: LogCursor | HeadTail = LogCursor()
+        if self._limiter is not None:
+            last_lines = HeadTail(LogCursor(), self._limiter.limit - self._limiter.shown, live=False)
+            last_lines.is_ending = True
+        ending = MessageFilter(last_lines)
         ending.nonce = self._sink.nonce
         records = [*ending.feed(tail.data), *ending.finish()]
         if ending.messages.result or ending.messages.failure:
             self._sink.messages = ending.messages
-        for record in [] if is_silent else records:
+        for record in records:
             yield EmitRecord(record)
 
     def _finish(self, details: JobDetails) -> Engine[None]:

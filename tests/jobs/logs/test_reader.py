@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from airflow_provider_rayjobs.exceptions import RayApiBusyError, RayApiConnectionError, RayJobsError
 from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType, RayVersion
 from airflow_provider_rayjobs.jobs.logs import reader as reader_module
-from airflow_provider_rayjobs.jobs.logs.messages import Progress
+from airflow_provider_rayjobs.jobs.logs.messages import Progress, Result
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.requests import LogRequest
 from airflow_provider_rayjobs.jobs.steps import EmitRecord, Engine, LogMessage, ReadLog, Send, Sleep
@@ -569,17 +569,33 @@ def test_result_beyond_the_limit_of_lines(limit: int, live: bool) -> None:
     assert any("left out" in notice for notice in head.notices) is (limit > 0)
 
 
-@pytest.mark.parametrize("silent", [False, True])
-def test_result_in_the_tail_of_a_log_that_is_cut_off(silent: bool) -> None:
-    """If the log cannot be read to its end, a result in its last lines is found."""
-    head = Head(lines_of(0, 20_000) + result_in_parts(10_000))
+@pytest.mark.parametrize("limit", [None, 10, 0])
+def test_result_in_the_tail_of_a_log_that_is_cut_off(limit: int | None) -> None:
+    """If the log cannot be read to its end, a result in its last lines is found, however few of them are shown."""
+    head = Head(lines_of(0, 20_000) + result_in_parts(10_000) + lines_of(0, 20))
     head.fail = lambda request: 500_000 if (request.params or {}).get("lines") == "-1" else None
-    reader = LogReader(lines_limit=0, live=False) if silent else LogReader()
+    reader = LogReader(lines_limit=limit, live=False)
     head.poll(reader, replace(SUCCEEDED, **WITH_NONCE))
 
     assert len(reader.messages.result.value) == 10_000
     assert reader.end_error is LOST
-    assert ("##ray_job" in head.text, bool(head.shown)) == (False, not silent)
+    assert "##ray_job" not in head.text
+    assert limit is None or len(head.text.split()) == limit
+
+
+@pytest.mark.parametrize("tail", [None, 0])
+def test_result_before_bytes_that_are_missing(tail: int | None) -> None:
+    """A result that was read while the job ran may not be its last one, if the rest of the log cannot be read."""
+    head, reader = Head(lines_of(0, 1) + message("result", "1")), LogReader()
+    head.poll(reader, replace(RUNNING, **WITH_NONCE))
+    assert reader.messages.result == Result(1)
+
+    head.data += message("result", "2") + lines_of(0, 20_000)
+    head.fail = lambda request: 0 if (request.params or {}).get("lines") == "-1" else tail
+    head.poll(reader, replace(SUCCEEDED, **WITH_NONCE))
+
+    assert reader.messages.result is None
+    assert reader.end_error is not None
 
 
 def test_log_that_cannot_be_read() -> None:
