@@ -9,7 +9,6 @@ from typing import Any
 
 from airflow_provider_rayjobs.exceptions import (
     RayApiBusyError,
-    RayApiConnectionError,
     RayJobResultError,
     RayPackageError,
 )
@@ -45,9 +44,9 @@ def read_result(
     result = reader.messages.result if reader is not None else None
     if reader is None or result is None:
         if error is not None or reader is None:
-            # the head may answer the next try
-            is_outage = error is None or isinstance(error, RayApiConnectionError | RayApiBusyError)
-            raise RayJobResultError(f"{name}, but its result cannot be read. {error or ''}", is_final=not is_outage)
+            # Ray answers 500 if the file or its node is gone. After another answer the next try may read the log.
+            is_gone = not isinstance(error, RayApiBusyError) and getattr(error, "status_code", 0) == 500
+            raise RayJobResultError(f"{name}, but its result cannot be read. {error or ''}", is_final=is_gone)
         if reader.messages.broken:
             fact = "its result is broken: it was not written completely, or its checksum is wrong"
             raise RayJobResultError(f"{name}, but {fact}. Look for a full disk on its node.", is_final=True)

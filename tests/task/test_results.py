@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from airflow_provider_rayjobs.exceptions import (
+    RayApiAddressError,
+    RayApiAuthError,
     RayApiBusyError,
     RayApiConnectionError,
     RayApiResponseError,
@@ -63,7 +65,10 @@ def test_result_of_a_log_that_was_not_read_to_its_end() -> None:
         (JobMessages(broken=1), None, "but its result is broken: it was not written completely", True),
         (JobMessages(), RayApiConnectionError("away"), "but its result cannot be read. away", False),
         (JobMessages(), RayApiBusyError("busy"), "but its result cannot be read. busy", False),
-        (JobMessages(), RayApiResponseError("node gone"), "but its result cannot be read. node gone", True),
+        (JobMessages(), RayApiResponseError("gone", status_code=500), "but its result cannot be read. gone", True),
+        (JobMessages(), RayApiBusyError("busy", status_code=500), "but its result cannot be read. busy", False),
+        (JobMessages(), RayApiAddressError("not Ray", status_code=404), "but its result cannot be read. not", False),
+        (JobMessages(), RayApiAuthError("no login", status_code=401), "but its result cannot be read. no", False),
         (JobMessages(Result("x", is_pickled=True), results=1), None, "but its result is pickled, and", True),
         (JobMessages(Result([2**64]), results=1), None, "but its result cannot be an XCom: result[0] is an", True),
         (JobMessages(Result("\ud800"), results=1), None, "but its result cannot be an XCom: result is text", True),
