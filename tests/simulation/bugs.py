@@ -15,6 +15,7 @@ from typing import Any
 from unittest import mock
 
 from airflow_provider_rayjobs.jobs.job_ref import JobRef
+from airflow_provider_rayjobs.jobs.logs.messages import MessageFilter
 from airflow_provider_rayjobs.jobs.stop import stop_and_wait
 from airflow_provider_rayjobs.task import attempts, kill_switch
 from airflow_provider_rayjobs.task.execution import Execution
@@ -52,6 +53,7 @@ BUGS: dict[str, Callable[[], Any]] = {
         mock.patch.object, Execution, "_was_ended_by_airflow", return_value=False
     ),
     "a job is replaced although its end is not confirmed": _replaces_without_end,
+    "a value of another job counts": partial(mock.patch.object, MessageFilter, "_is_ours", return_value=True),
     "a kill gives up if the submission has not arrived": lambda: mock.patch.object(
         kill_switch, "stop_and_wait", lambda job, timeout, **_: partial(stop_and_wait, is_brief=True)(job, timeout)
     ),

@@ -3,8 +3,10 @@ What must hold in every history.
 
 1. At most one job of the task instance lives. A PENDING job whose stop Ray has accepted does not count.
 2. When all is over, no job of the task instance lives.
-3. A task is green only if the job whose id it returned SUCCEEDED, and was a job of this task instance.
-4. At most 1 + Clears jobs of the task instance SUCCEED, unless a job's success was lost with its cluster.
+3. A task is green only if the job whose id or value it returned SUCCEEDED, and was a job of this task instance. The
+   value is never that of an older job.
+4. At most 1 + Clears jobs of the task instance SUCCEED, unless a job's success was lost with its cluster, or a
+   try ended because the value of its job can never be read.
 5. A try shows each line of its job's log once, in order; a try that ends with its job shows all of them.
 6. A job is stopped only if a user, a kill or a time limit ended its task, or if no further try follows it.
 7. No try ends with an error that is neither the package's nor Airflow's nor a fault of the history.
@@ -51,11 +53,15 @@ def check_green(history: History, result: Any) -> None:
         if watched is not None and watched.status != "SUCCEEDED":
             history.violate("green", f"the sensor is green, but its job {watched.name} is {watched.status}")
         return
-    jobs = [job for job in history.jobs if job.submission_id == result]
+    jobs = [job for job in history.jobs if history.scenario.result_of(job) == result]
     if not jobs:
         history.violate("green", f"the task returned {result!r}, which is no job of it")
     elif history.scenario.waits and not any(job.status == "SUCCEEDED" for job in jobs):
         history.violate("green", f"the task is green, but its job {jobs[-1].name} is {jobs[-1].status}")
+    elif history.scenario.returns_value:
+        for job in history.jobs[history.jobs.index(jobs[-1]) + 1 :]:
+            if not job.is_late:
+                history.violate("green", f"the task returned {result!r}, but job {job.number} {job.name} is newer")
 
 
 def check_end(history: History) -> None:
@@ -118,7 +124,8 @@ def _check_orphans(history: History) -> None:
 
 def _check_successes(history: History) -> None:
     succeeded = [job for job in history.jobs if job.status == "SUCCEEDED" and not (job.is_lost or job.is_deleted)]
-    allowed = 1 + len(history.clears)
+    errors = [error for _, _, error in history.airflow.ends if isinstance(error, exceptions.RayJobResultError)]
+    allowed = 1 + len(history.clears) + sum(error.is_final for error in errors)
     if len(succeeded) > allowed:
         names = ", ".join(job.name for job in succeeded)
         history.violate("successes", f"{len(succeeded)} jobs SUCCEEDED, {allowed} allowed: {names}")
@@ -178,7 +185,8 @@ def _check_whole_log(history: History, shown: dict[tuple[int, int], list[int]]) 
         if state != "success" or not history.scenario.waits:
             continue
         for job in history.jobs:
-            if job.submission_id == result and job.status == "SUCCEEDED" and not (job.is_lost or job.is_deleted):
+            is_its_job = history.scenario.result_of(job) == result
+            if is_its_job and job.status == "SUCCEEDED" and not (job.is_lost or job.is_deleted):
                 count = len(set(shown[try_number, job.number]))
                 if count != job.plan.lines:
                     history.violate("log", f"try {try_number} shows {count} of {job.plan.lines} lines of {job.name}")

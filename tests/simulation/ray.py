@@ -4,6 +4,7 @@ A simulated Ray cluster: the Jobs API as Ray 2.60 answers it, and the jobs behin
 - A job is PENDING, then RUNNING, then it ends as its :class:`Plan` says. While it runs it prints numbered lines.
 - A stop is accepted at once and takes effect later. A PENDING job is stopped when it starts.
 - A restart kills all jobs, forgets their records, and begins a new session. Ray Core job ids count up again.
+- A job that succeeds pushes a value, as a message in its log.
 - A deleted record may come back as FAILED, without metadata.
 
 Answers have the shape of the recorded ones in ``tests/samples``. The cluster needs a clock with ``now``, ``time()`` and
@@ -117,6 +118,11 @@ class Job:
     @property
     def name(self) -> str:
         return f"{self.submission_id or self.core_id}/{self.session[-1]}"
+
+    @property
+    def value(self) -> str:
+        """What the program of the job pushes at its end."""
+        return f"value of job {self.number} in {self.session}"
 
     def all_lines(self, printed: int | None = None) -> list[str]:
         """Return the lines of the log, each with the job and its number."""
@@ -332,11 +338,18 @@ class Cluster:
         return int(share * job.plan.lines + 1e-6)
 
     def log_of(self, job: Job) -> bytes:
-        """Return the log so far. A running job is in the middle of a line."""
+        """
+        Return the log so far. A running job is in the middle of a line.
+
+        The program shows the values of all earlier jobs. It pushes its own one before it succeeds, and then shows that
+        of another program.
+        """
         lines = job.all_lines(self.printed(job))
-        text = "".join(f"{line}\n" for line in lines)
+        text = "".join(map(_result, self.every_job[: job.number])) + "".join(f"{line}\n" for line in lines)
         if job.status == "RUNNING" and len(lines) < job.plan.lines:
             text += job.all_lines(len(lines) + 1)[-1][:9]
+        if job.status == "SUCCEEDED":
+            text += _result(job) + '##ray_job ffffffffffffffff result "another value"\n'
         return text.encode()
 
     def _details(self, job: Job) -> dict[str, Any]:
@@ -358,6 +371,12 @@ class Cluster:
             "start_time": int((start + job.start_time) * 1000),
             "end_time": None if job.end_time is None else int((start + job.end_time) * 1000),
         }
+
+
+def _result(job: Job) -> str:
+    """Return the message with the value of a job; a job of another user has none."""
+    nonce = job.metadata.get("submission_nonce")
+    return f"##ray_job {nonce} result {json.dumps(job.value)}\n" if nonce else ""
 
 
 def _json(value: Any) -> Reply:

@@ -53,6 +53,14 @@ class Scenario:
     def shows_log(self) -> bool:
         return self.arguments.get("fetch_logs", "live") != "never"
 
+    @property
+    def returns_value(self) -> bool:
+        return bool(self.arguments.get("return_result"))
+
+    def result_of(self, job: Job) -> str | None:
+        """Return what a task returns if it ends with a job."""
+        return job.value if self.returns_value else job.submission_id
+
     def make_task(self, history: History) -> Any:
         if not self.is_sensor:
             return RayJobSubmitOperator(
@@ -116,6 +124,11 @@ _ALL = (
     Scenario("deferrable, log flushes", _LIVE | {"deferrable": True, "log_flush_interval": 6}, (Plan(runs=15),)),
     Scenario("worker, last try", _LIVE, retries=0),
     Scenario("deferrable, last try", _LIVE | {"deferrable": True}, retries=0),
+    Scenario("worker, value", _LIVE | {"return_result": True}),
+    Scenario("worker, value, own id", _LIVE | {"return_result": True, "submission_id": "nightly"}),
+    Scenario(
+        "deferrable, value without log", _LIVE | {"deferrable": True, "return_result": True, "fetch_logs": "never"}
+    ),
     Scenario("sensor", {"poke_interval": 5}, watches="submission"),
     Scenario("sensor, reschedule", {"poke_interval": 5, "mode": "reschedule"}, watches="submission"),
     Scenario("sensor, deferrable", {"poke_interval": 5, "deferrable": True}, watches="submission"),
