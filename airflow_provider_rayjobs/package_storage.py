@@ -76,11 +76,12 @@ class Storage:
         try:
             with self.root.fs.open(self._path_of(name), "rb") as file:
                 content: bytes = file.read(limit + 1)
-        except Exception as error:
-            raise RayPackageError(
+        except Exception as error:  # noqa: BLE001  (any error of the user's file system)
+            message = redact_urls(
                 f"Could not read {name} at {self.root}: {type(error).__name__}: {error}. Check package_storage and its "
                 "connection."
-            ) from error
+            )
+            raise_unchained(RayPackageError(message))
         return content
 
     def put(self, name: str, file: IO[bytes]) -> Progress[None]:

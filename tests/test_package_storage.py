@@ -136,18 +136,21 @@ def test_object_appears_only_when_it_is_complete():
     assert root.fs.objects == {f"bucket/prefix/{NAME}": b"content that takes several parts"}
 
 
-def test_error_of_the_storage_shows_no_signature():
+@pytest.mark.parametrize("call", [lambda storage: storage.has(NAME), lambda storage: storage.read(NAME, 1)])
+def test_error_of_the_storage_shows_no_signature(call: Any):
     """A signed URL in the storage's error is redacted, and that error is not chained."""
 
     class Signing(Objects):
-        def exists(self, path: str, **_: Any) -> bool:
+        def exists(self, path: str, *_: Any, **__: Any) -> bool:
             raise OSError(f"403 for https://account.example.com/{path}?sig=s1gnature&sv=1")
+
+        open = exists
 
     root = ObjectsPath()
     root.fs = Signing()
 
     with pytest.raises(RayPackageError, match=r"OSError: 403 for .*sig=\*\*\*&sv=1") as caught:
-        Storage(root, "s3").has(NAME)  # type: ignore[arg-type]
+        call(Storage(root, "s3"))  # type: ignore[arg-type]
 
     assert (caught.value.__cause__, caught.value.__context__) == (None, None)
 
