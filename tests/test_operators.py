@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout, TaskDeferred
 from airflow.sdk import DAG
+from airflow.sdk.log import mask_secret
 from stand_in_head import StandInHead
 
 from airflow_provider_rayjobs import triggers
@@ -354,6 +355,21 @@ def test_execution_timeout_of_a_deferred_task(head: StandInHead):
 
 
 @needs_store
+def test_progress_in_the_error_of_a_time_limit_is_masked(head: StandInHead):
+    """The error of an expired limit names the last progress of the job, without secrets."""
+    mask_secret("pr0gressSecret")
+
+    def begin(number: int) -> None:
+        for job in head.jobs.values():
+            job["driver_node_id"] = "node-1"
+            text = b'{"done": 1, "text": "with pr0gressSecret"}'
+            head.log = b"##ray_job %s progress %s\n" % (job["metadata"]["submission_nonce"].encode(), text)
+
+    head.on_poll = begin
+    with pytest.raises(RayJobTimeoutError, match=r"Its last progress: 1: with \*\*\*"):
+        RayJobSubmitOperator(task_id="t", entrypoint="true", job_timeout=30).execute(try_from(time.time(), Store()))
+
+
 def test_each_try_has_its_own_execution_timeout(head: StandInHead):
     """With ``stop_on_kill=False`` the job survives the timeout of a try, and the next try has the whole time again."""
     store, now = Store(), time.time()

@@ -282,7 +282,7 @@ class Boundary:
         progress = self.reader.progress if self.reader else None
         facts = [f"The job at {self._record.job.address} was abandoned.", *shortage, stopped.summary]
         if progress is not None:
-            facts.append(f"Its last progress: {progress}")
+            facts.append(f"Its last progress: {redact(str(progress))}")
         raise RayJobTimeoutError(
             "\n".join([str(error), *facts]),
             limit=error.limit,
