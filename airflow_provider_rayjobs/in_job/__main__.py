@@ -199,14 +199,13 @@ def _store(uri: str, data: bytes) -> None:
         part.replace(path)
         return
     try:
-        smart_open = importlib.import_module("smart_open")
-    except ImportError:
+        with importlib.import_module("smart_open").open(uri, "wb") as file:
+            file.write(data)
+    except (ImportError, NotImplementedError) as error:
         raise ResultError(
             f"the result has {len(data)} bytes, and is stored at {uri}, for which the job needs the Python package "
-            "smart_open. Add it to pip in the runtime_env."
+            f"smart_open. Add it to pip in the runtime_env, with its extra for this storage. It says: {error}"
         ) from None
-    with smart_open.open(uri, "wb") as file:
-        file.write(data)
 
 
 def _send_error(call: dict[str, Any], error: BaseException) -> int:

@@ -93,16 +93,27 @@ def test_result_that_is_stored(tmp_path: Path, result_serializer: str):
     assert [path.name for path in (tmp_path / "storage").iterdir()] == [f"ray_job_result_{NONCE}.json"]
 
 
-def test_storage_that_needs_a_package(tmp_path: Path):
-    """Without smart_open on the cluster, a large result is an error that says what to install."""
+@pytest.mark.parametrize(
+    ("smart_open", "reason"),
+    [
+        (None, "No module named 'smart_open'"),
+        ("def open(*_): raise NotImplementedError('no extra')", "no extra"),
+    ],
+)
+def test_storage_that_needs_a_package(tmp_path: Path, smart_open: str | None, reason: str):
+    """Without smart_open on the cluster, or its extra, a large result is an error that says what to install."""
     module = load(tmp_path, f"@on_ray\ndef f():\n    return 'x' * {MAX_RESULT_SIZE}")
     python = _python_without_airflow(tmp_path)
+    if smart_open:
+        (tmp_path / "work").mkdir()
+        (tmp_path / "work" / "smart_open.py").write_text(smart_open)
     ended = run(module.f, tmp_path, storage="s3://bucket/r/", python=python)
 
     assert ended.exit_code == 98
     assert ended.messages.failure.message == (
         f"the result has {MAX_RESULT_SIZE + 2} bytes, and is stored at s3://bucket/r/ray_job_result_{NONCE}.json, "
-        "for which the job needs the Python package smart_open. Add it to pip in the runtime_env."
+        "for which the job needs the Python package smart_open. Add it to pip in the runtime_env, with its extra for "
+        f"this storage. It says: {reason}"
     )
 
 
