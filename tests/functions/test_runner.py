@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from airflow.sdk.bases.xcom import BaseXCom
-from function_runs import NONCE, load, run, run_command
+from function_runs import NONCE, load, read, run, run_command
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -480,6 +480,24 @@ def test_helper_is_one_file(tmp_path: Path):
 
     assert ended.value == 2
     assert ended.messages.results == 2
+
+
+def test_rays_log_deduplication(tmp_path: Path):
+    """Ray drops similar lines of its tasks, but no messages: two actors push a result and report progress."""
+    deduplicator = pytest.importorskip("ray._private.ray_logging").LogDeduplicator(5, None, None)
+    shutil.copy(in_job.__file__, tmp_path / "messages.py")
+    program = "import messages; messages.report_progress(3, 5, 'x1'); messages.push_result(['x1'] * 3000)"
+    actors = [run_command([sys.executable, "-c", program], tmp_path, tmp_path).log.decode() for _ in range(2)]
+    batches = []
+    for lines in zip(*map(str.splitlines, actors), strict=True):
+        for pid, line in enumerate(lines):
+            batches += deduplicator.deduplicate({"ip": "10.0.0.1", "pid": pid, "lines": [line]})
+    batches += deduplicator.flush()
+    log = "".join(f"(f pid={batch['pid']}) {line}\n" for batch in batches for line in batch["lines"])
+    messages, shown = read(log.encode())
+
+    assert (messages.results, messages.progresses, messages.broken) == (2, 2, 0)
+    assert shown == ""
 
 
 def test_nothing_is_sent_outside_of_a_job(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

@@ -23,7 +23,7 @@ from airflow_provider_rayjobs.jobs.steps import LogSink
 _MARK = b"##ray_job "
 _HEADER = re.compile(_MARK + rb"([0-9a-f]{16}) ([a-z]{1,16}) ")
 _LONGEST_HEADER = len(_MARK) + 16 + 1 + 16 + 1
-_PART = re.compile(rb"([0-9a-f]{8}) ([0-9]{1,4})/([0-9]{1,4}) ([0-9a-f]{8}) (.*)", re.DOTALL)
+_PART = re.compile(rb"([0-9a-z]{8}) ([0-9]{1,4})/([0-9]{1,4}) ([0-9a-f]{8}) (.*)", re.DOTALL)
 # What Ray puts before the lines of tasks and actors, which it copies into the driver's log. The lookahead keeps the
 # time linear.
 _PREFIX = rb"(?:\x1b\[[0-9;]*m)?\((?:(?!pid=\d)[^()\r\n])*pid=\d[^()\r\n]*\)(?:\x1b\[0m)? "
