@@ -459,6 +459,17 @@ def test_output_that_the_function_redirects(tmp_path: Path):
     assert run(module.f, tmp_path).value == 7
 
 
+def test_file_named_secrets_in_the_working_directory(tmp_path: Path):
+    """A file of the user with the name of a module of Python is not taken for that module."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "secrets.py").write_text("PASSWORD = 'x'")
+
+    assert (
+        run(load(tmp_path, "@on_ray\ndef f():\n    import secrets\n    return secrets.PASSWORD").f, tmp_path).value
+        == "x"
+    )
+
+
 def test_program_in_another_language(tmp_path: Path):
     """A shell script pushes a result and progress with one line each."""
     script = (
