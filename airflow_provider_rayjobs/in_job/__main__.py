@@ -62,7 +62,7 @@ _SUBSTITUTES: dict[str, frozenset[str] | None] = {
 def main() -> NoReturn:
     """Call the function, send its return value or its exception, and exit."""
     open_log()
-    nonce = os.environ[NONCE_VARIABLE]
+    nonce, process = os.environ[NONCE_VARIABLE], os.getpid()
     call = json.loads((_HERE / "call.json").read_text(encoding="utf-8"))
     linecache.cache[call["filename"]] = _lines_for_tracebacks(call)
     try:
@@ -70,7 +70,8 @@ def main() -> NoReturn:
             value = _call(call)
         finally:
             os.environ[NONCE_VARIABLE] = nonce  # the function may have removed it
-        _send_result(call, value)
+        if os.getpid() == process:  # a process that the function has forked has no result
+            _send_result(call, value)
     except BaseException as error:  # noqa: BLE001  (the task raises it)
         sys.exit(_send_error(call, error))
     sys.exit(0)

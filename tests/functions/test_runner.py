@@ -440,6 +440,15 @@ def test_other_processes_print_while_the_function_returns(tmp_path: Path):
     assert sorted(lines) == sorted(f"line {number}" for number in range(25_000) for _ in range(4))
 
 
+def test_process_that_the_function_forks(tmp_path: Path):
+    """A forked process that returns from the function, too, does not replace the result."""
+    body = "import os\n    child = os.fork()\n    if child: os.waitpid(child, 0)\n    return child > 0"
+    ended = run(load(tmp_path, f"@on_ray\ndef f():\n    {body}").f, tmp_path)
+
+    assert ended.value is True
+    assert ended.messages.results == 1
+
+
 def test_output_that_the_function_redirects(tmp_path: Path):
     """The result arrives although the function has closed and redirected its output, and emptied its environment."""
     module = load(
