@@ -94,26 +94,22 @@ class Call:
             raise ValueError(
                 "serializer='cloudpickle' needs the package cloudpickle on the workers of Airflow. Install it."
             ) from None
-        # the cluster has neither the DAG file nor this package
-        modules = [sys.modules.get(inspect.unwrap(self.function).__module__), in_job]
-        by_value = [each for each in modules if each is not None and each.__name__ not in _registered(cloudpickle)]
-        for module in by_value:
+        # the cluster does not have the DAG file
+        module = sys.modules.get(inspect.unwrap(self.function).__module__)
+        is_by_value = module is None or module.__name__ in cloudpickle.list_registry_pickle_by_value()
+        if not is_by_value:
             cloudpickle.register_pickle_by_value(module)
         try:
             pickled: bytes = cloudpickle.dumps((self.function, args, kwargs))
         except Exception as error:
             raise ValueError(f"The call of {self.function.__name__} cannot be pickled: {error}") from error
         finally:
-            for module in by_value:
+            if not is_by_value:
                 cloudpickle.unregister_pickle_by_value(module)
         return pickled
 
 
 _PROGRAM = ("__init__.py", "__main__.py")
-
-
-def _registered(cloudpickle: Any) -> Any:
-    return cloudpickle.list_registry_pickle_by_value()
 
 
 def _plain(value: Any) -> Any:

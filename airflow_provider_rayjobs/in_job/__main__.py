@@ -47,11 +47,13 @@ from . import (
 _MESSAGE_SIZE = 16 * 1024
 _TRACEBACK_SIZE = 48 * 1024
 _HERE = Path(__file__).parent
+# The module of the messages on the workers of Airflow.
+_MESSAGES = "airflow_provider_rayjobs.in_job"
 # Modules that the cluster may lack, and the names in them for which this package has a substitute. Its own module is
 # always imported from here: the cluster may have an older release.
 _EXCEPTIONS = frozenset({"AirflowSkipException", "AirflowFailException"})
 _SUBSTITUTES: dict[str, frozenset[str] | None] = {
-    "airflow_provider_rayjobs.in_job": None,
+    _MESSAGES: None,
     "airflow.exceptions": _EXCEPTIONS,
     "airflow.sdk": _EXCEPTIONS,
     "airflow.sdk.exceptions": _EXCEPTIONS,
@@ -105,6 +107,7 @@ def _load(call: dict[str, Any]) -> tuple[Callable[..., Any], list[Any], dict[str
             f"{versions}. Use serializer='json', or an image with the same version."
         )
     _find_cloudpickle()
+    sys.modules[_MESSAGES] = sys.modules[str(__package__)]
     pickled = (_HERE / "call.pickle").read_bytes()
     loaded: tuple[Callable[..., Any], list[Any], dict[str, Any]] = pickle.loads(pickled)  # noqa: S301  (Airflow's)
     return loaded

@@ -364,6 +364,19 @@ def test_messages_can_be_imported_at_the_top_of_the_file(tmp_path: Path):
     assert ended.messages.progresses == 2, "a process sends one a second, and the last one"
 
 
+@pytest.mark.parametrize("top", [True, False])
+def test_messages_of_a_pickled_function(tmp_path: Path, top: bool):
+    """A pickled function reports progress, too, without this package on the cluster."""
+    line = "from airflow_provider_rayjobs.in_job import report_progress\n"
+    (tmp_path / "work" / "airflow_provider_rayjobs").mkdir(parents=True)
+    (tmp_path / "work" / "airflow_provider_rayjobs" / "__init__.py").touch()
+    body = "report_progress(1, 2)" if top else f"{line}    report_progress(1, 2)"
+    module = load(tmp_path, f"{line if top else ''}@on_ray\ndef f():\n    {body}")
+    ended = run(module.f, tmp_path, serializer="cloudpickle")
+
+    assert ended.messages.progress == Progress(1, 2), ended.shown
+
+
 def test_last_progress_is_sent_at_the_end(tmp_path: Path):
     """A process that ends sends the progress that waited for its turn."""
     module = load(
