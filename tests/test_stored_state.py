@@ -48,8 +48,12 @@ LOGS = LogOptions("live", lines_limit=100, flush_interval=30.0)
 
 def log_state() -> dict[str, Any]:
     reader = LogReader(
-        {"source": "file", "notices": ["busy"], "lines_shown": 1, "rest": 2.5, "read_timeout": 60.0}, lines_limit=100
-    )
+        {
+            "source": "file", "notices": ["busy"], "lines_shown": 1, "rest": 2.5, "read_timeout": 60.0,
+            "progress": 3, "progress_at": START,
+        },
+        lines_limit=100,
+    )  # fmt: skip
     cursor = LogCursor()
     assert [*cursor.feed(b"first\n"), *cursor.flush()] == ["first"]
     reader.log.offset, reader.log.checksum = cursor.offset, cursor.checksum

@@ -20,6 +20,7 @@ before it shows the first byte, and keeps it.
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
@@ -121,8 +122,6 @@ class LogReader:
         self._cut_reads = 0
         # in seconds of the driver's clock
         self._next_read = 0.0
-        self._next_progress = float("-inf")
-        self._shown_progress: Progress | None = None
         # why the log could not be read to its end
         self.end_error: RayJobsError | None = None
         self.restore(state)
@@ -148,6 +147,9 @@ class LogReader:
         self.rest = float(known.get("rest", 0))
         # seconds for a read; grows while reads show nothing new
         self._read_timeout = float(known.get("read_timeout", 0))
+        # the checksum of the progress that was shown last, and when, Unix milliseconds of the head's clock
+        self._shown_progress = int(known.get("progress", 0))
+        self._shown_at = int(known.get("progress_at", 0))
 
     @property
     def state(self) -> dict[str, Any]:
@@ -161,6 +163,8 @@ class LogReader:
             "notices": sorted(self.notices),
             "rest": self.rest,
             "read_timeout": self._read_timeout,
+            "progress": self._shown_progress,
+            "progress_at": self._shown_at,
         }
 
     @property
@@ -225,7 +229,7 @@ class LogReader:
         if took > 0.9 * timeout and self.log.bytes_read and self.log.offset == offset:
             self._read_timeout = min(2 * timeout, MAX_READ_TIMEOUT)
         self._throttled_reads = self._throttled_reads + 1 if self.log.is_throttled else 0
-        yield from self._show_progress(ended)
+        yield from self._show_progress(details.seen_at or 0)
         if self._policy is not None:
             self._policy.end(is_throttled=self.log.is_throttled)
         yield from self._notify_of_cut(details, error, took)
@@ -247,13 +251,15 @@ class LogReader:
             return error
         return None
 
-    def _show_progress(self, now: float) -> Engine[None]:
-        progress = self._sink.progress
-        if progress is None or progress == self._shown_progress or now < self._next_progress:
+    def _show_progress(self, now: int) -> Engine[None]:
+        record = f"Progress: {self._sink.progress}"
+        checksum = zlib.crc32(record.encode())
+        if self._sink.progress is None or checksum == self._shown_progress:
             return
-        record = f"Progress: {progress}"
+        if 0 < now < self._shown_at + PROGRESS_INTERVAL * 1000:
+            return
         if self._policy is None or self._policy.take(record.encode()):
-            self._shown_progress, self._next_progress = progress, now + PROGRESS_INTERVAL
+            self._shown_progress, self._shown_at = checksum, now
             yield EmitRecord(record)
 
     def _notify_of_cut(self, details: JobDetails, error: RayJobsError | None, took: float) -> Engine[None]:

@@ -609,15 +609,16 @@ def test_log_that_cannot_be_read() -> None:
     assert reader.end_error is BUSY
 
 
+@pytest.mark.parametrize("is_continued", [False, True])
 @pytest.mark.parametrize("policy", [None, BudgetShare(LogBudget())])
-def test_progress_is_shown_every_ten_seconds(policy: BudgetShare | None) -> None:
-    """The latest progress is shown once in 10 s at most, and not again if it has not changed."""
+def test_progress_is_shown_every_ten_seconds(policy: BudgetShare | None, is_continued: bool) -> None:
+    """The latest progress is shown once in 10 s at most, and not again by another process."""
     head, reader = Head(), LogReader(policy=policy)
-    for number in range(12):
-        head.data += message("progress", f'{{"done": {number}, "total": 20, "text": "step"}}')
-        head.poll(reader, replace(RUNNING, **WITH_NONCE))
-        head.clock += 3
-    for _ in range(12):
+    for number in range(24):
+        if number < 12:
+            head.data += message("progress", f'{{"done": {number}, "total": 20, "text": "step"}}')
+        if is_continued:
+            reader = LogReader(reader.state, policy=policy)
         head.poll(reader, replace(RUNNING, **WITH_NONCE))
         head.clock += 3
 
