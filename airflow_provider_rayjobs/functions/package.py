@@ -69,7 +69,6 @@ class Call:
                 "args": args,
                 "kwargs": kwargs,
                 "statements": self.source.statements,
-                "imports": self.source.imports,
                 "future_annotations": self.source.future_annotations,
             }
         return files | {f"{MODULE}/call.json": json.dumps(call).encode()}

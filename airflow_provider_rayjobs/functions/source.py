@@ -19,9 +19,9 @@ import re
 import symtable
 import sys
 import types
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 _Definition = ast.FunctionDef | ast.AsyncFunctionDef
 _Import = ast.Import | ast.ImportFrom
@@ -37,14 +37,12 @@ class FunctionSource:
 
     :param text: the lines of its file, empty but for those of the statements.
     :param statements: first and last line of each statement; the last statement is the function.
-    :param imports: the names that the other statements import.
     """
 
     name: str
     filename: str
     text: str
     statements: tuple[tuple[int, int], ...]
-    imports: tuple[str, ...]
     future_annotations: bool
 
 
@@ -80,23 +78,44 @@ def extract_source(function: Callable[..., Any], decorator: str) -> FunctionSour
     filename = code.co_filename
     lines = [line.rstrip("\n") for line in linecache.getlines(filename, found.__globals__)]
     tree = _parse("\n".join(lines), filename) if lines else None
-    parents = _find_definition(tree, found) if tree else None
-    if parents is None:
+    around = _find_definition(tree, found) if tree else None
+    if around is None:
         raise ValueError(
             f"{decorator} cannot find the source of {found.__name__}: {filename!r} is no file with it. Functions of "
             "notebooks, exec() and changed files have no source. Define it in a file, or use serializer='cloudpickle'."
         )
-    definition: Any = parents.pop()
-    if isinstance(parents[-1], ast.ClassDef):
+    definition: Any = around[-1]
+    if isinstance(around[-2], ast.ClassDef):
         raise TypeError(f"{decorator} does not support methods. Define {found.__name__} outside of the class.")
     first, last = _first_line(definition, filename, lines), definition.end_lineno
     annotations = bool(code.co_flags & __future__.annotations.compiler_flag)
-    names = _names_used(lines[first - 1 : last], future_annotations=annotations) - {found.__name__}
-    imports = _find_imports(names, parents, found, decorator)
-    statements = (*sorted({(each.lineno, each.end_lineno or 0) for each in imports.values()}), (first, last))
-    kept = {number for start, end in statements for number in range(start, end + 1)}
-    text = "\n".join(line if number in kept else "" for number, line in enumerate(lines[:last], 1))
-    return FunctionSource(found.__name__, filename, text, statements, tuple(sorted(imports)), annotations)
+    names = _names_used(lines[first - 1 : last], future_annotations=annotations)
+    imports = _find_imports(names, around, found, decorator)
+    sent = {number: lines[number - 1] for number in range(first, last + 1)}
+    statements = set()
+    for statement, used in sorted(imports.items(), key=lambda each: (each[0].lineno, each[0].col_offset)):
+        start, end = statement.lineno, statement.end_lineno or 0
+        if isinstance(statement, _Import):  # its lines may have more names, and other statements
+            end, needed = start, ast.unparse(_only(statement, used))
+            sent[start] = f"{sent[start]}; {needed}" if start in sent else needed
+        else:
+            sent.update((number, lines[number - 1]) for number in range(start, end + 1))
+        statements.add((start, end))
+    text = "\n".join(sent.get(number, "") for number in range(1, max(sent) + 1))
+    # the function comes last, also if an import stands below it
+    return FunctionSource(found.__name__, filename, text, (*sorted(statements), (first, last)), annotations)
+
+
+def _only(statement: ast.Import | ast.ImportFrom, names: Set[str]) -> ast.stmt:
+    """Return an import of the given names alone."""
+    kept = [each for each in statement.names if _bound_name(each) in names]
+    if isinstance(statement, ast.Import):
+        return ast.Import(kept)
+    return ast.ImportFrom(statement.module, kept, statement.level)
+
+
+def _bound_name(name: ast.alias) -> str:
+    return name.asname or name.name.partition(".")[0]
 
 
 @functools.lru_cache(maxsize=16)
@@ -156,13 +175,17 @@ def _names_used(lines: Sequence[str], *, future_annotations: bool) -> set[str]:
     remover = _AnnotationRemover(every=future_annotations)
     if not definition.decorator_list:
         remover.remove_from_signature(definition)
-    text = ast.unparse(remover.visit(definition))
-    names = set()
-    tables = [symtable.symtable(text, "", "exec")]
+    return _free_names(ast.unparse(remover.visit(definition)))
+
+
+def _free_names(text: str) -> set[str]:
+    """Return the names that statements use and do not define."""
+    module = symtable.symtable(text, "", "exec")
+    tables, names = [module], set()
     for table in tables:
         names |= {each.get_name() for each in table.get_symbols() if each.is_referenced() and each.is_global()}
         tables += table.get_children()
-    return names
+    return names - {each.get_name() for each in module.get_symbols() if each.is_assigned() or each.is_imported()}
 
 
 class _AnnotationRemover(ast.NodeTransformer):
@@ -202,28 +225,34 @@ class _AnnotationRemover(ast.NodeTransformer):
 
 
 def _find_imports(
-    names: Set[str], parents: Sequence[ast.AST], function: types.FunctionType, decorator: str
-) -> dict[str, ast.stmt]:
+    names: Set[str], around: Sequence[ast.AST], function: types.FunctionType, decorator: str
+) -> dict[ast.stmt, set[str]]:
     """
-    Return the statements that import names, in the scopes around a function.
+    Return the statements that import names, in the scopes around a function, each with the names that are used of it.
 
+    :param around: the module and everything else around the function, and the function itself.
     :raises ValueError: a name is defined outside of the function in another way.
     """
-    found: dict[str, ast.stmt] = {}
-    outside = []
-    scopes = [_Scope.of(each) for each in reversed(parents) if isinstance(each, ast.Module | _Definition)]
-    for name in sorted(names):
+    found: dict[ast.stmt, set[str]] = {}
+    outside, relative = set(), set()
+    scopes = [_Scope.of(each, around) for each in reversed(around[:-1]) if isinstance(each, ast.Module | _Definition)]
+    waiting = sorted(names)
+    for name in waiting:
         scope = next((each for each in scopes if name in each.imports or name in each.bound), None)
-        if scope is not None and name in scope.imports:
-            found[name] = scope.imports[name]
+        if scope is not None and name not in scope.bound:
+            for statement in scope.imports[name]:
+                if statement not in found:  # a ``try`` or ``if`` uses names, too
+                    waiting += _free_names(ast.unparse(statement)) - set(waiting)
+                found.setdefault(statement, set()).add(name)
+                if not isinstance(statement, ast.Try) and _has_relative_import(statement):
+                    relative.add(name)
         elif scope is not None or (name in function.__globals__ and name not in _IN_EVERY_MODULE):
-            outside.append(name)
-    relative = [name for name, each in found.items() if isinstance(each, ast.ImportFrom) and each.level]
+            outside.add(name)
     if outside or relative:
         what = (
-            f"{', '.join(outside)}, which it does not define"
+            f"{', '.join(sorted(outside))}, which it does not define"
             if outside
-            else f"{', '.join(relative)}, which a relative import defines"
+            else f"{', '.join(sorted(relative))}, which a relative import defines"
         )
         raise ValueError(
             f"{function.__name__} ({function.__code__.co_filename}, line {function.__code__.co_firstlineno}) uses "
@@ -236,33 +265,56 @@ def _find_imports(
 
 @dataclass
 class _Scope:
-    """The names that a module or a function binds: by an import, or otherwise."""
+    """
+    The names that a module or a function binds.
 
-    imports: dict[str, ast.stmt]
+    :param imports: the statements that import a name. An import in a ``try`` or ``if`` is used with all of it.
+    :param bound: the names that are also bound by another statement.
+    """
+
+    imports: dict[str, list[ast.stmt]]
     bound: set[str]
 
     @classmethod
-    def of(cls, node: ast.AST) -> _Scope:
+    def of(cls, node: ast.AST, around: Collection[ast.AST]) -> _Scope:
+        """
+        Read the statements in a node.
+
+        :param around: the function and the nodes around it: a ``try`` or ``if`` with the function is not sent whole.
+        """
         scope = cls({}, set())
         if isinstance(node, _Definition):
             scope.bound.update(each.arg for each in ast.walk(node.args) if isinstance(each, ast.arg))
         for each in ast.iter_child_nodes(node):
-            scope._add(each, None)
+            scope._add(each, around)
         return scope
 
-    def _add(self, node: ast.AST, attempt: ast.Try | None) -> None:
-        """Add the names that a node binds. An import in a ``try`` is used with all of it."""
+    def _add(self, node: ast.AST, around: Collection[ast.AST]) -> None:
         if isinstance(node, _Import):
-            self.imports.update({each.asname or each.name.partition(".")[0]: attempt or node for each in node.names})
+            for each in node.names:
+                self.imports.setdefault(_bound_name(each), []).append(node)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             self.bound.add(node.id)
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             self.bound.add(node.name)
+        elif isinstance(node, ast.If) and _is_main_block(node):
+            pass  # the DAG processor and the workers skip it
+        elif isinstance(node, ast.Try | ast.If) and node not in around:
+            inner = _Scope.of(node, around)
+            for name in inner.imports:
+                self.imports.setdefault(name, []).append(node)
+            self.bound |= inner.bound - inner.imports.keys()
         elif not isinstance(node, ast.Lambda):
-            children = node.orelse if _is_for_type_checkers(node) else ast.iter_child_nodes(node)
+            children: Iterable[ast.AST] = ast.iter_child_nodes(node)
+            if isinstance(node, ast.If):  # the branch with the function is the one that runs
+                children = node.body if any(each in around for each in node.body) else node.orelse
             for child in children:
-                self._add(child, attempt or (node if isinstance(node, ast.Try) else None))
+                self._add(child, around)
 
 
-def _is_for_type_checkers(node: ast.AST) -> TypeGuard[ast.If]:
-    return isinstance(node, ast.If) and ast.unparse(node.test).rpartition(".")[2] == "TYPE_CHECKING"
+def _has_relative_import(node: ast.AST) -> bool:
+    return any(isinstance(each, ast.ImportFrom) and each.level for each in ast.walk(node))
+
+
+def _is_main_block(node: ast.If) -> bool:
+    return any(isinstance(each, ast.Name) and each.id == "__name__" for each in ast.walk(node.test))

@@ -136,23 +136,15 @@ def _define(call: dict[str, Any]) -> Callable[..., Any]:
         ast.increment_lineno(tree, first - 1 - is_indented)
         body += tree.body[0].body if is_indented else tree.body  # type: ignore[attr-defined]
     *imports, function = body
-    for each in imports:
-        if isinstance(each, (ast.Import, ast.ImportFrom)):
-            each.names = [name for name in each.names if _bound_name(name) in call["imports"]]
     if not function.decorator_list:  # type: ignore[attr-defined]
         _remove_annotations(function)
-    needed = [each for each in imports if getattr(each, "names", True)]
-    tree = _Substitution().visit(ast.Module([*needed, function], []))
+    tree = _Substitution().visit(ast.Module([*imports, function], []))
     flags = __future__.annotations.compiler_flag if call["future_annotations"] else 0
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
     exec(compile(tree, call["filename"], "exec", flags, dont_inherit=True), vars(module))  # noqa: S102
     defined: Callable[..., Any] = vars(module)[call["name"]]
     return defined
-
-
-def _bound_name(name: ast.alias) -> str:
-    return name.asname or name.name.partition(".")[0]
 
 
 def _remove_annotations(function: Any) -> None:

@@ -53,7 +53,7 @@ def test_only_the_function_and_its_imports_are_sent(tmp_path: Path):
     module = load(
         tmp_path,
         """
-        import json, math
+        import json, math; KEY = "hunter1"
         import secrets
         PASSWORD = "hunter2"
 
@@ -66,8 +66,7 @@ def test_only_the_function_and_its_imports_are_sent(tmp_path: Path):
     )
 
     lines = module.area.source.text.split("\n")
-    assert lines == ["", "import json, math", "", "", "", "", "def area(radius):", "    return math.pi * radius"]
-    assert module.area.source.imports == ("math",)
+    assert lines == ["", "import math", "", "", "", "", "def area(radius):", "    return math.pi * radius"]
 
 
 @pytest.mark.parametrize(
@@ -146,6 +145,35 @@ def test_imports_around_a_function(tmp_path: Path):
     assert run(module.f, tmp_path, [1.5]).value == [1, 1]
 
 
+RETURNS_NAME = "@on_ray\ndef f():\n    return it.__name__\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import xml.dom\nimport xml.sax\n@on_ray\ndef f():\n    return [xml.dom.__name__, xml.sax.__name__]",
+        "import sys\nif sys.version_info >= (3, 8):\n    import json as it\nelse:\n    import nowhere as it\n"
+        + RETURNS_NAME,
+        "import typing\nif not typing.TYPE_CHECKING:\n    import json as it\nelse:\n    import nowhere as it\n"
+        + RETURNS_NAME,
+        "import logging\ntry:\n    import nowhere as it\nexcept ImportError:\n    it = logging\n" + RETURNS_NAME,
+        "try:\n    from math import nowhere as it\nexcept ImportError:\n    def it(x): return x\n" + RETURNS_NAME,
+        "import math; import json as it; import os as it\n" + RETURNS_NAME,
+        RETURNS_NAME + "import json as it\nif __name__ == '__main__':\n    import nowhere as it\n    f.function.test()",
+        "try:\n    import json\n    @on_ray\n    def f():\n        return json.dumps(1)\nfinally:\n    pass",
+        "if 0:\n    import no as it\nelif 1:\n    import json as it\n    @on_ray\n    def f():\n        return str(it)",
+        "try:\n    from .no import it\nexcept ImportError:\n    import json as it\n" + RETURNS_NAME,
+    ],
+)
+def test_imports_mean_what_they_mean_here(tmp_path: Path, text: str):
+    """All imports of a name are sent, one in a ``try`` or ``if`` with all of it, and with the imports that it needs."""
+    f = load(tmp_path, text).f
+    ended = run(f, tmp_path)
+
+    assert ended.exit_code == 0, ended.shown
+    assert ended.value == f.function()
+
+
 @pytest.mark.parametrize("future", ["from __future__ import annotations", ""])
 def test_type_hints_for_type_checkers(tmp_path: Path, future: str):
     """A hint may name what exists only under ``TYPE_CHECKING``, and what the cluster does not have."""
@@ -175,7 +203,7 @@ def test_type_hints_for_type_checkers(tmp_path: Path, future: str):
     )
 
     assert run(module.f, tmp_path, [[1.5]]).value == 1
-    assert "typing" not in module.f.source.imports
+    assert "import typing" not in module.f.source.text
 
 
 @pytest.mark.parametrize(
@@ -210,6 +238,11 @@ def test_what_is_not_a_function_is_an_error(tmp_path: Path, text: str, error: st
         ("@on_ray\ndef f():\n    return __file__", "uses __file__, which it does not define."),
         ("def dag(limit):\n    @on_ray\n    def f():\n        return limit\ndag(3)", "uses limit, which it does not"),
         ("A = B = 1\n@on_ray\ndef f():\n    return [lambda: A, [B for _ in 'x']]", "uses A, B, which it does not"),
+        (
+            "from os import environ as it\nit = {}\n@on_ray\ndef f():\n    return it",
+            "uses it, which it does not define.",
+        ),
+        ("A = 1\nif A:\n    import json\n@on_ray\ndef f():\n    return json", "uses A, which it does not define."),
         (
             "if 0:\n    from . import helper\n@on_ray\ndef f():\n    return helper",
             "uses helper, which a relative import",
