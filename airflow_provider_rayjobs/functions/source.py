@@ -76,6 +76,7 @@ def extract_source(function: Callable[..., Any], decorator: str) -> FunctionSour
     found = check_function(function, decorator)
     code = found.__code__
     filename = code.co_filename
+    linecache.checkcache(filename)  # the file may have changed since its last function
     lines = [line.rstrip("\n") for line in linecache.getlines(filename, found.__globals__)]
     tree = _parse("\n".join(lines), filename) if lines else None
     around = _find_definition(tree, found) if tree else None

@@ -270,6 +270,14 @@ def test_function_without_source_is_an_error(tmp_path: Path):
             extract_source(function, "@task.ray_job")
 
 
+def test_file_that_changes_between_two_imports(tmp_path: Path):
+    """A process that imports a changed DAG file sends the new source."""
+    old = load(tmp_path, "@on_ray\ndef f(x):\n    return x + 1")
+    new = load(tmp_path, "@on_ray\ndef f(x):\n    return x + 1000")
+
+    assert [run(module.f, tmp_path, [1]).value for module in (old, new)] == [2, 1001]
+
+
 def test_names_that_every_module_has(tmp_path: Path):
     """Builtins, ``__name__`` and the function's own name need no import."""
     module = load(tmp_path, "@on_ray\ndef f(n):\n    return [__name__, n] if n == 0 else f(n - 1) + [len('x')]")
