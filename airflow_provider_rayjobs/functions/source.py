@@ -89,6 +89,12 @@ def extract_source(function: Callable[..., Any], decorator: str) -> FunctionSour
     if isinstance(around[-2], ast.ClassDef):
         raise TypeError(f"{decorator} does not support methods. Define {found.__name__} outside of the class.")
     first, last = _first_line(definition, filename, lines), definition.end_lineno
+    if function is not found and first == definition.lineno:
+        raise ValueError(
+            f"{found.__name__} ({filename}, line {code.co_firstlineno}) is wrapped by a decorator that does not stand "
+            f"between {decorator} and the function, so it cannot be sent. Write it there, or use "
+            "serializer='cloudpickle'."
+        )
     annotations = bool(code.co_flags & __future__.annotations.compiler_flag)
     names = _names_used(lines[first - 1 : last], future_annotations=annotations)
     imports = _find_imports(names, around, found, decorator)

@@ -258,6 +258,19 @@ def test_what_is_defined_outside_of_the_function_is_an_error(tmp_path: Path, tex
     assert f"({tmp_path / 'dag_file.py'}, line " in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "text", ["@lambda f: on_ray(wrap(f))\ndef f():\n    pass", "def f():\n    pass\non_ray(wrap(f))"]
+)
+def test_wrapper_without_source_is_an_error(tmp_path: Path, text: str):
+    """A wrapper that is no decorator below the task's would be lost, so it is an error while the DAG is parsed."""
+    wrap = "import functools\ndef wrap(f):\n    return functools.wraps(f)(lambda: f() + 1)\n"
+
+    with pytest.raises(
+        ValueError, match=r"^f \(.*, line 4\) is wrapped by a decorator that does not stand between @task"
+    ):
+        load(tmp_path, wrap + text)
+
+
 def test_function_without_source_is_an_error(tmp_path: Path):
     """A function that was defined with exec(), or whose file has changed, is an error that says so."""
     names: dict[str, Decorated] = {}
