@@ -196,7 +196,11 @@ def _free_names(text: str) -> set[str]:
 
 
 class _AnnotationRemover(ast.NodeTransformer):
-    """Removes annotations that Python does not evaluate: those of local variables, and ``every`` one if postponed."""
+    """
+    Removes annotations that Python does not evaluate: those of local variables, and of functions if postponed.
+
+    Those of classes stay: dataclasses and Pydantic read them, also if they are postponed.
+    """
 
     def __init__(self, *, every: bool) -> None:
         self._every = every
@@ -226,7 +230,7 @@ class _AnnotationRemover(ast.NodeTransformer):
         return node
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
-        if self._every or not self._is_in_class:
+        if not self._is_in_class:
             node.annotation = ast.Constant(None)
         return self.generic_visit(node)
 

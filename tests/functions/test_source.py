@@ -206,6 +206,30 @@ def test_type_hints_for_type_checkers(tmp_path: Path, future: str):
     assert "import typing" not in module.f.source.text
 
 
+def test_annotations_of_classes_inside_a_function(tmp_path: Path):
+    """Postponed annotations of a class are resolved by Pydantic, so their imports are sent."""
+    module = load(
+        tmp_path,
+        """
+        from __future__ import annotations
+        import typing
+        from typing import TYPE_CHECKING, Optional
+
+        if TYPE_CHECKING:
+            from nowhere import Row
+
+        @on_ray
+        def f(rows: Row):
+            class Box:
+                value: Optional[int]
+                def method(self, row: Row) -> Row: ...
+            return str(typing.get_type_hints(Box)["value"])
+        """,
+    )
+
+    assert run(module.f, tmp_path, [1]).value == "typing.Optional[int]"
+
+
 @pytest.mark.parametrize(
     ("text", "error"),
     [
