@@ -9,11 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar, Unpack, overload
 from weakref import WeakKeyDictionary
 
-from airflow.providers.common.compat.sdk import (
-    BaseOperator,
-    DecoratedOperator,
-    task_decorator_factory,
-)
+from airflow.providers.common.compat.sdk import BaseOperator, DecoratedOperator
+from airflow.sdk.bases.decorator import _TaskDecorator
 
 from airflow_provider_rayjobs.functions.options import FunctionOptions, TaskOptions
 from airflow_provider_rayjobs.functions.source import FunctionSource, extract_source
@@ -104,6 +101,15 @@ class _RayJobDecoratedOperator(DecoratedOperator, RayJobSubmitOperator):
         return GeneratedModule("function", inspect.unwrap(function).__name__, call.files())
 
 
+class _RayJobTask(_TaskDecorator[P, R, _RayJobDecoratedOperator]):
+    """A decorated function. Airflow checks the options of ``override`` late, and those of a mapped task on a worker."""
+
+    def override(self, **options: Any) -> _TaskDecorator[P, R, _RayJobDecoratedOperator]:
+        if error := _find_error(options):
+            raise error
+        return super().override(**options)
+
+
 def _context_values(
     function: Callable[..., Any], args: Collection[Any], kwargs: Mapping[str, Any], context: Context
 ) -> dict[str, Any]:
@@ -149,9 +155,9 @@ def ray_job(
         except ValueError:
             if options.get("serializer") != "cloudpickle":
                 raise
-        return task_decorator_factory(
-            function, multiple_outputs=multiple_outputs, decorated_operator_class=_RayJobDecoratedOperator, **options
-        )
+        # without a value Airflow infers it from the type hint of the return value
+        outputs = {} if multiple_outputs is None else {"multiple_outputs": multiple_outputs}
+        return _RayJobTask(function=function, operator_class=_RayJobDecoratedOperator, kwargs=dict(options), **outputs)
 
     return decorate if python_callable is None else decorate(python_callable)
 
