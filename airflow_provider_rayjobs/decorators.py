@@ -150,13 +150,16 @@ def ray_job(
         raise error  # here, as Airflow shows the last two frames of a DAG file's error
 
     def decorate(function: Callable[..., Any]) -> Any:
+        if isinstance(function, _TaskDecorator):
+            fact = f"{_NAME} needs a function, and {function.function.__name__} is a task"
+            raise TypeError(f"{fact}. Remove one of its decorators, or write {_NAME} below @setup and @teardown.")
         try:
             _sources[function] = extract_source(function, _NAME)
         except ValueError:
             if options.get("serializer") != "cloudpickle":
                 raise
         # without a value Airflow infers it from the type hint of the return value
-        outputs = {} if multiple_outputs is None else {"multiple_outputs": multiple_outputs}
+        outputs: dict[str, Any] = {} if multiple_outputs is None else {"multiple_outputs": multiple_outputs}
         return _RayJobTask(function=function, operator_class=_RayJobDecoratedOperator, kwargs=dict(options), **outputs)
 
     return decorate if python_callable is None else decorate(python_callable)

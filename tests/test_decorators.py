@@ -140,6 +140,17 @@ def test_stacked_with_airflows_own_decorators(dag: DAG):
     assert call_of(stop)["args"] == [1]
 
 
+@pytest.mark.parametrize("decorate", [task, setup, task.ray_job])
+def test_task_cannot_be_decorated_again(decorate: Any):
+    """The decorator above another one of Airflow is an error that says so."""
+
+    def train():
+        return 1
+
+    with pytest.raises(TypeError, match="^@task.ray_job needs a function, and train is a task. Remove one of its dec"):
+        task.ray_job(decorate(train))
+
+
 def test_mapped_over_its_arguments(dag: DAG):
     """``partial``, ``expand`` and ``expand_kwargs`` map over the arguments of the function."""
 
