@@ -26,7 +26,7 @@ import pickle
 import sys
 import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -108,9 +108,16 @@ def _load(call: dict[str, Any]) -> tuple[Callable[..., Any], list[Any], dict[str
         )
     _find_cloudpickle()
     sys.modules[_MESSAGES] = sys.modules[str(__package__)]
-    pickled = (_HERE / "call.pickle").read_bytes()
-    loaded: tuple[Callable[..., Any], list[Any], dict[str, Any]] = pickle.loads(pickled)  # noqa: S301  (Airflow's)
+    with (_HERE / "call.pickle").open("rb") as file:
+        loaded: tuple[Callable[..., Any], list[Any], dict[str, Any]] = _Unpickler(file).load()
     return loaded
+
+
+class _Unpickler(pickle.Unpickler):
+    """Takes from this package what the cluster may lack, as :class:`_Substitution` does."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        return super().find_class(str(__package__) if _is_substituted(module, [name]) else module, name)
 
 
 def _find_cloudpickle() -> Any:
@@ -161,14 +168,16 @@ class _Substitution(ast.NodeTransformer):
     """Imports from this package what the cluster lacks: the messages, and two exceptions of Airflow."""
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom:
-        if not node.level and node.module in _SUBSTITUTES:
-            names = _SUBSTITUTES[node.module]
-            if names is None or (
-                all(each.name in names for each in node.names)
-                and importlib.util.find_spec(node.module.partition(".")[0]) is None
-            ):
-                node.module = __package__
+        if not node.level and _is_substituted(str(node.module), [each.name for each in node.names]):
+            node.module = __package__
         return node
+
+
+def _is_substituted(module: str, names: Sequence[str]) -> bool:
+    if module not in _SUBSTITUTES:
+        return False
+    known = _SUBSTITUTES[module]
+    return known is None or (known.issuperset(names) and importlib.util.find_spec(module.partition(".")[0]) is None)
 
 
 def _send_result(call: dict[str, Any], value: Any) -> None:

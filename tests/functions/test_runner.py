@@ -342,6 +342,35 @@ def test_cloudpickle_of_ray(tmp_path: Path):
     assert pickle.loads(base64.b64decode(ended.value))() == 3
 
 
+def test_substitutes_in_a_pickle(tmp_path: Path):
+    """A pickled function reports progress and skips without this package and Airflow on the cluster."""
+    cloudpickle = pytest.importorskip("cloudpickle")
+    module = load(
+        tmp_path,
+        """
+        from airflow.providers.common.compat.sdk import AirflowSkipException
+        from airflow_provider_rayjobs.in_job import report_progress
+
+        @on_ray
+        def f():
+            report_progress(1, 2)
+            raise AirflowSkipException("no data")
+        """,
+    )
+    sys.modules["dag_file"] = module
+    try:
+        run(module.f, tmp_path, serializer="cloudpickle")
+    finally:
+        del sys.modules["dag_file"]
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "cloudpickle").symlink_to(Path(cloudpickle.__file__).parent)
+    command = [sys._base_executable, "-S", "-m", "ray_job_function"]  # this minor version, without site-packages
+    ended = run_command(command, tmp_path, tmp_path / "package", tmp_path / "site")
+
+    assert ended.exit_code == 99, ended.shown
+    assert str(ended.messages.progress) == "1 of 2 (50%)"
+
+
 def test_messages_can_be_imported_at_the_top_of_the_file(tmp_path: Path):
     """The function reports progress without this package on the cluster."""
     module = load(
