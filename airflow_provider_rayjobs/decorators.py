@@ -87,16 +87,17 @@ class _RayJobDecoratedOperator(DecoratedOperator, RayJobSubmitOperator):
         from airflow_provider_rayjobs.jobs.packages.local_code import GeneratedModule  # noqa: PLC0415
 
         function = self.python_callable
-        kwargs = {**self.op_kwargs, **_context_values(function, self.op_args, self.op_kwargs, context)}
+        values = _context_values(function, self.op_args, self.op_kwargs, context)
         storage = self._storage()
         call = Call(
             function,
             list(self.op_args),
-            kwargs,
+            {**self.op_kwargs, **values},
             _sources.get(function),
             self.serializer,
             self.result_serializer,
             storage.uri_of("") if storage else "",
+            values.keys(),
         )
         return GeneratedModule("function", inspect.unwrap(function).__name__, call.files())
 

@@ -191,6 +191,17 @@ def test_key_that_the_context_does_not_have(dag: DAG):
         call_of(train().operator)
 
 
+def test_value_of_the_context_that_is_not_json(dag: DAG):
+    """The error does not advise to convert the task instance, but to pass its parts."""
+
+    @task.ray_job
+    def train(ti=None):
+        return ti
+
+    with pytest.raises(ValueError, match=r"^train: ti is Airflow's datetime.datetime, which .* '{{ ti.try_number }}'"):
+        call_of(train().operator, ti=datetime(2026, 1, 2))  # noqa: DTZ001
+
+
 def test_argument_that_is_not_json(dag: DAG):
     """The error names the function, the argument, the place in it, its type, and what to do."""
 

@@ -6,14 +6,14 @@ import importlib
 import inspect
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from airflow_provider_rayjobs import in_job
 from airflow_provider_rayjobs.functions.source import FunctionSource
-from airflow_provider_rayjobs.in_job import ResultError, to_json
+from airflow_provider_rayjobs.in_job import ResultError, to_json, type_name
 
 # The name of the package on the cluster: ``python -m ray_job_function``.
 MODULE = "ray_job_function"
@@ -29,6 +29,7 @@ class Call:
     :param source: of the function; ``None`` if it has none and is pickled.
     :param serializer: of function and arguments.
     :param result_serializer: of the return value.
+    :param context_names: of the arguments in ``kwargs`` that are values of Airflow's context.
     :param storage: a URI, with a final slash, to which the job may write a result that is too large for its log.
     """
 
@@ -39,6 +40,7 @@ class Call:
     serializer: str = JSON
     result_serializer: str = JSON
     storage: str = ""
+    context_names: Collection[str] = ()
 
     def files(self) -> dict[str, bytes]:
         """
@@ -83,6 +85,10 @@ class Call:
             try:
                 to_json(value, f"argument {argument}")
             except ResultError as error:
+                if argument in self.context_names:
+                    fact = f"{name}: {argument} is Airflow's {type_name(value)}, which JSON cannot hold"
+                    advice = "Pass the parts that the function needs as arguments: '{{ ti.try_number }}', '{{ ts }}'."
+                    raise ValueError(f"{fact}. {advice}") from None
                 message = f"{name}: {error} Or use serializer='cloudpickle', which sends every type."
                 raise ValueError(message) from None
 

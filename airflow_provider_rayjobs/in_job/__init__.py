@@ -63,6 +63,7 @@ _HINTS = (
     ("pandas.Series", "Use .tolist()."),
     ("pandas.", "Use str()."),
     ("datetime.", "Use .isoformat() or str()."),
+    ("pendulum.", "Use .isoformat() or str()."),
     ("ray.ObjectRef", "Get its value first, with ray.get()."),
     ("torch.", "Use .tolist()."),
     ("set", "Use sorted() or list()."),

@@ -171,6 +171,7 @@ def test_what_is_not_json_is_named_with_its_place(value: Any, problem: str):
         ("pandas.core.series", "Series", "pandas.Series, which JSON cannot hold. Use .tolist()."),
         ("ray._raylet", "ObjectRef", "ray.ObjectRef, which JSON cannot hold. Get its value first, with ray.get()."),
         ("datetime", "date", "datetime.date, which JSON cannot hold. Use .isoformat() or str()."),
+        ("pendulum.datetime", "DateTime", "DateTime, which JSON cannot hold. Use .isoformat() or str()."),
     ],
 )
 def test_hints_for_well_known_types(module: str, name: str, hint: str):
