@@ -69,6 +69,13 @@ class _RayJobDecoratedOperator(DecoratedOperator, RayJobSubmitOperator):
             **kwargs,
         )
 
+    def execute(self, context: Context) -> Any:
+        """Run the function, and return its value, or the submission id if the task does not wait."""
+        value = super().execute(context)
+        if not self.settings().wait_for_completion:
+            self.multiple_outputs = False  # it is about the dictionary of the function
+        return value
+
     def settings(self) -> Settings:
         """Return the rendered arguments, checked."""
         settings = super().settings()

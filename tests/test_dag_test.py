@@ -49,7 +49,12 @@ DAG_FILE = """
         def show(value):
             print("VALUE", value)
 
+        @task.ray_job(wait_for_completion="{{ false }}")
+        def leave() -> dict:
+            return {"a": 1}
+
         show(double(add(1)))
+        leave()
 
     if __name__ == "__main__":
         run = dag.test()
@@ -79,6 +84,7 @@ def test_dag_test(ray_head: RayHead, tmp_path: Path):
     assert states == {
         "job_worker": "success", "wait_worker": "success", "job_deferred": "success", "wait_deferred": "success",
         "bad": "failed", "add": "success", "double": "success", "show": "success",
+        "leave": "success",
     }  # fmt: skip
     assert output.count("hello from worker\n") >= 2
     assert output.count("hello from deferred\n") >= 2
