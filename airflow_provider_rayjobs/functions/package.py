@@ -119,9 +119,12 @@ _PROGRAM = ("__init__.py", "__main__.py")
 
 def _plain(value: Any) -> Any:
     """Return the collections of Airflow, such as ``params`` and the XComs of a mapped task, as plain ones."""
-    is_airflows = type(value).__module__.startswith("airflow.")
-    if isinstance(value, dict) or (is_airflows and isinstance(value, Mapping)):
+    kind = type(value)
+    is_airflows = kind.__module__.startswith("airflow.")
+    if kind is dict or (is_airflows and isinstance(value, Mapping)):
         return {key: _plain(value[key]) for key in value}
-    if isinstance(value, list) or (is_airflows and isinstance(value, Sequence)):
+    if kind is tuple:
+        return tuple(_plain(each) for each in value)
+    if kind is list or (is_airflows and isinstance(value, Sequence)):
         return [_plain(each) for each in value]
     return value

@@ -9,12 +9,14 @@ import pickle
 import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.sdk.bases.xcom import BaseXCom
+from airflow.sdk.definitions.param import ParamsDict
 from function_runs import NONCE, load, read, run, run_command
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -341,6 +343,17 @@ def test_cloudpickle_of_ray(tmp_path: Path):
 
     assert ended.exit_code == 0, ended.shown
     assert pickle.loads(base64.b64decode(ended.value))() == 3
+
+
+def test_collections_of_airflow_are_plain(tmp_path: Path):
+    """Params, at any place in the arguments, arrive as dictionaries. A pickle keeps the types of the user's own."""
+    pytest.importorskip("cloudpickle")
+    module = load(tmp_path, "@on_ray\ndef f(x):\n    return [str(type(x[0])), str(x[1])]")
+    args = [(Counter("aab"), (ParamsDict({"a": [1]}),))]
+
+    assert run(module.f, tmp_path, args).value == ["<class 'dict'>", "[{'a': [1]}]"]
+    pickled = run(module.f, tmp_path, args, serializer="cloudpickle").value
+    assert pickled == ["<class 'collections.Counter'>", "({'a': [1]},)"]
 
 
 def test_substitutes_in_a_pickle(tmp_path: Path):
