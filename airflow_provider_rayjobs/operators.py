@@ -91,6 +91,7 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
     :param wait_for_completion: ``False`` ends the task after the submission. Another task can wait for the job with a
         :class:`~airflow_provider_rayjobs.sensors.RayJobSensor`. (templated)
     :param deferrable: wait in the triggerer. The default is Airflow's setting ``[operators] default_deferrable``.
+        (templated)
     :param defer_after: seconds for which a deferrable task follows its job on the worker first. It defers only if the
         job lasts longer. A deferral takes 8 s or more, and a second start of a worker process. The default is 0.
         (templated)
@@ -126,7 +127,7 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
         "entrypoint_num_gpus", "entrypoint_memory", "entrypoint_resources", "entrypoint_label_selector",
         "wait_for_completion", "defer_after", "poll_interval", "fetch_logs", "log_lines_limit", "log_flush_interval",
         "unreachable_timeout", "stop_on_kill", "stop_timeout", "pending_timeout", "job_timeout", "fail_on_exit_code",
-        "skip_on_exit_code", "package_secrets", "package_storage", "return_result",
+        "skip_on_exit_code", "package_secrets", "package_storage", "return_result", "deferrable",
     )  # fmt: skip
     # Empty: Airflow would read an entrypoint that ends in ".yaml" as the name of a template file.
     template_ext: Sequence[str] = ()
@@ -152,7 +153,7 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
         entrypoint_resources: Mapping[str, float | str] | None = None,
         entrypoint_label_selector: Mapping[str, str] | None = None,
         wait_for_completion: bool | str = True,
-        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        deferrable: bool | str = conf.getboolean("operators", "default_deferrable", fallback=False),
         defer_after: float | str | timedelta = 0.0,
         poll_interval: float | str | timedelta = follow.POLL_INTERVAL,
         fetch_logs: str = "live",
@@ -263,7 +264,7 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
         return Settings(
             submission_id=template_values.as_optional_text("submission_id", self.submission_id),
             wait_for_completion=waits,
-            deferrable=self.deferrable,
+            deferrable=template_values.as_bool("deferrable", self.deferrable),
             defer_after=template_values.as_seconds("defer_after", self.defer_after),
             logs=template_values.as_log_options(self.fetch_logs, self.log_lines_limit, self.log_flush_interval),
             poll_interval=template_values.as_seconds("poll_interval", self.poll_interval),

@@ -239,6 +239,7 @@ def test_options_from_functions(dag: DAG, is_mapped: bool):
         runtime_env=lambda context: {"env_vars": {"DAY": context["ds"]}},
         entrypoint_num_cpus=lambda context: 2 * context["ti"].try_number,
         job_name=lambda context: "{{ not a template }}",
+        deferrable="{{ ti.try_number > 1 }}",
         metadata={"day": "{{ ds }}"},
     )
     def train(day):
@@ -251,11 +252,20 @@ def test_options_from_functions(dag: DAG, is_mapped: bool):
     operator = values["task"] if is_mapped else operator
     submission = operator.new_submission(values, "job-1")
 
+    assert operator.settings().deferrable is True
     assert submission.runtime_env["env_vars"]["DAY"] == "2026-01-02"
     assert submission.entrypoint_num_cpus == 4
     assert submission.metadata["job_name"] == "{{ not a template }}"
     assert submission.metadata["day"] == "2026-01-02"
     assert [*call_of(operator)["args"], *call_of(operator)["kwargs"].values()] == ["2026-01-02"]
+
+
+def test_every_option_may_be_a_template():
+    """Each option is rendered, but for those that are known before a template is: ``durable`` and the serializers."""
+    own = FunctionOptions.__annotations__.keys() - TaskOptions.__annotations__.keys()
+    rendered = set(task.ray_job(calendar.isleap)(1).operator.template_fields)
+
+    assert own - rendered == {"durable", "serializer", "result_serializer"}
 
 
 def test_result_is_returned_only_by_a_task_that_waits(dag: DAG):

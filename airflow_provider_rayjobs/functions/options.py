@@ -103,7 +103,7 @@ class FunctionOptions(TaskOptions, total=False):
     entrypoint_resources: Mapping[str, float | str] | FromContext | None
     entrypoint_label_selector: Mapping[str, str] | FromContext | None
     wait_for_completion: Flag
-    deferrable: bool
+    deferrable: Flag
     defer_after: Seconds
     poll_interval: Seconds
     fetch_logs: str | FromContext
