@@ -283,6 +283,12 @@ def too_large(package: Package) -> str:
     limit = "Ray's HTTP server accepts less than 100 MiB"
     if not package.is_archive and package.tree.size > _DIRECTORY_LIMIT:
         limit = "Ray's limit for local code is 500 MiB"
+    if all(entry.data is not None for entry in package.tree.entries):  # no file is on the disk
+        return (
+            f"Package too large: {limit}. The {package.owner} {package.source} with its arguments has "
+            f"{package.content}. The package was not uploaded. Store large arguments where the job can read them, and "
+            "pass their path, or set package_storage."
+        )
     fact = (
         f"Package too large: {limit}. runtime_env[{package.owner!r}] is {package.source} ({package.content}). The "
         "package was not uploaded."

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from airflow_provider_rayjobs.exceptions import RayPackageError
 from airflow_provider_rayjobs.jobs.packages.local_code import (
     LIMIT,
+    GeneratedModule,
     Package,
     find_packages,
     resolve_local_code,
@@ -257,6 +258,18 @@ def test_too_large_package_shows_its_largest_files(folder: Path):
     assert [line.split()[-1] for line in lines[1:11]] == [f"data{number:02}.bin" for number in range(11, 1, -1)]
     assert "runtime_env={'excludes': ['/data11.bin', ...]}" in lines[-1]
     assert "package_storage" in lines[-1]
+
+
+def test_too_large_function_advises_to_store_its_arguments():
+    """The error of a module that is not on the disk names no files that could be excluded."""
+    module = GeneratedModule("function", "train", {"ray_job_function/call.json": b"x" * 3_000_000})
+    [package] = resolve_local_code({}, generated=module).packages
+
+    assert too_large(package) == (
+        "Package too large: Ray's HTTP server accepts less than 100 MiB. The function train with its arguments has 1 "
+        "files, 2.9 MiB. The package was not uploaded. Store large arguments where the job can read them, and pass "
+        "their path, or set package_storage."
+    )
 
 
 def test_too_large_package_shows_directories_of_small_files(folder: Path):
