@@ -151,6 +151,18 @@ def test_task_cannot_be_decorated_again(decorate: Any):
         task.ray_job(decorate(train))
 
 
+def test_teardown_that_fails_its_dag_run(dag: DAG):
+    """The option that only teardowns of TaskFlow have is accepted by the decorator and by ``override``."""
+
+    def stop():
+        return 1
+
+    first = teardown(task.ray_job(on_failure_fail_dagrun=True)(stop))
+    second = teardown(task.ray_job(stop)).override(task_id="second", on_failure_fail_dagrun=True)
+
+    assert all(each().operator.on_failure_fail_dagrun for each in (first, second))
+
+
 def test_mapped_over_its_arguments(dag: DAG):
     """``partial``, ``expand`` and ``expand_kwargs`` map over the arguments of the function."""
 

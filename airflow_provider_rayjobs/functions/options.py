@@ -74,6 +74,7 @@ class TaskOptions(TypedDict, total=False):
     logger_name: str | None
     allow_nested_operators: bool
     render_template_as_native_obj: bool | None
+    on_failure_fail_dagrun: bool  # only of a teardown, where Airflow takes it out of the arguments
 
 
 class FunctionOptions(TaskOptions, total=False):
