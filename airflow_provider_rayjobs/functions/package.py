@@ -52,7 +52,7 @@ class Call:
         args, kwargs = [_plain(each) for each in self.args], {key: _plain(each) for key, each in self.kwargs.items()}
         call: dict[str, Any] = {
             "version": 1,
-            "name": function.__name__,
+            "name": function.__code__.co_name,  # that of its source, as __name__ may be changed
             "filename": function.__code__.co_filename,
             "source": self.source.text if self.source else "",
             "serializer": self.serializer,

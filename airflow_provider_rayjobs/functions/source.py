@@ -58,7 +58,7 @@ def check_function(function: Any, decorator: str) -> types.FunctionType:
     if not isinstance(found, types.FunctionType):
         kind = "a functools.partial" if isinstance(found, functools.partial) else type(found).__name__
         raise TypeError(f"{decorator} needs a function, and this is {kind}. Define a function that calls it.")
-    if found.__name__ == "<lambda>":
+    if found.__code__.co_name == "<lambda>":
         raise TypeError(f"{decorator} does not support a lambda. Define a function with a name.")
     if inspect.isgeneratorfunction(found) or inspect.isasyncgenfunction(found):
         raise TypeError(f"{decorator} does not support yield in {found.__name__}. Return a list.")
@@ -139,7 +139,7 @@ def _find_definition(tree: ast.Module, function: types.FunctionType) -> list[ast
     while stack:
         path = stack.pop()
         for child in ast.iter_child_nodes(path[-1]):
-            if isinstance(child, _Definition) and child.name == function.__name__:
+            if isinstance(child, _Definition) and child.name == function.__code__.co_name:
                 # the first line of a function is that of its first decorator
                 start = min([child.lineno, *(each.lineno for each in child.decorator_list)])
                 if start == function.__code__.co_firstlineno:

@@ -81,6 +81,7 @@ def test_only_the_function_and_its_imports_are_sent(tmp_path: Path):
         "@(\n    on_ray\n)\ndef f(x):\n    return x + 1",
         "outer = lambda task: task\n@outer\n@outer\n@on_ray\ndef f(x):\n    return x + 1",
         "def f(x):\n    return x + 1\nf = on_ray(f)",
+        "def g(x):\n    return x + 1\ng.__name__ = 'h'\nf = on_ray(g)",
         "def dag():\n    alias = on_ray\n    @alias\n    def f(x):\n        return x + 1\n    return f\nf = dag()",
         "def dag():\n\talias = on_ray\n\t@alias\n\tdef f(x):\n\t\treturn x + 1\n\treturn f\nf = dag()",
         "if True:\n    with open(__file__):\n        @on_ray\n        def f(x):\n            return x + 1",
