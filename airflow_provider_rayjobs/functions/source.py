@@ -39,8 +39,6 @@ class FunctionSource:
     :param statements: first and last line of each statement; the last statement is the function.
     """
 
-    name: str
-    filename: str
     text: str
     statements: tuple[tuple[int, int], ...]
     future_annotations: bool
@@ -110,7 +108,7 @@ def extract_source(function: Callable[..., Any], decorator: str) -> FunctionSour
         statements.add((start, end))
     text = "\n".join(sent.get(number, "") for number in range(1, max(sent) + 1))
     # the function comes last, also if an import stands below it
-    return FunctionSource(found.__name__, filename, text, (*sorted(statements), (first, last)), annotations)
+    return FunctionSource(text, (*sorted(statements), (first, last)), annotations)
 
 
 def _only(statement: ast.Import | ast.ImportFrom, names: Set[str]) -> ast.stmt:
