@@ -66,6 +66,7 @@ class _RayJobDecoratedOperator(DecoratedOperator, RayJobSubmitOperator):
             op_kwargs=op_kwargs,
             # the name is for people who read the dashboard
             entrypoint=["python", "-m", "ray_job_function", name],
+            return_result=False,  # see ``settings``; also if default_args has it for plain operators
             **kwargs,
         )
 

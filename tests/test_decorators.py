@@ -291,6 +291,9 @@ def test_result_is_returned_only_by_a_task_that_waits(dag: DAG):
 
     assert (waits.return_result, waits.may_unpickle) == (True, False)
     assert not leaves.return_result
+    defaults = {"return_result": True}
+    leaves = train.override(task_id="other", wait_for_completion=False, default_args=defaults)().operator.settings()
+    assert not leaves.return_result
     assert (waits.fail_on, waits.skip_on) == ({3, 98}, {4, 99})
     assert train.override(result_serializer="cloudpickle")().operator.settings().may_unpickle
 
