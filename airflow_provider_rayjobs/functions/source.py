@@ -256,7 +256,7 @@ def _find_imports(
                 if not isinstance(statement, ast.Try) and _has_relative_import(statement):
                     relative.add(name)
         elif scope is not None or (name in function.__globals__ and name not in _IN_EVERY_MODULE):
-            outside.add(name)
+            outside.add(name if name in names else f"{name} (in the try or if of an import)")
     if outside or relative:
         what = (
             f"{', '.join(sorted(outside))}, which it does not define"
