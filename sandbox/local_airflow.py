@@ -143,6 +143,13 @@ class LocalAirflow:
         self._extra_programs.append(program)
         return program
 
+    def start_api_servers(self, timeout: float = 180.0) -> None:
+        """Start the API servers after they were killed, and wait until they answer."""
+        program = self.start_component("api-server")
+        if self.execution_port != self.port:
+            self.start_execution_api(timeout)
+        program.wait_until(self._api_answers, "the API server", timeout)
+
     def start_execution_api(self, timeout: float = 180.0) -> None:
         """Start the API server for the requests of tasks, and wait until it is healthy."""
         program = self.start_component("api-server", "--apps", "execution", "--port", str(self.execution_port))
@@ -246,6 +253,12 @@ class LocalAirflow:
         """Return the extra links of a task instance: URL by name."""
         path = f"/dags/{dag_id}/dagRuns/{quote(run_id)}/taskInstances/{task_id}/links"
         return dict(self.api("GET", path, params={"map_index": map_index})["extra_links"])
+
+    def _api_answers(self) -> bool:
+        try:
+            return self._http.get("/api/v2/version").is_success
+        except httpx.HTTPError:
+            return False
 
     def _execution_api_is_healthy(self) -> bool:
         try:

@@ -110,12 +110,12 @@ class FaultCase(TaskRun):
                 self.observer.ray_polls < polls + 2 or any(job["status"] == "RUNNING" for job in self.ray_jobs)
             ):
                 time.sleep(0.5)
+            self.result["value"] = self.harness.airflow.xcoms(self.name, self.run_id, TASK_ID).get("return_value")
         except Exception:  # noqa: BLE001  (the test reports it)
             self.result["error"] = traceback.format_exc()
         self.result |= {"state": self.task_instance["state"], "tries": self.task_instance["try_number"]}
         self.result["jobs"] = tuple(job["status"] for job in self.ray_jobs)
         self.result["last_job"] = self.ray_jobs[-1]["submission_id"] if self.ray_jobs else None
-        self.result["value"] = self.harness.airflow.xcoms(self.name, self.run_id, TASK_ID).get("return_value")
         self.result["logs"] = [self.log(number + 1) for number in range(self.task_instance["try_number"])]
         self.add_event(f"ended: task {self.result['state']}, jobs {self.result['jobs']}")
 

@@ -402,15 +402,14 @@ def restart_triggerer_and_api_server(cases: list[FaultCase]) -> None:
     cases = [case for case in cases if case.script is wait_for_airflow_restart]
     wait_for_running_jobs(cases)
     airflow = harness.airflow
-    for component, commands in (
-        ("triggerer", [("triggerer",)]),
-        ("api-server", [("api-server",), ("api-server", "--apps", "execution", "--port", str(airflow.execution_port))]),
+    for component, start in (
+        ("triggerer", lambda: airflow.start_component("triggerer")),
+        ("api-server", airflow.start_api_servers),
     ):
         for case in cases:
             case.add_event(f"{component} is killed and restarted")
         airflow.kill(component)
-        for command in commands:
-            airflow.start_component(*command)
+        start()
         time.sleep(15)
     harness.folder.joinpath("airflow-restarted").touch()
 
