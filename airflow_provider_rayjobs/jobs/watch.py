@@ -287,8 +287,9 @@ class ClusterWatch:
             if not is_response and not is_cut:
                 raise
             seconds = self._prices.learn_list(_now() - began, _now())
+            seconds += (await self._request_each(questions))[0]  # raises in an outage, which says nothing about lists
             self._prices.avoid_list(_now())
-            return seconds + (await self._request_each(questions))[0]
+            return seconds
         seconds = self._prices.learn_list(_now() - began, _now())
         missing = []
         for number, each in enumerate(questions, start=1):

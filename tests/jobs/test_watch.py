@@ -504,6 +504,28 @@ def test_unusable_list(answer: httpx.Response) -> None:
     assert 2 <= head.lists <= 4
 
 
+@pytest.mark.parametrize("status", [401, 404, 500])
+def test_outage_says_nothing_about_the_list(status: int) -> None:
+    """After an outage in which a proxy refused all requests, the jobs are listed as before."""
+    head = Head()
+    head.add(*names(1000))
+    answers: list[list[Any]] = []
+
+    async def refuse(path: str) -> httpx.Response | None:
+        return httpx.Response(status, html="<html>no backend</html>") if 1100 < now() < 1106 else None
+
+    head.answer = refuse
+
+    async def main(watched: Watched) -> None:
+        answers.extend(await poll_all(watched, 1000, 300))
+
+    run(head, main)
+
+    for each in answers:
+        times = [at for at, answer in each if isinstance(answer, JobDetails)]
+        assert max(after - before for before, after in pairwise(times)) < 45
+
+
 @pytest.mark.parametrize("hangs", [0, 60])
 def test_list_that_is_always_cut_off(hangs: int) -> None:
     """After two lists that are cut off, each job is asked for, without a long rest for the lists."""
