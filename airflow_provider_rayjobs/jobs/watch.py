@@ -151,8 +151,8 @@ class ClusterWatch:
         self._delay = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._round: asyncio.Task[None] | None = None
-        # rounds for questions whose time limit has expired
-        self._extra: set[asyncio.Task[Any] | None] = set()
+        # the round for questions whose time limit has expired
+        self._extra: asyncio.Task[None] | None = None
 
     @contextmanager
     def following(self, poll_interval: float, due: Callable[[], float]) -> Iterator[Follower]:
@@ -189,7 +189,7 @@ class ClusterWatch:
         """End all rounds. The caller must have ended all followers before."""
         if self._timer is not None:
             self._timer.cancel()
-        tasks = [task for task in (self._round, *self._extra) if task is not None]
+        tasks = [task for task in (self._round, self._extra) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -199,7 +199,7 @@ class ClusterWatch:
     def _set_timer(self) -> None:
         """Call :meth:`_begin_rounds` at the next moment at which a round may begin."""
         round_at = max(self._begin_at, self._free_at) if self._round is None else float("inf")
-        when = min(round_at, max(self._due_at, self._free_at - MAX_BORROWED / BUDGET))
+        when = min(round_at, self._limits_at())
         if self._timer is not None:
             if self._timer.when() <= when:
                 return
@@ -208,6 +208,12 @@ class ClusterWatch:
         if when < float("inf"):
             self._timer = asyncio.get_running_loop().call_at(when, self._begin_rounds)
 
+    def _limits_at(self) -> float:
+        """Return when questions whose time limit has expired may be answered: one round for them at a time."""
+        if self._extra is not None:
+            return float("inf")
+        return max(self._due_at, self._free_at - MAX_BORROWED / BUDGET)
+
     def _begin_rounds(self) -> None:
         now = _now()
         self._timer = None
@@ -215,7 +221,7 @@ class ClusterWatch:
             pass
         elif self._round is None and now >= max(self._begin_at, self._free_at):
             self._round = self._begin(list(self._waiting))
-        elif now >= self._due_at and self._free_at - now <= MAX_BORROWED / BUDGET:
+        elif now >= self._limits_at():
             self._answer_due([each for each in self._waiting if each.due <= now], now)
         self._begin_at = min((each.begin_at for each in self._waiting), default=float("inf"))
         self._due_at = min((each.due for each in self._waiting), default=float("inf"))
@@ -227,7 +233,7 @@ class ClusterWatch:
                 del self._waiting[each]
                 _fail(each, self._error)
         elif due:
-            self._extra.add(self._begin(list(self._waiting) if self._prices.prefers_list(len(due), now) else due))
+            self._extra = self._begin(list(self._waiting) if self._prices.prefers_list(len(due), now) else due)
 
     def _begin(self, questions: list[_Question]) -> asyncio.Task[None]:
         for each in questions:
@@ -265,7 +271,8 @@ class ClusterWatch:
     def _end_round(self, task: asyncio.Task[None]) -> None:
         if task is self._round:
             self._round, self._ended_at = None, _now()
-        self._extra.discard(task)
+        else:
+            self._extra = None
         self._set_timer()
 
     async def _ask_head(self, questions: list[_Question]) -> float:

@@ -662,7 +662,10 @@ def test_expired_limits_borrow_a_bounded_time() -> None:
 
     run(head, main)
 
-    assert head.busy <= BUDGET * 1_200 + MAX_BORROWED + 2 * 3.1
+    seconds = head.asked[-1][0] - head.asked[0][0]  # 1,200 and the last rest
+    assert head.busy <= BUDGET * seconds + MAX_BORROWED + 2 * 3.1
+    lists = [at for at, path in head.asked if path == "/api/jobs/"]
+    assert max(after - before for before, after in pairwise(lists)) <= (MAX_BORROWED + 2 * 3.1) / BUDGET
 
 
 def test_expired_limit_during_an_outage() -> None:
@@ -686,6 +689,35 @@ def test_expired_limit_during_an_outage() -> None:
     assert answers[0][0] == pytest.approx(1060, abs=0.1)
     assert isinstance(answers[0][1], RayApiConnectionError)
     assert len(head.asked) < 40
+
+
+def test_expired_limits_while_the_head_hangs() -> None:
+    """Limits that expire one after the other do not each send a request, which would wait for the others' timeouts."""
+    head = Head()
+    head.add(*names(500))
+    late: list[float] = []
+
+    async def time_out(path: str) -> None:
+        if head.latency:
+            raise httpx.ReadTimeout("timed out")
+
+    head.answer = time_out
+
+    async def main(watched: Watched) -> None:
+        async def expire(name: str, due: float) -> None:
+            answers = await watched.poll(name, 30.0, until=due, due=due)
+            late.append(answers[-1][0] - due)
+
+        async def hang() -> None:
+            await asyncio.sleep(97)
+            head.latency = 30.0
+
+        limits = (expire(name, 1100.0 + 0.12 * number) for number, name in enumerate(names(500)))
+        await asyncio.gather(hang(), *limits)
+
+    run(head, main)
+
+    assert max(late) < 5 * 30.0
 
 
 def test_waiting_for_the_watch_is_no_outage() -> None:
