@@ -136,7 +136,7 @@ class ClusterWatch:
 
     def __init__(self, client: AsyncRayJobsClient) -> None:
         self.client = client
-        # seconds between two rounds that the budget demands
+        # seconds that the budget demands after the last round, without the borrowed time
         self.interval = 0.0
         self._prices = Prices()
         self._followers = 0
@@ -212,7 +212,7 @@ class ClusterWatch:
         """Return when questions whose time limit has expired may be answered: one round for them at a time."""
         if self._extra is not None:
             return float("inf")
-        return max(self._due_at, self._free_at - MAX_BORROWED / BUDGET)
+        return max(self._due_at, self._free_at - self.interval - MAX_BORROWED / BUDGET)
 
     def _begin_rounds(self) -> None:
         now = _now()
@@ -220,7 +220,7 @@ class ClusterWatch:
         if not self._waiting:  # their followers have left
             pass
         elif self._round is None and now >= max(self._begin_at, self._free_at):
-            self._round = self._begin(list(self._waiting))
+            self._round = self._begin(list(self._waiting), is_extra=False)
         elif now >= self._limits_at():
             self._answer_due([each for each in self._waiting if each.due <= now], now)
         self._begin_at = min((each.begin_at for each in self._waiting), default=float("inf"))
@@ -233,18 +233,19 @@ class ClusterWatch:
                 del self._waiting[each]
                 _fail(each, self._error)
         elif due:
-            self._extra = self._begin(list(self._waiting) if self._prices.prefers_list(len(due), now) else due)
+            questions = list(self._waiting) if self._prices.prefers_list(len(due), now) else due
+            self._extra = self._begin(questions, is_extra=True)
 
-    def _begin(self, questions: list[_Question]) -> asyncio.Task[None]:
+    def _begin(self, questions: list[_Question], *, is_extra: bool) -> asyncio.Task[None]:
         for each in questions:
             del self._waiting[each]
-        task = asyncio.create_task(self._answer_all(questions))
+        task = asyncio.create_task(self._answer_all(questions, is_extra))
         task.add_done_callback(self._end_round)
         return task
 
     # -- a round --------------------------------------------------------------------------------------------------
 
-    async def _answer_all(self, questions: list[_Question]) -> None:
+    async def _answer_all(self, questions: list[_Question], is_extra: bool) -> None:
         """Answer questions, and plan the next round."""
         began = _now()
         try:
@@ -265,8 +266,10 @@ class ClusterWatch:
             raise
         else:
             self._error, self._delay = None, 0.0
-            self.interval = seconds / BUDGET
-            self._free_at = max(self._free_at, began) + self.interval
+            rest = seconds / BUDGET
+            self._free_at = max(self._free_at, began) + rest
+            if not is_extra:
+                self.interval = rest
 
     def _end_round(self, task: asyncio.Task[None]) -> None:
         if task is self._round:

@@ -634,9 +634,10 @@ def test_each_job_is_found_while_others_join() -> None:
     assert isinstance(found[0][1], JobDetails)
 
 
-def test_expired_limit_does_not_wait_for_the_budget() -> None:
+@pytest.mark.parametrize("old", [9_000, 24_000])
+def test_expired_limit_does_not_wait_for_the_budget(old: int) -> None:
     """A job whose time limit has expired is asked for at once. The other questions wait for the list."""
-    head = Head(9_000)
+    head = Head(old)
     head.add(*names(1000))
     answers: list[Any] = []
 
