@@ -22,6 +22,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -239,7 +240,8 @@ class ClusterWatch:
     def _begin(self, questions: list[_Question], *, is_extra: bool) -> asyncio.Task[None]:
         for each in questions:
             del self._waiting[each]
-        task = asyncio.create_task(self._answer_all(questions, is_extra))
+        # not in the context of one of the followers, by which log messages are told apart
+        task = asyncio.create_task(self._answer_all(questions, is_extra), context=Context())
         task.add_done_callback(self._end_round)
         return task
 

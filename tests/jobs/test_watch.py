@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from itertools import pairwise
 from typing import Any
 
@@ -454,6 +455,28 @@ def test_error_of_one_job_is_its_own(jobs: int, broken: int) -> None:
     assert {type(answer) for each in answers[:broken] for _, answer in each} == {RayApiResponseError}
     assert {type(answer) for each in answers[broken:] for _, answer in each} == {JobDetails}
     assert min(len(each) for each in answers) >= 30
+
+
+def test_round_belongs_to_no_follower() -> None:
+    """A round does not run in the context of one of its followers, by which log messages are told apart."""
+    head = Head()
+    head.add(*names(3))
+    follower: ContextVar[str] = ContextVar("follower")
+    seen: set[str | None] = set()
+
+    async def note(path: str) -> None:
+        seen.add(follower.get(None))
+
+    head.answer = note
+
+    async def poll(watched: Watched, name: str) -> None:
+        follower.set(name)
+        await watched.poll(name, until=now() + 50)
+
+    run(head, lambda watched: asyncio.gather(*(poll(watched, name) for name in names(3))))
+
+    assert len(head.asked) > 3
+    assert seen == {None}
 
 
 def test_answer_about_another_job_is_refused() -> None:
