@@ -3,7 +3,8 @@ Spread the log reads of all triggers that follow jobs of one cluster; no I/O.
 
 One read of a short log takes the head 10 ms, so a thousand triggers that read at every poll would take all of its time.
 Together they read for 5 % of the time: each reader rests 20 times the mean read for each reader. So all of them read
-equally often. A reader does not wait for its turn: it reads at a later poll, because the end of a job comes first.
+equally often. Reads at the same time share that time, because most of them wait for each other. A reader does not wait
+for its turn: it reads at a later poll, because the end of a job comes first.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from airflow_provider_rayjobs.jobs.logs.reader import ReadPolicy
 
 # Seconds of rest for each second of a read.
 _REST = 20
-# Seconds of a read until one was measured, and the weight of the last one in the mean.
-_FIRST_SECONDS = 0.01
+# Seconds of a read until one was measured, so that 16 may begin together; and the weight of the last one in the mean.
+_FIRST_SECONDS = 0.032
 _WEIGHT = 0.1
 # Shorter rests, in seconds, are left to each reader, which rests 24 times as long as its own reads.
 _SHORT_REST = 2.0
-# Reads at the same time, those included that wait for a connection.
-_AT_ONCE = 4 * LOG_READS_AT_ONCE
+# Seconds until the last one of the reads that have begun ends. Most of them wait for a connection meanwhile and are not
+# polled. A few reads would be too few: all triggers of a cluster are polled at the same moment, and read only then.
+_LONGEST_QUEUE = 0.5
 
 
 class LogPace:
@@ -34,6 +36,8 @@ class LogPace:
         self._readers = 0
         self._reading = 0
         self._seconds = _FIRST_SECONDS
+        # when the last read ended, or the first of those under way began
+        self._since = 0.0
 
     @contextmanager
     def reading(self, policy: ReadPolicy) -> Iterator[ReadPolicy]:
@@ -55,14 +59,17 @@ class LogPace:
 
     @property
     def is_busy(self) -> bool:
-        return self._reading >= _AT_ONCE
+        return self._reading >= LOG_READS_AT_ONCE and self._reading * self._seconds >= _LONGEST_QUEUE
 
-    def begin(self) -> None:
+    def begin(self, now: float) -> None:
+        if not self._reading:
+            self._since = now
         self._reading += 1
 
-    def end(self, seconds: float) -> None:
+    def end(self, now: float) -> None:
         self._reading -= 1
-        self._seconds += _WEIGHT * (seconds - self._seconds)
+        self._seconds += _WEIGHT * (now - self._since - self._seconds)
+        self._since = now
 
 
 class _PacedPolicy:
@@ -87,7 +94,7 @@ class _PacedPolicy:
         is_resting = now - self._rests_since < self._part * self._pace.rest
         if is_resting or self._pace.is_busy or not self._policy.begin(now):
             return False
-        self._pace.begin()
+        self._pace.begin(now)
         self.began = now
         return True
 
@@ -97,6 +104,6 @@ class _PacedPolicy:
     def end(self, *, is_throttled: bool) -> None:
         now = time.monotonic()
         if self.began is not None:
-            self._pace.end(now - self.began)
+            self._pace.end(now)
         self.began, self._rests_since, self._part = None, now, 1.0
         self._policy.end(is_throttled=is_throttled)
