@@ -394,8 +394,10 @@ async def _share(hook: RayJobsHook, cluster: Cluster) -> AsyncIterator[_Shared]:
         shared.users -= 1
         if not shared.users:
             del clients[key]
-            await shared.watch.aclose()
-            await shared.client.aclose()
+            try:
+                await shared.watch.aclose()
+            finally:  # Airflow cancels a trigger every second until it has ended
+                await shared.client.aclose()
 
 
 @asynccontextmanager

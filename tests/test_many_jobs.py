@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 import time
 from dataclasses import replace
 from typing import Any
@@ -99,6 +100,34 @@ def test_triggers_share_their_requests(monkeypatch: pytest.MonkeyPatch):
     assert {details_from_event(event).status for event in events} == {JobStatus.SUCCEEDED}
     assert "GET /api/jobs/" in head.requests
     assert len(head.requests) < 60 * 4, "60 triggers with an interval of 1 s for 6 s"
+
+
+@pytest.mark.parametrize("turns", range(1, 8, 2))
+def test_trigger_that_is_cancelled_twice_closes_its_client(monkeypatch: pytest.MonkeyPatch, turns: int):
+    """The client is closed even if its last trigger is cancelled again while the watch ends its round."""
+
+    async def cancel(head: StandInHead) -> bool:
+        task = asyncio.ensure_future(fire(RayJobTrigger("job-0", "ray", 0.2)))
+        assert await asyncio.to_thread(asked.wait, 10)
+        [shared] = triggers._shared[asyncio.get_running_loop()].values()
+        task.cancel()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        answer.set()
+        return shared.client._http.is_closed
+
+    def hang(number: int) -> None:
+        asked.set()
+        answer.wait(10)
+
+    asked, answer = threading.Event(), threading.Event()
+    with StandInHead() as head:
+        monkeypatch.setenv("AIRFLOW_CONN_RAY", head.connection)
+        head.add("job-0", "RUNNING")
+        head.on_poll = hang
+        assert asyncio.run(cancel(head))
 
 
 @pytest.mark.parametrize("limit", ["job_timeout", "execution_timeout"])
