@@ -140,6 +140,8 @@ class ClusterWatch:
         # seconds that the budget demands after the last round, without the borrowed time
         self.interval = 0.0
         self._prices = Prices()
+        # whether the last list could not be used
+        self._has_list_failed = False
         self._followers = 0
         # questions without an answer, and those of them that no round has taken yet
         self._asked = 0
@@ -295,13 +297,15 @@ class ClusterWatch:
         except (RayApiResponseError, RayApiConnectionError) as error:
             # A proxy may refuse lists, or cut off long ones. A list may be too large, or have a broken record.
             is_response = isinstance(error, RayApiResponseError) and not isinstance(error, RayApiBusyError)
-            is_cut = self._error is not None and error.delivery is not Delivery.NOT_SENT
-            if not is_response and not is_cut:
+            is_second = self._has_list_failed
+            self._has_list_failed = True
+            if not is_response and (not is_second or error.delivery is Delivery.NOT_SENT):
                 raise
             seconds = self._prices.learn_list(_now() - began, _now())
             seconds += (await self._request_each(questions))[0]  # raises in an outage, which says nothing about lists
             self._prices.avoid_list(_now())
             return seconds
+        self._has_list_failed = False
         seconds = self._prices.learn_list(_now() - began, _now())
         missing = []
         for number, each in enumerate(questions, start=1):

@@ -573,6 +573,27 @@ def test_list_that_is_always_cut_off(hangs: int) -> None:
     assert min(len(each) for each in answers) >= 15
 
 
+def test_list_that_always_times_out() -> None:
+    """If a proxy cannot wait for a list, that is an outage once, and not whenever a list is tried again."""
+    head = Head()
+    head.add(*names(60))
+
+    async def refuse(path: str) -> httpx.Response | None:
+        return httpx.Response(504, text="gateway timeout") if path == "/api/jobs/" else None
+
+    head.answer = refuse
+    answers: list[list[Any]] = []
+
+    async def main(watched: Watched) -> None:
+        answers.extend(await poll_all(watched, 60, 1_800, interval=30.0))
+
+    run(head, main)
+
+    assert head.lists > 3
+    for each in answers:
+        assert sum(isinstance(answer, RayJobsError) for _, answer in each) <= 1
+
+
 @pytest.mark.parametrize("broken", [{"submission_id": "job-0", "type": "SUBMISSION"}, {"submission_id": 5}, 5, None])
 def test_broken_record_in_a_list(broken: Any) -> None:
     """A record that cannot be read does not spoil the list. Its job is asked for."""
