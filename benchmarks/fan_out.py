@@ -2,7 +2,7 @@
 Measure mapped deferrable tasks in a real Airflow on a real Ray head: where their time goes, and what the head notices.
 
 - ``50 jobs`` all run at the same time. How long ``/api/version`` takes is measured from when all run until the first
-  one ends, and how many connections the triggerer has to the head. Baseline: 50 such jobs that nobody follows.
+  one ends, and how many connections the triggerer has to the head. Baseline: 50 such jobs that no task follows.
 - ``brief jobs`` of 1 to 30 s, one after the other: how much longer the task takes than its job, and how many seconds it
   occupies a worker, with ``defer_after``. Baseline: the task is deferred at once.
 - ``200 jobs`` of 1 to 60 s. The time from the start of the DAG run to the end of each task is split into its parts.
@@ -55,7 +55,7 @@ class Probe:
 
 
 def measure() -> list[Result]:
-    """Measure jobs that nobody follows, then both loads."""
+    """Measure jobs that no task follows, brief jobs, and both loads."""
     settings = {
         "PYTHONPATH": str(ROOT),
         "AIRFLOW__CORE__PARALLELISM": "8",  # more parallel tasks only slow each other down on a small machine

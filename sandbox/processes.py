@@ -144,7 +144,7 @@ def interrupt_on_signals() -> None:
 
 def free_port() -> int:
     """
-    Return a port that is free at the moment and that the kernel gives to nobody else.
+    Return a port that is free at the moment, and that the kernel does not assign to other sockets.
 
     A program may need seconds until it binds its port. Meanwhile, the kernel could give a port of its ephemeral range
     to any other socket. A Ray head whose client server finds its port taken ends one second after it was ready.
