@@ -62,30 +62,23 @@ class Storage:
         path = self._path_of(name)
         if self.scheme != "abfss":
             return f"{self.scheme}://{path}"
-        with self._errors("find the Azure account of", name):
+        with self._errors(f"find the Azure account of package {name}"):
             account = self.root.fs.account_name
         container, _, rest = path.lstrip("/").partition("/")
         return f"abfss://{container}@{account}.dfs.core.windows.net/{rest}"
 
     def has(self, name: str) -> bool:
-        with self._errors("look for", name):
+        with self._errors(f"look for package {name}"):
             return bool(self.root.fs.exists(self._path_of(name)))
 
     def read(self, name: str, limit: int) -> bytes:
         """Return the content of a file, but at most ``limit`` bytes and one."""
-        try:
-            with self.root.fs.open(self._path_of(name), "rb") as file:
-                content: bytes = file.read(limit + 1)
-        except Exception as error:  # noqa: BLE001  (any error of the user's file system)
-            message = redact_urls(
-                f"Could not read {name} at {self.root}: {type(error).__name__}: {error}. Check package_storage and its "
-                "connection."
-            )
-            raise_unchained(RayPackageError(message))
+        with self._errors(f"read {name}", effect=""), self.root.fs.open(self._path_of(name), "rb") as file:
+            content: bytes = file.read(limit + 1)
         return content
 
     def put(self, name: str, file: IO[bytes]) -> Progress[None]:
-        with self._errors("store", name):
+        with self._errors(f"store package {name}"):
             yield from self._put_file(name, file) if self.scheme == "file" else self._put_object(name, file)
 
     def _put_file(self, name: str, file: IO[bytes]) -> Progress[None]:
@@ -119,14 +112,14 @@ class Storage:
         return f"{self.root.path.rstrip('/')}/{name}"
 
     @contextmanager
-    def _errors(self, action: str, name: str) -> Iterator[None]:
+    def _errors(self, action: str, effect: str = " Nothing was submitted.") -> Iterator[None]:
         try:
             yield
         except Exception as error:  # noqa: BLE001  (any error of the user's file system)
             # The text may quote a signed URL, and the path may hold a login.
             message = redact_urls(
-                f"Could not {action} package {name} at {self.root}: {type(error).__name__}: {error}. Nothing was "
-                "submitted. Check package_storage and its connection."
+                f"Could not {action} at {self.root}: {type(error).__name__}: {error}.{effect} Check package_storage "
+                "and its connection."
             )
             raise_unchained(RayPackageError(message))
 
