@@ -211,6 +211,7 @@ class Boundary:
 
     def _open_store(self, event: Mapping[str, Any] | None = None) -> None:
         """Read the job record. If there is none to read, the trigger's event or an XCom names a resumed job."""
+        self.kill_switch.begin_try()  # before the record is read, so that a freeze in between is noticed
         try:
             store = JobRecordStore(self.context.get("task_state_store") if self.task.durable else None)
         except Exception as error:
@@ -219,7 +220,6 @@ class Boundary:
             self._warn("The job record of this task cannot be read. %s", error)
             store = JobRecordStore()
         self._store = store
-        self.kill_switch.begin_try()
         with suppress(ValueError):  # settings() raises the same error
             self.kill_switch.is_enabled = template_values.as_bool("stop_on_kill", self.task.stop_on_kill)
         if self.is_resumed:
@@ -404,7 +404,7 @@ class Boundary:
         if self._was_superseded():
             self._enter(State.DONE)
             raise RayJobStoppedError(
-                "This worker did not run for minutes, and another try of this task sees to Ray job "
+                "This worker did not run for minutes, and another try of this task may see to Ray job "
                 f"{self._record.submission_id} now. This try neither submits nor stops it."
             )
 

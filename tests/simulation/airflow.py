@@ -49,6 +49,8 @@ from .network import Script
 HEARTBEAT = 5.0
 HEARTBEAT_TIMEOUT = 300.0
 SIGKILL_DELAY = 5.0
+# Seconds after SIGTERM for which a submission under way may still be stopped: the handler of the signal has 3 s.
+KILL_TIME = 2.5
 RETRY_DELAY = 5.0
 # Seconds until another triggerer starts the triggers of a dead one.
 TRIGGERER_LOSS = 35.0
@@ -97,6 +99,7 @@ class Worker:
     is_terminating: bool = False
     # when SIGTERM was sent; infinity if it was not
     terminated_at: float = float("inf")
+    ended_at: float = float("inf")
     # the whole machine is gone, so no supervisor reports the end
     is_machine_lost: bool = False
     # SIGKILL, OOM: the end was a crash, not an answer to the server's SIGTERM
@@ -109,6 +112,12 @@ class Worker:
     is_reporting: bool = False
     # the process was frozen for so long that its try was over; what it shows then is no part of a try's log
     is_zombie: bool = False
+
+    @property
+    def had_no_time_to_stop(self) -> bool:
+        """Tell whether the process ended without SIGTERM, or was killed before its handler could stop a job."""
+        is_warned = self.terminated_at != float("inf")
+        return not is_warned or (self.process.was_killed and self.ended_at < self.terminated_at + KILL_TIME)
 
 
 @dataclass(frozen=True)
@@ -251,6 +260,7 @@ class Airflow:
 
     def _process_has_ended(self, worker: Worker) -> None:
         """Handle the end of a process, as its supervisor and then the scheduler see it."""
+        worker.ended_at = self.clock.now
         if self.state in _TERMINAL and worker.process.was_killed and not worker.was_too_slow:
             self.tags.add("the process of the last try was killed")
         if worker.is_reporting:
@@ -317,7 +327,8 @@ class Airflow:
         was_running = self._running
         self._forget_running()
         self._drop_trigger()
-        self.ends.append((self.try_number, f"marked {state}", was_running is not None))
+        if self.state not in _TERMINAL:
+            self.ends.append((self.try_number, f"marked {state}", was_running is not None))
         self._set_state(state)
 
     def _forget_running(self) -> None:
@@ -385,6 +396,7 @@ class Airflow:
             self._forget_running()
             self._end_try(worker, "no heartbeat")
         elif self._running is worker:
+            worker.is_zombie = True
             self._handle_end(worker)
 
     def kill_triggerer(self, *, restart: bool = False) -> None:
@@ -684,6 +696,8 @@ class StateStore:
             return self._airflow.effect(self._process, f"store get {key}", look)
         except ApiServerError:
             self._airflow.has_lost_record |= self._worker.is_resumed
+            if self._process.frozen_until > 0:
+                self._airflow.tags.add("a worker that had been frozen could not ask whether it was replaced")
             raise
 
     def set(self, key: str, value: Any, *, retention: timedelta | None = None) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from . import invariants, virtual_time
-from .airflow import Airflow
+from .airflow import KILL_TIME, Airflow
 from .clock import Clock, Process
 from .network import FAULTS, Network
 from .ray import Cluster, Job, Plan
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 GRACE = 60.0
 # Seconds without an API server after which a supervisor kills its task.
 HEARTBEAT_FAILURES = 15.0
-# Seconds after SIGTERM for which a submission under way may still be stopped: the handler of the signal has 3 s.
-KILL_TIME = 2.5
 # More operations or seconds than any history needs: the code under test is in an endless loop.
 MAX_OPERATIONS = 3000
 MAX_SECONDS = 20_000.0
@@ -329,7 +327,10 @@ class History:
             invariants.check_one_living_job(self, job)
 
     def _note_sender(self, job: Job) -> None:
-        """Note whether the sender of a submission is dead, or will be before it can stop the job."""
+        """Note whether the sender of a submission is dead, will be before it can stop the job, or does not know it."""
+        job.is_repetition = self.network.is_stray and any(
+            other.is_deleted and other.submission_id == job.submission_id for other in self.jobs
+        )
         for worker in self.airflow.workers:
             if worker.process is self.network.sender:
                 job.generation = worker.clear_number

@@ -33,8 +33,8 @@ _LACKS = ("is not complete here", "has fewer bytes now", "were left out here", "
 
 def check_one_living_job(history: History, job: Job) -> None:
     """Check that no other job of the task instance lives when one is submitted or starts."""
-    living = [other for other in history.jobs if other is not job and other.is_living]
-    if not living or not job.is_living or job not in history.jobs:
+    living = [other for other in history.jobs if other is not job and other.is_living and not other.is_repetition]
+    if not living or not job.is_living or job.is_repetition or job not in history.jobs:
         return
     if not history.scenario.stop_on_kill:
         # a Clear leaves the old job alone
@@ -79,8 +79,7 @@ def tags_of(history: History) -> set[str]:
     """Return the documented exceptions that apply to a history."""
     airflow, tags = history.airflow, set()
     last = airflow.ends[-1] if airflow.ends else None
-    was_warned = bool(airflow.workers) and airflow.workers[-1].terminated_at != float("inf")
-    if last is not None and last[1] == "lost" and airflow.state == "failed" and not was_warned:
+    if last is not None and last[1] == "lost" and airflow.workers[-1].had_no_time_to_stop:
         tags.add("the process of the last try was killed")
     return tags
 
@@ -92,6 +91,7 @@ _EXCUSES = {
     "marked or cleared while the trigger fired",
     "the process of the last try was killed",
     "marked or cleared after the last look",
+    "a worker that had been frozen could not ask whether it was replaced",
 }
 
 
@@ -107,6 +107,9 @@ def _check_orphans(history: History) -> None:
         if job.is_late:
             report.tags.add("a submission arrived after its process could stop the job")
             continue
+        if job.is_repetition:
+            report.tags.add("a repetition of a submission arrived after the record of its job was deleted")
+            continue
         if report.tags & _EXCUSES:
             report.tags.add("excused orphan")
             continue
@@ -115,8 +118,10 @@ def _check_orphans(history: History) -> None:
             continue
         since = min(history.airflow.last_action or history.airflow.ended_at, history.airflow.ended_at) - 5
         # a single request that is lost may take all of the time before SIGKILL
-        tolerated = 0 if any(worker.was_too_slow for worker in history.airflow.workers) else 1
-        if sum(at > since for at in history.network.failures) > tolerated:
+        failures, tolerated = history.network.failures, 1
+        if any(worker.was_too_slow for worker in history.airflow.workers):
+            failures, tolerated = failures + history.network.delays, 0
+        if sum(at > since for at in failures) > tolerated:
             report.tags.add("Ray could not be reached for the stop")
             continue
         history.violate("orphan", f"job {job.number} {job.name} is {job.status} after the end of the task")

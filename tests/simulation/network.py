@@ -74,8 +74,12 @@ class Network:
         self.outage = "refused"
         # the process whose request arrives
         self.sender: Process | None = None
+        # whether the request that arrives is one whose answer its sender no longer awaits, or a repetition of one
+        self.is_stray = False
         # when requests other than submissions failed
         self.failures: list[float] = []
+        # when they were answered slowly
+        self.delays: list[float] = []
         self._clock = clock
         self._script = script
 
@@ -90,6 +94,8 @@ class Network:
         is_down = cluster is None or not cluster.is_up
         if label != "submit" and (is_down or fault not in (None, "slow", "slow both ways", "twice")):
             self.failures.append(self._clock.now)
+        elif label != "submit" and fault in ("slow", "slow both ways"):
+            self.delays.append(self._clock.now)
         if cluster is None or not cluster.is_up or fault == "refused":
             raise httpx.ConnectError("[Errno 111] Connection refused", request=request)
         timeout = request.extensions["timeout"]["read"]
@@ -100,9 +106,10 @@ class Network:
             back = timeout
         replies: list[Reply] = []
         if fault != "request lost" and (fault not in FOREIGN or "after arrival" in fault):
-            self._deliver_later(process, cluster, request, there, replies)
+            is_stray = fault == "arrives late"
+            self._deliver_later(process, cluster, request, there, replies, is_stray=is_stray)
         if fault == "twice":
-            self._deliver_later(process, cluster, request, 5.0, [])
+            self._deliver_later(process, cluster, request, 5.0, [], is_stray=True)
         session = cluster.session
         yield LATENCY if fault == "arrives late" else min(there, timeout)
         self._script.end(process, key)
@@ -121,13 +128,20 @@ class Network:
         return httpx.Response(reply.status, headers=headers, content=reply.body)
 
     def _deliver_later(
-        self, process: Process, cluster: Cluster, request: httpx.Request, delay: float, replies: list[Reply]
+        self,
+        process: Process,
+        cluster: Cluster,
+        request: httpx.Request,
+        delay: float,
+        replies: list[Reply],
+        *,
+        is_stray: bool,
     ) -> None:
         session = cluster.session
 
         def arrive() -> None:
             if cluster.is_up and cluster.session == session:
-                self.sender = process
+                self.sender, self.is_stray = process, is_stray
                 query = dict(parse_qsl(request.url.query.decode()))
                 replies.append(cluster.handle(request.method, request.url.path, query, request.content))
                 if delay > LATENCY:

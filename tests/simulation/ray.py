@@ -99,6 +99,8 @@ class Job:
     is_deleted: bool = False
     # the submission arrived when its sender could not stop the job any more
     is_late: bool = False
+    # a repetition of a submission arrived after the record of its job was deleted
+    is_repetition: bool = False
     # a number of the sender's choice, for checks
     generation: int = 0
     # when a client first got an answer about the job, by the number of its try
