@@ -59,7 +59,6 @@ def measure() -> list[Result]:
     settings = {
         "PYTHONPATH": str(ROOT),
         "AIRFLOW__CORE__PARALLELISM": "8",  # more parallel tasks only slow each other down on a small machine
-        "AIRFLOW__API__MAXIMUM_PAGE_LIMIT": str(MAX_TASKS),
     }
     with RayHead() as head, RayJobsClient(head.address) as client:
         alone = _measure_unfollowed(head, client)

@@ -20,6 +20,8 @@ from sandbox.processes import Program, clean_environment, free_port
 
 # Attempts for one API call. The components of Airflow share one SQLite file, which is sometimes locked.
 _API_ATTEMPTS = 8
+# Items of a page that the API gives out at most. By default these are 100, whatever a request asks for.
+_PAGE_LIMIT = 200
 # Settings with which Airflow notices a lost process soon, and tasks wait for an API server that is restarted.
 QUICK_RECOVERY = {
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "45",
@@ -71,6 +73,7 @@ class LocalAirflow:
                 "AIRFLOW__API__PORT": str(self.port),
                 "AIRFLOW__API__BASE_URL": self.address,
                 "AIRFLOW__API__WORKERS": "1",
+                "AIRFLOW__API__MAXIMUM_PAGE_LIMIT": str(_PAGE_LIMIT),
                 "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
                 "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "10",
                 "AIRFLOW__PROVIDERS_RAY_JOBS__DEPLOYMENT_NAME": "sandbox",
@@ -191,7 +194,8 @@ class LocalAirflow:
 
     def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """Return the task instances of a run as the API describes them."""
-        response = self.api("GET", f"/dags/{dag_id}/dagRuns/{quote(run_id)}/taskInstances", params={"limit": 200})
+        path = f"/dags/{dag_id}/dagRuns/{quote(run_id)}/taskInstances"
+        response = self.api("GET", path, params={"limit": _PAGE_LIMIT})
         return list(response["task_instances"])
 
     def task_instance(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> dict[str, Any]:
