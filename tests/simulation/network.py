@@ -47,6 +47,8 @@ FOREIGN: Mapping[str, Reply] = {
 }
 LOST = ("refused", "request lost", "answer lost", "answer late", "arrives late", "slow", "slow both ways", "twice")
 FAULTS = (*LOST, *FOREIGN)
+# The answer comes late, but in time.
+_SLOW = ("slow", "slow both ways")
 
 
 class Script(Protocol):
@@ -92,9 +94,9 @@ class Network:
             fault = self.outage
         cluster = self.clusters.get(request.url.host)
         is_down = cluster is None or not cluster.is_up
-        if label != "submit" and (is_down or fault not in (None, "slow", "slow both ways", "twice")):
+        if label != "submit" and (is_down or fault not in (None, *_SLOW, "twice")):
             self.failures.append(self._clock.now)
-        elif label != "submit" and fault in ("slow", "slow both ways"):
+        elif label != "submit" and fault in _SLOW:
             self.delays.append(self._clock.now)
         if cluster is None or not cluster.is_up or fault == "refused":
             raise httpx.ConnectError("[Errno 111] Connection refused", request=request)
@@ -106,14 +108,13 @@ class Network:
             back = timeout
         replies: list[Reply] = []
         if fault != "request lost" and (fault not in FOREIGN or "after arrival" in fault):
-            is_stray = fault == "arrives late"
-            self._deliver_later(process, cluster, request, there, replies, is_stray=is_stray)
+            self._deliver_later(process, cluster, request, there, replies, is_stray=fault == "arrives late")
         if fault == "twice":
             self._deliver_later(process, cluster, request, 5.0, [], is_stray=True)
         session = cluster.session
         yield LATENCY if fault == "arrives late" else min(there, timeout)
         self._script.end(process, key)
-        yield min(back, max(timeout - there, 0.0)) if fault in ("slow", "slow both ways") else back
+        yield min(back, max(timeout - there, 0.0)) if fault in _SLOW else back
         self._script.note(f"{process.name}: {label}: {_shown(replies, fault)}")
         if fault in ("request lost", "answer late") or there + back > timeout:
             raise httpx.ReadTimeout("The read operation timed out", request=request)
