@@ -62,7 +62,7 @@ class RayJobCleanupOperator(BaseOperator):
     without a stop if Airflow does not answer. It leaves alone the jobs of tasks with ``wait_for_completion=False`` or
     ``stop_on_kill=False``, and every job that another Airflow or another program submitted.
 
-    Each Airflow that uses the cluster needs a name of its own: the setting ``[providers.ray_jobs] deployment_name``,
+    Each Airflow that uses the cluster needs a name of its own: the setting ``[ray_jobs] deployment_name``,
     equal on all of its workers. A job has the name that was set at its submission.
 
     One run stops at most 100 jobs and deletes at most 1,000 records. Run it every hour. The XCom return value has
@@ -142,8 +142,8 @@ def _required_deployment_name() -> str:
     if name := deployment_name():
         return name
     raise ValueError(
-        "[providers.ray_jobs] deployment_name is not set: could not tell the jobs of this Airflow from those of "
-        "another. Set it on all workers, e.g. AIRFLOW__PROVIDERS_RAY_JOBS__DEPLOYMENT_NAME=production. Each Airflow "
+        "[ray_jobs] deployment_name is not set: could not tell the jobs of this Airflow from those of "
+        "another. Set it on all workers, e.g. AIRFLOW__RAY_JOBS__DEPLOYMENT_NAME=production. Each Airflow "
         "that uses the cluster needs another name."
     )
 

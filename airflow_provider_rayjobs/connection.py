@@ -46,7 +46,7 @@ EXTRAS = {
 # Extras that use a credential of the worker. The line in token_file is sent to the host of the connection.
 _FILE_EXTRAS = ("token_file", "client_cert", "client_key")
 # The section of Airflow's configuration that says which files and classes connections may use.
-CONFIG_SECTION = "providers.ray_jobs"
+CONFIG_SECTION = "ray_jobs"
 # Extras that become the field of Access with the same name.
 _ACCESS_EXTRAS = EXTRAS.keys() & {each.name for each in fields(Access)} - {"token", "auth"}
 
@@ -255,7 +255,7 @@ def _describe_forbidden(extra: str, kind: str, option: str) -> str:
     return (
         f"extra {extra} names {kind} that connections may not use. An administrator of Airflow can add it to {option} "
         f"in the section [{CONFIG_SECTION}] of its configuration (environment variable "
-        f"AIRFLOW__{CONFIG_SECTION.replace('.', '_').upper()}__{option.upper()})."
+        f"AIRFLOW__{CONFIG_SECTION.upper()}__{option.upper()})."
     )
 
 

@@ -51,7 +51,7 @@ def get_provider_info() -> dict[str, Any]:
         "task-decorators": [{"class-name": "airflow_provider_rayjobs.decorators.ray_job", "name": "ray_job"}],
         "extra-links": ["airflow_provider_rayjobs.links.RayJobLink"],
         "config": {
-            "providers.ray_jobs": {
+            "ray_jobs": {
                 "description": "What connections of type ray_jobs may use on the machines of Airflow, and its name.",
                 "options": {
                     "deployment_name": _option(
@@ -91,7 +91,7 @@ def _connection_fields() -> dict[str, Any]:
         "token": _field("Ray token", "Only with a login. Without one, the token is the password.", format="password"),
         "token_file": _field(
             "Ray token file",
-            "Read for each request, e.g. /var/run/secrets/ray/token. Allowed by [providers.ray_jobs] allowed_files.",
+            "Read for each request, e.g. /var/run/secrets/ray/token. Allowed by [ray_jobs] allowed_files.",
         ),
         "token_header": _field("Token header", "X-Ray-Authorization, if a proxy needs the Authorization header."),
         "headers": _field("Headers", 'HTTP headers of each request as JSON, e.g. {"X-Api-Key": "..."}.', "object"),
@@ -106,7 +106,7 @@ def _connection_fields() -> dict[str, Any]:
         ),
         "connect_timeout": _field("Connect timeout", "Seconds to connect, e.g. 5. Default: 10.", "number"),
         "read_timeout": _field("Read timeout", "Seconds to wait for an answer, e.g. 60. Default: 30.", "number"),
-        "auth": _field("Auth class", "A class in [providers.ray_jobs] allowed_auth_classes."),
+        "auth": _field("Auth class", "A class in [ray_jobs] allowed_auth_classes."),
         "auth_kwargs": _field("Auth arguments", 'Arguments of that class as JSON, e.g. {"audience": "..."}.', "object"),
     }
 

@@ -1,7 +1,7 @@
 """
 Find orphaned jobs every hour, and delete the records of jobs that ended more than a week ago.
 
-Set ``AIRFLOW__PROVIDERS_RAY_JOBS__DEPLOYMENT_NAME`` on all workers first, to a name that no other Airflow on the
+Set ``AIRFLOW__RAY_JOBS__DEPLOYMENT_NAME`` on all workers first, to a name that no other Airflow on the
 cluster has.
 """
 

@@ -76,7 +76,7 @@ class LocalAirflow:
                 "AIRFLOW__API__MAXIMUM_PAGE_LIMIT": str(_PAGE_LIMIT),
                 "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
                 "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "10",
-                "AIRFLOW__PROVIDERS_RAY_JOBS__DEPLOYMENT_NAME": "sandbox",
+                "AIRFLOW__RAY_JOBS__DEPLOYMENT_NAME": "sandbox",
                 "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
                 "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
                 "AIRFLOW__SCHEDULER__ENABLE_HEALTH_CHECK": "False",

@@ -42,7 +42,7 @@ class AirflowStates:
 @pytest.fixture
 def client(ray_head: RayHead, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayJobsClient]:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", ray_head.address)
-    monkeypatch.setenv("AIRFLOW__PROVIDERS_RAY_JOBS__DEPLOYMENT_NAME", "unit-test")
+    monkeypatch.setenv("AIRFLOW__RAY_JOBS__DEPLOYMENT_NAME", "unit-test")
     with RayJobsClient(ray_head.address) as client:
         yield client
 
@@ -238,7 +238,7 @@ def test_airflow_is_asked_about_one_task_and_twenty_runs_at_a_time():
         ({"delete_older_than": "x"}, "delete_older_than must be a number"),
         ({"stop_timeout": None}, "stop_timeout must be a number of seconds"),
         ({"dry_run": "perhaps"}, "dry_run must be True or False"),
-        ({}, r"\[providers.ray_jobs\] deployment_name is not set: could not tell the jobs of this Airflow"),
+        ({}, r"\[ray_jobs\] deployment_name is not set: could not tell the jobs of this Airflow"),
     ],
 )
 def test_wrong_argument(arguments: dict[str, Any], message: str):

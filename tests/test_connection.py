@@ -25,9 +25,9 @@ from airflow_provider_rayjobs.sensors import RayJobSensor
 @pytest.fixture(autouse=True)
 def _allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let connections use the files and classes of these tests."""
-    monkeypatch.setenv("AIRFLOW__PROVIDERS_RAY_JOBS__ALLOWED_FILES", f"/a, /no/such/*, /dev/null, {__file__}")
+    monkeypatch.setenv("AIRFLOW__RAY_JOBS__ALLOWED_FILES", f"/a, /no/such/*, /dev/null, {__file__}")
     monkeypatch.setenv(
-        "AIRFLOW__PROVIDERS_RAY_JOBS__ALLOWED_AUTH_CLASSES",
+        "AIRFLOW__RAY_JOBS__ALLOWED_AUTH_CLASSES",
         f"{__name__}.Signature, auth_that_raises.Auth, nowhere.Auth, json.Auth, json.JSONDecoder",
     )
 
@@ -155,8 +155,8 @@ def test_wrong_field_is_named(fields: dict[str, Any], message: str):
     assert "secret" not in str(caught.value)
 
 
-ALLOWED_FILES = "AIRFLOW__PROVIDERS_RAY_JOBS__ALLOWED_FILES"
-ALLOWED_CLASSES = "AIRFLOW__PROVIDERS_RAY_JOBS__ALLOWED_AUTH_CLASSES"
+ALLOWED_FILES = "AIRFLOW__RAY_JOBS__ALLOWED_FILES"
+ALLOWED_CLASSES = "AIRFLOW__RAY_JOBS__ALLOWED_AUTH_CLASSES"
 
 
 def forbidden_by(extra: dict[str, str]) -> str:
@@ -200,7 +200,7 @@ def test_files_and_classes_are_forbidden_by_default(
     assert forbidden_by({"auth": "this.Auth"}) == "allowed_auth_classes"
     assert forbidden_by({"auth": f"{__name__}.Signature"}) == "allowed_auth_classes"
     assert "this" not in sys.modules, "the module was run"
-    with pytest.raises(ValueError, match=r"\[providers\.ray_jobs\] .*AIRFLOW__PROVIDERS_RAY_JOBS__ALLOWED_FILES\)"):
+    with pytest.raises(ValueError, match=r"\[ray_jobs\] .*AIRFLOW__RAY_JOBS__ALLOWED_FILES\)"):
         parse_connection(connection(host="head", extra={"token_file": "/etc/hostname"}))
 
 

@@ -289,7 +289,7 @@ def test_missing_token_file_is_an_error_before_the_job(name: str, monkeypatch: p
     """A missing token file fails "Test" and a new task. While a job is followed it is tolerated."""
     given = {"conn_type": "ray_jobs", "host": "127.0.0.1", "port": 9, "extra": {"token_file": "/no/such/file"}}
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
-    monkeypatch.setenv("AIRFLOW__PROVIDERS_RAY_JOBS__ALLOWED_FILES", "/no/such/file")
+    monkeypatch.setenv("AIRFLOW__RAY_JOBS__ALLOWED_FILES", "/no/such/file")
     monkeypatch.setenv(name, "/no/such/file" if name == "RAY_AUTH_TOKEN_PATH" else json.dumps(given))
     hook = RayJobsHook()
 

@@ -251,7 +251,7 @@ def test_rotated_token_is_masked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """A rotated token is masked when it is sent, on an event loop before the answer arrives."""
     file = tmp_path / "token"
     file.write_text("first-token")
-    monkeypatch.setenv("AIRFLOW__PROVIDERS_RAY_JOBS__ALLOWED_FILES", str(file))
+    monkeypatch.setenv("AIRFLOW__RAY_JOBS__ALLOWED_FILES", str(file))
     monkeypatch.setenv("AIRFLOW_CONN_MINE", json.dumps(
         {"conn_type": "ray_jobs", "host": "127.0.0.1", "port": 9, "extra": {"token_file": str(file)}}
     ))  # fmt: skip

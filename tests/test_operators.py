@@ -114,9 +114,9 @@ def test_metadata_tells_whether_the_job_may_outlive_its_task(arguments: dict[str
 
 @pytest.mark.parametrize(("setting", "expected"), [(" production ", "production"), (None, "")])
 def test_metadata_names_the_deployment(monkeypatch: pytest.MonkeyPatch, setting: str | None, expected: str):
-    """The metadata has the setting ``[providers.ray_jobs] deployment_name``."""
+    """The metadata has the setting ``[ray_jobs] deployment_name``."""
     if setting is not None:
-        monkeypatch.setenv("AIRFLOW__PROVIDERS_RAY_JOBS__DEPLOYMENT_NAME", setting)
+        monkeypatch.setenv("AIRFLOW__RAY_JOBS__DEPLOYMENT_NAME", setting)
     submission = RayJobSubmitOperator(task_id="t", entrypoint="true").new_submission(context(), "job-1")
 
     assert submission.metadata["airflow_deployment"] == expected

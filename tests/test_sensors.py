@@ -204,7 +204,7 @@ def token_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file.write_text("marked-token")
     given = {"conn_type": "ray_jobs", "host": "127.0.0.1", "port": 9, "extra": {"token_file": str(file)}}
     monkeypatch.setenv("AIRFLOW_CONN_RAY_JOBS_DEFAULT", json.dumps(given))
-    monkeypatch.setenv("AIRFLOW__PROVIDERS_RAY_JOBS__ALLOWED_FILES", str(file))
+    monkeypatch.setenv("AIRFLOW__RAY_JOBS__ALLOWED_FILES", str(file))
     return file
 
 

@@ -280,7 +280,7 @@ def test_missing_token_file(monkeypatch: pytest.MonkeyPatch):
     """A missing token file is retried like an outage; the error names the setting (Airflow masks the path)."""
     given = {"conn_type": "ray_jobs", "host": "127.0.0.1", "port": 9, "extra": {"token_file": "/no/such/file"}}
     monkeypatch.setenv("AIRFLOW_CONN_RAY_JOBS_DEFAULT", json.dumps(given))
-    monkeypatch.setenv("AIRFLOW__PROVIDERS_RAY_JOBS__ALLOWED_FILES", "/no/such/file")
+    monkeypatch.setenv("AIRFLOW__RAY_JOBS__ALLOWED_FILES", "/no/such/file")
     monkeypatch.setattr(triggers, "MIN_DEFERRAL", 0.0)
 
     event = fire(RayJobTrigger("job-1", unreachable_timeout=1, poll_interval=0.2))

@@ -29,7 +29,7 @@ _FINISHED = frozenset({"success", "failed", "upstream_failed", "skipped", "remov
 
 
 def deployment_name() -> str:
-    """Return the name of this Airflow, ``[providers.ray_jobs] deployment_name``; "" if it is unset."""
+    """Return the name of this Airflow, ``[ray_jobs] deployment_name``; "" if it is unset."""
     return str(conf.get(CONFIG_SECTION, "deployment_name", fallback=None) or "").strip()
 
 

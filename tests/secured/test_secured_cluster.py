@@ -119,7 +119,7 @@ def allowed_files(fields: dict[str, Any]) -> str:
 def create_hook(monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]) -> RayJobsHook:
     """Return a hook for a connection with these fields, defined by an environment variable."""
     monkeypatch.setenv("AIRFLOW_CONN_UNDER_TEST", json.dumps({"conn_type": "ray_jobs", **fields}))
-    monkeypatch.setenv("AIRFLOW__PROVIDERS_RAY_JOBS__ALLOWED_FILES", allowed_files(fields))
+    monkeypatch.setenv("AIRFLOW__RAY_JOBS__ALLOWED_FILES", allowed_files(fields))
     return RayJobsHook("under_test")
 
 
@@ -297,7 +297,7 @@ def airflow(ingress: Ingress) -> Iterator[LocalAirflow]:
         "AIRFLOW_VAR_NUMBER": NUMBER,
         "AIRFLOW_VAR_PACKAGE_INDEX": f"http://me:{URL_PASSWORD}@127.0.0.1:9/simple",
         "AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG",
-        "AIRFLOW__PROVIDERS_RAY_JOBS__ALLOWED_FILES": allowed_files(ingress.mtls),
+        "AIRFLOW__RAY_JOBS__ALLOWED_FILES": allowed_files(ingress.mtls),
     }
     with LocalAirflow(Path(__file__).parent / "dags", connections, settings) as running:
         yield running
