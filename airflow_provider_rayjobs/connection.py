@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from airflow.providers.common.compat.sdk import conf
-
+from airflow_provider_rayjobs import config
 from airflow_provider_rayjobs.jobs.access import Access
 from airflow_provider_rayjobs.jobs.redaction import raise_unchained, redact_address
 from airflow_provider_rayjobs.jobs.tls import check_certificates
@@ -45,8 +44,6 @@ EXTRAS = {
 }
 # Extras that use a credential of the worker. The line in token_file is sent to the host of the connection.
 _FILE_EXTRAS = ("token_file", "client_cert", "client_key")
-# The section of Airflow's configuration that says which files and classes connections may use.
-CONFIG_SECTION = "ray_jobs"
 # Extras that become the field of Access with the same name.
 _ACCESS_EXTRAS = EXTRAS.keys() & {each.name for each in fields(Access)} - {"token", "auth"}
 
@@ -203,7 +200,7 @@ def naming_source(source: str) -> Iterator[None]:
 def _cluster_of(connection: Connection, extra: Mapping[str, Any]) -> Cluster:
     address = _address_of(connection, extra.get("base_path", ""))
     if "auth" in extra:
-        if extra["auth"] not in _configured("allowed_auth_classes"):
+        if extra["auth"] not in config.names("allowed_auth_classes"):
             raise ValueError(_describe_forbidden("auth", "a class", "allowed_auth_classes"))
         find_auth(extra["auth"])
     elif "auth_kwargs" in extra:
@@ -238,15 +235,10 @@ def _access_of(connection: Connection, extra: Mapping[str, Any]) -> Access:
     return access
 
 
-def _configured(option: str) -> list[str]:
-    # not conf.getlist(), which has no fallback before Airflow 3.2
-    return [each.strip() for each in (conf.get(CONFIG_SECTION, option, fallback=None) or "").split(",") if each.strip()]
-
-
 def _is_allowed_file(path: str) -> bool:
     """Tell whether the configuration lets connections use a file. Only ``*`` is a pattern; it matches no slash."""
     given = PurePosixPath(path)
-    patterns = [each.replace("[", "[[]").replace("?", "[?]") for each in _configured("allowed_files")]
+    patterns = [each.replace("[", "[[]").replace("?", "[?]") for each in config.names("allowed_files")]
     return ".." not in given.parts and any(each.startswith("/") and given.match(each) for each in patterns)
 
 
@@ -254,8 +246,7 @@ def _describe_forbidden(extra: str, kind: str, option: str) -> str:
     # The value is not quoted: it may be a token in the wrong field.
     return (
         f"extra {extra} names {kind} that connections may not use. An administrator of Airflow can add it to {option} "
-        f"in the section [{CONFIG_SECTION}] of its configuration (environment variable "
-        f"AIRFLOW__{CONFIG_SECTION.upper()}__{option.upper()})."
+        f"in the section [{config.SECTION}] of its configuration (environment variable {config.variable(option)})."
     )
 
 

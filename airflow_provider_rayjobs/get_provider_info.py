@@ -52,8 +52,37 @@ def get_provider_info() -> dict[str, Any]:
         "extra-links": ["airflow_provider_rayjobs.links.RayJobLink"],
         "config": {
             "ray_jobs": {
-                "description": "What connections of type ray_jobs may use on the machines of Airflow, and its name.",
+                "description": "Defaults of tasks, what connections may use, and the name of this Airflow.",
                 "options": {
+                    "poll_interval": _option(
+                        "Seconds between two polls of a job, for operators and sensors that set no interval of their "
+                        "own. A poll costs the head 4 ms.",
+                        example="30",
+                        default="5.0",
+                        kind="float",
+                    ),
+                    "unreachable_timeout": _option(
+                        "Seconds for which an outage of a cluster is tolerated, for operators and sensors that set no "
+                        "unreachable_timeout.",
+                        example="1800",
+                        default="600.0",
+                        kind="float",
+                    ),
+                    "stop_on_kill": _option(
+                        "Whether a job is stopped when its task is cleared, marked or timed out, or when its worker "
+                        "shuts down, for operators that set no stop_on_kill.",
+                        example="False",
+                        default="True",
+                        kind="boolean",
+                    ),
+                    "log_budget": _option(
+                        "Bytes per second that all deferred tasks of a triggerer together may write into their logs. "
+                        "The worker that resumes a task shows the rest. A triggerer logs less than 1 MB per second, "
+                        "and more than that stops all of its triggers.",
+                        example="65536",
+                        default="32768",
+                        kind="integer",
+                    ),
                     "deployment_name": _option(
                         "The name of this Airflow among those that use the same Ray cluster. RayJobCleanupOperator "
                         "stops and deletes jobs with this name only. Set it on all workers.",
@@ -76,9 +105,9 @@ def get_provider_info() -> dict[str, Any]:
     }
 
 
-def _option(description: str, example: str) -> dict[str, Any]:
+def _option(description: str, example: str, default: str = "", kind: str = "string") -> dict[str, Any]:
     return {
-        "description": description, "version_added": "0.1.0", "type": "string", "example": example, "default": "",
+        "description": description, "version_added": "0.1.0", "type": kind, "example": example, "default": default,
     }  # fmt: skip
 
 

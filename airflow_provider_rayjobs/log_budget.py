@@ -33,11 +33,11 @@ class LogBudget:
         self.available = float(burst)
         self.shares: set[BudgetShare] = set()
         self.now = 0.0
-        self._rate = rate
+        self.rate = rate
 
     def refill(self, now: float) -> None:
         """Add the bytes for the time that has passed."""
-        self.available = min(self.available + self._rate * max(now - self.now, 0), self.burst)
+        self.available = min(self.available + self.rate * max(now - self.now, 0), self.burst)
         self.now = max(now, self.now)
 
 

@@ -95,8 +95,8 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
     :param defer_after: seconds for which a deferrable task follows its job on the worker first. It defers only if the
         job lasts longer. A deferral takes 8 s or more, and a second start of a worker process. The default is 0.
         (templated)
-    :param poll_interval: seconds between two polls; the first intervals are shorter. The default is 5: a poll costs the
-        head 4 ms. (templated)
+    :param poll_interval: seconds between two polls; the first intervals are shorter. The default is ``[ray_jobs]
+        poll_interval`` of Airflow's configuration, or 5: a poll costs the head 4 ms. (templated)
     :param fetch_logs: ``live`` shows the job's log while the job runs, ``on_completion`` at its end, ``never`` not at
         all. While a task is deferred, ``live`` shows the start; the task shows the rest when it resumes. (templated)
     :param log_lines_limit: the maximum number of log lines: half of them from the start of the log, half from its end.
@@ -104,12 +104,13 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
     :param log_flush_interval: seconds after which a deferred task resumes if there are new log lines, shows them, and
         defers again. Use it for long logs that must be live; the triggerer then shows nothing. The default is never.
         (templated)
-    :param unreachable_timeout: seconds for which an outage is tolerated. The default is 600: a restart of the head or
-        of an ingress takes less. (templated)
+    :param unreachable_timeout: seconds for which an outage is tolerated. The default is ``[ray_jobs]
+        unreachable_timeout``, or 600: a restart of the head or of an ingress takes less. (templated)
     :param durable: whether a retry follows the job of the last try. The default is ``True``. Airflow before 3.3 has no
         task state store, so there each try submits a new job.
     :param stop_on_kill: whether the job is stopped when the task is cleared, marked or timed out, or when its worker
-        shuts down. With ``False``, a Clear leaves the job running and submits another. (templated)
+        shuts down. With ``False``, a Clear leaves the job running and submits another. The default is ``[ray_jobs]
+        stop_on_kill``, or ``True``. (templated)
     :param stop_timeout: seconds within which the end of a stopped job must be confirmed. The default is 30: Ray kills a
         job 3 s after SIGTERM, and a busy head answers late. (templated)
     :param pending_timeout: seconds from the submission to the start of the job, by the head's clock. The default is no
@@ -155,13 +156,13 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
         wait_for_completion: bool | str = True,
         deferrable: bool | str = conf.getboolean("operators", "default_deferrable", fallback=False),
         defer_after: float | str | timedelta = 0.0,
-        poll_interval: float | str | timedelta = follow.POLL_INTERVAL,
+        poll_interval: float | str | timedelta | None = None,
         fetch_logs: str = "live",
         log_lines_limit: int | str | None = None,
         log_flush_interval: float | str | timedelta | None = None,
-        unreachable_timeout: float | str | timedelta = follow.UNREACHABLE_TIMEOUT,
+        unreachable_timeout: float | str | timedelta | None = None,
         durable: bool | None = None,
-        stop_on_kill: bool | str = True,
+        stop_on_kill: bool | str | None = None,
         stop_timeout: float | str | timedelta = STOP_TIMEOUT,
         pending_timeout: float | str | timedelta | None = None,
         job_timeout: float | str | timedelta | None = None,
@@ -267,9 +268,13 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
             deferrable=template_values.as_bool("deferrable", self.deferrable),
             defer_after=template_values.as_seconds("defer_after", self.defer_after),
             logs=template_values.as_log_options(self.fetch_logs, self.log_lines_limit, self.log_flush_interval),
-            poll_interval=template_values.as_seconds("poll_interval", self.poll_interval),
-            unreachable_timeout=template_values.as_seconds("unreachable_timeout", self.unreachable_timeout),
-            stop_on_kill=template_values.as_bool("stop_on_kill", self.stop_on_kill),
+            poll_interval=template_values.as_configured_seconds(
+                "poll_interval", self.poll_interval, follow.POLL_INTERVAL
+            ),
+            unreachable_timeout=template_values.as_configured_seconds(
+                "unreachable_timeout", self.unreachable_timeout, follow.UNREACHABLE_TIMEOUT
+            ),
+            stop_on_kill=template_values.as_stop_on_kill(self.stop_on_kill),
             stop_timeout=template_values.as_seconds("stop_timeout", self.stop_timeout),
             limits=Limits(
                 pending_timeout=template_values.as_optional_seconds("pending_timeout", self.pending_timeout),
@@ -365,7 +370,7 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
     def _may_outlive_task(self) -> bool:
         """Tell whether the job may run on after its task has ended."""
         waits = template_values.as_bool("wait_for_completion", self.wait_for_completion)
-        return not (waits and template_values.as_bool("stop_on_kill", self.stop_on_kill))
+        return not (waits and template_values.as_stop_on_kill(self.stop_on_kill))
 
     def _folders(self) -> list[Path]:
         """Return where a relative path is searched: next to the DAG file, then in the working directory."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.providers.common.compat.sdk import BaseSensorOperator, conf
 
-from airflow_provider_rayjobs import links
+from airflow_provider_rayjobs import config, links
 from airflow_provider_rayjobs.connection import Cluster
 from airflow_provider_rayjobs.exceptions import RayJobLostError, RayJobNotFoundError, RayJobsError
 from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
@@ -56,12 +56,13 @@ class RayJobSensor(RendersText, BaseSensorOperator):
     :param fetch_logs: ``live``, ``on_completion`` or ``never``. (templated)
     :param log_lines_limit: the maximum number of log lines shown. (templated)
     :param log_flush_interval: seconds after which a deferred sensor resumes to show new lines. (templated)
-    :param poke_interval: seconds between two polls.
+    :param poke_interval: seconds between two polls. The default is ``[ray_jobs] poll_interval``, or 5.
     :param deferrable: wait in the triggerer. The default is Airflow's setting ``[operators] default_deferrable``.
     :param missing_timeout: seconds from the first poll for which an unknown job is tolerated. The default is 60: the
         task that submits the job may start a moment later. (templated)
-    :param unreachable_timeout: seconds for which an outage is tolerated. In mode ``reschedule`` Airflow before
-        3.3 cannot store the start of an outage; only ``timeout`` limits it there. (templated)
+    :param unreachable_timeout: seconds for which an outage is tolerated. The default is ``[ray_jobs]
+        unreachable_timeout``, or 600. In mode ``reschedule`` Airflow before 3.3 cannot store the start of an outage;
+        only ``timeout`` limits it there. (templated)
     """
 
     template_fields: Sequence[str] = (
@@ -79,13 +80,15 @@ class RayJobSensor(RendersText, BaseSensorOperator):
         fetch_logs: str = "live",
         log_lines_limit: int | str | None = None,
         log_flush_interval: float | str | timedelta | None = None,
-        poke_interval: float = follow.POLL_INTERVAL,
+        poke_interval: float | timedelta | None = None,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         missing_timeout: float | str | timedelta = MISSING_TIMEOUT,
-        unreachable_timeout: float | str | timedelta = follow.UNREACHABLE_TIMEOUT,
+        unreachable_timeout: float | str | timedelta | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(poke_interval=poke_interval, **kwargs)
+        # Airflow needs a number; ``execute`` replaces that of a sensor without one by the setting.
+        super().__init__(poke_interval=follow.POLL_INTERVAL if poke_interval is None else poke_interval, **kwargs)
+        self._has_interval = poke_interval is not None
         self.submission_id = submission_id
         self.ray_conn_id = ray_conn_id
         self.fetch_logs = fetch_logs
@@ -98,8 +101,13 @@ class RayJobSensor(RendersText, BaseSensorOperator):
 
     def execute(self, context: Context) -> None:
         """Wait on a worker, or defer to the triggerer after the first poll, which tells which job is meant."""
-        self.poke_interval = max(self.poke_interval, follow.MIN_POLL_INTERVAL)
+        self._set_interval()
         super().execute(context)
+
+    def _set_interval(self) -> None:
+        if not self._has_interval:
+            self.poke_interval = config.seconds("poll_interval", follow.POLL_INTERVAL)
+        self.poke_interval = max(self.poke_interval, follow.MIN_POLL_INTERVAL)
 
     def _defer(self, poller: _JobPoller, deadline: float, try_id: str) -> NoReturn:
         self.defer(
@@ -145,6 +153,7 @@ class RayJobSensor(RendersText, BaseSensorOperator):
         if event.get("try_id") not in (None, id_of_try(context)):  # see Execution.resume
             self.execute(context)
             return
+        self._set_interval()
         poller = self._new_poller(context, is_resumed=True)
         poller.reader = reader = poller.logs.reader(event.get("log_state"))
         poller.resume(event, context)
@@ -180,7 +189,9 @@ class RayJobSensor(RendersText, BaseSensorOperator):
         cluster = RayJobsHook(self.ray_conn_id).get_cluster(check_token_file=check_token_file)
         task_instance.xcom_push(key=links.XCOM_KEY, value=cluster.job_url(job))
         missing_timeout = template_values.as_seconds("missing_timeout", self.missing_timeout)
-        unreachable_timeout = template_values.as_seconds("unreachable_timeout", self.unreachable_timeout)
+        unreachable_timeout = template_values.as_configured_seconds(
+            "unreachable_timeout", self.unreachable_timeout, follow.UNREACHABLE_TIMEOUT
+        )
         poller = _JobPoller(JobRef(cluster.address, job), cluster, logs, missing_timeout, unreachable_timeout)
         if first_poke is not None:
             poller.started_at = first_poke.timestamp()

@@ -18,7 +18,7 @@ import structlog
 from airflow.providers.common.compat.sdk import redact
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_rayjobs import exceptions
+from airflow_provider_rayjobs import config, exceptions, log_budget
 from airflow_provider_rayjobs.connection import Cluster
 from airflow_provider_rayjobs.exceptions import Delivery, RayJobsError, RayJobTimeoutError
 from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
@@ -33,7 +33,6 @@ from airflow_provider_rayjobs.jobs.steps import Engine, Step, map_steps, with_ji
 from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, stop_and_wait
 from airflow_provider_rayjobs.jobs.submission import NONCE
 from airflow_provider_rayjobs.jobs.watch import ClusterWatch
-from airflow_provider_rayjobs.log_budget import FlushTimer, LogBudget
 from airflow_provider_rayjobs.log_checkpoint import CheckpointedShare
 from airflow_provider_rayjobs.log_pace import LogPace
 from airflow_provider_rayjobs.masking import mask_soon, masking_env_vars
@@ -41,7 +40,7 @@ from airflow_provider_rayjobs.masking import mask_soon, masking_env_vars
 T = TypeVar("T")
 
 # Shared by all triggers of this process.
-_log_budget = LogBudget()
+_log_budget = log_budget.LogBudget()
 # The logger of a job's own lines. Its name distinguishes them from this package's messages in the task's log.
 job_logger = structlog.get_logger("airflow.task.ray_job")
 # Minimum seconds between the start of a trigger and its event. Airflow needs up to 5 s (``[workers]
@@ -261,10 +260,11 @@ class RayJobTrigger(BaseTrigger):
         if options.flush_interval is not None:
             # Airflow truncates a trigger's log file whenever a try defers, so the trigger shows nothing. Both trigger
             # and worker read the whole log: an interval of twice the rest keeps their reading at 4 % of the time.
-            timer = FlushTimer(max(options.flush_interval, 2 * (log_state or {}).get("rest", 0)))
+            timer = log_budget.FlushTimer(max(options.flush_interval, 2 * (log_state or {}).get("rest", 0)))
             with pace.reading(timer) as policy:
                 yield options.reader(log_state, policy=policy)
             return
+        _log_budget.rate = config.count("log_budget", log_budget.RATE)
         share = CheckpointedShare(
             _log_budget, self.task_instance, self.submission_id, self.options.deferred_at, self.log.warning
         )

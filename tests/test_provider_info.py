@@ -13,7 +13,8 @@ import pytest
 from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_rayjobs import __version__
-from airflow_provider_rayjobs.connection import CONFIG_SECTION, EXTRAS
+from airflow_provider_rayjobs.config import SECTION
+from airflow_provider_rayjobs.connection import EXTRAS
 from airflow_provider_rayjobs.get_provider_info import get_provider_info
 from airflow_provider_rayjobs.hooks import RayJobsHook
 from airflow_provider_rayjobs.links import RayJobLink
@@ -82,12 +83,12 @@ def test_connection_form_has_every_extra():
 
 def test_options_of_the_configuration_permit_nothing_by_default():
     """Airflow lists the options that permit files and classes. By default they are empty."""
-    section = get_provider_info()["config"][CONFIG_SECTION]
-    permitted = {name: conf.getlist(CONFIG_SECTION, name, fallback=[]) for name in section["options"]}
+    options = get_provider_info()["config"][SECTION]["options"]
 
-    assert permitted == {"deployment_name": [], "allowed_files": [], "allowed_auth_classes": []}
-    assert {option["default"] for option in section["options"].values()} == {""}
-    assert {option["version_added"] for option in section["options"].values()} <= {__version__}
+    for name in ("deployment_name", "allowed_files", "allowed_auth_classes"):
+        assert conf.getlist(SECTION, name, fallback=[]) == []
+        assert options[name]["default"] == ""
+    assert {option["version_added"] for option in options.values()} <= {__version__}
 
 
 def test_link_has_its_own_xcom_key():

@@ -106,13 +106,13 @@ class FunctionOptions(TaskOptions, total=False):
     wait_for_completion: Flag
     deferrable: Flag
     defer_after: Seconds
-    poll_interval: Seconds
+    poll_interval: Seconds | None
     fetch_logs: str | FromContext
     log_lines_limit: Number | None
     log_flush_interval: Seconds | None
-    unreachable_timeout: Seconds
+    unreachable_timeout: Seconds | None
     durable: bool | None
-    stop_on_kill: Flag
+    stop_on_kill: Flag | None
     stop_timeout: Seconds
     pending_timeout: Seconds | None
     job_timeout: Seconds | None

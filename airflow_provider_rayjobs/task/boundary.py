@@ -91,7 +91,7 @@ class SubmitTask(Protocol):
 
     ray_conn_id: str
     durable: bool
-    stop_on_kill: bool | str
+    stop_on_kill: bool | str | None
     execution_timeout: timedelta | None
 
     @property
@@ -221,7 +221,7 @@ class Boundary:
             store = JobRecordStore()
         self._store = store
         with suppress(ValueError):  # settings() raises the same error
-            self.kill_switch.is_enabled = template_values.as_bool("stop_on_kill", self.task.stop_on_kill)
+            self.kill_switch.is_enabled = template_values.as_stop_on_kill(self.task.stop_on_kill)
         if self.is_resumed:
             given = (event or {}).get("submission_id") or (store.record and store.record.submission_id)
             job_ref = (event or {}).get("job_ref")

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple, Self
 
-from airflow.providers.common.compat.sdk import conf
-
-from airflow_provider_rayjobs.connection import CONFIG_SECTION
+from airflow_provider_rayjobs import config
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobStatus
 from airflow_provider_rayjobs.jobs.submission import NONCE
 
@@ -30,7 +28,7 @@ _FINISHED = frozenset({"success", "failed", "upstream_failed", "skipped", "remov
 
 def deployment_name() -> str:
     """Return the name of this Airflow, ``[ray_jobs] deployment_name``; "" if it is unset."""
-    return str(conf.get(CONFIG_SECTION, "deployment_name", fallback=None) or "").strip()
+    return config.text("deployment_name")
 
 
 class TaskInstanceKey(NamedTuple):

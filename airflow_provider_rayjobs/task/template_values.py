@@ -18,6 +18,7 @@ from uuid import UUID
 
 import yaml
 
+from airflow_provider_rayjobs import config
 from airflow_provider_rayjobs.jobs.logs.options import LogOptions
 from airflow_provider_rayjobs.jobs.redaction import describe_yaml_error, raise_unchained
 from airflow_provider_rayjobs.masking import RedactedValue, looks_like_runtime_env_text
@@ -103,6 +104,16 @@ def as_seconds(field: str, value: Any) -> float:
     if number is None or not 0 <= number < math.inf:
         raise ValueError(f"{field} must be a number of seconds, 0 or more, not {value!r}.")
     return number
+
+
+def as_configured_seconds(field: str, value: Any, default: float) -> float:
+    """Return a number or a ``timedelta`` as seconds. ``None`` stands for the setting of that name, or its default."""
+    return config.seconds(field, default) if value is None else as_seconds(field, value)
+
+
+def as_stop_on_kill(value: Any) -> bool:
+    """Return ``stop_on_kill``. ``None`` stands for the setting of that name, which is on by default."""
+    return config.flag("stop_on_kill", default=True) if value is None else as_bool("stop_on_kill", value)
 
 
 def as_optional_seconds(field: str, value: Any) -> float | None:

@@ -1,0 +1,72 @@
+"""Read the section ``[ray_jobs]`` of Airflow's configuration, each time that a setting is needed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
+from airflow.providers.common.compat.sdk import conf
+
+T = TypeVar("T")
+
+SECTION = "ray_jobs"
+_FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def text(option: str) -> str:
+    """Return a setting; "" if it is unset."""
+    return str(conf.get(SECTION, option, fallback=None) or "").strip()
+
+
+def names(option: str) -> list[str]:
+    """Return a list that is separated by commas."""
+    # not conf.getlist(), which has no fallback before Airflow 3.2
+    return [each.strip() for each in text(option).split(",") if each.strip()]
+
+
+def seconds(option: str, default: float) -> float:
+    """Return a duration."""
+    return _read(option, default, _as_seconds, "a number of seconds, 0 or more")
+
+
+def flag(option: str, default: bool) -> bool:
+    """Return a flag."""
+    return _read(option, default, lambda given: _FLAGS[given.lower()], "true or false")
+
+
+def count(option: str, default: int) -> int:
+    """Return a number of things, 1 or more."""
+    return _read(option, default, _as_count, "a whole number, 1 or more")
+
+
+def variable(option: str) -> str:
+    """Return the environment variable of a setting."""
+    return f"AIRFLOW__{SECTION.upper()}__{option.upper()}"
+
+
+def _read(option: str, default: T, convert: Callable[[str], T], expected: str) -> T:
+    given = text(option)
+    if not given:
+        return default
+    with suppress(ValueError, KeyError):
+        return convert(given)
+    raise ValueError(
+        f"[{SECTION}] {option} must be {expected}, not {given!r}. Correct it in Airflow's configuration (environment "
+        f"variable {variable(option)})."
+    )
+
+
+def _as_seconds(given: str) -> float:
+    number = float(given)
+    if not 0 <= number < math.inf:
+        raise ValueError
+    return number
+
+
+def _as_count(given: str) -> int:
+    number = int(given)
+    if number < 1:
+        raise ValueError
+    return number
