@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
+from airflow_provider_rayjobs import metrics
 from airflow_provider_rayjobs.exceptions import RayJobNotFoundError, RayJobNotTerminalError, RayJobsError
 from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
 from airflow_provider_rayjobs.jobs.job_ref import JobRef
@@ -123,6 +124,7 @@ class RayJobCleanupOperator(BaseOperator):
                 time.sleep(recheck_delay)
                 found = _look(client, deployment, rules, context)
             orphans = [(job, reason) for job, reason in found.orphans if job.submission_id in suspects]
+            metrics.task_meter(context).send(metrics.ORPHANS_FOUND, len(orphans), conn_id=self.ray_conn_id)
             work = _Work(self.log, client, is_dry_run)
             stopped = work.stop(orphans[:_MAX_STOPS], stop_timeout)
             deleted = work.delete(found.deletable[:_MAX_DELETIONS])

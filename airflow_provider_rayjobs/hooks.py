@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
+from airflow_provider_rayjobs import metrics
 from airflow_provider_rayjobs.connection import (
     ADDRESS_VARIABLE,
     Cluster,
@@ -17,11 +19,12 @@ from airflow_provider_rayjobs.connection import (
     parse_connection,
     parse_environment,
 )
-from airflow_provider_rayjobs.exceptions import RayJobsError
+from airflow_provider_rayjobs.exceptions import RayApiPackageNotFoundError, RayJobsError
 from airflow_provider_rayjobs.jobs import endpoints, follow
 from airflow_provider_rayjobs.jobs.access import OFF
-from airflow_provider_rayjobs.jobs.client import AsyncRayJobsClient, RayJobsClient
+from airflow_provider_rayjobs.jobs.client import AsyncRayJobsClient, Observer, RayJobsClient
 from airflow_provider_rayjobs.jobs.models import JobDetails, RayVersion
+from airflow_provider_rayjobs.jobs.requests import AnyRequest
 from airflow_provider_rayjobs.jobs.steps import OnLog
 from airflow_provider_rayjobs.jobs.submit import CodeOptions
 from airflow_provider_rayjobs.masking import amask_secret, mask_secret, mask_soon, token_masker
@@ -41,6 +44,20 @@ _UNDEFINED = (
 )
 # The addresses from the environment that this process has logged.
 _logged_addresses: set[str] = set()
+
+
+@contextmanager
+def _observe(meter: metrics.Meter, request: AnyRequest) -> Iterator[None]:
+    """Count a request."""
+    try:
+        yield
+    except RayApiPackageNotFoundError:  # the answer to the question
+        raise
+    except RayJobsError as error:
+        meter.send(metrics.REQUEST_FAILURES, endpoint=request.endpoint, error=type(error).__name__)
+        raise
+    finally:
+        meter.send(metrics.REQUESTS, endpoint=request.endpoint)
 
 
 class RayJobsHook(BaseHook):
@@ -134,19 +151,39 @@ class RayJobsHook(BaseHook):
         """
         Return a blocking client without looking the connection up again.
 
-        :param is_quiet: whether the client must not call Airflow to mask a new token, as in a signal handler.
+        :param is_quiet: whether the client must not call Airflow, as in a signal handler: it does not mask a new token,
+            and counts no requests.
         """
-        return self._new_client(RayJobsClient, cluster, None if is_quiet else token_masker(mask_secret))
+        if is_quiet:
+            return self._new_client(RayJobsClient, cluster, None, None)
+        return self._new_client(RayJobsClient, cluster, token_masker(mask_secret), self._observer())
 
-    def async_client_of(self, cluster: Cluster) -> AsyncRayJobsClient:
-        """Return a client for the running event loop without looking the connection up again."""
-        return self._new_client(AsyncRayJobsClient, cluster, token_masker(mask_soon))
+    def async_client_of(self, cluster: Cluster, meter: metrics.Meter | None = None) -> AsyncRayJobsClient:
+        """
+        Return a client for the running event loop without looking the connection up again.
 
-    def _new_client(self, client_class: type[C], cluster: Cluster, on_token: Callable[[str], object] | None) -> C:
+        :param meter: counts the requests; the default is that of a task.
+        """
+        return self._new_client(AsyncRayJobsClient, cluster, token_masker(mask_soon), self._observer(meter))
+
+    def _observer(self, meter: metrics.Meter | None = None) -> Observer | None:
+        """Return what counts requests; ``None`` if metrics are off."""
+        meter = meter or metrics.cluster_meter(self.ray_conn_id)
+        return partial(_observe, meter) if meter.is_on else None
+
+    def _new_client(
+        self,
+        client_class: type[C],
+        cluster: Cluster,
+        on_token: Callable[[str], object] | None,
+        observer: Observer | None,
+    ) -> C:
         label = f"connection {self.ray_conn_id}"
         with naming_source(label):
             access = cluster.full_access()
-            return client_class(cluster.address, logger=self.log, on_token=on_token, access=access, label=label)
+            return client_class(
+                cluster.address, logger=self.log, on_token=on_token, observer=observer, access=access, label=label
+            )
 
     def test_connection(self) -> tuple[bool, str]:
         """Return whether Ray answers, and its version or the error; the button "Test" in Airflow's UI calls it."""

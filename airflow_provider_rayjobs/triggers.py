@@ -18,7 +18,7 @@ import structlog
 from airflow.providers.common.compat.sdk import redact
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_rayjobs import config, exceptions, log_budget
+from airflow_provider_rayjobs import config, exceptions, log_budget, metrics
 from airflow_provider_rayjobs.connection import Cluster
 from airflow_provider_rayjobs.exceptions import Delivery, RayJobsError, RayJobTimeoutError
 from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
@@ -28,7 +28,7 @@ from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.limits import Limits
 from airflow_provider_rayjobs.jobs.logs.options import LOGS_OFF, LogOptions
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
-from airflow_provider_rayjobs.jobs.models import JobDetails
+from airflow_provider_rayjobs.jobs.models import JobDetails, JobStatus
 from airflow_provider_rayjobs.jobs.steps import Engine, Step, map_steps, with_jitter
 from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, stop_and_wait
 from airflow_provider_rayjobs.jobs.submission import NONCE
@@ -74,6 +74,8 @@ class TriggerOptions:
         none either: after that interval it fires as soon as there are new lines.
     :param log_state: :attr:`.LogReader.state` of the worker's log reader.
     :param deferred_at: when the task was deferred, Unix seconds.
+    :param pending_for: seconds from the submission to the last poll that found the job PENDING; ``None`` if unknown.
+    :param team: the team of the task, for metrics.
     :param version: the version of this form.
     """
 
@@ -88,6 +90,8 @@ class TriggerOptions:
     logs: dict[str, Any] | None = None
     log_state: dict[str, Any] | None = None
     deferred_at: float | None = None
+    pending_for: float | None = None
+    team: str | None = None
     version: int = 1
 
 
@@ -121,6 +125,7 @@ class RayJobTrigger(BaseTrigger):
         self._unknown = sorted(options.keys() - known)
         self._job = JobRef.from_json({"address": "", "submission_id": submission_id} | (self.options.job_ref or {}))
         self._cluster: Cluster | None = None
+        self._pending_for = self.options.pending_for
         # when the next time limit of the job expires, on the event loop's clock
         self._limit_at = math.inf
 
@@ -177,7 +182,7 @@ class RayJobTrigger(BaseTrigger):
         try:
             hook = RayJobsHook(self.ray_conn_id)
             cluster = self._cluster or await self._look_up_for_stop(hook)
-            async with shared_client(hook, cluster) as client:
+            async with shared_client(hook, cluster, self.options.team) as client:
                 longest = _KILL_TIMEOUT if self._cluster is None else _KILL_TIMEOUT + _KILL_LOOKUP_TIMEOUT
                 stopped = await client.run(stop_and_wait(self._job, min(self.options.stop_timeout, longest)))
             level = logging.INFO if stopped.has_ended else logging.WARNING
@@ -214,7 +219,7 @@ class RayJobTrigger(BaseTrigger):
             time_left = math.inf if deadline is None else deadline - time.time()
             give_up_at = asyncio.get_running_loop().time() + time_left
             limits = Limits.from_json(options.limits)
-            async with _share(hook, self._cluster) as shared, self._reader(shared.pace) as reader:
+            async with _share(hook, self._cluster, options.team) as shared, self._reader(shared.pace) as reader:
                 following = follow.follow_job(
                     self._job,
                     poll_interval=self.poll_interval,
@@ -231,6 +236,7 @@ class RayJobTrigger(BaseTrigger):
             event |= job_event(details)
         except Exception as error:  # noqa: BLE001  (the worker raises it)
             event |= error_event(error)
+        event["pending_for"] = self._pending_for
         seen = {"job_ref": self._job.to_json(), "log_state": reader.state if reader else options.log_state}
         return TriggerEvent(event | seen)
 
@@ -244,6 +250,7 @@ class RayJobTrigger(BaseTrigger):
             answer = yield step
             if isinstance(answer, JobDetails) and self._job.is_same(answer):
                 self._job = self._job.seen(answer)
+                self._pending_for = pending_for(answer, self._pending_for)
                 self._limit_at = asyncio.get_running_loop().time() + limits.remaining(answer)
             return answer
 
@@ -292,6 +299,11 @@ class RayJobTrigger(BaseTrigger):
                 if not self._job.address or clock() >= give_up_at:
                     raise
             await asyncio.sleep(with_jitter(_LOOKUP_PAUSE))
+
+
+def pending_for(details: JobDetails, before: float | None) -> float | None:
+    """Return for how long a job was PENDING, as of this poll; ``before`` is the value of the last one."""
+    return details.age if details.status == JobStatus.PENDING else before
 
 
 def _ask_states(ti: Any) -> Collection[str | None]:
@@ -374,18 +386,25 @@ class _Shared:
 
 # Creating a client's TLS context blocks the event loop for 24 ms, so triggers of one cluster share a client. They also
 # share the watch that polls for all of them. Both belong to one event loop; the outer dictionary drops closed loops.
-_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, Cluster], _Shared]] = WeakKeyDictionary()
+_Key = tuple[str, Cluster, str | None]
+_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[_Key, _Shared]] = WeakKeyDictionary()
 
 
 @asynccontextmanager
-async def _share(hook: RayJobsHook, cluster: Cluster) -> AsyncIterator[_Shared]:
+async def _share(hook: RayJobsHook, cluster: Cluster, team: str | None = None) -> AsyncIterator[_Shared]:
     """Share client and watch of a cluster on this event loop. The last trigger that uses them closes them."""
     clients = _shared.setdefault(asyncio.get_running_loop(), {})
-    # by connection, as a client's errors name it, and by all credentials
-    key = (hook.ray_conn_id, cluster)
+    # by connection, as a client's errors name it, by all credentials, and by team, as metrics name it
+    key = (hook.ray_conn_id, cluster, team)
     if key not in clients:
-        client = hook.async_client_of(cluster)
-        clients[key] = _Shared(client, ClusterWatch(client))
+        meter = metrics.watch_meter(hook.ray_conn_id, team)
+
+        def count(jobs: int, interval: float) -> None:
+            meter.send(metrics.WATCHED_JOBS, jobs)
+            meter.send(metrics.WATCH_INTERVAL, interval)
+
+        client = hook.async_client_of(cluster, meter)
+        clients[key] = _Shared(client, ClusterWatch(client, count))
     shared = clients[key]
     shared.users += 1
     try:
@@ -401,7 +420,9 @@ async def _share(hook: RayJobsHook, cluster: Cluster) -> AsyncIterator[_Shared]:
 
 
 @asynccontextmanager
-async def shared_client(hook: RayJobsHook, cluster: Cluster) -> AsyncIterator[AsyncRayJobsClient]:
+async def shared_client(
+    hook: RayJobsHook, cluster: Cluster, team: str | None = None
+) -> AsyncIterator[AsyncRayJobsClient]:
     """Share the client of a cluster, for requests that do not wait for its watch."""
-    async with _share(hook, cluster) as shared:
+    async with _share(hook, cluster, team) as shared:
         yield shared.client

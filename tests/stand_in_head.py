@@ -22,6 +22,8 @@ class StandInHead:
     :ivar requests: method and path of each request.
     :ivar authorizations: the header ``Authorization`` of each request.
     :ivar on_poll: called with the number of polls of jobs so far, before each of them is answered.
+    :ivar is_busy: tells whether a GET of a path is answered with a 503.
+    :ivar packages: the uploaded packages by name.
     """
 
     def __init__(self) -> None:
@@ -29,6 +31,8 @@ class StandInHead:
         self.requests: list[str] = []
         self.authorizations: list[str | None] = []
         self.on_poll: Callable[[int], object] = lambda number: None
+        self.is_busy: Callable[[str], bool] = lambda path: False
+        self.packages: dict[str, bytes] = {}
         self.session = "session_1"
         self.log = b""
         head = self
@@ -36,7 +40,13 @@ class StandInHead:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 self.note()
-                if self.path == "/api/version":
+                package = self.path.rpartition("/")[2] if self.path.startswith("/api/packages/") else None
+                if head.is_busy(self.path):
+                    self.answer(b"", 503)
+                elif package is not None:
+                    is_there = package in head.packages
+                    self.answer(b"" if is_there else b"Package x does not exist", 200 if is_there else 404)
+                elif self.path == "/api/version":
                     self.answer({"version": "4", "ray_version": "2.60.0", "session_name": head.session})
                 elif self.path.startswith("/api/v0/logs/file"):
                     self.answer(head.log)
@@ -55,8 +65,14 @@ class StandInHead:
                     head.stop(self.path.split("/")[-2])
                     self.answer({"stopped": True})
                 else:
-                    head.add(body["submission_id"], "RUNNING", metadata=body["metadata"])
+                    given = {name: body[name] for name in ("metadata", "runtime_env") if name in body}
+                    head.add(body["submission_id"], "RUNNING", **given)
                     self.answer({"job_id": body["submission_id"], "submission_id": body["submission_id"]})
+
+            def do_PUT(self) -> None:
+                self.note()
+                head.packages[self.path.rpartition("/")[2]] = self.rfile.read(int(self.headers["Content-Length"]))
+                self.answer(b"")
 
             def note(self) -> None:
                 head.requests.append(f"{self.command} {self.path}")

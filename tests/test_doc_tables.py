@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_rayjobs import config
+from airflow_provider_rayjobs import config, metrics
 from airflow_provider_rayjobs.get_provider_info import get_provider_info
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -28,7 +28,16 @@ def settings() -> Iterator[tuple[str, ...]]:
         yield f"`{name}`", option["type"], default, f"`{option['example']}`", option["description"]
 
 
-TABLES: dict[str, tuple[str, Callable[[], Iterator[tuple[str, ...]]]]] = {"settings": ("USAGE.md", settings)}
+def all_metrics() -> Iterator[tuple[str, ...]]:
+    yield "metric", "type", "unit", "tags", "meaning"
+    for metric in metrics.METRICS:
+        yield f"`{metric.name}`", metric.kind, metric.unit, ", ".join(f"`{tag}`" for tag in metric.tags), metric.meaning
+
+
+TABLES: dict[str, tuple[str, Callable[[], Iterator[tuple[str, ...]]]]] = {
+    "settings": ("USAGE.md", settings),
+    "metrics": ("OBSERVABILITY.md", all_metrics),
+}
 
 
 @pytest.mark.parametrize("name", TABLES)

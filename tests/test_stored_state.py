@@ -64,7 +64,7 @@ def trigger_arguments() -> dict[str, Any]:
     return RayJobTrigger(
         JOB.submission_id, "ray_nightly", 10.0, unreachable_timeout=300.0, missing_timeout=60.0, job_ref=JOB.to_json(),
         try_id=TRY, limits=LIMITS.to_json(), execution_deadline=1767312100.5, stop_on_kill=True, stop_timeout=20.0,
-        logs=LOGS.to_json(), log_state=log_state(), deferred_at=1767312000.5,
+        logs=LOGS.to_json(), log_state=log_state(), deferred_at=1767312000.5, pending_for=12.5, team="research",
     ).serialize()[1]  # fmt: skip
 
 
@@ -160,7 +160,7 @@ def event_success(head: StandInHead) -> Any:
         head, "SUCCEEDED", job_id="02000000", end_time=START + 5000, driver_exit_code=0,
         driver_agent_http_address="http://192.0.2.1:52365",
     )  # fmt: skip
-    return event_of(head, log_state=log_state(), execution_deadline=1767312100.5, try_id=TRY)
+    return event_of(head, log_state=log_state(), execution_deadline=1767312100.5, try_id=TRY, pending_for=12.5)
 
 
 def event_error(head: StandInHead) -> Any:
@@ -190,6 +190,7 @@ def read_event(stored: Any) -> dict[str, Any]:
         "log_state": read_log_state(stored.get("log_state")),
         "execution_deadline": stored.get("execution_deadline"),
         "try_id": stored.get("try_id"),
+        "pending_for": stored.get("pending_for"),
     }
     try:
         return read | {"job": details_from_event(stored).to_event()}

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar, Unpack, assert_never
@@ -19,7 +19,7 @@ from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.logs.download import get_job_logs, save_job_logs, whole_file
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.models import JobDetails, RayVersion
-from airflow_provider_rayjobs.jobs.requests import Request
+from airflow_provider_rayjobs.jobs.requests import AnyRequest, Request
 from airflow_provider_rayjobs.jobs.steps import Engine, OnLog, send
 from airflow_provider_rayjobs.jobs.submit import CodeOptions, submit_with_code
 from airflow_provider_rayjobs.jobs.transport import AsyncUploadBytes, HttpCodec, UploadBytes, check_address
@@ -29,6 +29,10 @@ E = TypeVar("E", BlockingExchange, AsyncExchange)
 
 # Seconds for which a method retries a request that fails.
 RETRY_TIMEOUT = 30.0
+
+
+# Entered around each request. It sees the error of a request that fails, and must raise none of its own.
+Observer = Callable[[AnyRequest], AbstractContextManager[object]]
 
 
 class LoggerLike(Protocol):
@@ -69,6 +73,7 @@ class _BaseClient(Generic[E]):
         retry_timeout: float = RETRY_TIMEOUT,
         logger: LoggerLike | None = None,
         on_token: Callable[[str], object] | None = None,
+        observer: Observer | None = None,
         transport: Transport | None = None,
     ) -> None:
         if token is not None and access is not None:
@@ -76,6 +81,7 @@ class _BaseClient(Generic[E]):
         self.address = check_address(address)
         self.retry_timeout = retry_timeout
         self._logger: LoggerLike = logger or logging.getLogger(__name__)
+        self._observed: Observer = observer or (lambda _: nullcontext())
         self._codec = HttpCodec(self.address, access or Access(token=token), label, on_token)
         self._http: E = self._exchange_type(self._codec, transport)
 
@@ -98,6 +104,7 @@ class RayJobsClient(_BaseClient[BlockingExchange]):
     :param retry_timeout: seconds for which a method retries a request that fails.
     :param logger: receives messages about outages and incomplete logs.
     :param on_token: called with the token of a token file before each request, so that a new one can be masked in logs.
+    :param observer: returns a context manager for each request, which is entered while the request is sent.
     :param transport: an httpx transport, for tests.
     """
 
@@ -179,10 +186,12 @@ class RayJobsClient(_BaseClient[BlockingExchange]):
             case steps.Send(request):
                 return self.send(request)
             case steps.ReadLog(request, log):
-                return self._http.read_log(request, log, emit)
+                with self._observed(request):
+                    return self._http.read_log(request, log, emit)
             case steps.Upload(request) as upload:
                 content = UploadBytes(lambda: upload.chunks(time.monotonic, self.log))
-                return endpoints.check_answer(request, self._http.request(request, content))
+                with self._observed(request):
+                    return endpoints.check_answer(request, self._http.request(request, content))
             case steps.RunBlocking(call):
                 return call()
             case steps.EmitRecord(record):
@@ -198,7 +207,8 @@ class RayJobsClient(_BaseClient[BlockingExchange]):
 
     def send(self, request: Request[T]) -> T:
         """Send one request, once."""
-        return endpoints.parse_answer(request, self._http.request(request))
+        with self._observed(request):
+            return endpoints.parse_answer(request, self._http.request(request))
 
     def close(self) -> None:
         self._http.close()
@@ -258,10 +268,12 @@ class AsyncRayJobsClient(_BaseClient[AsyncExchange]):
             case steps.Send(request):
                 return await self.send(request)
             case steps.ReadLog(request, log):
-                return await self._http.read_log(request, log, emit)
+                with self._observed(request):
+                    return await self._http.read_log(request, log, emit)
             case steps.Upload(request) as upload:
                 content = AsyncUploadBytes(lambda: upload.chunks(time.monotonic, self.log))
-                return endpoints.check_answer(request, await self._http.request(request, content))
+                with self._observed(request):
+                    return endpoints.check_answer(request, await self._http.request(request, content))
             case steps.RunBlocking(call):
                 return await _run_in_thread(call)
             case steps.EmitRecord(record):
@@ -276,7 +288,8 @@ class AsyncRayJobsClient(_BaseClient[AsyncExchange]):
                 assert_never(step)
 
     async def send(self, request: Request[T]) -> T:
-        return endpoints.parse_answer(request, await self._http.request(request))
+        with self._observed(request):
+            return endpoints.parse_answer(request, await self._http.request(request))
 
     async def aclose(self) -> None:
         await self._http.aclose()

@@ -61,7 +61,7 @@ _LOG_TIMEOUT = 3600
 
 def get_version() -> Request[RayVersion]:
     """Describe the request for the Ray version and the Ray session."""
-    return Request("get the Ray version", "GET", "/api/version", RayVersion.from_json)
+    return Request("get the Ray version", "GET", "/api/version", RayVersion.from_json, endpoint="get_version")
 
 
 def submit_job(submission: JobSubmission) -> Request[str]:
@@ -73,6 +73,7 @@ def submit_job(submission: JobSubmission) -> Request[str]:
         lambda answer: _check_id(submission.submission_id, answer.get("submission_id") or answer["job_id"]),
         payload=submission.to_json(),
         timeout=SUBMIT_TIMEOUT,
+        endpoint="submit_job",
     )
 
 
@@ -85,6 +86,7 @@ def get_job(submission_id: str) -> Request[JobDetails]:
         lambda answer: _details_of(submission_id, answer),
         with_time=lambda details, time: replace(details, seen_at=time),
         job=submission_id,
+        endpoint="get_job",
     )
 
 
@@ -114,6 +116,7 @@ def list_jobs() -> Request[list[JobDetails]]:
         timeout=_LIST_TIMEOUT,
         with_time=lambda jobs, time: [replace(job, seen_at=time) for job in jobs],
         max_bytes=_LIST_SIZE,
+        endpoint="list_jobs",
     )
 
 
@@ -127,6 +130,7 @@ def list_records() -> Request[JobRecords]:
         with_time=lambda records, time: replace(records, time=time),
         decode=_split_records,
         max_bytes=_LIST_SIZE,
+        endpoint="list_jobs",
     )
 
 
@@ -185,25 +189,45 @@ class JobRecords:
 def stop_job(submission_id: str) -> Request[bool]:
     """Describe the request to stop a job. Ray answers before the job stops, or ``False`` if it has ended already."""
     path = f"{_job_path(submission_id)}/stop"
-    return Request(f"stop job {submission_id}", "POST", path, lambda answer: bool(answer["stopped"]))
+    return Request(
+        f"stop job {submission_id}", "POST", path, lambda answer: bool(answer["stopped"]), endpoint="stop_job"
+    )
 
 
 def delete_job(submission_id: str) -> Request[bool]:
     """Describe the request to delete Ray's record of an ended job. A second request fails: the job is unknown."""
     path = _job_path(submission_id)
     return Request(
-        f"delete job {submission_id}", "DELETE", path, lambda answer: bool(answer["deleted"]), idempotent=False
+        f"delete job {submission_id}",
+        "DELETE",
+        path,
+        lambda answer: bool(answer["deleted"]),
+        idempotent=False,
+        endpoint="delete_job",
     )
 
 
 def get_cluster_status() -> Request[ClusterResources]:
     """Describe the request for the cluster's resources, as the autoscaler reports them."""
-    return Request("get the cluster's resources", "GET", "/api/cluster_status", ClusterResources.from_json)
+    return Request(
+        "get the cluster's resources",
+        "GET",
+        "/api/cluster_status",
+        ClusterResources.from_json,
+        endpoint="get_cluster_status",
+    )
 
 
 def get_package(name: str) -> Request[None]:
     """Describe the request that looks for a package. Ray keeps the package for 600 s after this request."""
-    return Request(f"look for package {name}", "GET", _package_path(name), lambda _: None, expects_json=False)
+    return Request(
+        f"look for package {name}",
+        "GET",
+        _package_path(name),
+        lambda _: None,
+        expects_json=False,
+        endpoint="get_package",
+    )
 
 
 def put_package(name: str, size: int) -> UploadRequest:

@@ -33,6 +33,7 @@ class Request(Generic[T]):
     :param expects_json: ``False`` for an answer without JSON; ``read`` then gets ``None``.
     :param decode: turns the content of an answer into JSON types.
     :param job: the id of the job whose state the answer is. ``read`` also reads the job's record in a list.
+    :param endpoint: the name of the endpoint, the same for all jobs.
     """
 
     action: str
@@ -48,6 +49,7 @@ class Request(Generic[T]):
     expects_json: bool = True
     decode: Callable[[bytes], Any] = json.loads
     job: str | None = None
+    endpoint: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class LogRequest:
     is_json: bool = False
     timeout: float = READ_TIMEOUT
     deadline: float | None = None
+    endpoint: ClassVar[str] = "get_log"
     method: ClassVar[str] = "GET"
     payload: ClassVar[None] = None
     idempotent: ClassVar[bool] = True
@@ -82,6 +85,7 @@ class UploadRequest:
     path: str
     size: int
     timeout: float = UPLOAD_TIMEOUT
+    endpoint: ClassVar[str] = "put_package"
     params: ClassVar[None] = None
     method: ClassVar[str] = "PUT"
     payload: ClassVar[None] = None

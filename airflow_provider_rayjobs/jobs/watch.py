@@ -133,10 +133,12 @@ class ClusterWatch:
     Answers the questions about the jobs of one cluster.
 
     :param client: of the cluster. It belongs to the caller, who closes it after the watch.
+    :param on_round: called after each round, and at the end, with the number of followers and :attr:`interval`.
     """
 
-    def __init__(self, client: AsyncRayJobsClient) -> None:
+    def __init__(self, client: AsyncRayJobsClient, on_round: Callable[[int, float], object] = lambda *_: None) -> None:
         self.client = client
+        self._on_round = on_round
         # seconds that the budget demands after the last round, without the borrowed time
         self.interval = 0.0
         self._prices = Prices()
@@ -195,6 +197,9 @@ class ClusterWatch:
         tasks = [task for task in (self._round, self._extra) if task is not None]
         for task in tasks:
             task.cancel()
+        # before the rounds have ended, as the caller may be cancelled meanwhile
+        self.interval = 0.0
+        self._on_round(0, self.interval)
         await asyncio.gather(*tasks, return_exceptions=True)
 
     # -- when rounds begin ----------------------------------------------------------------------------------------
@@ -278,6 +283,7 @@ class ClusterWatch:
     def _end_round(self, task: asyncio.Task[None]) -> None:
         if task is self._round:
             self._round, self._ended_at = None, _now()
+            self._on_round(self._followers, self.interval)
         else:
             self._extra = None
         self._set_timer()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout, redact
 
+from airflow_provider_rayjobs import metrics
 from airflow_provider_rayjobs.exceptions import (
     RayJobLostError,
     RayJobNotFoundError,
@@ -134,9 +135,24 @@ class Boundary:
         self._own: Target | None = None
         self._target: Target | None = None
         self._clients: dict[Target, RayJobsClient] = {}
+        self._meter = metrics.task_meter(context)
+        # seconds from the submission to the last poll that found the job PENDING; ``None`` if unknown
+        self._pending_for: float | None = None
 
     def guard(self, work: Callable[[], Any]) -> Any:
-        """Do the work of a try. See to a job that may run, whatever breaks."""
+        """Do the work of a try, and count its outcome. See to a job that may run, whatever breaks."""
+        outcome = "success"
+        try:
+            return self._guard(work)
+        except BaseException as error:
+            outcome = type(error).__name__
+            raise
+        finally:
+            if self.state is State.DONE:
+                self._meter.send(metrics.OUTCOMES, outcome=outcome)
+                self._meter.send(metrics.LOG_BYTES, self.reader.log.offset if self.reader else 0)
+
+    def _guard(self, work: Callable[[], Any]) -> Any:
         try:
             try:
                 return work()
@@ -173,6 +189,7 @@ class Boundary:
     def _conclude(self, details: JobDetails) -> Any:
         """Return the submission id or the result of a job that SUCCEEDED, or raise the error for its end."""
         self._enter(State.DONE)
+        self._measure(details)
         ending = self.reader.log.ending if self.reader else NO_ENDING
         messages = self.reader.messages if self.reader else NO_MESSAGES
         shortage = self._shortage() if is_unschedulable(details) else ""
@@ -196,6 +213,13 @@ class Boundary:
             raise
         self._deliver()
         return result
+
+    def _measure(self, details: JobDetails) -> None:
+        """Send for how long the job was pending and running, once for each job."""
+        if self._pending_for is None or details.duration is None or self._record.delivered:
+            return
+        self._meter.send(metrics.PENDING, 1000 * self._pending_for)
+        self._meter.send(metrics.RUNNING, 1000 * max(details.duration - self._pending_for, 0.0))
 
     def _push_progress(self) -> None:
         """Push the last progress of the job to XCom. A failure must not replace the outcome of the try."""

@@ -11,16 +11,16 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from airflow_provider_rayjobs import links
+from airflow_provider_rayjobs import links, metrics
 from airflow_provider_rayjobs.exceptions import (
     RayJobNotTerminalError,
     RayJobsError,
 )
 from airflow_provider_rayjobs.jobs import follow
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobStatus
-from airflow_provider_rayjobs.jobs.steps import Engine, Interrupted, RunBlocking
+from airflow_provider_rayjobs.jobs.steps import Engine, Interrupted, RunBlocking, Step, map_steps
 from airflow_provider_rayjobs.jobs.submit import get_session, submit_job
 from airflow_provider_rayjobs.task.attempts import (
     Action,
@@ -36,10 +36,13 @@ from airflow_provider_rayjobs.task.boundary import JOB_REF_KEY, Boundary
 from airflow_provider_rayjobs.task.outcomes import has_retry_policy
 from airflow_provider_rayjobs.task.states import State
 from airflow_provider_rayjobs.task.targets import Target
-from airflow_provider_rayjobs.triggers import RayJobTrigger, details_from_event
+from airflow_provider_rayjobs.triggers import RayJobTrigger, details_from_event, pending_for
 
 if TYPE_CHECKING:
     from airflow_provider_rayjobs.jobs.packages.upload import UploadedPackages
+
+
+T = TypeVar("T")
 
 
 class Execution(Boundary):
@@ -87,7 +90,7 @@ class Execution(Boundary):
             limits=self.limits,
             hand_over_after=self.settings.defer_after if self.settings.deferrable else math.inf,
         )
-        details = self._run(following)
+        details = self._run(self._noting_pending(following))
         if not details.status.is_terminal():
             self._update(job=self._record.job.seen(details))
             self._defer()
@@ -99,6 +102,7 @@ class Execution(Boundary):
         self._handed_deadline = event.get("execution_deadline")
         self.reader = self.settings.logs.reader(event.get("log_state"), messages=self.settings.return_result)
         details = details_from_event(event)
+        self._pending_for = event.get("pending_for")
         self._update(job=self._record.job.seen(details))
         if not details.status.is_terminal():  # ``log_flush_interval`` has passed
             if self.reader is not None:
@@ -118,9 +122,11 @@ class Execution(Boundary):
 
     def _attach_or_submit(self) -> JobDetails | None:
         """Find this try's job, or submit one. Return the job if it has ended and this try takes its end."""
+        had_record = self.store.record is not None
         action, job = self._decide()
         if action is Action.REPLACE:
             action, job = self._replace()
+        self._count_action(action, job, had_record=had_record)
         if job is not None and action in (Action.FINISH, Action.REATTACH):
             is_confirmed = self._record.accepted or job.status != JobStatus.PENDING
             seen = self._record.job.seen(job)
@@ -128,6 +134,7 @@ class Execution(Boundary):
                 self._enter(State.FOLLOWING)
             self._update(job=seen, accepted=is_confirmed, holder=self._id)
             self._push_xcoms()
+            self._pending_for = pending_for(job, None)
             self.limits = replace(self.limits, is_confirmed=is_confirmed)
             return job if action is Action.FINISH else None
         if action is Action.RESUBMIT:
@@ -143,6 +150,8 @@ class Execution(Boundary):
         decision, job = decide(record, None, this), None
         if record is not None and decision.action is Action.ASK:
             self._find_target()
+            if self.store.is_durable:
+                self._meter.send(metrics.RECONNECT_ATTEMPT)
             answer = self._run(query_job(self._record, self.settings.unreachable_timeout))
             decision, job = decide(self._record, answer, this), answer.job
             if decision.action not in (Action.REATTACH, Action.REPLACE):
@@ -157,8 +166,24 @@ class Execution(Boundary):
         if not stopped.has_ended:
             raise RayJobNotTerminalError(f"{stopped.summary} No other job was submitted. Retry the task.")
         answer = ClusterAnswer(stopped.details, self._record.job.session)
-        is_finished = decide(self._record, answer, self._this_try).action is Action.FINISH
-        return (Action.FINISH, stopped.details) if is_finished else (Action.SUBMIT, None)
+        if decide(self._record, answer, self._this_try).action is Action.FINISH:
+            return Action.FINISH, stopped.details
+        self._meter.send(metrics.REPLACEMENTS)
+        return Action.SUBMIT, None
+
+    def _count_action(self, action: Action, job: JobDetails | None, *, had_record: bool) -> None:
+        """Count the first action of the try, also as ``airflow.sdk.ResumableJobMixin`` does."""
+        if action is Action.REATTACH:
+            self._meter.send(metrics.REATTACHMENTS)
+            found = metrics.RECONNECT_SUCCESS
+        elif action is not Action.FINISH:
+            found = metrics.TERMINAL_RESUBMIT if had_record else metrics.FRESH_SUBMIT
+        elif job is not None and job.status == JobStatus.SUCCEEDED:
+            found = metrics.ALREADY_SUCCEEDED
+        else:
+            return
+        if self.store.is_durable:
+            self._meter.send(found)
 
     @property
     def _this_try(self) -> ThisTry:
@@ -181,6 +206,15 @@ class Execution(Boundary):
             self.log.info("submission_id %s was used before. The new job is %s.", record.base_id, record.submission_id)
         return record
 
+    def _noting_pending(self, engine: Engine[T]) -> Engine[T]:
+        def note(step: Step) -> Engine[Any]:
+            answer = yield step
+            if isinstance(answer, JobDetails):
+                self._pending_for = pending_for(answer, self._pending_for)
+            return answer
+
+        return map_steps(engine, note)
+
     def _submit(self, record: JobRecord) -> None:
         """Upload local code, store the job record, then submit the job."""
         timeout = self.settings.unreachable_timeout
@@ -189,11 +223,15 @@ class Execution(Boundary):
             self.context, record.submission_id, record.job.nonce, runtime_env=code.runtime_env if code else None
         )
         packages: UploadedPackages | None = None
+        sent = 0
         if code is not None:
             # Imported here, because few tasks have local code.
             from airflow_provider_rayjobs.jobs.packages.upload import upload_packages  # noqa: PLC0415
 
             packages = self._run(upload_packages(code, timeout))
+            sent = packages.sent
+            self._meter.send(metrics.PACKAGE_BYTES_SENT, sent)
+            self._meter.send(metrics.PACKAGE_BYTES_SAVED, packages.saved)
         session = self._run(get_session(record.submission_id, timeout))
         job = replace(record.job, session=session)
         self.store.save(
@@ -209,7 +247,12 @@ class Execution(Boundary):
             if not error.delivery.may_have_effect:
                 self._enter(State.NO_JOB)
             raise
+        finally:
+            if packages is not None:  # those that the cluster had lost
+                self._meter.send(metrics.PACKAGE_BYTES_SENT, packages.sent - sent)
         self._enter(State.FOLLOWING)
+        self._meter.send(metrics.SUBMISSIONS)
+        self._pending_for = 0.0
         if is_confirmed:
             self._update(accepted=True)
         self.limits = replace(self.limits, is_confirmed=is_confirmed)
@@ -249,6 +292,8 @@ class Execution(Boundary):
                 logs=settings.logs.to_json(),
                 log_state=self.reader.state if self.reader else None,
                 deferred_at=time.time(),
+                pending_for=self._pending_for,
+                team=metrics.stats_tags(self.context["ti"]).get("team_name"),
             ),
             method_name="execute_complete",
         )

@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from airflow_provider_rayjobs.exceptions import (
 )
 from airflow_provider_rayjobs.jobs import AsyncRayJobsClient, JobStatus, JobSubmission, RayJobsClient, endpoints
 from airflow_provider_rayjobs.jobs.logs.cursor import LogCursor
+from airflow_provider_rayjobs.jobs.requests import AnyRequest
 from airflow_provider_rayjobs.jobs.steps import EmitRecord, ReadLog, Sleep
 from airflow_provider_rayjobs.jobs.transport import check_address
 
@@ -647,3 +649,22 @@ def test_id_that_changes_the_path_is_not_sent(call: Call, name: str, submission_
     with pytest.raises(ValueError, match=rf"^'{submission_id}' is no id of a job\."):
         call(name, wire, submission_id)
     assert wire.requests == []
+
+
+def test_observer_sees_each_request_and_its_error(call: Call):
+    """The observer is entered around each request, retries and log reads included, and sees their errors."""
+    seen = []
+
+    @contextmanager
+    def observer(request: AnyRequest) -> Iterator[None]:
+        try:
+            yield
+        except RayJobsError as error:
+            seen.append((request.endpoint, type(error).__name__))
+            raise
+        seen.append((request.endpoint, ""))
+
+    wire = Wire(sample("job_succeeded.json"), sample("version.json"), httpx.ReadError("cut"), sample("log_file.txt"))
+
+    assert call("get_job_logs", wire, "a", client_observer=observer) == LOG.decode()
+    assert seen == [("get_job", ""), ("get_version", ""), ("get_log", "RayApiConnectionError"), ("get_log", "")]

@@ -106,7 +106,8 @@ class Watched:
         self.head = head
         self.log = Log()
         self.client = AsyncRayJobsClient("http://head:8265", transport=httpx.MockTransport(head), logger=self.log)
-        self.watch = ClusterWatch(self.client)
+        self.rounds: list[tuple[int, float]] = []
+        self.watch = ClusterWatch(self.client, lambda *round_: self.rounds.append(round_))
 
     async def __aenter__(self) -> Watched:
         return self
@@ -276,6 +277,45 @@ def test_followers_with_the_same_interval_share_their_rounds() -> None:
 
     assert head.lists <= 65
     assert min(len(each) for each in answers) >= 52
+
+
+def test_rounds_are_reported() -> None:
+    """After each round the watch tells its followers and its interval, and at its end that it has none."""
+    head = Head()
+    head.add(*names(3))
+    watched = run(head, lambda watched: poll_all(watched, 3, 60))
+
+    assert watched.rounds[-1] == (0, 0.0)
+    jobs, intervals = zip(*watched.rounds[:-1], strict=True)
+    assert max(jobs) == 3
+    assert intervals[-1] > 0
+
+
+def test_end_is_reported_even_if_it_is_cancelled() -> None:
+    """A watch that is cancelled while it ends a round reports at last that it has no followers."""
+    head = Head()
+    head.add(*names(1))
+
+    async def hang(path: str) -> None:
+        if now() > 1020:
+            await asyncio.sleep(3600)
+
+    head.answer = hang
+
+    async def main(watched: Watched) -> None:
+        polls = asyncio.create_task(watched.poll("job-0"))
+        await asyncio.sleep(40)
+        polls.cancel()
+        await asyncio.wait([polls])
+        closing = asyncio.create_task(watched.watch.aclose())
+        await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait([closing])
+        assert closing.cancelled()
+        assert watched.rounds[0][0] == 1
+        assert watched.rounds[-1] == (0, 0.0)
+
+    run(head, main)
 
 
 def test_long_interval_is_logged_once() -> None:

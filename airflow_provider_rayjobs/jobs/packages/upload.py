@@ -41,12 +41,20 @@ _CHUNK = 256 * 1024
 _SECRETS_SHOWN = 10
 
 
-@dataclass(frozen=True)
+@dataclass
 class UploadedPackages:
-    """The packages of a submission; ``seen_at`` is the time of the last request that found a package, by its name."""
+    """
+    The packages of a submission.
+
+    :param seen_at: the time of the last request that found a package, by its name.
+    :param sent: bytes that were sent.
+    :param saved: bytes of the files that were not sent, as the cluster or the storage had them.
+    """
 
     packages: tuple[Package, ...]
     seen_at: dict[str, float] = field(default_factory=dict)
+    sent: int = 0
+    saved: int = 0
 
     def ensure(self, is_repeated: bool) -> Engine[None]:
         """
@@ -68,6 +76,7 @@ class UploadedPackages:
     def _restore(self, package: Package) -> Engine[None]:
         size = yield from _upload_if_missing(package, 0.0, self.seen_at)
         if size is not None:
+            self.sent += size
             yield LogMessage(
                 f"{package.owner} {package.source}: the cluster had lost package {package.name}. It was uploaded again "
                 f"({size / MIB:.1f} MiB).",
@@ -89,23 +98,28 @@ def upload_packages(code: LocalCode, retry_timeout: float) -> Engine[UploadedPac
     with raising_unreachable(retry_timeout, "No job was submitted.", delivery=Delivery.NOT_SENT):
         for package in code.packages:
             yield from _warn(package)
-            yield from _provide(package, retry_timeout, uploaded.seen_at)
+            size = yield from _provide(package, retry_timeout, uploaded.seen_at)
+            uploaded.sent += size or 0
+            uploaded.saved += package.tree.size if size is None else 0
     return uploaded
 
 
-def _provide(package: Package, retry_timeout: float, seen_at: dict[str, float]) -> Engine[None]:
+def _provide(package: Package, retry_timeout: float, seen_at: dict[str, float]) -> Engine[int | None]:
+    """Provide a package. Return the number of bytes sent, or ``None``."""
     began = yield Sleep(0)
     if package.storage is not None:
-        outcome = yield from _store(package, package.storage)
+        size = yield from _store_if_missing(package, package.storage)
+        place, done = f"at {package.uri}", f"stored at {package.uri}"
     else:
         size = yield from _upload_if_missing(package, retry_timeout, seen_at)
-        outcome = "already on the cluster" if size is None else f"uploaded ({size / MIB:.1f} MiB)"
+        place, done = "on the cluster", "uploaded"
     now = yield Sleep(0)
-    took = "" if outcome.startswith("already") else f" in {now - began:.1f} s"
+    outcome = f"already {place}" if size is None else f"{done} ({size / MIB:.1f} MiB) in {now - began:.1f} s"
     yield LogMessage(
         f"{package.owner} {package.source}: package {package.name}, {package.content}; named in "
-        f"{package.seconds:.1f} s, {outcome}{took}."
+        f"{package.seconds:.1f} s, {outcome}."
     )
+    return size
 
 
 def _warn(package: Package) -> Engine[None]:
@@ -146,15 +160,16 @@ def _exists(package: Package, retry_timeout: float, seen_at: dict[str, float]) -
     return True
 
 
-def _store(package: Package, storage: PackageStorage) -> Engine[str]:
+def _store_if_missing(package: Package, storage: PackageStorage) -> Engine[int | None]:
+    """Store a package if the storage does not have it. Return the number of bytes sent, or ``None``."""
     if (yield RunBlocking(lambda: storage.has(package.name))):
-        return f"already at {package.uri}"
+        return None
     with ExitStack() as stack:
         file = yield from run_in_slices(pack(package, None, stack), f"Packing {package.source}", package.tree.size)
         size = file.tell()
         yield LogMessage(f"Storing {package.name} ({size / MIB:.1f} MiB) at {package.uri} ...")
         yield from run_in_slices(storage.put(package.name, file), f"Storing {package.name}", size)
-    return f"stored at {package.uri} ({size / MIB:.1f} MiB)"
+    return size
 
 
 def pack(package: Package, limit: int | None, stack: ExitStack) -> Progress[IO[bytes]]:

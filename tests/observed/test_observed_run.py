@@ -1,0 +1,281 @@
+"""Metrics of a real Airflow at a real UDP listener, compared with what a stand-in head was asked."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+from stand_in_head import START, StandInHead
+
+from airflow_provider_rayjobs import metrics
+from airflow_provider_rayjobs.jobs.submission import NONCE
+from airflow_provider_rayjobs.task.attempts import HAS_STORE
+from sandbox.local_airflow import LocalAirflow
+
+pytestmark = [
+    pytest.mark.airflow,
+    pytest.mark.skipif(not HAS_STORE, reason="a retry follows the job of the last try since Airflow 3.3"),
+]
+HERE = Path(__file__).parent
+# A poll finds each job 60 s old, and it ends 100 s after its submission.
+PENDING_SECONDS, DURATION = 60, 100
+LOG = b"one\ntwo\n"
+# The statuses that the polls of the jobs of a task find; the last one stays.
+SUCCEEDS = ("PENDING", "RUNNING", "SUCCEEDED")
+PLANS = {
+    "on_worker": SUCCEEDS,
+    "deferred": SUCCEEDS,
+    "fails": ("PENDING", "FAILED"),
+    "reattaches": ("PENDING", "RUNNING", "killed", "RUNNING", "RUNNING", "SUCCEEDED"),
+    "succeeds_twice": SUCCEEDS,
+    "is_replaced": ("RUNNING", "killed", "RUNNING"),
+}
+ENDPOINTS = (
+    (r"GET /api/version", "get_version"),
+    (r"GET /api/jobs/", "list_jobs"),
+    (r"GET /api/jobs/.+", "get_job"),
+    (r"POST /api/jobs/", "submit_job"),
+    (r"POST /api/jobs/.+/stop", "stop_job"),
+    (r"GET /api/v0/logs/file.*", "get_log"),
+    (r"GET /api/packages/.*", "get_package"),
+    (r"PUT /api/packages/.*", "put_package"),
+    (r"GET /api/cluster_status", "get_cluster_status"),
+)
+
+
+class Listener:
+    """A statsd server: the values of all metrics by name and kind, each with its tags."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+        self._socket.bind(("127.0.0.1", 0))
+        self._lines: list[str] = []
+        self.port = self._socket.getsockname()[1]
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._listen, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                self._lines += self._socket.recv(65536).decode().splitlines()
+            except OSError:
+                return
+
+    def values(self, metric: metrics.Metric) -> list[tuple[dict[str, str], float]]:
+        kind = {"counter": "c", "timer": "ms", "gauge": "g"}[metric.kind]
+        found = []
+        for line in list(self._lines):
+            name, _, rest = line.rpartition(":")
+            name, *tags = name.removeprefix("airflow.").split(",")
+            value, sent_kind = rest.split("|")[:2]
+            if name == metric.name:
+                assert sent_kind == kind, line
+                found.append((dict(tag.split("=") for tag in tags), float(value)))
+        return found
+
+    def totals(self, metric: metrics.Metric, *tags: str) -> dict[Any, float]:
+        """The sum of a metric's values by one tag or several."""
+        sums: dict[Any, float] = defaultdict(float)
+        for given, value in self.values(metric):
+            sums[given[tags[0]] if len(tags) == 1 else tuple(given[tag] for tag in tags)] += value
+        return dict(sums)
+
+
+class ObservedHead(StandInHead):
+    """A head whose jobs follow :data:`PLANS`. It kills the process of a task at a poll, before the answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log = LOG
+        self.kills = 0
+        self.on_poll = self._advance
+        self.is_busy = self._refuse_once
+        self._plans: dict[str, list[str]] = {}
+        self._refused = False
+
+    def _refuse_once(self, path: str) -> bool:
+        was_refused, self._refused = self._refused, self._refused or path == "/api/version"
+        return path == "/api/version" and not was_refused
+
+    def _advance(self, number: int) -> None:
+        if not self.requests[-1].startswith("GET /api/jobs/") or self.requests[-1] == "GET /api/jobs/":
+            return
+        job = self.jobs.get(self.requests[-1].rpartition("/")[2])
+        if job is None or job["submission_id"] == "orphan":
+            return
+        plan = self._plans.setdefault(job["submission_id"], [*PLANS[job["metadata"]["airflow_task_id"]]])
+        status = plan[0] if len(plan) == 1 or job["status"] == "STOPPED" else plan.pop(0)
+        if status == "killed":
+            self.kills += 1
+            os.kill(int(job["metadata"]["pid"]), signal.SIGKILL)
+        elif job["status"] != "STOPPED":
+            job |= {"status": status, "driver_node_id": None if status == "PENDING" else "node-1"}
+        if job["status"] in ("SUCCEEDED", "FAILED"):
+            job |= {"end_time": START + 1000 * DURATION, "driver_exit_code": 3 if status == "FAILED" else 0}
+
+    def replace_plan(self, task_id: str, plan: tuple[str, ...]) -> None:
+        PLANS[task_id] = plan
+
+    def endpoints(self) -> Counter[str]:
+        """The number of requests by endpoint."""
+        return Counter(
+            next(name for pattern, name in ENDPOINTS if re.fullmatch(pattern, request)) for request in self.requests
+        )
+
+
+@pytest.fixture(scope="module")
+def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Listener, ObservedHead]]:
+    """A finished run of the DAG, with one cleared task."""
+    dags = tmp_path_factory.mktemp("dags")
+    shutil.copy(HERE / "observed_dag.py", dags)
+    (dags / "package").mkdir()
+    (dags / "package" / "train.py").write_text("print('training')\n" * 100)
+    with Listener() as listener, ObservedHead() as head:
+        orphan = {
+            "airflow_dag_id": "deleted", "airflow_task_id": "t", "airflow_run_id": "r", "airflow_map_index": "-1",
+            "airflow_try_number": "1", "airflow_deployment": "sandbox", "airflow_may_outlive_task": "false",
+        }  # fmt: skip
+        head.add("orphan", "RUNNING", metadata=orphan | {NONCE: "0123456789abcdef"})
+        settings = {
+            "AIRFLOW__METRICS__STATSD_ON": "True",
+            "AIRFLOW__METRICS__STATSD_HOST": "127.0.0.1",
+            "AIRFLOW__METRICS__STATSD_PORT": str(listener.port),
+            "AIRFLOW__METRICS__STATSD_INFLUXDB_ENABLED": "True",
+        }
+        connections = {"ray_jobs_default": {"conn_type": "ray_jobs", "host": head.address}}
+        with LocalAirflow(dags, connections, settings) as airflow:
+            run = airflow.trigger("observed")
+            airflow.wait_for_run("observed", run)
+            states = {task["task_id"]: task["state"] for task in airflow.task_instances("observed", run)}
+            failed = {"fails", "is_replaced"}
+            logs = "\n".join(airflow.log_text("observed", run, task) for task in states)
+            assert states == {task: "failed" if task in failed else "success" for task in states}, logs
+            head.replace_plan("is_replaced", ("RUNNING", "SUCCEEDED"))
+            clear = {"dag_run_id": run, "task_ids": ["is_replaced"], "dry_run": False, "only_failed": False}
+            airflow.api("POST", "/dags/observed/clearTaskInstances", json=clear)
+            airflow.wait_for_task("observed", run, "is_replaced", ("success",))
+            airflow.wait_for_run("observed", run)
+        yield listener, head
+
+
+def by_task(metric: metrics.Metric) -> Callable[[Listener], dict[str, float]]:
+    return lambda listener: listener.totals(metric, "task_id")
+
+
+EXPECTED: dict[metrics.Metric, tuple[Callable[[Listener], Any], Any]] = {
+    metrics.SUBMISSIONS: (
+        by_task(metrics.SUBMISSIONS),
+        {"on_worker": 1, "deferred": 1, "fails": 1, "reattaches": 1, "succeeds_twice": 1, "is_replaced": 2},
+    ),
+    metrics.REATTACHMENTS: (by_task(metrics.REATTACHMENTS), {"reattaches": 1}),
+    metrics.REPLACEMENTS: (by_task(metrics.REPLACEMENTS), {"is_replaced": 1}),
+    metrics.OUTCOMES: (
+        lambda listener: listener.totals(metrics.OUTCOMES, "task_id", "outcome"),
+        {
+            ("on_worker", "success"): 1,
+            ("deferred", "success"): 1,
+            ("fails", "RayJobEntrypointError"): 1,
+            ("reattaches", "success"): 1,
+            ("succeeds_twice", "success"): 2,  # the first try failed after its job
+            ("is_replaced", "success"): 1,
+        },
+    ),
+    metrics.PENDING: (
+        by_task(metrics.PENDING),
+        dict.fromkeys(("on_worker", "deferred", "fails", "succeeds_twice"), 1000.0 * PENDING_SECONDS)
+        | {"is_replaced": 0.0},
+    ),
+    metrics.RUNNING: (
+        by_task(metrics.RUNNING),
+        dict.fromkeys(("on_worker", "deferred", "fails", "succeeds_twice"), 1000.0 * (DURATION - PENDING_SECONDS))
+        | {"is_replaced": 1000.0 * DURATION},
+    ),
+    metrics.LOG_BYTES: (
+        by_task(metrics.LOG_BYTES),
+        {name: len(LOG) for name in ("on_worker", "deferred", "fails", "reattaches", "is_replaced")}
+        | {"succeeds_twice": 2 * len(LOG)},
+    ),
+    metrics.ORPHANS_FOUND: (
+        lambda listener: listener.totals(metrics.ORPHANS_FOUND, "task_id", "conn_id"),
+        {("cleans_up", "ray_jobs_default"): 1},
+    ),
+    metrics.REQUEST_FAILURES: (
+        lambda listener: listener.totals(metrics.REQUEST_FAILURES, "conn_id", "endpoint", "error"),
+        {("ray_jobs_default", "get_version", "RayApiBusyError"): 1},
+    ),
+    **{
+        metric: (lambda listener, metric=metric: listener.totals(metric, "operator"), {"RayJobSubmitOperator": count})
+        for metric, count in (
+            (metrics.FRESH_SUBMIT, 6),
+            (metrics.RECONNECT_ATTEMPT, 3),
+            (metrics.RECONNECT_SUCCESS, 1),
+            (metrics.ALREADY_SUCCEEDED, 1),
+            (metrics.TERMINAL_RESUBMIT, 1),
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("metric", EXPECTED, ids=lambda metric: metric.name)
+def test_metric(observed: tuple[Listener, ObservedHead], metric: metrics.Metric):
+    """The metric has arrived with the values of the run."""
+    total, expected = EXPECTED[metric]
+
+    assert total(observed[0]) == expected
+
+
+def test_package_bytes(observed: tuple[Listener, ObservedHead]):
+    """The first task sends the package, and the second one saves the bytes of its files."""
+    listener, head = observed
+    [package] = head.packages.values()
+
+    assert listener.totals(metrics.PACKAGE_BYTES_SENT, "task_id") == {"on_worker": len(package)}
+    assert listener.totals(metrics.PACKAGE_BYTES_SAVED, "task_id") == {"deferred": len("print('training')\n" * 100)}
+
+
+def test_requests(observed: tuple[Listener, ObservedHead]):
+    """Every request of workers and triggerer is counted, but those during which a worker was killed."""
+    listener, head = observed
+    expected = head.endpoints() - Counter({"get_job": head.kills})
+
+    assert head.kills == 2
+    assert listener.totals(metrics.REQUESTS, "endpoint") == expected
+    assert set(listener.totals(metrics.REQUESTS, "conn_id")) == {"ray_jobs_default"}
+
+
+def test_watch(observed: tuple[Listener, ObservedHead]):
+    """The triggerer watched one job, with an interval, and none at the end."""
+    listener, _ = observed
+    hosts = {socket.gethostname()}
+
+    watched, intervals = listener.values(metrics.WATCHED_JOBS), listener.values(metrics.WATCH_INTERVAL)
+    assert {value for _, value in watched} == {0, 1}
+    assert watched[-1][1] == intervals[-1][1] == 0
+    assert max(value for _, value in intervals) > 0
+    assert {tags["hostname"] for tags, _ in watched + intervals} == hosts
+
+
+def test_table_has_no_other_metric(observed: tuple[Listener, ObservedHead]):
+    """What has arrived is the table, with the tags of the table. A team is only in a deployment with teams."""
+    listener, _ = observed
+    for metric in metrics.METRICS:
+        tags = {name for given, _ in listener.values(metric) for name in given}
+        assert tags == {*metric.tags} - {"team_name"}, metric.name
+    sent = {re.split("[,:]", line)[0].removeprefix("airflow.") for line in listener._lines}
+    names = {name for name in sent if name.startswith(("ray_jobs.", "resumable_job."))}
+    assert names == {metric.name for metric in metrics.METRICS}
