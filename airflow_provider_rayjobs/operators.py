@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import BaseOperator, conf, context_to_airflow_vars
 
-from airflow_provider_rayjobs import links, masking
+from airflow_provider_rayjobs import links, masking, tracing
 from airflow_provider_rayjobs.exceptions import RayJobNotFoundError, RayJobNotTerminalError
 from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
 from airflow_provider_rayjobs.in_job import NONCE_VARIABLE, stored_name
@@ -55,11 +55,11 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
     when the task times out, and when its worker shuts down.
 
     The driver's environment has Airflow's ``AIRFLOW_CTX_...`` variables, ``RAY_JOB_SUBMISSION_ID`` and
-    ``RAY_JOB_NONCE``, which marks the messages of :mod:`~airflow_provider_rayjobs.in_job`. The metadata of
-    the job has ``airflow_dag_id``, ``airflow_run_id``, ``airflow_task_id``, ``airflow_map_index``,
-    ``airflow_try_number``, ``airflow_max_tries``, ``airflow_run_start_date``, ``airflow_clear_number``,
-    ``airflow_logical_date``, and
-    ``airflow_deployment`` and ``airflow_may_outlive_task`` for
+    ``RAY_JOB_NONCE``, which marks the messages of :mod:`~airflow_provider_rayjobs.in_job`. If Airflow's tracing is on,
+    it also has ``TRACEPARENT``, unless ``env_vars`` set it. The metadata of the job has ``airflow_dag_id``,
+    ``airflow_run_id``, ``airflow_task_id``, ``airflow_map_index``, ``airflow_try_number``, ``airflow_max_tries``,
+    ``airflow_run_start_date``, ``airflow_clear_number``, ``airflow_logical_date``, and ``airflow_deployment`` and
+    ``airflow_may_outlive_task`` for
     :class:`~airflow_provider_rayjobs.cleanup.RayJobCleanupOperator`.
 
     Every duration in seconds may also be a timedelta. Every templated argument may also be a function that gets the
@@ -349,6 +349,8 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
         if job_name := template_values.as_optional_text("job_name", self.job_name):
             metadata["job_name"] = job_name
         env_vars = context_to_airflow_vars(context, in_env_var_format=True) | {"RAY_JOB_SUBMISSION_ID": submission_id}
+        if traceparent := tracing.traceparent():
+            env_vars[tracing.VARIABLE] = traceparent
         nonce = nonce or new_nonce()
         env_vars |= runtime_env.get("env_vars") or {}
         env_vars[NONCE_VARIABLE] = nonce

@@ -18,7 +18,7 @@ import structlog
 from airflow.providers.common.compat.sdk import redact
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_rayjobs import config, exceptions, log_budget, metrics
+from airflow_provider_rayjobs import config, exceptions, log_budget, metrics, tracing
 from airflow_provider_rayjobs.connection import Cluster
 from airflow_provider_rayjobs.exceptions import Delivery, RayJobsError, RayJobTimeoutError
 from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
@@ -231,8 +231,12 @@ class RayJobTrigger(BaseTrigger):
                 )
                 engine = masking_env_vars(self._noting_job(following, limits), mask_soon)
                 due = partial(self._next_limit, give_up_at)
-                with shared.watch.following(self.poll_interval, due) as follower:
+                with (
+                    shared.watch.following(self.poll_interval, due) as follower,
+                    tracing.span("wait", submission_id=self.submission_id, address=self._cluster.address) as note,
+                ):
                     details = await follower.run(engine, emit_job_log)
+                    note("job.status", details.status)
             event |= job_event(details)
         except Exception as error:  # noqa: BLE001  (the worker raises it)
             event |= error_event(error)

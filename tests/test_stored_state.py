@@ -42,6 +42,7 @@ VERSIONS = sorted(folder.name for folder in GOLDEN.iterdir())
 ADDRESS = "http://ray-head:8265"
 JOB = JobRef(ADDRESS, "nightly-2", "session_1", "0123456789abcdef", START)
 TRY = "019b7c00-0000-7000-8000-000000000001"
+TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 LIMITS = Limits(pending_timeout=60.0, job_timeout=3600.0, is_confirmed=False)
 LOGS = LogOptions("live", lines_limit=100, flush_interval=30.0)
 
@@ -94,7 +95,7 @@ def read_log_state(stored: Any) -> dict[str, Any]:
 
 RECORD = JobRecord(
     JOB, "ray_nightly", RetryGeneration(3, "2026-01-02T00:00:00+00:00", 1), "nightly", 2, accepted=True, abandoned=True,
-    delivered=True, holder=TRY,
+    delivered=True, holder=TRY, traceparent=TRACEPARENT,
 )  # fmt: skip
 
 

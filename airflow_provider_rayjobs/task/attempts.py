@@ -125,6 +125,7 @@ class JobRecord:
     :param delivered: whether a try has returned the job's result or raised its failure; for information.
     :param unusable: whether its result can never be read, although the job may have succeeded.
     :param holder: the try that follows the job, by its task instance id (a UUID).
+    :param traceparent: the span of the try that submitted the job, in W3C's format; "" without tracing.
     :param version: the version of this form.
     """
 
@@ -138,6 +139,7 @@ class JobRecord:
     delivered: bool = False
     unusable: bool = False
     holder: str = ""
+    traceparent: str = ""
     version: int = 1
 
     @property

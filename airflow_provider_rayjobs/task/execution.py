@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from airflow_provider_rayjobs import links, metrics
+from airflow_provider_rayjobs import links, metrics, tracing
 from airflow_provider_rayjobs.exceptions import (
     RayJobNotTerminalError,
     RayJobsError,
@@ -90,7 +90,10 @@ class Execution(Boundary):
             limits=self.limits,
             hand_over_after=self.settings.defer_after if self.settings.deferrable else math.inf,
         )
-        details = self._run(self._noting_pending(following))
+        job = self._record.job
+        with tracing.span("wait", submission_id=job.submission_id, address=job.address) as note:
+            details = self._run(self._noting_pending(following))
+            note("job.status", details.status)
         if not details.status.is_terminal():
             self._update(job=self._record.job.seen(details))
             self._defer()
@@ -135,6 +138,7 @@ class Execution(Boundary):
             self._update(job=seen, accepted=is_confirmed, holder=self._id)
             self._push_xcoms()
             self._pending_for = pending_for(job, None)
+            tracing.link_to(self._record.traceparent)
             self.limits = replace(self.limits, is_confirmed=is_confirmed)
             return job if action is Action.FINISH else None
         if action is Action.RESUBMIT:
@@ -216,6 +220,11 @@ class Execution(Boundary):
         return map_steps(engine, note)
 
     def _submit(self, record: JobRecord) -> None:
+        record = replace(record, traceparent=tracing.traceparent())
+        with tracing.span("submit", submission_id=record.submission_id, address=record.job.address):
+            self._submit_with_code(record)
+
+    def _submit_with_code(self, record: JobRecord) -> None:
         """Upload local code, store the job record, then submit the job."""
         timeout = self.settings.unreachable_timeout
         code = self._run(self.task.resolve_local_code(self.context))
