@@ -19,6 +19,7 @@ BENCHMARKS = (
     "fan_out",
     "packaging",
     "function_cost",
+    "observability_cost",
 )
 
 

@@ -57,11 +57,11 @@ def measure() -> list[Result]:
 
 def _seconds(operator: Any) -> float:
     began = time.monotonic()
-    operator.execute(_context())
+    operator.execute(new_context())
     return time.monotonic() - began
 
 
-def _context() -> dict[str, Any]:
+def new_context() -> dict[str, Any]:
     """Return the part of a task's context that a try uses, without a task state store."""
     date = datetime.now(UTC)
     ti = SimpleNamespace(

@@ -67,6 +67,7 @@ class Head:
     running: list[bytes] = field(default_factory=list)
     ended: list[bytes] = field(default_factory=list)
     old: list[bytes] = field(default_factory=list)
+    submitted: dict[str, bytes] = field(default_factory=dict)
     thread: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def set_up(self, given: dict[str, Any]) -> None:
@@ -78,6 +79,13 @@ class Head:
 
     def job(self, number: int) -> bytes:
         return self.ended[number] if self.setup.ends(number) <= time.time() else self.running[number]
+
+    def submit(self, given: dict[str, Any]) -> bytes:
+        """Take a job that ends at once."""
+        name = given["submission_id"]
+        ended = json.loads((SAMPLES / "job_succeeded.json").read_text())
+        self.submitted[name] = json.dumps(ended | {"submission_id": name, "metadata": given["metadata"]}).encode()
+        return json.dumps({"submission_id": name, "job_id": name}).encode()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve the requests of one connection."""
@@ -115,15 +123,17 @@ class Head:
                 await asyncio.sleep(self.setup.latency)
             async with self.thread:
                 began = time.perf_counter()
-                answer = await self._answer(path)
+                answer = await self._answer(path, body)
                 self.figures.busy_seconds += time.perf_counter() - began
                 return answer
         finally:
             self.requests -= 1
 
-    async def _answer(self, path: str) -> tuple[int, bytes]:
+    async def _answer(self, path: str, body: bytes) -> tuple[int, bytes]:
         if time.time() < self.setup.fails_until:
             return 503, b"{}"
+        if body:
+            return 200, self.submit(json.loads(body))
         if path == "/api/jobs/":
             self.figures.list += 1
             await asyncio.sleep(LISTED_SECONDS * (self.setup.jobs + self.setup.old))
@@ -132,7 +142,8 @@ class Head:
         await asyncio.sleep(STATUS_SECONDS)
         if path.startswith("/api/jobs/"):
             self.figures.status += 1
-            return 200, self.job(int(path.rpartition("-")[2]))
+            name = path.rpartition("/")[2]
+            return 200, self.submitted.get(name) or self.job(int(name.rpartition("-")[2]))
         if path.startswith("/api/v0/logs/file"):
             self.figures.log += 1
             return 200, _LOG
