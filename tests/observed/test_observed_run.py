@@ -1,4 +1,4 @@
-"""Metrics of a real Airflow at a real UDP listener, compared with what a stand-in head was asked."""
+"""Metrics and spans of a real Airflow at real servers, compared with what a stand-in head was asked."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import re
 import shutil
 import signal
 import socket
-import threading
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
+from receivers import OtlpServer, StatsdServer
 from stand_in_head import START, StandInHead
 
 from airflow_provider_rayjobs import metrics
@@ -50,50 +51,6 @@ ENDPOINTS = (
     (r"PUT /api/packages/.*", "put_package"),
     (r"GET /api/cluster_status", "get_cluster_status"),
 )
-
-
-class Listener:
-    """A statsd server: the values of all metrics by name and kind, each with its tags."""
-
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
-        self._socket.bind(("127.0.0.1", 0))
-        self._lines: list[str] = []
-        self.port = self._socket.getsockname()[1]
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._listen, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
-
-    def _listen(self) -> None:
-        while True:
-            try:
-                self._lines += self._socket.recv(65536).decode().splitlines()
-            except OSError:
-                return
-
-    def values(self, metric: metrics.Metric) -> list[tuple[dict[str, str], float]]:
-        kind = {"counter": "c", "timer": "ms", "gauge": "g"}[metric.kind]
-        found = []
-        for line in list(self._lines):
-            name, _, rest = line.rpartition(":")
-            name, *tags = name.removeprefix("airflow.").split(",")
-            value, sent_kind = rest.split("|")[:2]
-            if name == metric.name:
-                assert sent_kind == kind, line
-                found.append((dict(tag.split("=") for tag in tags), float(value)))
-        return found
-
-    def totals(self, metric: metrics.Metric, *tags: str) -> dict[Any, float]:
-        """The sum of a metric's values by one tag or several."""
-        sums: dict[Any, float] = defaultdict(float)
-        for given, value in self.values(metric):
-            sums[given[tags[0]] if len(tags) == 1 else tuple(given[tag] for tag in tags)] += value
-        return dict(sums)
 
 
 class ObservedHead(StandInHead):
@@ -138,14 +95,21 @@ class ObservedHead(StandInHead):
         )
 
 
+@dataclass
+class Observed:
+    stats: StatsdServer
+    spans: OtlpServer
+    head: ObservedHead
+
+
 @pytest.fixture(scope="module")
-def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Listener, ObservedHead]]:
+def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     """A finished run of the DAG, with one cleared task."""
     dags = tmp_path_factory.mktemp("dags")
     shutil.copy(HERE / "observed_dag.py", dags)
     (dags / "package").mkdir()
     (dags / "package" / "train.py").write_text("print('training')\n" * 100)
-    with Listener() as listener, ObservedHead() as head:
+    with StatsdServer() as stats, OtlpServer() as spans, ObservedHead() as head:
         orphan = {
             "airflow_dag_id": "deleted", "airflow_task_id": "t", "airflow_run_id": "r", "airflow_map_index": "-1",
             "airflow_try_number": "1", "airflow_deployment": "sandbox", "airflow_may_outlive_task": "false",
@@ -154,8 +118,11 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Listene
         settings = {
             "AIRFLOW__METRICS__STATSD_ON": "True",
             "AIRFLOW__METRICS__STATSD_HOST": "127.0.0.1",
-            "AIRFLOW__METRICS__STATSD_PORT": str(listener.port),
+            "AIRFLOW__METRICS__STATSD_PORT": str(stats.port),
             "AIRFLOW__METRICS__STATSD_INFLUXDB_ENABLED": "True",
+            "AIRFLOW__TRACES__OTEL_ON": "True",
+            "OTEL_TRACES_EXPORTER": "otlp_proto_http",
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": spans.endpoint,
         }
         connections = {"ray_jobs_default": {"conn_type": "ray_jobs", "host": head.address}}
         with LocalAirflow(dags, connections, settings) as airflow:
@@ -170,14 +137,14 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Listene
             airflow.api("POST", "/dags/observed/clearTaskInstances", json=clear)
             airflow.wait_for_task("observed", run, "is_replaced", ("success",))
             airflow.wait_for_run("observed", run)
-        yield listener, head
+        yield Observed(stats, spans, head)
 
 
-def by_task(metric: metrics.Metric) -> Callable[[Listener], dict[str, float]]:
+def by_task(metric: metrics.Metric) -> Callable[[StatsdServer], dict[str, float]]:
     return lambda listener: listener.totals(metric, "task_id")
 
 
-EXPECTED: dict[metrics.Metric, tuple[Callable[[Listener], Any], Any]] = {
+EXPECTED: dict[metrics.Metric, tuple[Callable[[StatsdServer], Any], Any]] = {
     metrics.SUBMISSIONS: (
         by_task(metrics.SUBMISSIONS),
         {"on_worker": 1, "deferred": 1, "fails": 1, "reattaches": 1, "succeeds_twice": 1, "is_replaced": 2},
@@ -232,25 +199,25 @@ EXPECTED: dict[metrics.Metric, tuple[Callable[[Listener], Any], Any]] = {
 
 
 @pytest.mark.parametrize("metric", EXPECTED, ids=lambda metric: metric.name)
-def test_metric(observed: tuple[Listener, ObservedHead], metric: metrics.Metric):
+def test_metric(observed: Observed, metric: metrics.Metric):
     """The metric has arrived with the values of the run."""
     total, expected = EXPECTED[metric]
 
-    assert total(observed[0]) == expected
+    assert total(observed.stats) == expected
 
 
-def test_package_bytes(observed: tuple[Listener, ObservedHead]):
+def test_package_bytes(observed: Observed):
     """The first task sends the package, and the second one saves the bytes of its files."""
-    listener, head = observed
+    listener, head = observed.stats, observed.head
     [package] = head.packages.values()
 
     assert listener.totals(metrics.PACKAGE_BYTES_SENT, "task_id") == {"on_worker": len(package)}
     assert listener.totals(metrics.PACKAGE_BYTES_SAVED, "task_id") == {"deferred": len("print('training')\n" * 100)}
 
 
-def test_requests(observed: tuple[Listener, ObservedHead]):
+def test_requests(observed: Observed):
     """Every request of workers and triggerer is counted, but those during which a worker was killed."""
-    listener, head = observed
+    listener, head = observed.stats, observed.head
     expected = head.endpoints() - Counter({"get_job": head.kills})
 
     assert head.kills == 2
@@ -258,9 +225,9 @@ def test_requests(observed: tuple[Listener, ObservedHead]):
     assert set(listener.totals(metrics.REQUESTS, "conn_id")) == {"ray_jobs_default"}
 
 
-def test_watch(observed: tuple[Listener, ObservedHead]):
+def test_watch(observed: Observed):
     """The triggerer watched one job, with an interval, and none at the end."""
-    listener, _ = observed
+    listener = observed.stats
     hosts = {socket.gethostname()}
 
     watched, intervals = listener.values(metrics.WATCHED_JOBS), listener.values(metrics.WATCH_INTERVAL)
@@ -270,12 +237,46 @@ def test_watch(observed: tuple[Listener, ObservedHead]):
     assert {tags["hostname"] for tags, _ in watched + intervals} == hosts
 
 
-def test_table_has_no_other_metric(observed: tuple[Listener, ObservedHead]):
+def test_table_has_no_other_metric(observed: Observed):
     """What has arrived is the table, with the tags of the table. A team is only in a deployment with teams."""
-    listener, _ = observed
+    listener = observed.stats
     for metric in metrics.METRICS:
         tags = {name for given, _ in listener.values(metric) for name in given}
         assert tags == {*metric.tags} - {"team_name"}, metric.name
-    sent = {re.split("[,:]", line)[0].removeprefix("airflow.") for line in listener._lines}
+    sent = {re.split("[,:]", line)[0].removeprefix("airflow.") for line in listener.lines}
     names = {name for name in sent if name.startswith(("ray_jobs.", "resumable_job."))}
     assert names == {metric.name for metric in metrics.METRICS}
+
+
+def test_spans(observed: Observed):
+    """Spans of workers are under the span of the task, those of the triggerer under the span of the trigger."""
+    spans = observed.spans
+
+    # two workers were killed before they sent the spans of their submissions
+    submitters = ("on_worker", "deferred", "fails", "succeeds_twice", "is_replaced")
+    assert spans.parents_of("ray_jobs.submit") == {f"worker.{task}" for task in submitters}
+    waiters = ("on_worker", "fails", "reattaches", "succeeds_twice", "is_replaced")
+    assert spans.parents_of("ray_jobs.wait") == {"trigger.deferred", *(f"worker.{task}" for task in waiters)}
+    # a retry that takes the success of the first try reads the log without a wait
+    assert spans.parents_of("ray_jobs.read_log") == {"ray_jobs.wait", "worker.deferred", "worker.succeeds_twice"}
+
+
+def test_driver_continues_the_trace(observed: Observed):
+    """The environment of a driver names the span of its submission."""
+    submitted = {span.span_id.hex() for span in observed.spans.named("ray_jobs.submit")}
+    environments = [job["runtime_env"]["env_vars"] for job in observed.head.jobs.values() if "runtime_env" in job]
+    given = [environment["TRACEPARENT"].split("-")[2] for environment in environments]
+
+    assert len(given) == 7
+    assert len(submitted) == 5
+    assert submitted < {*given}
+
+
+def test_retry_links_to_the_first_try(observed: Observed):
+    """The span of the retry that follows a job links to that of the try that submitted it, which was killed."""
+    retry = observed.spans.named("worker.reattaches")
+    links = [link for span in retry for link in span.links]
+
+    [link] = links
+    assert link.trace_id == retry[0].trace_id
+    assert link.span_id not in {span.span_id for span in retry}
