@@ -13,6 +13,7 @@ from airflow.sdk import DAG
 
 from airflow_provider_rayjobs.cleanup import RayJobCleanupOperator
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
+from airflow_provider_rayjobs.task.attempts import HAS_STORE
 
 JOB: dict[str, Any] = {"entrypoint": "true", "poll_interval": 0.5}
 PACKAGE = {"working_dir": str(Path(__file__).parent / "package")}
@@ -34,14 +35,17 @@ with DAG(
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
     default_args={"retry_delay": timedelta(seconds=1), "trigger_rule": "all_done"},
 ):
-    tasks = [
+    tasks: list[Any] = [
         RayJobSubmitOperator(task_id="on_worker", runtime_env=PACKAGE, **JOB),
         RayJobSubmitOperator(task_id="deferred", deferrable=True, runtime_env=PACKAGE, **JOB),
         RayJobSubmitOperator(task_id="fails", **JOB),
-        RayJobSubmitOperator(task_id="reattaches", metadata=process_id, retries=1, **JOB),
-        RayJobSubmitOperator(task_id="succeeds_twice", post_execute=fail_once, retries=1, **JOB),
         RayJobCleanupOperator(task_id="cleans_up", grace_period=0, recheck_delay=0),
-        RayJobSubmitOperator(task_id="is_replaced", metadata=process_id, **JOB),
     ]
+    if HAS_STORE:
+        tasks += [
+            RayJobSubmitOperator(task_id="reattaches", metadata=process_id, retries=1, **JOB),
+            RayJobSubmitOperator(task_id="succeeds_twice", post_execute=fail_once, retries=1, **JOB),
+            RayJobSubmitOperator(task_id="is_replaced", metadata=process_id, **JOB),
+        ]
     for before, after in pairwise(tasks):
         before >> after
