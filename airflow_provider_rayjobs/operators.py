@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import BaseOperator, conf, context_to_airflow_vars
 
-from airflow_provider_rayjobs import links, masking, tracing
+from airflow_provider_rayjobs import lineage, links, masking, tracing
 from airflow_provider_rayjobs.exceptions import RayJobNotFoundError, RayJobNotTerminalError
 from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
 from airflow_provider_rayjobs.in_job import NONCE_VARIABLE, stored_name
@@ -34,6 +34,7 @@ from airflow_provider_rayjobs.task.text_templates import RendersText
 
 if TYPE_CHECKING:
     import jinja2
+    from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context, ObjectStoragePath, XComArg
 
     from airflow_provider_rayjobs.jobs.packages.local_code import GeneratedModule, LocalCode
@@ -56,7 +57,8 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
 
     The driver's environment has Airflow's ``AIRFLOW_CTX_...`` variables, ``RAY_JOB_SUBMISSION_ID`` and
     ``RAY_JOB_NONCE``, which marks the messages of :mod:`~airflow_provider_rayjobs.in_job`. If Airflow's tracing is on,
-    it also has ``TRACEPARENT``, unless ``env_vars`` set it. The metadata of the job has ``airflow_dag_id``,
+    it also has ``TRACEPARENT``, unless ``env_vars`` set it; likewise ``OPENLINEAGE_PARENT_ID`` and
+    ``OPENLINEAGE_ROOT_PARENT_ID`` with Airflow's OpenLineage provider. The metadata of the job has ``airflow_dag_id``,
     ``airflow_run_id``, ``airflow_task_id``, ``airflow_map_index``, ``airflow_try_number``, ``airflow_max_tries``,
     ``airflow_run_start_date``, ``airflow_clear_number``, ``airflow_logical_date``, and ``airflow_deployment`` and
     ``airflow_may_outlive_task`` for
@@ -207,6 +209,7 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
         self.package_storage = package_storage
         self.return_result = return_result
         self._kill_switch = KillSwitch()
+        self._job: tuple[str, str, str] | None = None
 
     def _do_render_template_fields(
         self,
@@ -251,6 +254,14 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
     def on_kill(self) -> None:
         """Stop the job within a few seconds. Airflow calls this from a signal handler, in the middle of ``execute``."""
         self._kill_switch.kill()
+
+    def note_job(self, submission_id: str, address: str, url: str) -> None:
+        """Note which job a try has seen to, for lineage."""
+        self._job = submission_id, address, url
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:  # noqa: ARG002
+        """Describe the job. The OpenLineage provider calls this after the task has succeeded or failed."""
+        return lineage.describe_job(self.entrypoint, self._job)
 
     def settings(self) -> Settings:
         """
@@ -352,7 +363,9 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
         if traceparent := tracing.traceparent():
             env_vars[tracing.VARIABLE] = traceparent
         nonce = nonce or new_nonce()
-        env_vars |= runtime_env.get("env_vars") or {}
+        given = runtime_env.get("env_vars") or {}
+        env_vars |= lineage.parent_variables(context["ti"], given)
+        env_vars |= given
         env_vars[NONCE_VARIABLE] = nonce
         return build_submission(
             template_values.as_entrypoint(self.entrypoint),

@@ -108,6 +108,8 @@ class SubmitTask(Protocol):
 
     def read_stored_result(self, nonce: str, limit: int) -> bytes: ...
 
+    def note_job(self, submission_id: str, address: str, url: str) -> None: ...
+
     def defer(self, *, trigger: BaseTrigger, method_name: str) -> NoReturn: ...
 
 
@@ -176,6 +178,7 @@ class Boundary:
             if self.state not in (State.DEFERRED, State.RELEASED):
                 self._enter(State.DONE)
                 self._push_progress()
+            self._note_job()
             for client in self._clients.values():
                 client.close()
 
@@ -228,6 +231,11 @@ class Boundary:
                 progress = self.reader.progress
                 value = {"done": progress.done, "total": progress.total, "text": str(redact(progress.text))}
                 self.context["ti"].xcom_push(key="progress", value=value)
+
+    def _note_job(self) -> None:
+        if self._target is not None and self._store is not None and self._store.record is not None:
+            name, cluster = self._record.submission_id, self._target.cluster
+            self.task.note_job(name, cluster.address, cluster.job_url(name))
 
     def _deliver(self) -> str:
         self._update(accepted=True, delivered=True)
