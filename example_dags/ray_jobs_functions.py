@@ -1,4 +1,4 @@
-"""Train a model for each of several parameters on a Ray cluster, pick the best, and register it: with functions."""
+"""Train a model for each of several parameters on a Ray cluster, pick the best, and publish it: with functions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import statistics
 from typing import Any
 
 import pendulum
-from airflow.sdk import dag, task
+from airflow.sdk import Asset, dag, task
+
+from airflow_provider_rayjobs.in_job import add_asset_extra
 
 
 @dag(
@@ -52,8 +54,10 @@ def ray_jobs_functions() -> None:
     def best(models: Any) -> dict[str, Any]:
         return min(models, key=lambda model: float(model["error"]))
 
-    @task.ray_job
+    @task.ray_job(outlets=[Asset("smoothing_model")])
     def register(model: Any) -> str:
+        # appears in the asset's events, with the submission id
+        add_asset_extra({"alpha": model["alpha"]})
         print(f"Registered the model with alpha {model['alpha']}.")
         return f"smoothing-{model['alpha']}"
 

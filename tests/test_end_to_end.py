@@ -328,16 +328,7 @@ def test_example_dag_succeeds(airflow: LocalAirflow, client: RayJobsClient, dag_
             assert sorted(job.metadata["airflow_try_number"] for job in jobs) == ["1", "2"]
             assert "try 2" in airflow.log_text(dag_id, run.run_id, "train", 2).splitlines()
         case "ray_jobs_functions" | "ray_jobs_functions_deferred":
-            models = [run.xcoms("train", map_index) for map_index in range(3)]
-            best = min((model["return_value"] for model in models), key=lambda model: model["error"])
-            assert [model["alpha"] for model in models] == [0.1, 0.5, 0.9], "a dictionary has several outputs"
-            assert run.xcoms("register")["return_value"] == f"smoothing-{best['alpha']}"
-            assert f"Registered the model with alpha {best['alpha']}." in run.log("register").splitlines()
-            assert "##ray_job" not in run.logs()
-            job = client.get_job(run.xcoms("train", 1)["submission_id"])
-            assert (job.metadata["job_name"], job.runtime_env["env_vars"]["RAY_JOB_NONCE"]) == (
-                "train 1", job.metadata["submission_nonce"],
-            )  # fmt: skip
+            _check_functions(run, client)
         case "ray_jobs_progress" | "ray_jobs_progress_deferred":
             assert run.xcoms("train")["progress"] == {"done": 5, "total": 5, "text": "loss 0.328"}
             assert abs(run.xcoms("train")["return_value"] - 0.8**5) < 1e-9
@@ -352,6 +343,22 @@ def test_example_dag_succeeds(airflow: LocalAirflow, client: RayJobsClient, dag_
             assert "day 20260102 try 1" in run.log("native").splitlines()
             assert (job.metadata["day"], job.metadata["job_name"]) == ("20260102", "20260102")
             assert job.runtime_env["env_vars"]["DAY"] == "20260102"
+
+
+def _check_functions(run: DagRun, client: RayJobsClient) -> None:
+    models = [run.xcoms("train", map_index) for map_index in range(3)]
+    best = min((model["return_value"] for model in models), key=lambda model: model["error"])
+    assert [model["alpha"] for model in models] == [0.1, 0.5, 0.9], "a dictionary has several outputs"
+    assert run.xcoms("register")["return_value"] == f"smoothing-{best['alpha']}"
+    assert f"Registered the model with alpha {best['alpha']}." in run.log("register").splitlines()
+    assert "##ray_job" not in run.logs()
+    events = run.airflow.api("GET", "/assets/events", params={"source_run_id": run.run_id})["asset_events"]
+    registered = run.xcoms("register")["submission_id"]
+    assert [event["extra"] for event in events] == [{"submission_id": registered, "alpha": best["alpha"]}]
+    job = client.get_job(run.xcoms("train", 1)["submission_id"])
+    assert (job.metadata["job_name"], job.runtime_env["env_vars"]["RAY_JOB_NONCE"]) == (
+        "train 1", job.metadata["submission_nonce"],
+    )  # fmt: skip
 
 
 def test_pool_limits_the_running_jobs(airflow: LocalAirflow, client: RayJobsClient):

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout, TaskDeferred
-from airflow.sdk import DAG
+from airflow.sdk import DAG, Asset
+from airflow.sdk.execution_time.context import OutletEventAccessors
 from airflow.sdk.log import mask_secret
 from stand_in_head import StandInHead
 
@@ -337,6 +338,31 @@ def fire(trigger: RayJobTrigger) -> dict[str, Any]:
 
     [event] = asyncio.run(run())
     return json.loads(json.dumps(event.payload))
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_extra_of_asset_events(head: StandInHead, waits: bool):
+    """The event of each outlet that is an asset has the submission id, and what the program has added."""
+    added = ({"submission_id": "mine", "rows": 3}, {"day": "x"})
+
+    def end(_: int) -> None:
+        for job in head.jobs.values():
+            job |= {"status": "SUCCEEDED", "driver_node_id": "node-1", "end_time": job["start_time"] + 1}
+            lines = [f"##ray_job {job['metadata']['submission_nonce']} extra {json.dumps(each)}\n" for each in added]
+            head.log = "".join(lines).encode()
+
+    head.on_poll = end
+    first, second = Asset("first"), Asset("second")
+    events: Any = OutletEventAccessors()
+    events[first].extra["earlier"] = 1  # as ``pre_execute`` may do
+    operator = RayJobSubmitOperator(
+        task_id="t", entrypoint="true", outlets=[first, second, "no asset"], wait_for_completion=waits
+    )
+    job = operator.execute(try_from(0, Store()) | {"outlet_events": events})
+
+    extra = {"submission_id": job} | ({"rows": 3, "day": "x"} if waits else {})
+    assert (events[first].extra, events[second].extra) == (extra | {"earlier": 1}, extra)
+    assert len(events) == 2
 
 
 @needs_store

@@ -1,5 +1,5 @@
 """
-Messages from a Ray job to its Airflow task: a result, and progress.
+Messages from a Ray job to its Airflow task: a result, progress, and facts for the events of its outlets.
 
 ::
 
@@ -18,6 +18,7 @@ protect from the job's own program, which knows it::
 
     ##ray_job <nonce> result <JSON>
     ##ray_job <nonce> progress {"done": 3, "total": 10, "text": "epoch 3"}
+    ##ray_job <nonce> extra {"rows": 1000}
     ##ray_job <nonce> part <id> <number>/<count> <CRC 32 of the whole> <a part of "result <JSON>">
 
 Each line is one write of at most 4096 bytes, which other processes and threads cannot interrupt. So their output may
@@ -45,6 +46,8 @@ SKIP_EXIT_CODE = 99
 FAIL_EXIT_CODE = 98
 # Most bytes of a result as JSON. Characters beyond ASCII count as six or twelve.
 MAX_RESULT_SIZE = 1024 * 1024
+# Most bytes of what is added to an asset event at once. Airflow shows it in lists of events.
+_MAX_EXTRA_SIZE = 64 * 1024
 # Most levels of lists and dictionaries. Airflow 3.3 accepts some more in an XCom, and integers of 64 bits.
 _MAX_DEPTH = 200
 # PIPE_BUF of Linux. One write of so many bytes is atomic, also to a pipe.
@@ -111,6 +114,21 @@ def report_progress(done: float, total: float | None = None, text: str = "") -> 
     # no program fails because of its progress: a number that is not finite is not sent
     with contextlib.suppress(ResultError):
         _progress.report(to_json({"done": done, "total": total, "text": text}, "progress"))
+
+
+def add_asset_extra(extra: dict[str, Any]) -> None:
+    """
+    Add to the ``extra`` of the asset events that the task's outlets cause. Later calls add to earlier ones.
+
+    :param extra: a dictionary with text as keys and JSON as values.
+    :raises ResultError: it is no such dictionary, or has more than 64 KiB as JSON.
+    """
+    if not isinstance(extra, dict):
+        raise ResultError(f"extra is of type {type_name(extra)}, not a dictionary.")
+    text = to_json(extra, "extra")
+    if len(text) > _MAX_EXTRA_SIZE:
+        raise ResultError(f"extra has {len(text)} bytes, and at most {_MAX_EXTRA_SIZE} can be sent. Return the rest.")
+    send("extra", text)
 
 
 def _plain(number: Any) -> float:

@@ -94,6 +94,7 @@ class SubmitTask(Protocol):
     durable: bool
     stop_on_kill: bool | str | None
     execution_timeout: timedelta | None
+    outlets: list[Any]
 
     @property
     def log(self) -> Any: ...
@@ -239,7 +240,16 @@ class Boundary:
 
     def _deliver(self) -> str:
         self._update(accepted=True, delivered=True)
+        self._describe_outlets()
         return self._record.submission_id
+
+    def _describe_outlets(self) -> None:
+        """Add the job, and what its program wants to say, to the events of the task's outlets."""
+        extra = self.reader.messages.extra if self.reader else {}
+        events: Any = self.context.get("outlet_events")
+        for outlet in self.task.outlets:
+            with suppress(Exception):  # not an asset
+                events[outlet].extra.update(extra, submission_id=self._record.submission_id)
 
     def _open_store(self, event: Mapping[str, Any] | None = None) -> None:
         """Read the job record. If there is none to read, the trigger's event or an XCom names a resumed job."""

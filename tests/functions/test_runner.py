@@ -407,6 +407,23 @@ def test_messages_can_be_imported_at_the_top_of_the_file(tmp_path: Path):
     assert ended.messages.progresses == 2, "a process sends one a second, and the last one"
 
 
+def test_asset_extra(tmp_path: Path):
+    """What a function adds in several calls is one dictionary, and what is no JSON is its error."""
+    top = "from airflow_provider_rayjobs.in_job import add_asset_extra\n"
+    body = "add_asset_extra({'rows': 1, 'day': 'x'})\n    add_asset_extra({'rows': 2})"
+    ended = run(load(tmp_path, f"{top}@on_ray\ndef f():\n    {body}").f, tmp_path)
+    assert ended.messages.extra == {"rows": 2, "day": "x"}
+
+    for wrong, message in (
+        ("{'rows': {1}}", 'extra["rows"] is of type set'),
+        ("{'a': 'x' * 70_000}", "has 70008 bytes"),
+        ("['rows']", "extra is of type list, not a dictionary."),
+    ):
+        failed = run(load(tmp_path, f"{top}@on_ray\ndef f():\n    add_asset_extra({wrong})").f, tmp_path)
+        assert failed.exit_code == 98
+        assert message in failed.messages.failure.message
+
+
 @pytest.mark.parametrize("top", [True, False])
 def test_messages_of_a_pickled_function(tmp_path: Path, top: bool):
     """A pickled function reports progress, too, without this package on the cluster."""

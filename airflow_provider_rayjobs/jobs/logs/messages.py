@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from airflow_provider_rayjobs.in_job import MAX_RESULT_SIZE
+from airflow_provider_rayjobs.in_job import MAX_RESULT_SIZE, check
 from airflow_provider_rayjobs.jobs.steps import LogSink
 
 _MARK = b"##ray_job "
@@ -106,6 +106,7 @@ class JobMessages:
     :param results: the number of whole results.
     :param broken: the number of messages that are not whole: of a program that was killed, or of a full disk.
     :param progresses: the number of progress messages.
+    :param extra: what the program added to the events of the task's outlets.
     """
 
     result: Result | StoredResult | None = None
@@ -114,6 +115,7 @@ class JobMessages:
     progress: Progress | None = None
     progresses: int = 0
     failure: FunctionFailure | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
 
     def take(self, kind: str, content: bytes) -> None:
         """Take a whole message."""
@@ -134,6 +136,10 @@ class JobMessages:
                     self.progresses += 1
                 case "error":
                     self.failure = _failure_of(_load(content))
+                case "extra":
+                    added = dict(_load(content))
+                    check(added, "extra")  # a program in another language did not
+                    self.extra.update(added)
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             self.broken += 1
 

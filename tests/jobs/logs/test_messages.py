@@ -106,6 +106,8 @@ def test_messages_between_the_output_of_others(texts: list[str], size: int, chun
         (LINE.replace(b"result", b"progress") + b'{"done": 1, "total": true}\n', 0, 1),
         (LINE.replace(b"result", b"progress") + b'{"done": 1%s}\n' % (b"0" * 400), 0, 1),
         (LINE.replace(b"result", b"progress") + b'{"done": 1, "total": 1e999}\n', 0, 1),
+        (LINE.replace(b"result", b"extra") + b"[1]\n", 0, 1),
+        (LINE.replace(b"result", b"extra") + b'{"rows": 1%s}\n' % (b"0" * 20), 0, 1),
         (LINE.replace(b"result", b"error") + b"{}\n", 0, 1),
         (LINE.replace(b"result", b"error") + b'{"function":"f","types":[],"message":"","traceback":""}\n', 0, 1),
         (LINE.replace(b"result", b"stored") + b'{"kind":"result","size":1e999,"sha256":""}\n', 0, 1),
