@@ -36,7 +36,9 @@ _LOCAL_TOKEN_FILE = "~/.ray/auth_token"  # noqa: S105  (a path)
 # The type of each extra. A connection URI has every value as text: an object as JSON, a number as digits.
 _TEXT, _OBJECT, _SECONDS = "text", "a JSON object with text values", "a number of seconds"
 EXTRAS = {
-    **dict.fromkeys(("base_path", "dashboard_url", "token", "token_file", "token_header", "auth"), _TEXT),
+    **dict.fromkeys(
+        ("base_path", "dashboard_url", "history_url", "token", "token_file", "token_header", "auth"), _TEXT
+    ),
     **dict.fromkeys(("client_cert", "client_key", "client_key_password", "proxy"), _TEXT),
     **dict.fromkeys(("headers", "auth_kwargs"), _OBJECT),
     **dict.fromkeys(("connect_timeout", "read_timeout"), _SECONDS),
@@ -58,6 +60,7 @@ class Cluster:
     :param access: credentials and TLS settings, without ``auth``.
     :param auth: the user's subclass of ``httpx.Auth``, as ``module.Class``.
     :param auth_kwargs: the arguments of that class.
+    :param history_url: the template of a job's page that outlives the cluster.
     :param is_local_token: whether the token is that of Ray's local clusters, which must stay on this machine.
     """
 
@@ -66,13 +69,14 @@ class Cluster:
     access: Access = field(default_factory=Access)
     auth: str | None = None
     auth_kwargs: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
+    history_url: str = ""
     is_local_token: bool = False
 
     def at(self, address: str) -> Cluster:
         """Return a cluster with these credentials at another address. A token of this machine is not sent elsewhere."""
         if address == self.address:
             return self
-        moved = replace(self, address=address, dashboard_url=address)
+        moved = replace(self, address=address, dashboard_url=address, history_url="")
         if self.is_local_token and not _stays_on_this_machine(address):
             return replace(moved, access=replace(self.access, token_file=None), is_local_token=False)
         return moved
@@ -80,6 +84,10 @@ class Cluster:
     def job_url(self, submission_id: str) -> str:
         """Return the address of a job's page in the Ray dashboard."""
         return f"{self.dashboard_url}/#/jobs/{submission_id}"
+
+    def job_history_url(self, submission_id: str, session: str | None) -> str:
+        """Return the address of a job's page that outlives the cluster."""
+        return _fill_in(self.history_url, submission_id, session or "")
 
     def full_access(self) -> Access:
         """
@@ -211,10 +219,29 @@ def _cluster_of(connection: Connection, extra: Mapping[str, Any]) -> Cluster:
     return Cluster(
         address,
         dashboard_url=check_address(extra.get("dashboard_url") or address),
+        history_url=_check_history_url(extra.get("history_url", "")),
         access=access,
         auth=extra.get("auth"),
         auth_kwargs=extra.get("auth_kwargs", {}),
     )
+
+
+def _check_history_url(template: str) -> str:
+    """Return a template, or raise :class:`ValueError` if it is no http or https URL with known fields."""
+    example = _fill_in(template, "job", "session")
+    with suppress(ValueError):
+        parts = urlsplit(example)
+        is_url = parts.scheme in ("http", "https") and parts.hostname and not parts.username
+        if not template or (is_url and not {"{", "}"} & {*example}):
+            return template
+    raise ValueError(
+        "extra history_url is not usable. Give an http or https URL with {submission_id} and, if it needs the name of "
+        "Ray's session, {session}."
+    )
+
+
+def _fill_in(template: str, submission_id: str, session: str) -> str:
+    return template.replace("{submission_id}", submission_id).replace("{session}", session)
 
 
 def _access_of(connection: Connection, extra: Mapping[str, Any]) -> Access:

@@ -117,6 +117,9 @@ def _connection_fields() -> dict[str, Any]:
         "dashboard_url": _field(
             "Dashboard URL", "If browsers need another URL than workers, e.g. https://ray.example.com/team-a."
         ),
+        "history_url": _field(
+            "History URL", "Of an ended job's page, e.g. https://history.example.com/#/jobs/{submission_id}."
+        ),
         "token": _field("Ray token", "Only with a login. Without one, the token is the password.", format="password"),
         "token_file": _field(
             "Ray token file",

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from airflow.sdk.types import TaskInstanceKey
 
 # Airflow stores the link under this key when the task ends. The operator pushes the link before it waits, so that
-# the button works while the job runs.
+# the button works while the job runs. Airflow runs no code when a user clicks: so it is the worker that replaces the
+# link with that of the connection's ``history_url``, when the try ends.
 XCOM_KEY = "ray_job_link"
 
 

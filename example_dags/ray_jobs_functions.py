@@ -34,6 +34,7 @@ def ray_jobs_functions() -> None:
         job_name="train {{ ti.map_index }}",
         entrypoint_memory=lambda context: 64 * 1024**2 * context["ti"].try_number,
         retries=1,
+        map_index_template="alpha {{ task.op_kwargs['alpha'] }}",
     )
     def train(rows: list[dict[str, Any]], alpha: float) -> dict[str, Any]:
         # Ray is imported where it is needed: the workers of Airflow do not have it.

@@ -21,11 +21,14 @@ with DAG(
 
     @task
     def commands(params: Any = None) -> list[list[str]]:  # Airflow passes the params of the DAG run
-        return [["python", "-c", f"print('learning rate', {rate})"] for rate in params["rates"]]
+        return [
+            ["python", "-c", "import sys; print('learning rate', sys.argv[1])", str(rate)] for rate in params["rates"]
+        ]
 
     RayJobSubmitOperator.partial(
         task_id="train",
         job_name="sweep {{ ti.map_index }}",
+        map_index_template="rate {{ task.entrypoint[-1] }}",  # what the list of instances shows, instead of numbers
         max_active_tis_per_dag=2,  # at most two jobs at the same time
     ).expand(entrypoint=commands())
 # END sweep

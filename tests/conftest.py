@@ -61,6 +61,8 @@ def airflow(ray_head: RayHead, tmp_path_factory: pytest.TempPathFactory) -> Iter
         "ray_jobs_unreachable": {"conn_type": "ray_jobs", "host": "127.0.0.1", "port": 9},
         "ray_jobs_dashboard_url": connection_to(ray_head)["ray_jobs_default"]
         | {"extra": {"dashboard_url": "https://ray.example.com/team-a/"}},
+        "ray_jobs_history": connection_to(ray_head)["ray_jobs_default"]
+        | {"extra": {"history_url": "https://history.example.com/{session}/#/jobs/{submission_id}"}},
     }
     with LocalAirflow(dags, connections) as running:
         yield running

@@ -87,6 +87,10 @@ def test_fields_make_the_address(fields: dict[str, Any], address: str | None):
             {"host": "head:nine"}, "host is not an address. Give a host name or a URL", id="port is no number"
         ),
         pytest.param({"host": "head", "extra": {"dashboard_url": "x"}}, "'x' is not the address", id="dashboard_url"),
+        *(
+            pytest.param({"host": "head", "extra": {"history_url": url}}, "extra history_url is not usable", id=url)
+            for url in ("history/{submission_id}", "https://history/{job}", "https://[", "https://me:secret@history/")
+        ),
         pytest.param(
             {"host": "head", "password": "secret", "extra": {"token": "secret"}},
             "password and extra token both contain a token",
@@ -313,6 +317,17 @@ def test_job_url_uses_the_dashboard_url():
     assert cluster.job_url("job-1") == "https://ray.example.com/a/#/jobs/job-1"
 
 
+def test_job_history_url():
+    """The link to an ended job is made of ``history_url``. A job that is at another address has none."""
+    url = "https://history.example.com/{session}/?a=b#/jobs/{submission_id}"
+    cluster = parse_connection(connection(host="head", extra={"history_url": url}))
+
+    assert cluster.job_history_url("job-1", "session_1") == "https://history.example.com/session_1/?a=b#/jobs/job-1"
+    assert cluster.job_history_url("job-1", None) == "https://history.example.com//?a=b#/jobs/job-1"
+    assert cluster.at("http://head:8265").history_url == url
+    assert cluster.at("http://other:8265").history_url == ""
+
+
 def test_extra_that_is_not_a_json_object_is_refused():
     """An extra that is not a JSON object is an error that does not quote it. Airflow would ignore the extra."""
     with pytest.raises(ValueError, match="connection mine: extra is not a JSON object") as caught:
@@ -337,13 +352,14 @@ FIELDS = {
         "token": "rays token", "headers": {"X-Tenant": "tenant-a"}, "verify": "off", "proxy": "http://u:p%40ss@proxy:3128",
         "connect_timeout": 5, "read_timeout": 60.5, "base_path": "/team-a",
         "dashboard_url": "https://public.example.com", "token_header": "X-Ray-Authorization",
+        "history_url": "https://history/{submission_id}",
     },
 }  # fmt: skip
 URI = (
     "ray-jobs://me:its%20password@ray.example.com:8443/https?token=rays+token&headers=%7B%22X-Tenant%22%3A%22tenant-a%22%7D"
     "&verify=off&proxy=http%3A%2F%2Fu%3Ap%2540ss%40proxy%3A3128&connect_timeout=5&read_timeout=60.5"
     "&base_path=team-a&dashboard_url=https%3A%2F%2Fpublic.example.com"
-    "&token_header=X-Ray-Authorization"
+    "&token_header=X-Ray-Authorization&history_url=https%3A%2F%2Fhistory%2F%7Bsubmission_id%7D"
 )
 
 
@@ -367,6 +383,7 @@ def test_fields_json_and_uri_are_equivalent(given: Connection):
     assert cluster == Cluster(
         "https://ray.example.com:8443/team-a",
         dashboard_url="https://public.example.com",
+        history_url="https://history/{submission_id}",
         access=Access(
             token="rays token",
             token_header="X-Ray-Authorization",

@@ -51,6 +51,11 @@ class DagRun:
     def xcoms(self, task_id: str, map_index: int = -1) -> dict[str, Any]:
         return self.airflow.xcoms(self.dag_id, self.run_id, task_id, map_index)
 
+    def map_names(self, task_id: str) -> list[str]:
+        """What the web UI shows for the instances of a mapped task."""
+        tasks = [task for task in self.airflow.task_instances(self.dag_id, self.run_id) if task["task_id"] == task_id]
+        return [task["rendered_map_index"] for task in sorted(tasks, key=lambda task: task["map_index"])]
+
     def links(self, task_id: str, map_index: int = -1) -> dict[str, str | None]:
         return self.airflow.links(self.dag_id, self.run_id, task_id, map_index)
 
@@ -150,13 +155,14 @@ def test_stopped_job_fails_task(run: DagRun, mode: str):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_link_is_the_same_while_job_runs_and_afterwards(run: DagRun, ray_head: RayHead, mode: str):
-    """The link ``Ray job`` leads to the job's page in the dashboard, before and after the job ends."""
+def test_link_and_status(run: DagRun, client: RayJobsClient, mode: str):
+    """The link leads to the job's page in the dashboard, and after the end to ``history_url``. XCom has the status."""
     task_id = f"is_stopped_{mode}"
-    address = f"{ray_head.address}/#/jobs/{run.xcoms(task_id)['submission_id']}"
+    job, session = run.xcoms(task_id)["submission_id"], client.get_version().session_name
 
-    assert run.links_while_running[task_id] == {"Ray job": address}
-    assert run.links(task_id) == {"Ray job": address}
+    assert run.links_while_running[task_id] == {"Ray job": f"{client.address}/#/jobs/{job}"}
+    assert run.links(task_id) == {"Ray job": f"https://history.example.com/{session}/#/jobs/{job}"}
+    assert run.xcoms(task_id)["job_status"] == "STOPPED"
 
 
 def test_job_metadata_and_driver_environment_identify_task_instance(run: DagRun, client: RayJobsClient):
@@ -313,6 +319,7 @@ def test_example_dag_succeeds(airflow: LocalAirflow, client: RayJobsClient, dag_
             assert rates == [1, 1, 1]
             assert [job.metadata["job_name"] for job in jobs] == ["sweep 0", "sweep 1", "sweep 2"]
             assert "-m2-try1-" in jobs[2].submission_id
+            assert run.map_names("train") == ["rate 0.1", "rate 0.01", "rate 0.001"]
         case "ray_jobs_local_code":
             log = run.log("report")
             [line] = [line for line in log.splitlines() if "package _ray_pkg_" in line]
@@ -352,6 +359,7 @@ def _check_functions(run: DagRun, client: RayJobsClient) -> None:
     assert run.xcoms("register")["return_value"] == f"smoothing-{best['alpha']}"
     assert f"Registered the model with alpha {best['alpha']}." in run.log("register").splitlines()
     assert "##ray_job" not in run.logs()
+    assert run.map_names("train") == ["alpha 0.1", "alpha 0.5", "alpha 0.9"]
     events = run.airflow.api("GET", "/assets/events", params={"source_run_id": run.run_id})["asset_events"]
     registered = run.xcoms("register")["submission_id"]
     assert [event["extra"] for event in events] == [{"submission_id": registered, "alpha": best["alpha"]}]

@@ -365,6 +365,39 @@ def test_extra_of_asset_events(head: StandInHead, waits: bool):
     assert len(events) == 2
 
 
+def test_what_xcom_tells_of_a_job(head: StandInHead, monkeypatch: pytest.MonkeyPatch):
+    """A flush of the log pushes status and progress; the end pushes them again, and the link of ``history_url``."""
+    extra = {"history_url": "https://history/{session}/{submission_id}"}
+    fields = {"conn_type": "ray_jobs", "host": head.address, "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_RAY_JOBS_DEFAULT", json.dumps(fields))
+    pushed: dict[str, Any] = {}
+    store, arguments = Store(), {"log_flush_interval": 0.1, "fetch_logs": "live"}
+    given = try_from(0, store)
+    given["ti"].xcom_push = given["ti"].xcom_pull = lambda key, value=None, **_: pushed.update({key: value}) or value
+
+    def advance(status: str, done: int) -> None:
+        [job] = head.jobs.values()
+        job |= {"status": status, "driver_node_id": "node-1", "end_time": job["start_time"] + 1}
+        head.log += f'line\n##ray_job {job["metadata"]["submission_nonce"]} progress {{"done": {done}}}\n'.encode()
+
+    trigger = defer(deferrable(**arguments), given)
+    [job] = head.jobs
+    page = f"{head.address}/#/jobs/{job}"
+    assert (pushed.pop("ray_job_link"), "job_status" in pushed) == (page, False)
+
+    advance("RUNNING", 3)
+    event = fire(trigger)
+    with pytest.raises(TaskDeferred):
+        deferrable(**arguments).execute_complete(given, event)
+    assert (pushed["job_status"], pushed["progress"]["done"], "ray_job_link" in pushed) == ("RUNNING", 3, False)
+
+    advance("SUCCEEDED", 5)
+    event = fire(RayJobTrigger(**trigger.serialize()[1]))
+    deferrable(**arguments).execute_complete(given, event)
+    assert (pushed["job_status"], pushed["progress"]["done"]) == ("SUCCEEDED", 5)
+    assert pushed["ray_job_link"] == f"https://history/session_1/{job}"
+
+
 @needs_store
 def test_execution_timeout_of_a_deferred_task(head: StandInHead):
     """``execution_timeout`` counts from the start of the try. At its end the worker stops the job."""

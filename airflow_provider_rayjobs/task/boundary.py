@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout, redact
 
-from airflow_provider_rayjobs import metrics
+from airflow_provider_rayjobs import links, metrics
 from airflow_provider_rayjobs.exceptions import (
     RayJobLostError,
     RayJobNotFoundError,
@@ -141,6 +141,8 @@ class Boundary:
         self._meter = metrics.task_meter(context)
         # seconds from the submission to the last poll that found the job PENDING; ``None`` if unknown
         self._pending_for: float | None = None
+        # of the job, as far as this try has seen it
+        self._status: str | None = None
 
     def guard(self, work: Callable[[], Any]) -> Any:
         """Do the work of a try, and count its outcome. See to a job that may run, whatever breaks."""
@@ -178,7 +180,6 @@ class Boundary:
         finally:
             if self.state not in (State.DEFERRED, State.RELEASED):
                 self._enter(State.DONE)
-                self._push_progress()
             self._note_job()
             for client in self._clients.values():
                 client.close()
@@ -193,6 +194,7 @@ class Boundary:
     def _conclude(self, details: JobDetails) -> Any:
         """Return the submission id or the result of a job that SUCCEEDED, or raise the error for its end."""
         self._enter(State.DONE)
+        self._status = details.status
         self._measure(details)
         ending = self.reader.log.ending if self.reader else NO_ENDING
         messages = self.reader.messages if self.reader else NO_MESSAGES
@@ -225,18 +227,22 @@ class Boundary:
         self._meter.send(metrics.PENDING, 1000 * self._pending_for)
         self._meter.send(metrics.RUNNING, 1000 * max(details.duration - self._pending_for, 0.0))
 
-    def _push_progress(self) -> None:
-        """Push the last progress of the job to XCom. A failure must not replace the outcome of the try."""
-        if self.reader is not None and self.reader.progress is not None:
-            with suppress(Exception):
-                progress = self.reader.progress
-                value = {"done": progress.done, "total": progress.total, "text": str(redact(progress.text))}
-                self.context["ti"].xcom_push(key="progress", value=value)
-
     def _note_job(self) -> None:
-        if self._target is not None and self._store is not None and self._store.record is not None:
-            name, cluster = self._record.submission_id, self._target.cluster
-            self.task.note_job(name, cluster.address, cluster.job_url(name))
+        """Note what the web UI and lineage show of the job. A failure must not replace the outcome of the try."""
+        if self._target is None or self._store is None or self._store.record is None:
+            return
+        name, cluster = self._record.submission_id, self._target.cluster
+        seen: dict[str, Any] = {}
+        self.task.note_job(name, cluster.address, cluster.job_url(name))
+        if self._status is not None:
+            seen["job_status"] = str(self._status)
+        if self.reader is not None and (progress := self.reader.progress) is not None:
+            seen["progress"] = {"done": progress.done, "total": progress.total, "text": str(redact(progress.text))}
+        if self.state is State.DONE and cluster.history_url:
+            seen[links.XCOM_KEY] = cluster.job_history_url(name, self._record.job.session)
+        with suppress(Exception):
+            for key, value in seen.items():
+                self.context["ti"].xcom_push(key=key, value=value)
 
     def _deliver(self) -> str:
         self._update(accepted=True, delivered=True)
@@ -419,6 +425,8 @@ class Boundary:
             name = self._record.submission_id
             stopped = StopResult(True, f"Another task's job has the id {name}. It is left alone.")
         self._enter(State.DONE)
+        if stopped.details is not None:
+            self._status = stopped.details.status
         if stopped.has_ended:
             self.log.info("%s", stopped.summary)
         else:

@@ -95,6 +95,7 @@ class Execution(Boundary):
             details = self._run(self._noting_pending(following))
             note("job.status", details.status)
         if not details.status.is_terminal():
+            self._status = details.status
             self._update(job=self._record.job.seen(details))
             self._defer()
         return self._conclude(details)
@@ -108,6 +109,7 @@ class Execution(Boundary):
         self._pending_for = event.get("pending_for")
         self._update(job=self._record.job.seen(details))
         if not details.status.is_terminal():  # ``log_flush_interval`` has passed
+            self._status = details.status
             if self.reader is not None:
                 self._run(self.reader.read(details, self.settings.logs.flush_interval or 0.0))
             self._defer()

@@ -43,6 +43,7 @@ with DAG(
             task_id=f"is_stopped_{mode}",
             entrypoint="echo waiting; sleep 600",
             deferrable=deferrable,
+            ray_conn_id="ray_jobs_history",
             **QUICK,
         )
     RayJobSubmitOperator(
