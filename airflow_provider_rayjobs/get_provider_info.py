@@ -47,7 +47,12 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "sensors": [{"integration-name": "Ray Jobs", "python-modules": ["airflow_provider_rayjobs.sensors"]}],
-        "triggers": [{"integration-name": "Ray Jobs", "python-modules": ["airflow_provider_rayjobs.triggers"]}],
+        "triggers": [
+            {
+                "integration-name": "Ray Jobs",
+                "python-modules": ["airflow_provider_rayjobs.triggers", "airflow_provider_rayjobs.event_triggers"],
+            }
+        ],
         "task-decorators": [{"class-name": "airflow_provider_rayjobs.decorators.ray_job", "name": "ray_job"}],
         "extra-links": ["airflow_provider_rayjobs.links.RayJobLink"],
         "config": {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -16,7 +18,9 @@ from packaging.version import Version
 from airflow_provider_rayjobs.connection import EXTRAS
 from airflow_provider_rayjobs.exceptions import RayJobNotFoundError
 from airflow_provider_rayjobs.jobs import RayJobsClient
+from airflow_provider_rayjobs.task.attempts import HAS_STORE
 from sandbox.local_airflow import LocalAirflow
+from sandbox.processes import clean_environment
 from sandbox.ray_head import RayHead
 
 pytestmark = [pytest.mark.airflow, pytest.mark.ray]
@@ -367,6 +371,30 @@ def _check_functions(run: DagRun, client: RayJobsClient) -> None:
     assert (job.metadata["job_name"], job.runtime_env["env_vars"]["RAY_JOB_NONCE"]) == (
         "train 1", job.metadata["submission_nonce"],
     )  # fmt: skip
+
+
+@pytest.mark.skipif(
+    not HAS_STORE, reason="the state store of an asset, which came with Airflow 3.3, tells when to begin"
+)
+def test_interactive_job_starts_a_dag(airflow: LocalAirflow, client: RayJobsClient, ray_head: RayHead):
+    """The example runs once, with the id of the job, when a program with its metadata has left the cluster."""
+
+    def is_watching() -> bool:
+        [asset] = airflow.api("GET", "/assets", params={"name_pattern": "labels"})["assets"]
+        return bool(airflow.api("GET", f"/assets/{asset['id']}/state-store")["total_entries"])
+
+    _wait_for(is_watching, timeout=180)
+    for purpose in ("something else", "labelling"):
+        program = f"import ray; ray.init(job_config=ray.job_config.JobConfig(metadata={{'purpose': {purpose!r}}}))"
+        environment = clean_environment("RAY_", "AIRFLOW") | {"RAY_ADDRESS": ray_head.gcs_address}
+        subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, timeout=120)
+    [job] = [job.job_id for job in client.list_jobs() if job.metadata.get("purpose") == "labelling"]
+    dag_id = "ray_jobs_retrain"
+    [started] = _wait_for(lambda: airflow.api("GET", f"/dags/{dag_id}/dagRuns")["dag_runs"], timeout=180)
+    run = DagRun(airflow, dag_id, started["dag_run_id"])
+
+    assert airflow.wait_for_run(dag_id, run.run_id) == "success", run.logs()
+    assert f"Training with the labels of {job}" in run.log("retrain").splitlines()
 
 
 def test_pool_limits_the_running_jobs(airflow: LocalAirflow, client: RayJobsClient):

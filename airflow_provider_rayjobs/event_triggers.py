@@ -1,0 +1,216 @@
+"""
+Schedule DAGs by the end of Ray jobs that Airflow did not start.
+
+All watchers of a cluster share one poll of its list of jobs (Airflow 3.3). Each of them remembers in the state store of
+its assets which jobs it has fired for. It writes that down after Airflow has stored the events: so a triggerer that
+dies in between repeats them, and loses none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from airflow.triggers.base import BaseEventTrigger, TriggerEvent
+
+from airflow_provider_rayjobs import config
+from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
+from airflow_provider_rayjobs.jobs import endpoints
+from airflow_provider_rayjobs.jobs.ended import EndedJob, EndedMemory, find_ended
+from airflow_provider_rayjobs.jobs.follow import FIRST_DELAY, MAX_OUTAGE_DELAY, POLL_INTERVAL
+from airflow_provider_rayjobs.jobs.models import JobDetails, JobStatus
+from airflow_provider_rayjobs.jobs.steps import with_jitter
+from airflow_provider_rayjobs.jobs.watch import BUDGET
+from airflow_provider_rayjobs.triggers import job_event, shared_client
+
+if TYPE_CHECKING:
+    from airflow.triggers.shared_stream import SharedStreamProducer
+
+_log = logging.getLogger(__name__)
+# The metadata key of jobs that Airflow has submitted.
+_OF_AIRFLOW = "airflow_dag_id"
+# Attempts to write down what was fired, and seconds between them.
+_WRITES, _WRITE_PAUSE = 10, 3.0
+
+
+@dataclass
+class EndedJobs:
+    """
+    All jobs of a cluster that have ended.
+
+    :param time: of the list, Unix milliseconds by the head's clock.
+    :param on_stored: what watchers want to do after Airflow has stored their events.
+    """
+
+    address: str
+    time: int
+    jobs: Sequence[EndedJob]
+    on_stored: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+
+
+async def watch_ended_jobs(ray_conn_id: str) -> AsyncIterator[EndedJobs]:
+    """Poll a cluster forever. Lists take at most 5 % of the head's time, and any outage is tolerated."""
+    hook, clock, delay = RayJobsHook(ray_conn_id), asyncio.get_running_loop().time, 0.0
+    while True:
+        try:
+            # the connection may have been corrected meanwhile
+            cluster = await hook.aget_cluster(check_token_file=False)
+            async with shared_client(hook, cluster) as client:
+                while True:
+                    began = clock()
+                    records = await client.send(endpoints.list_records())
+                    seconds = clock() - began
+                    if delay:
+                        _log.info("The ended Ray jobs at %s can be listed again.", cluster.address)
+                    delay = 0.0
+                    yield EndedJobs(cluster.address, records.time, await find_ended(records))
+                    await asyncio.sleep(max(config.seconds("poll_interval", POLL_INTERVAL), seconds / BUDGET))
+        except Exception as error:  # noqa: BLE001  (no watcher may end)
+            if not delay:
+                _log.warning("The ended Ray jobs of connection %s cannot be listed. %s", ray_conn_id, error)
+            delay = min(max(2 * delay, FIRST_DELAY), MAX_OUTAGE_DELAY)
+        await asyncio.sleep(with_jitter(delay))
+
+
+class RayJobEventTrigger(BaseEventTrigger):
+    """
+    Fire for each Ray job that has ended and that Airflow did not submit: for an ``AssetWatcher``.
+
+    The payload of the event has ``ray_conn_id``, ``address``, and Ray's fields of the job, such as ``submission_id``,
+    ``job_id``, ``status``, ``start_time`` and ``end_time``, without those that may hold secrets (``metadata``,
+    ``entrypoint``, ``runtime_env``).
+
+    Jobs that have ended before the watcher's first list of jobs are ignored. From then on a job is found whenever it
+    ended, also while no triggerer ran. Before Airflow 3.3 each start of the trigger is such a beginning.
+
+    :param ray_conn_id: an Airflow connection of type ``ray_jobs``.
+    :param name: a pattern such as ``train-*`` for the submission id, the Ray Core job id or the ``job_name``.
+    :param metadata: patterns for the job's metadata, by key. All of them must match.
+    :param status: one or more of ``SUCCEEDED``, ``FAILED`` and ``STOPPED``. An interactive job ends as ``SUCCEEDED``.
+    """
+
+    def __init__(
+        self,
+        ray_conn_id: str = DEFAULT_CONN_ID,
+        *,
+        name: str = "*",
+        metadata: Mapping[str, str] | None = None,
+        status: str | Collection[str] = "SUCCEEDED",
+    ) -> None:
+        super().__init__()
+        self.ray_conn_id = ray_conn_id
+        self.name = name
+        self.metadata = {str(key): str(pattern) for key, pattern in (metadata or {}).items()}
+        self.status = sorted({status} if isinstance(status, str) else status)
+        if wrong := [each for each in self.status if not JobStatus(each).is_terminal()]:
+            raise ValueError(f"status must be SUCCEEDED, FAILED or STOPPED, not {wrong[0]!r}.")
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the class path and the arguments for Airflow's database."""
+        arguments = {
+            "ray_conn_id": self.ray_conn_id,
+            "name": self.name,
+            "metadata": self.metadata,
+            "status": self.status,
+        }
+        return "airflow_provider_rayjobs.event_triggers.RayJobEventTrigger", arguments
+
+    def shared_stream_key(self) -> Hashable:
+        """Share the poll with all watchers of the connection."""
+        return __name__, self.ray_conn_id
+
+    @classmethod
+    def create_shared_stream_producer(cls, kwargs: dict[str, Any]) -> SharedStreamProducer:
+        """Return the poll of a connection. Airflow tells it which events are stored."""
+        from airflow.triggers.shared_stream import SharedStreamProducer  # noqa: PLC0415  (Airflow 3.3)
+
+        class Producer(SharedStreamProducer):
+            async def open_stream(self) -> AsyncIterator[tuple[EndedJobs, EndedJobs]]:
+                async for ended in watch_ended_jobs(kwargs["ray_conn_id"]):
+                    yield ended, ended
+
+            async def advance(self, batch: Sequence[Any]) -> None:
+                for item in batch:
+                    if item.outcome.is_clean:
+                        for write in item.broker_payload.on_stored:
+                            await write()
+
+        return Producer()
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Poll alone, before Airflow 3.3."""
+        async for event in self.filter_shared_stream(watch_ended_jobs(self.ray_conn_id)):
+            yield event
+
+    async def filter_shared_stream(self, shared_stream: AsyncIterator[EndedJobs]) -> AsyncIterator[TriggerEvent]:
+        """Yield an event for each new job that matches."""
+        memory = await self._read()
+        async for ended in shared_stream:
+            is_first = memory is None
+            if memory is None:
+                memory = EndedMemory.starting(ended.time)
+            wanted = [
+                (job, details) for job in memory.find_new(ended.jobs, ended.time) if (details := self._match(job))
+            ]
+            for job, details in wanted:
+                memory.take(job)
+                if not is_first:
+                    place = {"ray_conn_id": self.ray_conn_id, "address": ended.address}
+                    yield TriggerEvent(place | job_event(details)["job"])
+            if is_first:
+                await self._write(memory.to_json())
+            elif wanted:
+                ended.on_stored.append(partial(self._write_persistently, memory.to_json()))
+
+    def _match(self, job: EndedJob) -> JobDetails | None:
+        """Return the job if it is wanted."""
+        with suppress(ValueError, TypeError, KeyError):  # a broken record
+            details = job.details()
+            metadata = details.metadata
+            names = [each for each in (details.submission_id, details.job_id, metadata.get("job_name")) if each]
+            if (
+                details.status in self.status
+                and _OF_AIRFLOW not in metadata
+                and any(fnmatchcase(each, self.name) for each in names)
+                and all(fnmatchcase(metadata.get(key, ""), pattern) for key, pattern in self.metadata.items())
+            ):
+                return details
+        return None
+
+    @property
+    def _key(self) -> str:
+        arguments = json.dumps(self.serialize()[1], sort_keys=True)
+        return f"ray_jobs_{hashlib.sha256(arguments.encode()).hexdigest()[:16]}"
+
+    def _stores(self) -> list[Any]:
+        """Return the state store of each asset. Airflow runs one trigger for all watchers with the same arguments."""
+        stores: Any = getattr(self, "asset_state_store", None)  # Airflow 3.3
+        return [] if stores is None else [*stores._by_name.values()]  # noqa: SLF001  (there is no public way)
+
+    async def _read(self) -> EndedMemory | None:
+        for store in self._stores():
+            if (stored := await store.aget(self._key)) is not None:
+                return EndedMemory.from_json(stored)
+        return None
+
+    async def _write(self, memory: dict[str, Any]) -> None:
+        for store in self._stores():
+            await store.aset(self._key, memory)
+
+    async def _write_persistently(self, memory: dict[str, Any]) -> None:
+        """Write with retries. A failure would end the poll of all watchers, and the next write makes up for it."""
+        for _ in range(_WRITES):
+            try:
+                return await self._write(memory)
+            except Exception as error:  # noqa: BLE001  (Airflow's API server is away)
+                _log.warning("It cannot be stored for which Ray jobs a watcher has fired. %s", error)
+                await asyncio.sleep(_WRITE_PAUSE)
+        return None
