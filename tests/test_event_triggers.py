@@ -95,7 +95,7 @@ class Triggerer:
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while not condition():  # noqa: ASYNC110  (a server's thread changes it)
             await asyncio.sleep(0.02)
 
