@@ -429,6 +429,7 @@ def test_progress_in_the_error_of_a_time_limit_is_masked(head: StandInHead):
         RayJobSubmitOperator(task_id="t", entrypoint="true", job_timeout=30).execute(try_from(time.time(), Store()))
 
 
+@needs_store
 def test_each_try_has_its_own_execution_timeout(head: StandInHead):
     """With ``stop_on_kill=False`` the job survives the timeout of a try, and the next try has the whole time again."""
     store, now = Store(), time.time()

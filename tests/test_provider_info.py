@@ -10,10 +10,8 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from airflow.providers.common.compat.sdk import conf
 
-from airflow_provider_rayjobs import __version__
-from airflow_provider_rayjobs.config import SECTION
+from airflow_provider_rayjobs import __version__, config
 from airflow_provider_rayjobs.connection import EXTRAS
 from airflow_provider_rayjobs.get_provider_info import get_provider_info
 from airflow_provider_rayjobs.hooks import RayJobsHook
@@ -55,7 +53,7 @@ def test_every_public_module_is_listed():
     package = ROOT / "airflow_provider_rayjobs"
     expected = {
         f"airflow_provider_rayjobs.{name}"
-        for name in ("hooks", "operators", "cleanup", "sensors", "triggers")
+        for name in ("hooks", "operators", "cleanup", "sensors", "triggers", "event_triggers")
         if (package / f"{name}.py").exists()
     }
 
@@ -83,10 +81,10 @@ def test_connection_form_has_every_extra():
 
 def test_options_of_the_configuration_permit_nothing_by_default():
     """Airflow lists the options that permit files and classes. By default they are empty."""
-    options = get_provider_info()["config"][SECTION]["options"]
+    options = get_provider_info()["config"][config.SECTION]["options"]
 
     for name in ("deployment_name", "allowed_files", "allowed_auth_classes"):
-        assert conf.getlist(SECTION, name, fallback=[]) == []
+        assert config.text(name) == ""
         assert options[name]["default"] == ""
     assert {option["version_added"] for option in options.values()} <= {__version__}
 
