@@ -459,7 +459,7 @@ class RayJobStopOperator(_ManageJobOperator):
         missing_ok = template_values.as_bool("missing_ok", self.missing_ok)
         hook = RayJobsHook(self.ray_conn_id)
         cluster = hook.get_cluster()
-        context["ti"].xcom_push(key=links.XCOM_KEY, value=cluster.job_url(job))
+        links.push_link(self, context["ti"], cluster.job_url(job))
         with raising_task_errors(self), hook.client_of(cluster) as client:
             stopped = client.run(stop_and_wait(JobRef(cluster.address, job), timeout))
         message = f"{stopped.summary} Cluster: {cluster.address}."

@@ -160,7 +160,7 @@ class RayJobSensor(RendersText, BaseSensorOperator):
         try:
             details = details_from_event(event)
         except RayJobsError as error:
-            raise to_sensor_error(error) from error
+            raise to_sensor_error(error) from error.__cause__  # not from error, which has the same text
         if reader is not None:
             self._show_log(poller, reader, details)
         if not poller.has_succeeded(details):
@@ -187,7 +187,7 @@ class RayJobSensor(RendersText, BaseSensorOperator):
         job = template_values.as_submission_id(self.submission_id)
         check_token_file = first_poke is None and not is_resumed
         cluster = RayJobsHook(self.ray_conn_id).get_cluster(check_token_file=check_token_file)
-        task_instance.xcom_push(key=links.XCOM_KEY, value=cluster.job_url(job))
+        links.push_link(self, task_instance, cluster.job_url(job))
         missing_timeout = template_values.as_seconds("missing_timeout", self.missing_timeout)
         unreachable_timeout = template_values.as_configured_seconds(
             "unreachable_timeout", self.unreachable_timeout, follow.UNREACHABLE_TIMEOUT
@@ -240,7 +240,7 @@ class _JobPoller:
                     self.job = self.job.seen(details, self._session(client))
                 return details
         except RayJobsError as error:
-            raise to_sensor_error(error) from error
+            raise to_sensor_error(error) from error.__cause__
         return None
 
     def _session(self, client: RayJobsClient) -> str | None:

@@ -53,6 +53,9 @@ DAG_FILE = """
         def leave() -> dict:
             return {"a": 1}
 
+        RayJobSubmitOperator(task_id="unsent", entrypoint="true", ray_conn_id="undefined")
+        RayJobSensor(task_id="lost", submission_id="no-such-job", ray_conn_id="undefined")
+
         show(double(add(1)))
         leave()
 
@@ -84,10 +87,11 @@ def test_dag_test(ray_head: RayHead, tmp_path: Path):
     assert states == {
         "job_worker": "success", "wait_worker": "success", "job_deferred": "success", "wait_deferred": "success",
         "bad": "failed", "add": "success", "double": "success", "show": "success",
-        "leave": "success",
+        "leave": "success", "unsent": "failed", "lost": "failed",
     }  # fmt: skip
     assert output.count("hello from worker\n") >= 2
     assert output.count("hello from deferred\n") >= 2
     assert "FAILED with exit code 3" in output
     assert "VALUE {'twice': 4}" in output
     assert "doubling 2" in output
+    assert "XCom not found" not in output

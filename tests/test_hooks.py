@@ -280,7 +280,7 @@ def test_test_connection_explains_the_failure(monkeypatch: pytest.MonkeyPatch):
     assert (
         RayJobsHook("ray_nobody")
         .test_connection()[1]
-        .startswith("Connection refused: could not get the Ray version at http://127.0.0.1:9 (connection ray_nobody). ")
+        .startswith("Connection refused: could not connect to Ray at http://127.0.0.1:9 (connection ray_nobody). ")
     )
 
 

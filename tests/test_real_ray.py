@@ -204,7 +204,7 @@ def test_unreachable_head_error_names_address():
     with RayJobsClient("http://127.0.0.1:9", retry_timeout=0) as client, pytest.raises(RayApiConnectionError) as caught:
         client.get_version()
 
-    assert "Connection refused: could not get the Ray version at http://127.0.0.1:9. " in str(caught.value)
+    assert "Connection refused: could not connect to Ray at http://127.0.0.1:9. " in str(caught.value)
 
 
 def _wait_until(condition: Callable[[], Any], timeout: float = 60.0) -> None:

@@ -61,7 +61,7 @@ _LOG_TIMEOUT = 3600
 
 def get_version() -> Request[RayVersion]:
     """Describe the request for the Ray version and the Ray session."""
-    return Request("get the Ray version", "GET", "/api/version", RayVersion.from_json, endpoint="get_version")
+    return Request("connect to Ray", "GET", "/api/version", RayVersion.from_json, endpoint="get_version")
 
 
 def submit_job(submission: JobSubmission) -> Request[str]:

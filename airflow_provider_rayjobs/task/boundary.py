@@ -238,11 +238,12 @@ class Boundary:
             seen["job_status"] = str(self._status)
         if self.reader is not None and (progress := self.reader.progress) is not None:
             seen["progress"] = {"done": progress.done, "total": progress.total, "text": str(redact(progress.text))}
-        if self.state is State.DONE and cluster.history_url:
-            seen[links.XCOM_KEY] = cluster.job_history_url(name, self._record.job.session)
+        task_instance = self.context["ti"]
         with suppress(Exception):
             for key, value in seen.items():
-                self.context["ti"].xcom_push(key=key, value=value)
+                task_instance.xcom_push(key=key, value=value)
+            if self.state is State.DONE and cluster.history_url:
+                links.push_link(self.task, task_instance, cluster.job_history_url(name, self._record.job.session))
 
     def _deliver(self) -> str:
         self._update(accepted=True, delivered=True)

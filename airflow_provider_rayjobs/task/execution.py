@@ -282,7 +282,7 @@ class Execution(Boundary):
         task_instance = self.context["ti"]
         task_instance.xcom_push(key="submission_id", value=self._record.submission_id)
         task_instance.xcom_push(key=JOB_REF_KEY, value=self._record.job.to_json())
-        task_instance.xcom_push(key=links.XCOM_KEY, value=self.target.cluster.job_url(self._record.submission_id))
+        links.push_link(self.task, task_instance, self.target.cluster.job_url(self._record.submission_id))
 
     def _defer(self) -> NoReturn:
         self._raise_if_ended()

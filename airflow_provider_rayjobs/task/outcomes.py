@@ -8,7 +8,7 @@ and of Airflow's, and has the name of ours.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -39,9 +39,10 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobUnsuccessfulError,
 )
 from airflow_provider_rayjobs.in_job import FAIL_EXIT_CODE, SKIP_EXIT_CODE
-from airflow_provider_rayjobs.jobs.logs.cursor import NO_ENDING, LogEnding, find_exception
+from airflow_provider_rayjobs.jobs.logs.cursor import NO_ENDING, LogEnding, find_exception, find_root_cause
 from airflow_provider_rayjobs.jobs.logs.messages import NO_MESSAGES, FunctionFailure, JobMessages, without_messages
 from airflow_provider_rayjobs.jobs.models import LOG_EXCERPT_MARKER, JobDetails, JobErrorType, JobStatus
+from airflow_provider_rayjobs.jobs.setup_failure import find_setup_error
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -67,6 +68,8 @@ _ADVICE: Mapping[str, str] = {
     JobErrorType.JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE: f"{_SUPERVISOR} failed.",
     JobErrorType.JOB_ENTRYPOINT_COMMAND_START_ERROR: "The entrypoint command could not be started.",
 }
+# Exit codes of a command that SIGKILL ended, and of a shell whose command it ended.
+_KILLED = (-9, 128 + 9)
 
 # Refusals that a retry cannot change, if they have Ray's own words. Another program's may be temporary.
 _FINAL_REFUSALS = (RayApiRejectedError, RayApiAuthError, RayJobExistsError)
@@ -118,7 +121,8 @@ def describe_end(
     """Return the message of a failed task: job, status, exit code, duration, address and the known causes."""
     facts = [f"Ray job {details.name} {details.status}"]
     if details.driver_exit_code is not None:
-        facts.append(f"with exit code {details.driver_exit_code}")
+        killed = ", killed (often out of memory)" if details.driver_exit_code in _KILLED else ""
+        facts.append(f"with exit code {details.driver_exit_code}{killed}")
     if details.duration is not None:
         facts.append(f"after {details.duration:.1f} s")
     lines = [f"{' '.join(facts)}, at {address}."]
@@ -127,11 +131,16 @@ def describe_end(
     if (failure := _failure_of(details, messages)) is not None:
         raised = f"{failure.function} raised {failure.types[0]}: {failure.message}"
         # a skip is no error
-        traceback = [] if details.driver_exit_code == SKIP_EXIT_CODE else [failure.traceback.rstrip("\n")]
-        return "\n".join([raised, *lines, *traceback])
+        if details.driver_exit_code == SKIP_EXIT_CODE:
+            return "\n".join([raised, *lines])
+        traceback = failure.traceback.rstrip("\n")
+        return "\n".join([raised, *_describe_root(find_root_cause(traceback.splitlines())), *lines, traceback])
     message = without_messages((details.message or "").encode()).decode().strip()
-    if exception := ending.exception or find_exception(message.splitlines()):
-        lines.append(f"The last exception in its log: {exception}")
+    if details.error_type == JobErrorType.RUNTIME_ENV_SETUP_FAILURE:
+        if cause := find_setup_error(message):
+            lines.insert(0, f"Runtime environment setup failed: {cause}")
+    else:
+        lines.extend(_describe_exception(ending, message.splitlines()))
     if details.error_type:
         lines.append(f"Error type {details.error_type}.")
     lines.extend(text for text in (_ADVICE.get(details.error_type or ""), shortage) if text)
@@ -142,6 +151,18 @@ def describe_end(
     if ending.last_lines:
         lines.extend(["The log ends with:", *ending.last_lines])
     return "\n".join(lines)
+
+
+def _describe_exception(ending: LogEnding, excerpt: Sequence[str]) -> list[str]:
+    """Describe the last exception in the log, or in Ray's excerpt of its end."""
+    exception, root_cause = ending.exception, ending.root_cause
+    if not exception:
+        exception, root_cause = find_exception(excerpt), find_root_cause(excerpt)
+    return [f"The last exception in its log: {exception}", *_describe_root(root_cause)] if exception else []
+
+
+def _describe_root(root_cause: str) -> list[str]:
+    return [f"Its root cause: {root_cause}"] if root_cause else []
 
 
 def _failure_of(details: JobDetails, messages: JobMessages) -> FunctionFailure | None:
@@ -169,6 +190,7 @@ def to_task_error(
     :param fail_on: exit codes of the entrypoint that a retry cannot fix.
     :param skip_on: exit codes of the entrypoint that skip the task.
     """
+    _hide_quoted_cause(error)
     exit_code = error.exit_code if isinstance(error, RayJobEntrypointError) else None
     if exit_code is not None and exit_code in skip_on:
         return AirflowSkipException(str(error))
@@ -178,6 +200,14 @@ def to_task_error(
         return _with_class(error, AirflowFailException)  # as the function says, whatever a policy says
     ends_retries = is_final(error) or (exit_code is not None and exit_code in fail_on)
     return _with_class(error, AirflowFailException) if ends_retries and not has_retry_policy(task) else error
+
+
+def _hide_quoted_cause(error: Exception) -> None:
+    """Detach the cause of an error whose text quotes it. Airflow's log would show the same text up to four times."""
+    if isinstance(error, RayJobsError) and error.__cause__ is not None:
+        cause = str(error.__cause__).rstrip(":. ")  # as transport.py quotes it
+        if cause in str(error):
+            error.__cause__ = None
 
 
 @contextmanager
@@ -203,6 +233,7 @@ def to_sensor_error(error: RayJobsError) -> Exception:
 
     The end of a job is final: a retry cannot change it. If the job is lost, a retry could only find another job.
     """
+    _hide_quoted_cause(error)
     ends_retries = isinstance(error, RayJobUnsuccessfulError | RayJobLostError) or is_final(error)
     return _with_class(error, AirflowFailException if ends_retries else AirflowException)
 

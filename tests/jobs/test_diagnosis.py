@@ -41,7 +41,7 @@ def answer(code: int, text: str = "", access: dict[str, Any] | None = None, **he
         pytest.param(
             answer(401, RAY_401),
             RayApiAuthError,
-            "HTTP 401, token missing, Ray requires one: could not get the Ray version at",
+            "HTTP 401, token missing, Ray requires one: could not connect to Ray at",
             id="missing",
         ),
         pytest.param(
@@ -192,7 +192,7 @@ def test_error_that_the_caller_handles_is_not_a_cause(handled: Exception):
 
     with pytest.raises(
         RayApiConnectionError,
-        match="^Connection refused: could not get the Ray version at .* Check that the Ray head runs",
+        match="^Connection refused: could not connect to Ray at .* Check that the Ray head runs",
     ) as caught:
         ask()
 

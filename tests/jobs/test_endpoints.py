@@ -454,7 +454,7 @@ def test_answer_without_a_content_type_is_named() -> None:
     """The error about an answer without a content type says so."""
     with pytest.raises(
         RayApiAddressError,
-        match=r"^HTTP 200, not an answer of the Ray Jobs API \(no content type\): could not get the Ray version",
+        match=r"^HTTP 200, not an answer of the Ray Jobs API \(no content type\): could not connect to Ray",
     ):
         parse_answer(endpoints.get_version(), Answer(200, b"?", ADDRESS))
 

@@ -709,7 +709,7 @@ def test_replaced_client_certificate_is_used_for_the_next_request(
         yield version
         yield version
         replace_file(file, b"half a certificate")
-        with pytest.raises(RayApiConnectionError, match="^Certificate file is not usable: could not get the") as caught:
+        with pytest.raises(RayApiConnectionError, match="^Certificate file is not usable: could not connect") as caught:
             yield version
         assert caught.value.delivery is Delivery.NOT_SENT
         replace_file(file, new)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from traceback import format_exception
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,6 +58,7 @@ from airflow_provider_rayjobs.task.outcomes import (
 )
 
 ADDRESS = "http://head:8265"
+SAMPLES = Path(__file__).parents[1] / "samples" / "2.60.0"
 
 
 def job(status: JobStatus, **fields: Any) -> JobDetails:
@@ -230,6 +235,63 @@ def test_message_about_a_runtime_environment():
     details = job(JobStatus.FAILED, error_type=JobErrorType.RUNTIME_ENV_SETUP_FAILURE)
 
     assert "The entrypoint never ran." in describe_end(details, ADDRESS)
+
+
+def test_cause_of_a_failed_runtime_environment_comes_first():
+    """The first line of the message has the error of pip; all that Ray quotes comes after it."""
+    message = (SAMPLES / "runtime_env_pip.txt").read_text()
+    details = job(JobStatus.FAILED, error_type=JobErrorType.RUNTIME_ENV_SETUP_FAILURE, message=message)
+
+    lines = describe_end(details, ADDRESS).splitlines()
+
+    assert lines[:5] == [
+        "Runtime environment setup failed: ERROR: No matching distribution found for no-such-package-xyz==9.9",
+        "Ray job job-1 FAILED, at http://head:8265.",
+        "Error type RUNTIME_ENV_SETUP_FAILURE.",
+        "The runtime environment setup failed. The entrypoint never ran.",
+        "Ray says: runtime_env setup failed: Failed to set up runtime environment.",
+    ]
+
+
+def test_message_names_the_root_cause():
+    """Below the last exception the message has the root cause, from the log or from Ray's copy of its end."""
+    log = (SAMPLES / "chained_exceptions.txt").read_text()
+    details = failed("JOB_ENTRYPOINT_COMMAND_ERROR", 1)
+    causes = [
+        "The last exception in its log: RuntimeError: training failed",
+        "Its root cause: ValueError: bad row 7",
+    ]
+
+    of_log = describe_end(
+        details, ADDRESS, LogEnding(("end",), "RuntimeError: training failed", "ValueError: bad row 7")
+    )
+    of_copy = describe_end(replace(details, message=log), ADDRESS)
+
+    assert of_log.splitlines()[1:3] == of_copy.splitlines()[1:3] == causes
+    assert "root cause" not in describe_end(details, ADDRESS, LogEnding(("end",), "ValueError: no"))
+
+
+def test_message_names_the_root_cause_of_a_function():
+    """The message about a function has the root cause of its exception below that exception."""
+    traceback = (SAMPLES / "chained_exceptions.txt").read_text()
+    failure = FunctionFailure("train", ("RuntimeError", "Exception"), "training failed", traceback)
+
+    message = describe_end(failed(None, 1), ADDRESS, messages=JobMessages(failure=failure))
+
+    assert message.splitlines()[:2] == [
+        "train raised RuntimeError: training failed",
+        "Its root cause: ValueError: bad row 7",
+    ]
+
+
+@pytest.mark.parametrize("exit_code", [-9, 137])
+def test_message_about_a_killed_entrypoint(exit_code: int):
+    """An entrypoint that was killed, or whose shell says so, has often run out of memory, and the message says that."""
+    message = describe_end(failed("JOB_ENTRYPOINT_COMMAND_ERROR", exit_code), ADDRESS)
+
+    assert message.startswith(
+        f"Ray job job-1 FAILED with exit code {exit_code}, killed (often out of memory), at http://head:8265."
+    )
 
 
 def test_message_about_an_unschedulable_job():
@@ -448,6 +510,43 @@ def test_raising_task_errors(policy: Any):
     assert isinstance(final.value, AirflowFailException) is (policy is None)
     assert final.value.__cause__ is cause
     assert other.value is OTHERS[0]
+
+
+def refused() -> RayApiUnreachableError:
+    """Return the error after the last retry, chained as by the client: each error quotes the one below."""
+    lowest = ConnectionRefusedError(111, "Connection refused")
+    below = OSError("[Errno 111] Connection refused")
+    middle = RayApiConnectionError("Connection refused. Cause: OSError: [Errno 111] Connection refused.")
+    error = RayApiUnreachableError(f"{middle} Retried for 3 s.")
+    below.__cause__, middle.__cause__, error.__cause__ = lowest, below, middle
+    return error
+
+
+def raise_in_task(error: RayJobsError) -> None:
+    with raising_task_errors(task()):
+        raise error
+
+
+def raise_in_sensor(error: RayJobsError) -> None:
+    try:
+        raise error
+    except RayJobsError as caught:
+        raise to_sensor_error(caught) from caught.__cause__
+
+
+@pytest.mark.parametrize("end", [raise_in_task, raise_in_sensor], ids=["task", "sensor"])
+def test_text_of_an_error_is_shown_once(end: Callable[[RayJobsError], None]):
+    """The log does not repeat an error's text along its chain. A cause that the text does not quote is shown."""
+    other = RayApiUnreachableError("gave up")
+    other.__cause__ = OSError("cause")
+
+    with pytest.raises(RayApiUnreachableError) as quoted:
+        end(refused())
+    with pytest.raises(RayApiUnreachableError) as kept:
+        end(other)
+
+    assert "".join(format_exception(quoted.value)).count("[Errno 111] Connection refused") == 1
+    assert "OSError: cause" in "".join(format_exception(kept.value))
 
 
 # -- what a sensor raises -----------------------------------------------------------------------------------------

@@ -35,14 +35,26 @@ _LAST_LINE_LENGTH = 2_000
 # Windows line end.
 _OVERWRITTEN = re.compile(rb"^[^\n]*\r(?=[^\r\n])", re.MULTILINE)
 _EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(\([\w.]+\))?(: |$)")
+# What Python writes between two exceptions of a chain.
+_CHAINED = (
+    "The above exception was the direct cause of the following exception:",
+    "During handling of the above exception, another exception occurred:",
+)
 
 
 @dataclass(frozen=True)
 class LogEnding:
-    """The last lines of a log, oldest first, and the line of its last Python exception; for error messages."""
+    """
+    The end of a log, for error messages.
+
+    :param last_lines: the last lines, oldest first.
+    :param exception: the line of the last Python exception.
+    :param root_cause: the line of the first exception in its chain, if that is another one.
+    """
 
     last_lines: tuple[str, ...] = ()
     exception: str = ""
+    root_cause: str = ""
 
 
 NO_ENDING = LogEnding()
@@ -152,7 +164,9 @@ class LogCursor:
             return NO_ENDING
         lines = _text_of(self._recent).split("\n")
         return LogEnding(
-            tuple(line[-_LAST_LINE_LENGTH:] for line in lines[-LAST_LINES:]), find_exception(lines)[:_LAST_LINE_LENGTH]
+            tuple(line[-_LAST_LINE_LENGTH:] for line in lines[-LAST_LINES:]),
+            find_exception(lines)[:_LAST_LINE_LENGTH],
+            find_root_cause(lines)[:_LAST_LINE_LENGTH],
         )
 
     def _is_allowed(self, size: int) -> bool:
@@ -211,16 +225,28 @@ def find_exception(lines: Sequence[str]) -> str:
     Such a line follows the indented frames of a traceback. The error of a failed Ray task quotes the task's traceback:
     its last line names the task's own exception.
     """
-    found = ""
-    has_frames = False
+    return _find_chain(lines)[-1]
+
+
+def find_root_cause(lines: Sequence[str]) -> str:
+    """Return the first exception in the chain of :func:`find_exception`, empty if that is the same one or not shown."""
+    root, last = _find_chain(lines)
+    return "" if root == last else root
+
+
+def _find_chain(lines: Sequence[str]) -> tuple[str, str]:
+    """Return the lines of the first and the last exception in the last chain."""
+    root = last = ""
+    has_frames = is_chained = False
     for line in lines:
         if line[:1].isspace():
             has_frames = has_frames or line.startswith('  File "')
-        else:
-            if has_frames and _EXCEPTION.match(line):
-                found = line
-            has_frames = False
-    return found
+            continue
+        if has_frames and _EXCEPTION.match(line):
+            root, last, is_chained = root if is_chained else line, line, False
+        is_chained = is_chained or line in _CHAINED
+        has_frames = False
+    return root, last
 
 
 def _text_of(data: bytes) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
@@ -15,7 +16,10 @@ from airflow_provider_rayjobs.jobs.logs.cursor import (
     RECORD_LINES,
     LogCursor,
     find_exception,
+    find_root_cause,
 )
+
+SAMPLES = Path(__file__).parents[2] / "samples" / "2.60.0"
 
 anything = st.lists(
     st.one_of(
@@ -351,3 +355,30 @@ def test_exceptions(text: str, exception: str) -> None:
     list(log.finish())
 
     assert log.ending.exception == find_exception(text.splitlines()) == exception
+
+
+DIRECT = "\nThe above exception was the direct cause of the following exception:\n\n"
+HANDLED = "\nDuring handling of the above exception, another exception occurred:\n\n"
+FRAMES = 'Traceback (most recent call last):\n  File "t.py", line 1, in f\n    f()\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "last", "root"),
+    [
+        ((SAMPLES / "chained_exceptions.txt").read_text(), "RuntimeError: training failed", "ValueError: bad row 7"),
+        (f"{FRAMES}KeyError: 1\n{HANDLED}{FRAMES}TypeError: 2\n", "TypeError: 2", "KeyError: 1"),
+        (f"{FRAMES}A: 1\n{DIRECT}{FRAMES}B: 2\n{HANDLED}{FRAMES}C: 3\n", "C: 3", "A: 1"),
+        (f"{FRAMES}A: 1\n{DIRECT}{FRAMES}B: 2\nrecovered\n{FRAMES}C: 3\n", "C: 3", ""),
+        (f"of a cut excerpt{DIRECT}{FRAMES}B: 2\n", "B: 2", ""),
+        (f"{FRAMES}A: 1\n", "A: 1", ""),
+        ("", "", ""),
+    ],
+)
+def test_root_cause(text: str, last: str, root: str) -> None:
+    """The root cause is the first exception of the last chain, whether it was raised from another or beside it."""
+    log = LogCursor()
+    read(log, text.encode(), [1000])
+    list(log.finish())
+
+    assert (log.ending.exception, log.ending.root_cause) == (last, root)
+    assert (find_exception(text.splitlines()), find_root_cause(text.splitlines())) == (last, root)
