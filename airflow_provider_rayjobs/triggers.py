@@ -142,7 +142,13 @@ class RayJobTrigger(BaseTrigger):
         """Yield one event. An error becomes an event as well, as Airflow would lose the class of a raised error."""
         clock = asyncio.get_running_loop().time
         earliest = clock() + MIN_DEFERRAL
-        event = await self._follow()
+        try:
+            event = await self._follow()
+        except asyncio.CancelledError:
+            # ``dag.test()`` runs triggers without a triggerer, and Ctrl-C cancels them.
+            if self.trigger_id is None and self.task_instance is None:
+                await self.on_kill()
+            raise
         await asyncio.sleep(earliest - clock())
         yield event
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import textwrap
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from airflow_provider_rayjobs.jobs import RayJobsClient
 from sandbox.processes import clean_environment
 from sandbox.ray_head import RayHead, connection_to
 
@@ -65,19 +69,47 @@ DAG_FILE = """
 """
 
 
-def test_dag_test(ray_head: RayHead, tmp_path: Path):
-    """``dag.test()`` runs operator, function and sensor in both modes, shows the log, and fails for a failed job."""
-    dag_file = tmp_path / "dags" / "first_contact.py"
+INTERRUPTED = """
+    import sys
+
+    import pendulum
+    from airflow.sdk import DAG
+
+    from airflow_provider_rayjobs.operators import RayJobSubmitOperator
+
+    with DAG("interrupted", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz="UTC")) as dag:
+        RayJobSubmitOperator(
+            task_id="job",
+            submission_id=f"interrupted-{sys.argv[-1]}",
+            entrypoint="sleep 300",
+            deferrable=sys.argv[-1] == "deferred",
+            poll_interval=1,
+        )
+
+    if __name__ == "__main__":
+        dag.test()
+"""
+
+
+def prepare(head: RayHead, folder: Path, name: str, text: str) -> tuple[Path, dict[str, str]]:
+    """Write a DAG file, create Airflow's database, and return the file and the environment for its process."""
+    dag_file = folder / "dags" / f"{name}.py"
     dag_file.parent.mkdir()
-    dag_file.write_text(textwrap.dedent(DAG_FILE))
+    dag_file.write_text(textwrap.dedent(text))
     environment = clean_environment("AIRFLOW", "RAY_") | {
-        "AIRFLOW_HOME": str(tmp_path / "home"),
+        "AIRFLOW_HOME": str(folder / "home"),
         "AIRFLOW__CORE__DAGS_FOLDER": str(dag_file.parent),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW_CONN_RAY_JOBS_DEFAULT": json.dumps(connection_to(ray_head)["ray_jobs_default"]),
+        "AIRFLOW_CONN_RAY_JOBS_DEFAULT": json.dumps(connection_to(head)["ray_jobs_default"]),
     }
     airflow = Path(sys.executable).with_name("airflow")
     subprocess.run([airflow, "db", "migrate"], env=environment, check=True, capture_output=True, timeout=300)
+    return dag_file, environment
+
+
+def test_dag_test(ray_head: RayHead, tmp_path: Path):
+    """``dag.test()`` runs operator, function and sensor in both modes, shows the log, and fails for a failed job."""
+    dag_file, environment = prepare(ray_head, tmp_path, "first_contact", DAG_FILE)
     ended = subprocess.run(
         [sys.executable, dag_file], env=environment, check=False, capture_output=True, text=True, timeout=300
     )
@@ -95,3 +127,32 @@ def test_dag_test(ray_head: RayHead, tmp_path: Path):
     assert "VALUE {'twice': 4}" in output
     assert "doubling 2" in output
     assert "XCom not found" not in output
+
+
+@pytest.mark.parametrize("mode", ["worker", "deferred"])
+def test_interrupted_dag_test(ray_head: RayHead, tmp_path: Path, mode: str):
+    """Ctrl-C on ``dag.test()`` stops the job, also while the task is deferred."""
+    dag_file, environment = prepare(ray_head, tmp_path, "interrupted", INTERRUPTED)
+    log = tmp_path / "log"
+    with log.open("w") as output, RayJobsClient(ray_head.address) as client:
+        process = subprocess.Popen(
+            [sys.executable, dag_file, mode], env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
+        try:
+            # Worker or trigger shows the log, so it follows the job.
+            wait_for(lambda: "Running entrypoint for job" in log.read_text())
+            process.send_signal(signal.SIGINT)
+            process.wait(120)
+        finally:
+            process.kill()
+            process.wait()
+
+        assert client.get_job(f"interrupted-{mode}").status == "STOPPED", log.read_text()
+    assert f"Stopping Ray job interrupted-{mode}" in log.read_text()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    give_up_at = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.2)

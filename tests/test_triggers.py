@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import signal
 import threading
 import time
 from pathlib import Path
@@ -454,6 +455,29 @@ def test_kill_asks_airflow_for_the_state_of_the_task(
         await killed
 
     asyncio.run(kill())
+    assert head.jobs["job-1"]["status"] == status
+
+
+@pytest.mark.parametrize(
+    ("trigger_id", "stop_on_kill", "status"),
+    [
+        pytest.param(None, True, "STOPPED", id="dag.test"),
+        pytest.param(None, False, "RUNNING", id="without stop_on_kill"),
+        pytest.param(7, True, "RUNNING", id="triggerer"),
+    ],
+)
+def test_interrupt(head: StandInHead, trigger_id: int | None, stop_on_kill: bool, status: str):
+    """Ctrl-C on ``dag.test()`` stops the job of a deferred task. A triggerer that is interrupted leaves it running."""
+    head.add("job-1", "RUNNING")
+    head.on_poll = lambda number: os.kill(os.getpid(), signal.SIGINT) if number == 1 else None
+    trigger = RayJobTrigger("job-1", "ray", poll_interval=0.1, stop_on_kill=stop_on_kill, stop_timeout=5)
+    trigger.trigger_id = trigger_id
+
+    async def run() -> None:  # as ``InProcessTestSupervisor.run_trigger_in_process`` does
+        await anext(trigger.run(), None)
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(run())
     assert head.jobs["job-1"]["status"] == status
 
 

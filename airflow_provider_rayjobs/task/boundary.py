@@ -174,6 +174,10 @@ class Boundary:
         except Interrupted:
             self._begin_cleanup()
             self._handle_kill()
+        except KeyboardInterrupt:
+            self._begin_cleanup()
+            self._handle_interrupt()
+            raise
         except Exception as error:  # noqa: BLE001  (raised again)
             self._begin_cleanup()
             self._handle_error(error)
@@ -352,6 +356,17 @@ class Boundary:
             f"{stopped.summary}",
             details=stopped.details,
         ) from None
+
+    def _handle_interrupt(self) -> None:
+        """Stop a job that may run, after Ctrl-C on ``dag.test()``. Another Ctrl-C ends the wait for its end."""
+        if not self._owns_job():
+            return
+        name = self._record.submission_id
+        if self.kill_switch.is_enabled:
+            self._warn("Interrupted by the user. Stopping Ray job %s.", name)
+            self._try_to_stop()
+        else:
+            self._warn("Interrupted by the user. Ray job %s runs on, as stop_on_kill is off.", name)
 
     def _enter(self, state: State) -> None:
         """Change the state, and arm or disarm the kill switch as :mod:`.states` says."""

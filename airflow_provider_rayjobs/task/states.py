@@ -49,6 +49,7 @@ a time limit of the job   ``abandoned`` is stored, then the job is stopped; if  
                           job is left alone
 a kill                    an armed kill switch sends a stop; then the try stops   an armed kill switch (RELEASED)
                           the job, and waits for its end                          sends a stop, the try does not
+Ctrl-C on ``dag.test()``  the job is stopped, unless ``stop_on_kill=False``       the interrupt is raised
 ========================  ======================================================  ===================================
 
 A process that did not run for minutes reads the job record before any submission or stop: another try may see to the

@@ -558,6 +558,18 @@ def test_kill(head: Head, state: State) -> None:
     assert run.state is DONE
 
 
+@pytest.mark.parametrize("state", [NO_JOB, *OWNS_JOB, RELEASED])
+@pytest.mark.parametrize("stop_on_kill", [True, False])
+def test_interrupt(head: Head, state: State, stop_on_kill: bool) -> None:
+    """Ctrl-C on ``dag.test()`` stops the job that the task waits for, unless stop_on_kill is off."""
+    run, store = aborted(head, state, throw(KeyboardInterrupt()), max_tries=RETRY_LEFT, stop_on_kill=stop_on_kill)
+
+    with pytest.raises(KeyboardInterrupt):
+        run.submit_and_wait()
+    assert head.stops == ([store.job["submission_id"]] if state in OWNS_JOB and stop_on_kill else [])
+    assert run.state is DONE
+
+
 def test_kill_before_the_try(head: Head) -> None:
     """A kill before the first request stops the job of an earlier try."""
     store = stored(head, "RUNNING", max_tries=RETRY_LEFT)
