@@ -95,6 +95,7 @@ class SubmitTask(Protocol):
     stop_on_kill: bool | str | None
     execution_timeout: timedelta | None
     outlets: list[Any]
+    pool: str
 
     @property
     def log(self) -> Any: ...

@@ -44,6 +44,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# The pool of tasks that name none. Nobody expects it to limit their jobs.
+_DEFAULT_POOL = "default_pool"
+# A worker cannot ask Airflow for the settings of a pool.
+_POOL_NOTICE = (
+    "While this task is deferred, it takes a slot of the pool %s only if the pool includes deferred tasks "
+    "(--include-deferred of `airflow pools set`). Otherwise the pool does not limit how many jobs run at once."
+)
+
 
 class Execution(Boundary):
     """One try of a task: find its job or submit one, follow it, and end as it ends."""
@@ -286,6 +294,8 @@ class Execution(Boundary):
 
     def _defer(self) -> NoReturn:
         self._raise_if_ended()
+        if not self.is_resumed and self.task.pool != _DEFAULT_POOL:
+            self.log.info(_POOL_NOTICE, self.task.pool)
         self._enter(State.DEFERRED)
         record, settings = self._record, self.settings
         self.task.defer(

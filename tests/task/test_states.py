@@ -381,6 +381,21 @@ def test_path_of_a_resumed_try(head: Head) -> None:
     assert (flushed.path, ended.path) == (RESUMED_TO_SHOW_THE_LOG, RESUMED)
 
 
+def test_pool_of_a_deferred_task(head: Head, capfd: pytest.CaptureFixture[str]) -> None:
+    """A try that defers in a pool of its own says once what the pool counts. In the default pool it says nothing."""
+    notice = "it takes a slot of the pool ray_cluster only if the pool includes deferred tasks"
+    store = stored(head, "RUNNING")
+    assert "pool" not in capfd.readouterr().out
+
+    given = {"pool": "ray_cluster", "deferrable": True}
+    with pytest.raises(TaskDeferred):
+        walk(store, **given).submit_and_wait()
+    assert capfd.readouterr().out.count(notice) == 1
+    with pytest.raises(TaskDeferred):
+        walk(store, is_resumed=True, **given).resume(event(head, store, "RUNNING"))
+    assert "pool" not in capfd.readouterr().out
+
+
 def test_path_of_a_try_whose_trigger_failed(head: Head) -> None:
     """A try that cannot resume stops the job on its last try."""
     run = walk(stored(head, "RUNNING"), is_resumed=True)
