@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mail_server import MailServer
 
 from airflow_provider_rayjobs.jobs import RayJobsClient
 from sandbox.processes import clean_environment
@@ -149,6 +151,28 @@ def test_interrupted_dag_test(ray_head: RayHead, tmp_path: Path, mode: str):
 
         assert client.get_job(f"interrupted-{mode}").status == "STOPPED", log.read_text()
     assert f"Stopping Ray job interrupted-{mode}" in log.read_text()
+
+
+def test_mail_of_a_failed_job(ray_head: RayHead, tmp_path: Path):
+    """The example sends a mail whose text is the error of the job, line by line, and names the job's exception."""
+    example = Path(__file__).parents[1] / "example_dags" / "ray_jobs_mail.py"
+    _, environment = prepare(ray_head, tmp_path, "ray_jobs_mail", example.read_text())
+    with MailServer() as server:
+        extra = {"disable_ssl": True, "disable_tls": True}
+        server_of_airflow = {"conn_type": "smtp", "host": "127.0.0.1", "port": server.port, "extra": extra}
+        environment["AIRFLOW_CONN_SMTP_DEFAULT"] = json.dumps(server_of_airflow)
+        subprocess.run(
+            [Path(sys.executable).with_name("airflow"), "dags", "test", "ray_jobs_mail"],
+            env=environment, check=False, capture_output=True, timeout=300,
+        )  # fmt: skip
+
+    [mail] = server.mails
+    [part] = [part for part in mail.walk() if part.get_content_type() == "text/html"]
+    lines = part.get_content().splitlines()
+    assert mail["subject"] == "ray_jobs_mail.train failed"
+    assert re.match(r"<pre>Ray job \S+ FAILED with exit code 1 after ", lines[0])
+    assert "The last exception in its log: ValueError: no data" in lines
+    assert "  File &#34;&lt;string&gt;&#34;, line 1, in &lt;module&gt;" in lines
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
