@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from airflow_provider_rayjobs import config
+from airflow_provider_rayjobs import config, migration
 from airflow_provider_rayjobs.jobs.access import Access
 from airflow_provider_rayjobs.jobs.redaction import raise_unchained, redact_address
 from airflow_provider_rayjobs.jobs.tls import check_certificates
@@ -315,7 +315,9 @@ def _read_extra(connection: Connection) -> Mapping[str, Any]:
     # Airflow's form stores an empty field as "" or null.
     extra = {name: value for name, value in given.items() if value not in (None, "", {})}
     if unknown := extra.keys() - EXTRAS.keys():
-        raise ValueError(f"unknown extra {', '.join(sorted(unknown))}. The extras are {', '.join(sorted(EXTRAS))}.")
+        hint = migration.describe_names(sorted(unknown), migration.EXTRAS)
+        advice = hint or f"The extras are {', '.join(sorted(EXTRAS))}."
+        raise ValueError(f"unknown extra {', '.join(sorted(unknown))}. {advice}")
     return {name: _read_value(name, value) for name, value in extra.items()}
 
 

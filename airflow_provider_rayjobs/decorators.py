@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 from airflow.providers.common.compat.sdk import BaseOperator, DecoratedOperator
 from airflow.sdk.bases.decorator import _TaskDecorator
 
+from airflow_provider_rayjobs import migration
 from airflow_provider_rayjobs.functions.options import FunctionOptions, TaskOptions
 from airflow_provider_rayjobs.functions.source import FunctionSource, extract_source
 from airflow_provider_rayjobs.in_job import FAIL_EXIT_CODE, SKIP_EXIT_CODE
@@ -181,7 +182,9 @@ def _find_error(options: Mapping[str, Any]) -> Exception | None:
     known = FunctionOptions.__annotations__.keys() | TaskOptions.__annotations__.keys()
     for name in options.keys() - known - inspect.signature(BaseOperator.__init__).parameters.keys():
         near = difflib.get_close_matches(name, known, n=1) or sorted(each for each in known if name in each)
-        return TypeError(f"{_NAME} has no option {name!r}.{f' Did you mean {near[0]!r}?' if near else ''}")
+        guess = migration.ARGUMENTS.get(name, near[0] if near else "")
+        page = f" For astro-provider-ray see {migration.PAGE} of this provider." if name in migration.ARGUMENTS else ""
+        return TypeError(f"{_NAME} has no option {name!r}.{f' Did you mean {guess!r}?' if guess else ''}{page}")
     for name in ("serializer", "result_serializer"):
         if options.get(name, "json") not in _SERIALIZERS:
             return ValueError(f"{_NAME}: {name} must be one of {', '.join(_SERIALIZERS)}, not {options[name]!r}.")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import BaseOperator, conf, context_to_airflow_vars
 
-from airflow_provider_rayjobs import lineage, links, masking, tracing
+from airflow_provider_rayjobs import lineage, links, masking, migration, tracing
 from airflow_provider_rayjobs.exceptions import RayJobNotFoundError, RayJobNotTerminalError
 from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
 from airflow_provider_rayjobs.in_job import NONCE_VARIABLE, stored_name
@@ -175,6 +175,7 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
         return_result: bool | str = False,
         **kwargs: Any,
     ) -> None:
+        migration.check_arguments(type(self).__name__, kwargs)
         super().__init__(**kwargs)
         self.entrypoint = entrypoint
         self.ray_conn_id = ray_conn_id
