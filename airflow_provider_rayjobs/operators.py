@@ -77,7 +77,8 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
     :param runtime_env: Ray's runtime environment as a dictionary, or the path of a YAML file. Local code in it
         (``working_dir``, ``py_modules``, files for ``pip``, ``uv`` and ``conda``) is packed on the worker and uploaded,
         unless the cluster has it. A relative path is searched next to the DAG file, then in the working directory; one
-        in a YAML file next to that file. (templated, except the contents of a YAML file)
+        in a YAML file next to that file. Files for ``pip``, ``uv`` and ``conda`` may also be in the ``working_dir``.
+        (templated, except the contents of a YAML file)
     :param package_secrets: whether to pack local files whose names suggest secrets (``.env``, ``id_rsa`` ...; the list
         is in ``docs/USAGE.md``). A list of .gitignore patterns packs only the matching files. The default is ``False``.
         (templated)
@@ -87,7 +88,8 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
     :param metadata: a dictionary of text, stored with the job. (templated)
     :param entrypoint_num_cpus: CPU cores reserved for the entrypoint command, without its tasks and actors. (templated)
     :param entrypoint_num_gpus: GPUs reserved for the entrypoint command. (templated)
-    :param entrypoint_memory: bytes reserved for the entrypoint command. (templated)
+    :param entrypoint_memory: bytes reserved for the entrypoint command, as a number or as text such as ``2GB`` or
+        ``1.5GiB``. (templated)
     :param entrypoint_resources: custom resources reserved for the entrypoint command, name to quantity. (templated)
     :param entrypoint_label_selector: labels of the node for the entrypoint command (Ray 2.54 and later). (templated)
     :param wait_for_completion: ``False`` ends the task after the submission. Another task can wait for the job with a
@@ -376,7 +378,7 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
             metadata=build_metadata(context, metadata, may_outlive_task=self._may_outlive_task()),
             entrypoint_num_cpus=template_values.as_number("entrypoint_num_cpus", self.entrypoint_num_cpus),
             entrypoint_num_gpus=template_values.as_number("entrypoint_num_gpus", self.entrypoint_num_gpus),
-            entrypoint_memory=template_values.as_number("entrypoint_memory", self.entrypoint_memory),
+            entrypoint_memory=template_values.as_bytes("entrypoint_memory", self.entrypoint_memory),
             entrypoint_resources=template_values.as_number_dict("entrypoint_resources", self.entrypoint_resources),
             entrypoint_label_selector=template_values.as_text_dict(
                 "entrypoint_label_selector", self.entrypoint_label_selector

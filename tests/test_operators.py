@@ -130,7 +130,7 @@ def test_rendered_values_have_the_types_that_ray_expects():
         entrypoint=["python", "train.py", 20260102],
         entrypoint_num_cpus="2",
         entrypoint_num_gpus="0.5",
-        entrypoint_memory="1024",
+        entrypoint_memory="1KiB",
         entrypoint_resources={"TPU": "4"},
         entrypoint_label_selector={"zone": 1},
         metadata={"day": 20260102},

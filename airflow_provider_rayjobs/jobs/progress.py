@@ -25,6 +25,11 @@ _SLICE = 0.25
 _INTERVAL = 5.0
 
 
+def describe_size(size: int) -> str:
+    """Return a number of bytes in MiB, or in KiB if it is below 1 MiB."""
+    return f"{size / MIB:.1f} MiB" if size >= MIB else f"{size / 1024:.1f} KiB"
+
+
 def finish(work: Progress[T]) -> T:
     """Run long work to its end without slices, and return its result."""
     while True:

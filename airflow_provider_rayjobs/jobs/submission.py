@@ -255,7 +255,7 @@ def _number(field: str, value: Any) -> float:
 def _whole_number(field: str, value: Any) -> int:
     number = _number(field, value)
     if number != int(number):
-        raise ValueError(f"{field} must be a whole number, not {value!r}.")
+        raise ValueError(f"{field} must be a whole number of bytes, not {value!r}.")
     return int(number)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -26,6 +27,7 @@ from airflow_provider_rayjobs.masking import RedactedValue, looks_like_runtime_e
 _FETCH_LOGS = ("live", "on_completion", "never")
 # Types that native rendering creates from text. ``str`` converts them back.
 _SCALARS = (str, int, float, Decimal, date, time, UUID, PurePath)
+_BYTES = re.compile(r"\s*(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT])(?P<binary>i)?B?\s*", re.IGNORECASE | re.ASCII)
 _RUNTIME_ENV_TEXT = (
     "runtime_env is the text of a dictionary. Pass a dictionary, or the path of a YAML file. A template renders to a "
     "dictionary only with render_template_as_native_obj=True."
@@ -71,6 +73,24 @@ def as_number(field: str, value: Any) -> float | None:
     except ValueError:
         raise ValueError(f"{field} must be a number, not {value!r}.") from None
     return int(number) if number.is_integer() else number
+
+
+def as_bytes(field: str, value: Any) -> float | None:
+    """
+    Return a number of bytes, or ``None`` if the value is unset.
+
+    Text may have a unit, as in Kubernetes: ``K``, ``M``, ``G``, ``T`` are powers of 1000, ``Ki``, ``Mi``, ``Gi``,
+    ``Ti`` of 1024. A ``B`` may follow.
+    """
+    if isinstance(value, str) and (found := _BYTES.fullmatch(value)):
+        base = 1024 if found["binary"] else 1000
+        # a Decimal, as 4.1 * 10**9 is no whole number otherwise
+        number = Decimal(found["number"]) * base ** ("KMGT".index(found["unit"].upper()) + 1)
+        return int(number) if number == int(number) else float(number)
+    try:
+        return as_number(field, value)
+    except ValueError:
+        raise ValueError(f"{field} must be a number of bytes, or text such as 2GB or 1.5GiB, not {value!r}.") from None
 
 
 def _as_int(field: str, value: Any, expected: str, minimum: float = -math.inf) -> int:

@@ -14,6 +14,7 @@ import pytest
 from airflow_provider_rayjobs.jobs.logs.options import LogOptions
 from airflow_provider_rayjobs.task.template_values import (
     as_bool,
+    as_bytes,
     as_entrypoint,
     as_exit_codes,
     as_log_options,
@@ -379,3 +380,32 @@ def test_wrong_package_secrets(value: Any):
     """A value that is neither a flag nor a list of patterns is an error that names the field."""
     with pytest.raises(ValueError, match="package_secrets"):
         as_package_secrets(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "size"),
+    [
+        (None, None),
+        ("", None),
+        (2**31, 2**31),
+        ("2147483648", 2**31),
+        ("2GB", 2_000_000_000),
+        ("2G", 2_000_000_000),
+        ("4.1gb", 4_100_000_000),
+        (" 512 MiB ", 2**29),
+        ("1.5Gi", 3 * 2**29),
+        ("64KiB", 2**16),
+        ("1TB", 10**12),
+    ],
+)
+def test_bytes(value: Any, size: int | None) -> None:
+    """A number of bytes may be text with a unit: powers of 1000, or of 1024 with an i."""
+    assert as_bytes("entrypoint_memory", value) == size
+    assert type(as_bytes("entrypoint_memory", value)) is type(size)
+
+
+@pytest.mark.parametrize("value", ["2 giga", "-2GB", "GB", "2GB 3GB", "2bytes", "1,5GB", [2], True], ids=repr)
+def test_wrong_bytes(value: Any) -> None:
+    """A value that is no number of bytes is an error that names the field and the units."""
+    with pytest.raises(ValueError, match="^entrypoint_memory must be a number of bytes, or text such as 2GB or 1.5GiB"):
+        as_bytes("entrypoint_memory", value)

@@ -30,7 +30,7 @@ from airflow_provider_rayjobs.jobs.packages.tree import (
     select,
     unreadable,
 )
-from airflow_provider_rayjobs.jobs.progress import MIB, Progress, finish
+from airflow_provider_rayjobs.jobs.progress import MIB, Progress, describe_size, finish
 from airflow_provider_rayjobs.jobs.redaction import redact_urls
 
 # aiohttp in Ray's HTTP server refuses a request body of this size (``DASHBOARD_CLIENT_MAX_SIZE``).
@@ -75,7 +75,7 @@ class Package:
     @property
     def content(self) -> str:
         """Describe the number and size of its files."""
-        size = f"{self.tree.size / MIB:.1f} MiB"
+        size = describe_size(self.tree.size)
         files = sum(not entry.is_directory for entry in self.tree.entries)
         return size if self.is_archive else f"{files} files, {size}"
 
@@ -113,7 +113,8 @@ def find_packages(
     """
     Find the local code of a runtime environment and name its packages.
 
-    :param folders: searched for relative paths, in this order; the working directory by default.
+    :param folders: searched for relative paths, in this order; the working directory by default. Files of ``pip``,
+        ``uv`` and ``conda`` may also be in ``working_dir``, which is searched last.
     :param secrets: whether to pack files with names of :mod:`.secret_names`, or patterns of those to pack.
     :param storage: for packages of 100 MiB and more.
     :param generated: a module that is added to ``py_modules``.
@@ -128,10 +129,10 @@ def find_packages(
     folders = folders or (Path.cwd(),)
     patterns = (*default_excludes(os.environ), *excludes)
     naming = _Naming(Selection(patterns, uses_gitignore(os.environ), secrets), folders, storage)
-    requirements = read_requirements(runtime_env, folders)
-    changed = dict(runtime_env) | requirements.changed
     packages = []
     working_dir = expand_uri(runtime_env.get("working_dir"))
+    requirements = read_requirements(runtime_env, [*folders, *_directory_of(working_dir, folders)])
+    changed = dict(runtime_env) | requirements.changed
     if working_dir is not None:
         changed["working_dir"] = working_dir
     if is_path(working_dir) or (requirements.files and not working_dir):
@@ -155,6 +156,12 @@ def find_packages(
         packages.append((yield from naming.name_generated(generated)))
         changed["py_modules"] = [*(changed.get("py_modules") or ()), packages[-1].uri]
     return LocalCode(changed, tuple(packages))
+
+
+def _directory_of(working_dir: Any, folders: Sequence[Path]) -> Iterator[Path]:
+    """Yield the directory of the job's code: its requirements are often there, too."""
+    if is_path(working_dir) and (found := find_path("runtime_env['working_dir']", working_dir, folders)).is_dir():
+        yield found
 
 
 @dataclass
@@ -305,7 +312,7 @@ def too_large(package: Package) -> str:
         if "/" in name:
             sizes[name[: name.index("/") + 1]] += entry.size
     largest = sizes.most_common(_LARGEST)
-    lines = (f"{size / MIB:9.1f} MiB  {name}" for name, size in largest)
+    lines = (f"{describe_size(size):>13}  {name}" for name, size in largest)
     fix = (
         f"Exclude what the job does not need, with runtime_env={{'excludes': [{'/' + largest[0][0]!r}, ...]}} or a "
         f".rayignore file in the directory. {storage}"

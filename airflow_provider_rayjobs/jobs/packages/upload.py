@@ -22,7 +22,7 @@ from airflow_provider_rayjobs.jobs.packages.digest import read_verified
 from airflow_provider_rayjobs.jobs.packages.local_code import LIMIT, LocalCode, Package, PackageStorage, too_large
 from airflow_provider_rayjobs.jobs.packages.tree import printable
 from airflow_provider_rayjobs.jobs.packages.zip_file import write_zip
-from airflow_provider_rayjobs.jobs.progress import MIB, Progress, ProgressLog, run_in_slices
+from airflow_provider_rayjobs.jobs.progress import Progress, ProgressLog, describe_size, run_in_slices
 from airflow_provider_rayjobs.jobs.steps import (
     Engine,
     LogMessage,
@@ -79,7 +79,7 @@ class UploadedPackages:
             self.sent += size
             yield LogMessage(
                 f"{package.owner} {package.source}: the cluster had lost package {package.name}. It was uploaded again "
-                f"({size / MIB:.1f} MiB).",
+                f"({describe_size(size)}).",
                 logging.WARNING,
             )
 
@@ -114,7 +114,7 @@ def _provide(package: Package, retry_timeout: float, seen_at: dict[str, float]) 
         size = yield from _upload_if_missing(package, retry_timeout, seen_at)
         place, done = "on the cluster", "uploaded"
     now = yield Sleep(0)
-    outcome = f"already {place}" if size is None else f"{done} ({size / MIB:.1f} MiB) in {now - began:.1f} s"
+    outcome = f"already {place}" if size is None else f"{done} ({describe_size(size)}) in {now - began:.1f} s"
     yield LogMessage(
         f"{package.owner} {package.source}: package {package.name}, {package.content}; named in "
         f"{package.seconds:.1f} s, {outcome}."
@@ -167,7 +167,7 @@ def _store_if_missing(package: Package, storage: PackageStorage) -> Engine[int |
     with ExitStack() as stack:
         file = yield from run_in_slices(pack(package, None, stack), f"Packing {package.source}", package.tree.size)
         size = file.tell()
-        yield LogMessage(f"Storing {package.name} ({size / MIB:.1f} MiB) at {package.uri} ...")
+        yield LogMessage(f"Storing {package.name} ({describe_size(size)}) at {package.uri} ...")
         yield from run_in_slices(storage.put(package.name, file), f"Storing {package.name}", size)
     return size
 

@@ -293,7 +293,7 @@ def test_too_large_module_shows_names_as_excludes_match_them(folder: Path):
     shown = [too_large(package) for package in resolve_local_code(arguments, folders=[folder]).packages]
 
     for text in shown:
-        assert text.splitlines()[1].endswith(" MiB  code/data.bin")
+        assert text.splitlines()[1].endswith(" 1.0 KiB  code/data.bin")
         assert "'excludes': ['/code/data.bin', ...]" in text
 
 
@@ -437,6 +437,35 @@ def test_comments_in_a_list_of_requirements_are_removed(folder: Path):
     (folder / "r.txt").write_text("a\n")
     given = ["-r r.txt  # base", "# nothing", f"-r file://{folder}/r.txt", "b"]
     assert resolve_local_code({"pip": given}, folders=[folder]).runtime_env["pip"] == ["a", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [("requirements.txt", "pip"), (["-r requirements.txt"], "pip"), ({"packages": "requirements.txt"}, "uv")],
+)
+def test_requirements_file_in_the_working_dir(folder: Path, given: Any, key: str):
+    """A requirements file may be in the working_dir. A file of that name beside the DAG file takes precedence."""
+    (folder / "code" / "requirements.txt").write_text("-r more.txt\n")
+    (folder / "code" / "more.txt").write_text("torch\n")
+
+    def lines() -> list[str]:
+        found = resolve_local_code({"working_dir": "code", key: given}, folders=[folder]).runtime_env[key]
+        return found["packages"] if key == "uv" else found
+
+    assert lines() == ["torch"]
+    (folder / "requirements.txt").write_text("numpy\n")
+    assert lines() == ["numpy"]
+
+
+def test_requirements_file_that_is_nowhere(folder: Path):
+    """The error lists the working_dir among the places. A working_dir that does not exist is the first error."""
+    searched = f"Searched: {folder}/r.txt, {folder}/code/r.txt"
+    with pytest.raises(ValueError, match=rf"runtime_env\['pip'\]: file not found: 'r.txt'. {searched}\."):
+        resolve_local_code({"working_dir": "code", "pip": "r.txt"}, folders=[folder])
+    with pytest.raises(ValueError, match=rf"Searched: {folder}/r.txt\."):
+        resolve_local_code({"working_dir": "s3://b/c.zip", "pip": "r.txt"}, folders=[folder])
+    with pytest.raises(ValueError, match="'working_dir'.: file not found"):
+        resolve_local_code({"working_dir": "cod", "pip": "r.txt"}, folders=[folder])
 
 
 def test_too_many_included_requirements_files_is_an_error(folder: Path):

@@ -383,7 +383,7 @@ def test_lost_package_is_uploaded_before_a_repeated_submission(modules: LocalCod
 
     assert asked == [f"GET {one}", f"GET {two}", f"PUT {two}", f"GET {two}"]
     [note] = notes
-    assert f"the cluster had lost package {two}. It was uploaded again (0.0 MiB)." in note
+    assert f"the cluster had lost package {two}. It was uploaded again (0.1 KiB)." in note
     assert note.startswith("py_modules[1] /")
 
 
@@ -465,7 +465,7 @@ def test_log_has_one_line_per_package(code: Path):
     _, there = drive(packages, lambda _: None, held={name})
 
     assert sent == [
-        f"working_dir {code}: package {name}, 1 files, 0.0 MiB; named in 0.0 s, uploaded (0.0 MiB) in 3.0 s."
+        f"working_dir {code}: package {name}, 1 files, 0.0 KiB; named in 0.0 s, uploaded (0.1 KiB) in 3.0 s."
     ]
     assert there[0].endswith("named in 0.0 s, already on the cluster.")
 
