@@ -28,7 +28,7 @@ from airflow_provider_rayjobs.task.orphans import (
     deployment_name,
     newest_jobs,
 )
-from airflow_provider_rayjobs.task.outcomes import raising_task_errors
+from airflow_provider_rayjobs.task.outcomes import failing_at_once_for_mistakes, raising_task_errors
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -109,15 +109,17 @@ class RayJobCleanupOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Look, look again, stop, delete, and return a summary."""
-        rules = Rules(
-            grace_period=template_values.as_seconds("grace_period", self.grace_period),
-            delete_older_than=template_values.as_optional_seconds("delete_older_than", self.delete_older_than),
-        )
-        recheck_delay = template_values.as_seconds("recheck_delay", self.recheck_delay)
-        stop_timeout = template_values.as_seconds("stop_timeout", self.stop_timeout)
-        is_dry_run = template_values.as_bool("dry_run", self.is_dry_run)
-        deployment = _required_deployment_name()
-        with raising_task_errors(self), RayJobsHook(self.ray_conn_id).get_conn() as client:
+        with failing_at_once_for_mistakes():
+            rules = Rules(
+                grace_period=template_values.as_seconds("grace_period", self.grace_period),
+                delete_older_than=template_values.as_optional_seconds("delete_older_than", self.delete_older_than),
+            )
+            recheck_delay = template_values.as_seconds("recheck_delay", self.recheck_delay)
+            stop_timeout = template_values.as_seconds("stop_timeout", self.stop_timeout)
+            is_dry_run = template_values.as_bool("dry_run", self.is_dry_run)
+            deployment = _required_deployment_name()
+            conn = RayJobsHook(self.ray_conn_id).get_conn()
+        with raising_task_errors(self), conn as client:
             found = _look(client, deployment, rules, context)
             if suspects := {job.submission_id for job, _ in found.orphans}:
                 self.log.info("Jobs that look orphaned: %d. Looking again in %.12g s.", len(suspects), recheck_delay)

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from airflow_provider_rayjobs import config, migration
-from airflow_provider_rayjobs.jobs.access import Access
+from airflow_provider_rayjobs.jobs.access import Access, CredentialsError
 from airflow_provider_rayjobs.jobs.redaction import raise_unchained, redact_address
 from airflow_provider_rayjobs.jobs.tls import check_certificates
 from airflow_provider_rayjobs.jobs.transport import check_address
@@ -102,7 +102,8 @@ class Cluster:
         except Exception as error:  # noqa: BLE001  (the user's class)
             # The error's text and traceback may contain the arguments, which are secret.
             wrong = " with auth_kwargs" if isinstance(error, TypeError) else ""
-            raise_unchained(ValueError(f"extra auth {self.auth} cannot be created{wrong}: {type(error).__name__}."))
+            message = f"extra auth {self.auth} cannot be created{wrong}: {type(error).__name__}."
+            raise_unchained(ValueError(message) if wrong else CredentialsError(message))
         return replace(self.access, auth=auth, auth_secrets=tuple(self.auth_kwargs.values()))
 
     def secrets(self) -> Iterator[str]:
@@ -202,7 +203,8 @@ def naming_source(source: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
+        kind = CredentialsError if isinstance(error, CredentialsError) else ValueError
+        raise kind(f"{source}: {error}") from None
 
 
 def _cluster_of(connection: Connection, extra: Mapping[str, Any]) -> Cluster:

@@ -29,7 +29,7 @@ from airflow_provider_rayjobs.task.boundary import Settings
 from airflow_provider_rayjobs.task.execution import Execution
 from airflow_provider_rayjobs.task.kill_switch import KillSwitch
 from airflow_provider_rayjobs.task.orphans import DEPLOYMENT, MAY_OUTLIVE_TASK, deployment_name
-from airflow_provider_rayjobs.task.outcomes import raising_task_errors
+from airflow_provider_rayjobs.task.outcomes import failing_at_once_for_mistakes, raising_task_errors
 from airflow_provider_rayjobs.task.text_templates import RendersText
 
 if TYPE_CHECKING:
@@ -457,11 +457,12 @@ class RayJobStopOperator(_ManageJobOperator):
 
     def execute(self, context: Context) -> None:
         """Stop the job."""
-        job = template_values.as_submission_id(self.submission_id)
-        timeout = template_values.as_seconds("stop_timeout", self.stop_timeout)
-        missing_ok = template_values.as_bool("missing_ok", self.missing_ok)
-        hook = RayJobsHook(self.ray_conn_id)
-        cluster = hook.get_cluster()
+        with failing_at_once_for_mistakes():
+            job = template_values.as_submission_id(self.submission_id)
+            timeout = template_values.as_seconds("stop_timeout", self.stop_timeout)
+            missing_ok = template_values.as_bool("missing_ok", self.missing_ok)
+            hook = RayJobsHook(self.ray_conn_id)
+            cluster = hook.get_cluster()
         links.push_link(self, context["ti"], cluster.job_url(job))
         with raising_task_errors(self), hook.client_of(cluster) as client:
             stopped = client.run(stop_and_wait(JobRef(cluster.address, job), timeout))
@@ -489,9 +490,11 @@ class RayJobDeleteOperator(_ManageJobOperator):
 
     def execute(self, context: Context) -> None:  # noqa: ARG002  (Airflow's signature)
         """Delete the job."""
-        job = template_values.as_submission_id(self.submission_id)
-        missing_ok = template_values.as_bool("missing_ok", self.missing_ok)
-        with raising_task_errors(self), RayJobsHook(self.ray_conn_id).get_conn() as client:
+        with failing_at_once_for_mistakes():
+            job = template_values.as_submission_id(self.submission_id)
+            missing_ok = template_values.as_bool("missing_ok", self.missing_ok)
+            conn = RayJobsHook(self.ray_conn_id).get_conn()
+        with raising_task_errors(self), conn as client:
             try:
                 client.run(delete_ended_job(job, client.retry_timeout))
             except RayJobNotFoundError as error:

@@ -26,7 +26,7 @@ from airflow_provider_rayjobs.jobs.models import JobDetails
 from airflow_provider_rayjobs.masking import masking_env_vars
 from airflow_provider_rayjobs.task import template_values
 from airflow_provider_rayjobs.task.attempts import RetryGeneration, id_of_try
-from airflow_provider_rayjobs.task.outcomes import error_for_outcome, to_sensor_error
+from airflow_provider_rayjobs.task.outcomes import error_for_outcome, failing_at_once_for_mistakes, to_sensor_error
 from airflow_provider_rayjobs.task.text_templates import RendersText
 from airflow_provider_rayjobs.triggers import RayJobTrigger, details_from_event, emit_job_log
 
@@ -101,8 +101,9 @@ class RayJobSensor(RendersText, BaseSensorOperator):
 
     def execute(self, context: Context) -> None:
         """Wait on a worker, or defer to the triggerer after the first poll, which tells which job is meant."""
-        self._set_interval()
-        super().execute(context)
+        with failing_at_once_for_mistakes():
+            self._set_interval()
+            super().execute(context)
 
     def _set_interval(self) -> None:
         if not self._has_interval:
@@ -153,8 +154,9 @@ class RayJobSensor(RendersText, BaseSensorOperator):
         if event.get("try_id") not in (None, id_of_try(context)):  # see Execution.resume
             self.execute(context)
             return
-        self._set_interval()
-        poller = self._new_poller(context, is_resumed=True)
+        with failing_at_once_for_mistakes():
+            self._set_interval()
+            poller = self._new_poller(context, is_resumed=True)
         poller.reader = reader = poller.logs.reader(event.get("log_state"))
         poller.resume(event, context)
         try:

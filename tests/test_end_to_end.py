@@ -235,11 +235,23 @@ def test_ten_thousand_lines_arrive_once_in_order_in_few_records(run: DagRun):
     assert sum("line 0" in str(record["event"]) for record in records) <= 15
 
 
-def test_invalid_argument_fails_task_before_submission(run: DagRun):
-    """An invalid number fails the task with the name of the argument, and no submission id is pushed."""
-    assert run.state("rejects_invalid_num_cpus") == "failed"
-    assert "entrypoint_num_cpus must be a number, not 'many'" in run.log("rejects_invalid_num_cpus")
-    assert "submission_id" not in run.xcoms("rejects_invalid_num_cpus")
+@pytest.mark.parametrize("mode", MODES)
+def test_invalid_argument_fails_task_before_submission(run: DagRun, mode: str):
+    """An invalid number fails the task at once, with the name of the argument. No submission id is pushed."""
+    task_id = f"rejects_invalid_num_cpus_{mode}"
+
+    assert run.state(task_id) == "failed"
+    assert "ValueError: entrypoint_num_cpus must be a number, not 'many'" in run.log(task_id)
+    assert run.airflow.task_instance(run.dag_id, run.run_id, task_id)["try_number"] == 1
+    assert "submission_id" not in run.xcoms(task_id)
+
+
+def test_invalid_argument_fails_sensor(run: DagRun):
+    """A wrong word fails the sensor at once, and ``soft_fail`` does not hide it."""
+    sensor = run.airflow.task_instance(run.dag_id, run.run_id, "rejects_invalid_fetch_logs")
+
+    assert (sensor["state"], sensor["try_number"]) == ("failed", 1)
+    assert "fetch_logs must be one of live, on_completion, never, not 'often'" in run.log("rejects_invalid_fetch_logs")
 
 
 def test_unreachable_head_fails_task_with_address_and_advice(run: DagRun):

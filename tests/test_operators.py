@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowTaskTimeout, TaskDeferred
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout, TaskDeferred
 from airflow.sdk import DAG, Asset
 from airflow.sdk.execution_time.context import OutletEventAccessors
 from airflow.sdk.log import mask_secret
@@ -145,6 +145,14 @@ def test_rendered_values_have_the_types_that_ray_expects():
     assert (submission.metadata["day"], submission.metadata["job_name"]) == ("20260102", "20260102")
 
 
+def rendered(**arguments: Any) -> RayJobSubmitOperator:
+    """Return an operator whose templates have rendered to these arguments."""
+    operator = RayJobSubmitOperator(task_id="t", entrypoint="true")
+    for field, value in arguments.items():
+        setattr(operator, field, value)
+    return operator
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -162,7 +170,7 @@ def test_rendered_values_have_the_types_that_ray_expects():
 )
 def test_wrong_submission_argument(arguments: dict[str, Any], message: str):
     """A wrong argument is an error that names the field, before anything is sent."""
-    operator = RayJobSubmitOperator(**{"task_id": "t", "entrypoint": "true"} | arguments)
+    operator = rendered(**arguments)
 
     with pytest.raises(ValueError, match=message):
         operator.new_submission(context(), "job-1")
@@ -185,7 +193,7 @@ def test_wrong_submission_argument(arguments: dict[str, Any], message: str):
 )
 def test_wrong_wait_argument(arguments: dict[str, Any], message: str):
     """Arguments about waiting are checked before the job is submitted."""
-    operator = RayJobSubmitOperator(**{"task_id": "t", "entrypoint": "true"} | arguments)
+    operator = rendered(**arguments)
 
     with pytest.raises(ValueError, match=message):
         operator.execute(context())
@@ -196,6 +204,27 @@ def test_constructor_checks_nothing():
     operator = RayJobSubmitOperator(task_id="t", entrypoint="", entrypoint_num_cpus="{{ x }}", ray_conn_id="{{ y }}")
 
     assert operator.entrypoint_num_cpus == "{{ x }}"
+
+
+@pytest.mark.parametrize(
+    ("operator", "arguments"),
+    [
+        (RayJobStopOperator, {"submission_id": "job-1"}),
+        (RayJobDeleteOperator, {"submission_id": "job-1"}),
+        (RayJobCleanupOperator, {}),
+    ],
+)
+def test_mistake_in_the_connection_fails_at_once(
+    operator: Any, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    """A mistake ends the retries of the operators for existing jobs, too."""
+    given = {"conn_type": "ray_jobs", "host": "127.0.0.1", "extra": {"tokn": "x"}}
+    monkeypatch.setenv("AIRFLOW_CONN_RAY_JOBS_DEFAULT", json.dumps(given))
+    monkeypatch.setenv("AIRFLOW__RAY_JOBS__DEPLOYMENT_NAME", "test")
+
+    with pytest.raises(ValueError, match="unknown extra tokn") as caught:
+        operator(task_id="t", **arguments).execute(context())
+    assert isinstance(caught.value, AirflowFailException)
 
 
 def named(operator: RayJobSubmitOperator) -> Any:

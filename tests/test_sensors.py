@@ -180,6 +180,33 @@ def test_empty_submission_id(empty: str | None):
         sensor(submission_id=empty).poke(context())
 
 
+@pytest.mark.parametrize("is_deferrable", [False, True], ids=["worker", "deferrable"])
+@pytest.mark.parametrize(
+    ("rendered", "extra", "message"),
+    [
+        ({"log_lines_limit": "many"}, {}, "log_lines_limit must be a number"),
+        ({"submission_id": ""}, {}, "submission_id is empty"),
+        ({}, {"tokn": "x"}, "unknown extra tokn"),
+    ],
+)
+def test_mistake_fails_at_once(
+    rendered: dict[str, Any], extra: dict[str, str], message: str, is_deferrable: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """What no retry can fix ends the retries. It is a failure with ``soft_fail``, too: waiting has not even begun."""
+    given = {"conn_type": "ray_jobs", "host": "127.0.0.1", "port": 9, "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_RAY_JOBS_DEFAULT", json.dumps(given))
+    waiting = sensor(submission_id="job-1", soft_fail=True, deferrable=is_deferrable)
+    for field, value in rendered.items():
+        setattr(waiting, field, value)
+
+    with pytest.raises(ValueError, match=message) as first:
+        waiting.execute(context())
+    with pytest.raises(ValueError, match=message) as resumed:
+        waiting.execute_complete(context(), {"submission_id": "job-1"})
+    assert isinstance(first.value, AirflowFailException)
+    assert isinstance(resumed.value, AirflowFailException)
+
+
 @pytest.mark.ray
 def test_interactive_job_has_no_log(client: RayJobsClient, driver: JobDetails, shown: Shown):
     """A DRIVER job is found by its Ray Core job id. Each sensor logs once that the Jobs API has no log of it."""
@@ -225,8 +252,9 @@ def test_missing_token_file(token_file: Path):
     assert sensor(submission_id="job-1", mode="reschedule").poke(later) is False
     with pytest.raises(ValueError, match="token_file .* cannot be read"):
         sensor(submission_id="job-1", mode="reschedule").poke(context())
-    with pytest.raises(ValueError, match="token_file .* cannot be read"):
+    with pytest.raises(ValueError, match="token_file .* cannot be read") as caught:
         sensor(submission_id="job-1", deferrable=True).execute(context())
+    assert not isinstance(caught.value, AirflowFailException), "the file may be there at the next try"
     with pytest.raises(AirflowException, match="RayApiUnreachableError|gave up"):
         sensor(submission_id="job-1", deferrable=True).execute_complete(
             context(), {"submission_id": "job-1", "error": "RayApiUnreachableError", "message": "gave up"}

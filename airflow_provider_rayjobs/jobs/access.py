@@ -43,6 +43,10 @@ _MAX_TOKEN = 64 * 1024
 _PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 
 
+class CredentialsError(ValueError):
+    """The credentials cannot be used at the moment: their files may be replaced. A retry may succeed."""
+
+
 @dataclass(frozen=True)
 class Access:
     """
@@ -168,11 +172,11 @@ class Access:
             with Path(self.token_file).open("rb") as file:
                 token = file.read(_MAX_TOKEN + 1).decode("ascii", errors="replace").strip()
         except OSError as error:
-            raise ValueError(describe_unreadable("token_file", self.token_file, error)) from None
+            raise CredentialsError(describe_unreadable("token_file", self.token_file, error)) from None
         if len(token) > _MAX_TOKEN:
             raise ValueError(f"token_file {self.token_file} holds more than {_MAX_TOKEN // 1024} KiB.")
         if not token:
-            raise ValueError(f"token_file {self.token_file} is empty.")
+            raise CredentialsError(f"token_file {self.token_file} is empty.")
         _check_token(f"the token in token_file {self.token_file}", token)
         return token
 

@@ -8,7 +8,7 @@ import ssl
 from functools import lru_cache
 from pathlib import Path
 
-from airflow_provider_rayjobs.jobs.access import OFF, SYSTEM, Access, check_regular_file
+from airflow_provider_rayjobs.jobs.access import OFF, SYSTEM, Access, CredentialsError, check_regular_file
 from airflow_provider_rayjobs.jobs.redaction import describe_unreadable
 
 # The names by which OpenSSL finds certificates in a folder.
@@ -73,12 +73,12 @@ def _trust(path: str) -> ssl.SSLContext:
         _check_readable("verify", path)
     try:
         if is_folder and not any(_HASHED_NAME.fullmatch(entry.name) for entry in Path(path).iterdir()):
-            raise ValueError(f"verify: the folder {path} holds no hashed certificates. Run openssl rehash there.")
+            raise CredentialsError(f"verify: the folder {path} holds no hashed certificates. Run openssl rehash there.")
         return ssl.create_default_context(capath=path) if is_folder else ssl.create_default_context(cafile=path)
     except ssl.SSLError:
-        raise ValueError(f"verify: {path} holds no certificates in PEM form.") from None
+        raise CredentialsError(f"verify: {path} holds no certificates in PEM form.") from None
     except OSError as error:  # not readable, or replaced since the check
-        raise ValueError(describe_unreadable("verify", path, error)) from None
+        raise CredentialsError(describe_unreadable("verify", path, error)) from None
 
 
 def _load_client_certificate(context: ssl.SSLContext, cert: str, key: str | None, password: str | None) -> None:
@@ -90,12 +90,12 @@ def _load_client_certificate(context: ssl.SSLContext, cert: str, key: str | None
         context.load_cert_chain(cert, key, password=password or "")
     except (ssl.SSLError, ValueError) as error:
         reason = getattr(error, "reason", None) or "not PEM, or client_key_password missing or wrong"
-        raise ValueError(
+        raise CredentialsError(
             f"client_cert {cert} and client_key {key or '(in the same file)'} are not a certificate and its key: "
             f"{reason}."
         ) from None
     except OSError as error:  # replaced since the check
-        raise ValueError(describe_unreadable("client_cert or client_key", cert, error)) from None
+        raise CredentialsError(describe_unreadable("client_cert or client_key", cert, error)) from None
 
 
 def _check_readable(field: str, path: str) -> None:
@@ -104,4 +104,4 @@ def _check_readable(field: str, path: str) -> None:
         with Path(path).open("rb"):
             pass
     except OSError as error:
-        raise ValueError(describe_unreadable(field, path, error)) from None
+        raise CredentialsError(describe_unreadable(field, path, error)) from None

@@ -46,7 +46,14 @@ from airflow_provider_rayjobs.task.attempts import (
     owner_of,
 )
 from airflow_provider_rayjobs.task.kill_switch import KillSwitch
-from airflow_provider_rayjobs.task.outcomes import error_for_outcome, is_last_try, is_unschedulable, to_task_error
+from airflow_provider_rayjobs.task.outcomes import (
+    ending_retries,
+    error_for_outcome,
+    is_last_try,
+    is_mistake,
+    is_unschedulable,
+    to_task_error,
+)
 from airflow_provider_rayjobs.task.results import read_result
 from airflow_provider_rayjobs.task.states import State
 from airflow_provider_rayjobs.task.targets import Target, find_target
@@ -315,6 +322,8 @@ class Boundary:
             else:
                 self._warn("Ray job %s may still be running, and no further try follows it. Stopping it.", name)
                 self._try_to_stop()
+        elif self.state is State.NO_JOB and is_mistake(error):  # otherwise a retry may find a job
+            raised = ending_retries(error)
         if raised is error:
             raise error
         raise raised from error.__cause__  # not from error, which has the same text

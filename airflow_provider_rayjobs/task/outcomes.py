@@ -80,6 +80,32 @@ def is_final(error: BaseException) -> bool:
     return isinstance(error, _FINAL_REFUSALS) and error.delivery is Delivery.REFUSED
 
 
+def is_mistake(error: BaseException) -> bool:
+    """
+    Tell whether an error is a mistake in the DAG, the connection or the local code, which no retry can fix.
+
+    Only :class:`ValueError` itself: its subclasses are errors of other packages, and
+    :class:`~airflow_provider_rayjobs.jobs.access.CredentialsError`.
+    """
+    return type(error) is ValueError
+
+
+def ending_retries(error: Exception) -> Exception:
+    """Return an error that is also an ``AirflowFailException``: no retry, whatever a retry policy says."""
+    return _with_class(error, AirflowFailException)
+
+
+@contextmanager
+def failing_at_once_for_mistakes() -> Iterator[None]:
+    """End the retries after a mistake."""
+    try:
+        yield
+    except ValueError as error:
+        if not is_mistake(error):
+            raise
+        raise ending_retries(error) from error.__cause__
+
+
 def error_for_outcome(
     details: JobDetails,
     address: str,

@@ -41,8 +41,8 @@ any other    DONE         the job ended or was stopped, or the try ends in a sta
 ========================  ======================================================  ===================================
 the try is aborted by     while it owns a job                                     otherwise
 ========================  ======================================================  ===================================
-an error                  the job is left to the next try if that try can find    the error is raised
-                          it, otherwise stopped
+an error                  the job is left to the next try if that try can find    the error is raised; in NO_JOB, a
+                          it, otherwise stopped                                   mistake ends the retries
 a time limit of the job   ``abandoned`` is stored, then the job is stopped; if    does not happen
                           it ended before the stop, its own end decides
 ``execution_timeout``     like a time limit, but with ``stop_on_kill=False`` the  Airflow's timeout is raised

@@ -79,7 +79,18 @@ with DAG(
         fetch_logs="on_completion",
         **QUICK,
     )
-    RayJobSubmitOperator(task_id="rejects_invalid_num_cpus", entrypoint="echo x", entrypoint_num_cpus="many", **QUICK)
+    for mode, deferrable in (("worker", False), ("deferred", True)):
+        RayJobSubmitOperator(
+            task_id=f"rejects_invalid_num_cpus_{mode}",
+            entrypoint="echo x",
+            entrypoint_num_cpus="{{ 'many' }}",
+            deferrable=deferrable,
+            retries=2,
+            **QUICK,
+        )
+    RayJobSensor(
+        task_id="rejects_invalid_fetch_logs", submission_id="x", fetch_logs="{{ 'often' }}", retries=2, soft_fail=True
+    )
     RayJobSubmitOperator(
         task_id="cannot_reach_head",
         entrypoint="echo x",

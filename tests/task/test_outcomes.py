@@ -43,14 +43,17 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobUnschedulableError,
 )
 from airflow_provider_rayjobs.jobs import JobDetails, JobErrorType, JobStatus, JobType
+from airflow_provider_rayjobs.jobs.access import CredentialsError
 from airflow_provider_rayjobs.jobs.logs.cursor import LogEnding
 from airflow_provider_rayjobs.jobs.logs.messages import FunctionFailure, JobMessages, Progress
 from airflow_provider_rayjobs.task.outcomes import (
     describe_end,
+    ending_retries,
     error_for_outcome,
     has_retry_policy,
     is_final,
     is_last_try,
+    is_mistake,
     is_unschedulable,
     raising_task_errors,
     to_sensor_error,
@@ -386,6 +389,19 @@ def test_error_that_is_retried(error: Exception, policy: Any):
     """
     assert not is_final(error)
     assert to_task_error(error, task(policy)) is error
+
+
+def test_mistake():
+    """A ValueError of this package is final, whatever a policy says. Credentials may be readable at the next try."""
+    raised = ending_retries(ValueError("wrong argument"))
+
+    for error in (raised, pickle.loads(pickle.dumps(raised))):
+        assert catches(ValueError, error)
+        assert catches(AirflowFailException, error)
+        assert (type(error).__name__, str(error)) == ("ValueError", "wrong argument")
+    others = RayJobsError("b"), CredentialsError("c"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "of another package")
+    assert is_mistake(ValueError("a"))
+    assert not any(map(is_mistake, others))
 
 
 @pytest.mark.parametrize("policy", [object(), None], ids=["policy", "no policy"])

@@ -749,6 +749,80 @@ BROKEN = [
 ]
 
 
+def render(run: Walk, arguments: dict[str, Any]) -> None:
+    """Give a task the arguments to which its templates were rendered."""
+    for field, value in arguments.items():
+        setattr(run.task, field, value)
+
+
+def with_setting(option: str, value: str) -> Callable[[pytest.MonkeyPatch], dict[str, Any]]:
+    return lambda patch: patch.setenv(f"AIRFLOW__RAY_JOBS__{option.upper()}", value) or {}
+
+
+def with_unknown_extra(patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    patch.setenv(CONNECTION, '{"conn_type": "ray_jobs", "host": "127.0.0.1", "extra": {"tokn": "x"}}')
+    return {}
+
+
+def with_large_code(patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    with open("code.zip", "wb") as file:  # noqa: PTH123  (in the working directory of the test)
+        file.truncate(150 * 2**20)
+    return {"runtime_env": {"working_dir": "code.zip"}}
+
+
+MISTAKES = [
+    pytest.param(with_broken_connection, "host is empty", id="connection without a host"),
+    pytest.param(with_unknown_extra, "unknown extra tokn", id="unknown extra"),
+    pytest.param(with_setting("unreachable_timeout", "long"), "unreachable_timeout must be", id="setting"),
+    pytest.param(lambda _: {"runtime_env": {"pips": ["x"]}}, "did you mean 'pip'", id="misspelt key"),
+    pytest.param(lambda _: {"runtime_env": {"working_dir": "nowhere"}}, "file not found: 'nowhere'", id="directory"),
+    pytest.param(lambda _: {"runtime_env": "no.yaml"}, "file not found: no.yaml", id="YAML file"),
+    pytest.param(with_large_code, "Package too large", id="150 MiB of code"),
+    pytest.param(lambda _: {"entrypoint": ""}, "entrypoint is empty", id="empty entrypoint"),
+    pytest.param(lambda _: {"entrypoint_num_gpus": "one"}, "must be a number", id="number"),
+    pytest.param(lambda _: {"submission_id": "a/b"}, "submission_id 'a/b' is invalid", id="slash in the id"),
+    pytest.param(lambda _: {"metadata": {"airflow_dag_id": "x"}}, "must not contain airflow_dag_id", id="metadata"),
+]
+
+
+@pytest.mark.parametrize(("breaks", "message"), MISTAKES)
+@pytest.mark.parametrize("has_policy", [False, True], ids=["no policy", "policy"])
+@pytest.mark.parametrize("is_deferrable", [False, True], ids=["worker", "deferrable"])
+def test_mistake_fails_at_once(
+    head: Head,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    breaks: Callable[[pytest.MonkeyPatch], dict[str, Any]],
+    message: str,
+    has_policy: bool,
+    is_deferrable: bool,
+) -> None:
+    """What no retry can fix ends the retries, also if a policy would retry every error. Nothing is submitted."""
+    from airflow.sdk import ExceptionRetryPolicy, RetryAction
+
+    monkeypatch.chdir(tmp_path)
+    policy = ExceptionRetryPolicy([], default=RetryAction.RETRY) if has_policy else None
+    run = walk(Store(), max_tries=RETRY_LEFT, deferrable=is_deferrable, retry_policy=policy)
+    render(run, breaks(monkeypatch))
+
+    with pytest.raises(ValueError, match=message) as caught:
+        run.submit_and_wait()
+    assert isinstance(caught.value, AirflowFailException)
+    assert type(caught.value).__name__ == "ValueError"
+    assert caught.value.__suppress_context__
+    assert head.jobs == {}
+
+
+def test_credentials_that_cannot_be_read_are_retried(head: Head, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A missing token file may be there at the next try."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+
+    with pytest.raises(ValueError, match="token_file .* cannot be read") as caught:
+        walk(Store(), max_tries=RETRY_LEFT).submit_and_wait()
+    assert not isinstance(caught.value, AirflowFailException)
+    assert head.jobs == {}
+
+
 @pytest.mark.parametrize(("breaks", "error"), BROKEN)
 @pytest.mark.parametrize("is_resumed", [False, True], ids=["first", "resumed"])
 @TRIES
@@ -763,10 +837,12 @@ def test_error_before_the_first_request(
     """On the last try, the job of an earlier one is stopped where it is, whatever this try cannot read."""
     store = stored(head, "RUNNING", max_tries=max_tries)
     arguments = breaks(monkeypatch)
-    run = walk(store, max_tries=max_tries, is_resumed=is_resumed, **arguments)
+    run = walk(store, max_tries=max_tries, is_resumed=is_resumed)
+    render(run, arguments)
 
-    with pytest.raises(error):
+    with pytest.raises(error) as caught:
         run.resume(event(head, store, "RUNNING")) if is_resumed else run.submit_and_wait()
+    assert not isinstance(caught.value, AirflowFailException)
     assert head.stops == ([store.job["submission_id"]] if max_tries == LAST else [])
     assert len(head.jobs) == 1
     if max_tries == LAST:
