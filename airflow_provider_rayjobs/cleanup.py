@@ -19,6 +19,7 @@ from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobStatus
 from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, delete_ended_job, stop_and_wait
 from airflow_provider_rayjobs.task import template_values
+from airflow_provider_rayjobs.task.literals import ChecksLiterals
 from airflow_provider_rayjobs.task.orphans import (
     Action,
     OwnJob,
@@ -54,7 +55,7 @@ _DELETIONS_PER_LINE = 50
 _RUNS_PER_REQUEST = 20
 
 
-class RayJobCleanupOperator(BaseOperator):
+class RayJobCleanupOperator(ChecksLiterals, BaseOperator):
     """
     Stop the orphaned jobs of this Airflow on one cluster, and delete the records of its ended jobs.
 
@@ -106,6 +107,7 @@ class RayJobCleanupOperator(BaseOperator):
         self.delete_older_than = delete_older_than
         self.stop_timeout = stop_timeout
         self.is_dry_run = dry_run  # ``dry_run`` is a method of BaseOperator
+        self._check_literals()
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Look, look again, stop, delete, and return a summary."""

@@ -17,6 +17,7 @@ from airflow_provider_rayjobs.functions.options import FunctionOptions, TaskOpti
 from airflow_provider_rayjobs.functions.source import FunctionSource, extract_source
 from airflow_provider_rayjobs.in_job import FAIL_EXIT_CODE, SKIP_EXIT_CODE
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
+from airflow_provider_rayjobs.task.literals import SUBMISSION_CHECKS, find_mistake
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -176,7 +177,7 @@ def ray_job(
 
 
 def _find_error(options: Mapping[str, Any]) -> Exception | None:
-    """Return the error for an option that does not exist, or for an unknown serializer."""
+    """Return the error for an option that does not exist, or whose literal value cannot work."""
     if "entrypoint" in options:
         return TypeError(f"{_NAME} has no entrypoint: it runs the function. For a command use RayJobSubmitOperator.")
     known = FunctionOptions.__annotations__.keys() | TaskOptions.__annotations__.keys()
@@ -188,4 +189,6 @@ def _find_error(options: Mapping[str, Any]) -> Exception | None:
     for name in ("serializer", "result_serializer"):
         if options.get(name, "json") not in _SERIALIZERS:
             return ValueError(f"{_NAME}: {name} must be one of {', '.join(_SERIALIZERS)}, not {options[name]!r}.")
+    if mistake := find_mistake(options, SUBMISSION_CHECKS):
+        return ValueError(f"{_NAME}: {mistake}")
     return None

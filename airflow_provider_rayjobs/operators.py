@@ -28,6 +28,7 @@ from airflow_provider_rayjobs.task.attempts import HAS_STORE, RetryGeneration, o
 from airflow_provider_rayjobs.task.boundary import Settings
 from airflow_provider_rayjobs.task.execution import Execution
 from airflow_provider_rayjobs.task.kill_switch import KillSwitch
+from airflow_provider_rayjobs.task.literals import SUBMISSION_CHECKS, Checks, ChecksLiterals
 from airflow_provider_rayjobs.task.orphans import DEPLOYMENT, MAY_OUTLIVE_TASK, deployment_name
 from airflow_provider_rayjobs.task.outcomes import failing_at_once_for_mistakes, raising_task_errors
 from airflow_provider_rayjobs.task.text_templates import RendersText
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from airflow_provider_rayjobs.package_storage import Storage
 
 
-class RayJobSubmitOperator(RendersText, BaseOperator):
+class RayJobSubmitOperator(RendersText, ChecksLiterals, BaseOperator):
     """
     Submit a job to a Ray cluster, follow it, and succeed or fail as it does.
 
@@ -140,6 +141,7 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
         "entrypoint": "bash", "runtime_env": "json", "metadata": "json", "entrypoint_resources": "json",
         "entrypoint_label_selector": "json",
     }  # fmt: skip
+    literal_checks: ClassVar[Checks] = SUBMISSION_CHECKS
     operator_extra_links = (links.RayJobLink(),)
     ui_color = "#d8ecfb"
 
@@ -213,6 +215,7 @@ class RayJobSubmitOperator(RendersText, BaseOperator):
         self.return_result = return_result
         self._kill_switch = KillSwitch()
         self._job: tuple[str, str, str] | None = None
+        self._check_literals()
 
     def _do_render_template_fields(
         self,
@@ -417,7 +420,7 @@ def build_metadata(context: Context, given: Mapping[str, str], *, may_outlive_ta
     return {"job_name": f"{task_instance.dag_id}.{task_instance.task_id}"} | dict(given) | reserved
 
 
-class _ManageJobOperator(RendersText, BaseOperator):
+class _ManageJobOperator(RendersText, ChecksLiterals, BaseOperator):
     """Base of the operators for an existing job."""
 
     template_fields: Sequence[str] = ("submission_id", "ray_conn_id", "missing_ok")
@@ -435,6 +438,7 @@ class _ManageJobOperator(RendersText, BaseOperator):
         self.submission_id = submission_id
         self.ray_conn_id = ray_conn_id
         self.missing_ok = missing_ok
+        self._check_literals()
 
 
 class RayJobStopOperator(_ManageJobOperator):
@@ -454,6 +458,7 @@ class RayJobStopOperator(_ManageJobOperator):
     def __init__(self, *, stop_timeout: float | str | timedelta = STOP_TIMEOUT, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.stop_timeout = stop_timeout
+        self._check_literals()
 
     def execute(self, context: Context) -> None:
         """Stop the job."""

@@ -26,6 +26,7 @@ from airflow_provider_rayjobs.jobs.models import JobDetails
 from airflow_provider_rayjobs.masking import masking_env_vars
 from airflow_provider_rayjobs.task import template_values
 from airflow_provider_rayjobs.task.attempts import RetryGeneration, id_of_try
+from airflow_provider_rayjobs.task.literals import ChecksLiterals
 from airflow_provider_rayjobs.task.outcomes import error_for_outcome, failing_at_once_for_mistakes, to_sensor_error
 from airflow_provider_rayjobs.task.text_templates import RendersText
 from airflow_provider_rayjobs.triggers import RayJobTrigger, details_from_event, emit_job_log
@@ -38,7 +39,7 @@ MISSING_TIMEOUT = 60.0
 _STORE_KEY = "ray_job_sensor"
 
 
-class RayJobSensor(RendersText, BaseSensorOperator):
+class RayJobSensor(RendersText, ChecksLiterals, BaseSensorOperator):
     """
     Wait for the end of a Ray job that another task, another DAG or a user submitted.
 
@@ -98,6 +99,7 @@ class RayJobSensor(RendersText, BaseSensorOperator):
         self.missing_timeout = missing_timeout
         self.unreachable_timeout = unreachable_timeout
         self._poller: _JobPoller | None = None
+        self._check_literals()
 
     def execute(self, context: Context) -> None:
         """Wait on a worker, or defer to the triggerer after the first poll, which tells which job is meant."""

@@ -11,6 +11,7 @@ from sandbox.processes import interrupt_on_signals
 
 BENCHMARKS = (
     "import_cost",
+    "parse_cost",
     "log_throughput",
     "log_memory",
     "head_load",

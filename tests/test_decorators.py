@@ -71,10 +71,13 @@ def test_options_for_type_checkers_are_those_of_the_operator():
         ({"return_result": True}, "has no option 'return_result'."),
         ({"serializer": "dill"}, "serializer must be one of json, cloudpickle, not 'dill'."),
         ({"result_serializer": "pickle"}, "result_serializer must be one of json, cloudpickle, not 'pickle'."),
+        ({"entrypoint_num_cpus": "two"}, "@task.ray_job: entrypoint_num_cpus must be a number, not 'two'."),
+        ({"runtime_env": {"pips": []}}, "@task.ray_job: runtime_env has the unknown key 'pips' .did you mean 'pip'"),
+        ({"fetch_logs": "liev"}, "@task.ray_job: fetch_logs must be one of live, on_completion, never, not 'liev'."),
     ],
 )
 def test_unknown_option_is_an_error_of_the_dag_file(options: dict[str, Any], error: str):
-    """An option that does not exist is an error where the decorator or ``override`` stands, with the nearest name."""
+    """An unknown option, or a value that cannot work, is an error where the decorator or ``override`` stands."""
 
     @task.ray_job
     def train():

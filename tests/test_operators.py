@@ -199,13 +199,6 @@ def test_wrong_wait_argument(arguments: dict[str, Any], message: str):
         operator.execute(context())
 
 
-def test_constructor_checks_nothing():
-    """When a DAG is parsed, templates are not rendered yet: the constructor only assigns."""
-    operator = RayJobSubmitOperator(task_id="t", entrypoint="", entrypoint_num_cpus="{{ x }}", ray_conn_id="{{ y }}")
-
-    assert operator.entrypoint_num_cpus == "{{ x }}"
-
-
 @pytest.mark.parametrize(
     ("operator", "arguments"),
     [

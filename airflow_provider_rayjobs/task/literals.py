@@ -1,0 +1,120 @@
+"""
+Check the arguments of an operator while its DAG file is parsed, as far as they are literals.
+
+So an import test of DAG files finds a mistake before a task runs. A template, an XCom or a function has its value only
+when the task runs, and is checked then. No check reads a file, the network, or Airflow's configuration, which may be in
+a secrets backend.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow_provider_rayjobs.jobs.submission import build_submission, check_runtime_env_keys
+from airflow_provider_rayjobs.task import template_values
+
+if TYPE_CHECKING:
+    from airflow.sdk import BaseOperator
+    from airflow.sdk.definitions.mappedoperator import OperatorPartial
+
+    _Base = BaseOperator
+else:
+    _Base = object
+
+# Checks an argument by its name and value, and returns it as the type that Ray or a try expects.
+Check = Callable[[str, Any], Any]
+Checks = Mapping[str, Check]
+
+# Signs of a template. A DAG may have delimiters of its own, such as "[[ ]]" or "<% %>".
+_TEMPLATE = re.compile(r"[{}\[\]<>%$#|]")
+
+_SECONDS = (
+    "defer_after", "poll_interval", "unreachable_timeout", "stop_timeout", "missing_timeout", "grace_period",
+    "recheck_delay",
+)  # fmt: skip
+_OPTIONAL_SECONDS = ("log_flush_interval", "pending_timeout", "job_timeout", "delete_older_than")
+_FLAGS = ("wait_for_completion", "deferrable", "stop_on_kill", "return_result", "missing_ok")
+CHECKS: Checks = {
+    "fetch_logs": lambda _, value: template_values.as_log_options(value, None, None),
+    "log_lines_limit": lambda _, value: template_values.as_log_options("live", value, None),
+    **dict.fromkeys(_SECONDS, template_values.as_seconds),
+    **dict.fromkeys(_OPTIONAL_SECONDS, template_values.as_optional_seconds),
+    **dict.fromkeys(_FLAGS, template_values.as_bool),
+    **dict.fromkeys(("fail_on_exit_code", "skip_on_exit_code"), template_values.as_exit_codes),
+}
+_SUBMISSION: Checks = {
+    "entrypoint": lambda _, value: template_values.as_entrypoint(value),
+    "submission_id": template_values.as_optional_text,
+    "metadata": template_values.as_text_dict,
+    "entrypoint_num_cpus": template_values.as_number,
+    "entrypoint_num_gpus": template_values.as_number,
+    "entrypoint_memory": template_values.as_bytes,
+    "entrypoint_resources": template_values.as_number_dict,
+    "entrypoint_label_selector": template_values.as_text_dict,
+}
+SUBMISSION_CHECKS: Checks = {
+    **_SUBMISSION,
+    "package_secrets": lambda _, value: template_values.as_package_secrets(value),
+    **CHECKS,
+}
+
+
+def is_literal(value: Any) -> bool:
+    """Tell whether a value is certain to be the same when the task runs. ``None`` stands for no value."""
+    if isinstance(value, str):
+        return _TEMPLATE.search(value) is None
+    if isinstance(value, Mapping):
+        return all(map(is_literal, value.values()))
+    if isinstance(value, list | tuple | set | frozenset):
+        return all(map(is_literal, value))
+    return isinstance(value, int | float | timedelta)
+
+
+def find_mistake(arguments: Mapping[str, Any], checks: Checks) -> str:
+    """Return the error of the first literal argument that cannot work; "" if there is none."""
+    try:
+        if isinstance(runtime_env := arguments.get("runtime_env"), Mapping):
+            _check_runtime_env(runtime_env)
+        checked = {
+            field: check(field, value) for field, check in checks.items() if is_literal(value := arguments.get(field))
+        }
+        if options := {field: checked[field] for field in _SUBMISSION if field in checked}:
+            build_submission(options.pop("entrypoint", "true"), **options)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _check_runtime_env(runtime_env: Mapping[str, Any]) -> None:
+    """Check the keys, which are no templates, and the types of ``env_vars``."""
+    check_runtime_env_keys(runtime_env)
+    if is_literal(env_vars := runtime_env.get("env_vars")):
+        template_values.as_text_dict("runtime_env['env_vars']", env_vars)
+
+
+class ChecksLiterals(_Base):
+    """Mixin of operators and sensors: checks literal arguments at the end of the constructor, and in ``partial``."""
+
+    literal_checks: ClassVar[Checks] = CHECKS
+
+    def _check_literals(self) -> None:
+        # A mapped task is created on the worker, where an error of the constructor would be retried. ``execute`` raises
+        # the same error.
+        if not getattr(self, "_BaseOperator__from_mapped", False):
+            # a subclass may set its arguments later
+            arguments = {field: getattr(self, field, None) for field in self.template_fields}
+            self._raise_mistake(self.task_id, arguments)
+
+    @classmethod
+    def partial(cls, **kwargs: Any) -> OperatorPartial:
+        """Return a task to be mapped. Airflow's own method creates it."""
+        cls._raise_mistake(kwargs.get("task_id"), kwargs)
+        return super().partial(**kwargs)
+
+    @classmethod
+    def _raise_mistake(cls, task_id: str | None, arguments: Mapping[str, Any]) -> None:
+        if mistake := find_mistake(arguments, cls.literal_checks):
+            raise ValueError(f"Task {task_id}: {mistake}")
