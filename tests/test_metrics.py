@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat import sdk
-from stand_in_head import StandInHead
 from test_operators import Store, defer, deferrable, fire, try_from
 
-from airflow_provider_rayjobs import metrics, triggers
+from airflow_provider_rayjobs import metrics
 from airflow_provider_rayjobs.metrics import Meter, task_meter, watch_meter
+from airflow_provider_rayjobs.testing import FakeRay
 
 TI = SimpleNamespace(dag_id="nightly", task_id="train")
 
@@ -79,13 +79,10 @@ def test_team_of_a_deferred_task(stats: Stats, monkeypatch: pytest.MonkeyPatch):
     """The metrics of the triggerer have the team of the task that it follows."""
     core = Stats()
     monkeypatch.setitem(sys.modules, "airflow.observability.stats", SimpleNamespace(Stats=core))
-    monkeypatch.setattr(triggers, "MIN_DEFERRAL", 0.0)
     tags = {"dag_id": "nightly", "task_id": "train", "team_name": "research"}
-    with StandInHead() as head:
-        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", head.address)
+    with FakeRay():
         trigger = defer(deferrable(), try_from(0, Store(), stats_tags=tags))
-        head.stop(trigger.submission_id)
-        assert fire(trigger)["job"]["status"] == "STOPPED"
+        assert fire(trigger)["job"]["status"] == "SUCCEEDED"
 
     assert {name for name, *_ in core.sent} == {"ray_jobs.requests", "ray_jobs.watched_jobs", "ray_jobs.watch_interval"}
     assert {tags["team_name"] for *_, tags in core.sent} == {"research"}

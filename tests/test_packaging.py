@@ -68,6 +68,15 @@ def test_wheel_requires_what_a_worker_has(wheel: Path):
     assert [line for line in requirements if "extra ==" in line] == ["ray[default]>=2.40; extra == 'ray'"]
 
 
+def test_pytest_finds_the_fixture_of_the_wheel(installed: dict[str, str], tmp_path: Path):
+    """The fixture ``fake_ray`` of the installed wheel needs no import."""
+    (tmp_path / "test_fixture.py").write_text("def test_fixture(fake_ray):\n    assert fake_ray.jobs == []\n")
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir", tmp_path, tmp_path],
+        env=installed, cwd=tmp_path, check=True, timeout=120,
+    )  # fmt: skip
+
+
 def test_airflow_lists_the_connection_type_of_the_wheel(installed: dict[str, str], tmp_path: Path):
     """``airflow providers hooks`` lists ``ray_jobs``, from the installed wheel."""
     where = subprocess.run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,14 +11,13 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from stand_in_head import StandInHead
 from test_operators import Store, defer, deferrable, fire, try_from
 
-from airflow_provider_rayjobs import triggers
 from airflow_provider_rayjobs.exceptions import RayJobEntrypointError
 from airflow_provider_rayjobs.jobs.logs.options import LogOptions
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
 from airflow_provider_rayjobs.task.attempts import HAS_STORE
+from airflow_provider_rayjobs.testing import FakeRay, Plan, Reply
 from airflow_provider_rayjobs.triggers import RayJobTrigger
 
 EXPORTER = InMemorySpanExporter()
@@ -33,23 +33,11 @@ def provider() -> None:
 
 
 @pytest.fixture
-def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInHead]:
+def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRay]:
     EXPORTER.clear()
-    monkeypatch.setattr(triggers, "MIN_DEFERRAL", 0.0)
     monkeypatch.setenv("AIRFLOW__TRACES__OTEL_ON", "True")
-    with StandInHead() as head:
-        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", head.address)
+    with FakeRay() as head:
         yield head
-
-
-def end_at_poll(head: StandInHead, status: str = "SUCCEEDED", **fields: Any) -> None:
-    """End every job at its first poll."""
-
-    def end(_: int) -> None:
-        for job in head.jobs.values():
-            job.update({"status": status, "driver_node_id": "node-1", "end_time": job["start_time"] + 1} | fields)
-
-    head.on_poll = end
 
 
 def spans() -> dict[str, ReadableSpan]:
@@ -61,18 +49,17 @@ def traceparent_of(span: Any) -> str:
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
 
-def environment_of(head: StandInHead) -> dict[str, str]:
-    [job] = head.jobs.values()
-    return job["runtime_env"]["env_vars"]
+def environment_of(head: FakeRay) -> dict[str, str]:
+    [job] = head.jobs
+    return job.runtime_env["env_vars"]
 
 
 def operator(**arguments: Any) -> RayJobSubmitOperator:
     return RayJobSubmitOperator(**{"task_id": "t", "entrypoint": "true", "poll_interval": 0.2} | arguments)
 
 
-def test_spans_of_a_task_on_a_worker(head: StandInHead):
+def test_spans_of_a_task_on_a_worker(head: FakeRay):
     """Submit and wait are spans under that of the task, a log read is one under the wait; the driver continues."""
-    end_at_poll(head)
     with TRACER.start_as_current_span("worker.t") as task:
         job = operator().execute(try_from(0, Store()))
 
@@ -87,13 +74,12 @@ def test_spans_of_a_task_on_a_worker(head: StandInHead):
     assert environment_of(head)["TRACEPARENT"] == traceparent_of(submit)
 
 
-def test_spans_of_a_deferred_task(head: StandInHead):
+def test_spans_of_a_deferred_task(head: FakeRay):
     """The wait is a span under that of the trigger, and the worker that resumes the task reads the log in one."""
     with TRACER.start_as_current_span("worker.t") as first:
         trigger = defer(deferrable(fetch_logs="on_completion"), try_from(0, Store()))
     assert spans()["ray_jobs.submit"].parent == first.get_span_context()
 
-    end_at_poll(head)
     with TRACER.start_as_current_span("trigger.t") as parent:
         event = fire(trigger)
     wait = spans()["ray_jobs.wait"]
@@ -105,15 +91,10 @@ def test_spans_of_a_deferred_task(head: StandInHead):
     assert spans()["ray_jobs.read_log"].parent == resumed.get_span_context()
 
 
-def test_log_read_of_a_trigger(head: StandInHead):
+def test_log_read_of_a_trigger(head: FakeRay):
     """The reads of a trigger are spans under its wait."""
-    head.log = b"one\n"
-    head.add("job-1", "RUNNING", driver_node_id="node-1")
-
-    def end_later(polls: int) -> None:
-        head.jobs["job-1"]["status"] = "RUNNING" if polls < 4 else "SUCCEEDED"
-
-    head.on_poll = end_later
+    job = head.submit("job-1", Plan(log="one", runs=math.inf))
+    head.on_request = lambda method, path: head.stop(job) if path.startswith("/api/v0/logs") else None
     with TRACER.start_as_current_span("trigger.t"):
         fire(RayJobTrigger("job-1", poll_interval=0.2, logs=LogOptions().to_json()))
 
@@ -121,8 +102,9 @@ def test_log_read_of_a_trigger(head: StandInHead):
 
 
 @pytest.mark.skipif(not HAS_STORE, reason="a retry follows the job of the last try since Airflow 3.3")
-def test_retry_links_to_the_span_of_the_first_try(head: StandInHead):
+def test_retry_links_to_the_span_of_the_first_try(head: FakeRay):
     """A retry that follows a job links its span to that of the try that submitted the job."""
+    head.default_plan = Plan(runs=math.inf)
     store = Store()
     with TRACER.start_as_current_span("worker.t") as first:
         defer(deferrable(), try_from(0, store))
@@ -137,11 +119,11 @@ def test_retry_links_to_the_span_of_the_first_try(head: StandInHead):
     assert "ray_jobs.submit" not in spans()
 
 
-def test_error_of_a_span(head: StandInHead):
+def test_error_of_a_span(head: FakeRay):
     """A log read that fails has its error; the end of a failed job is no error of the wait."""
-    end_at_poll(head, "FAILED", driver_exit_code=3)
-    busy = iter([True])
-    head.is_busy = lambda path: path.startswith("/api/v0/logs") and next(busy, False)
+    head.default_plan = Plan(exit_code=3)
+    busy = iter([Reply(503)])
+    head.on_request = lambda method, path: next(busy, None) if path.startswith("/api/v0/logs") else None
     with TRACER.start_as_current_span("worker.t"), pytest.raises(RayJobEntrypointError):
         operator().execute(try_from(0, Store()))
 
@@ -152,9 +134,8 @@ def test_error_of_a_span(head: StandInHead):
     assert spans()["ray_jobs.wait"].status.status_code is trace.StatusCode.UNSET
 
 
-def test_variable_of_the_user_takes_precedence(head: StandInHead):
+def test_variable_of_the_user_takes_precedence(head: FakeRay):
     """A ``TRACEPARENT`` in ``env_vars`` is left as it is."""
-    end_at_poll(head)
     with TRACER.start_as_current_span("worker.t"):
         operator(runtime_env={"env_vars": {"TRACEPARENT": "mine"}}).execute(try_from(0, Store()))
 
@@ -162,9 +143,8 @@ def test_variable_of_the_user_takes_precedence(head: StandInHead):
 
 
 @pytest.mark.parametrize("is_on", [True, False])
-def test_without_tracing(head: StandInHead, monkeypatch: pytest.MonkeyPatch, is_on: bool):
+def test_without_tracing(head: FakeRay, monkeypatch: pytest.MonkeyPatch, is_on: bool):
     """Without a span of the task, or with tracing off, there are no spans, no variable and no stored context."""
-    end_at_poll(head)
     store = Store()
     if is_on:
         operator().execute(try_from(0, store))

@@ -33,6 +33,9 @@ Transport = httpx.BaseTransport | httpx.AsyncBaseTransport
 REQUESTS_AT_ONCE = 4
 LOG_READS_AT_ONCE = 4
 
+# Takes the place of the network for all clients of this process: the fake cluster of :mod:`..testing`.
+process_transport: Transport | None = None
+
 
 @dataclass(eq=False)
 class _Pool(Generic[Http]):
@@ -49,7 +52,7 @@ class _Exchange(Generic[Http]):
 
     def __init__(self, codec: HttpCodec, transport: Transport | None = None) -> None:
         self._codec = codec
-        self._transport = transport
+        self._transport = transport or process_transport
         self._pool: _Pool[Http] = self._new_pool()
 
     def _new_pool(self) -> _Pool[Http]:

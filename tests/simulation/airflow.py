@@ -43,7 +43,9 @@ from airflow.sdk.exceptions import (
 )
 from airflow.sdk.module_loading import import_string
 
-from .clock import Clock, Process, Thread, Timer, VirtualLoop, current_thread
+from airflow_provider_rayjobs.testing.clock import Timer
+
+from .clock import Clock, Process, Thread, VirtualLoop, current_thread
 from .network import Script
 
 HEARTBEAT = 5.0

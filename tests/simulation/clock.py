@@ -13,12 +13,12 @@ sleeps; then the clock moves to the next event. So time passes only in sleeps, a
 from __future__ import annotations
 
 import asyncio
-import heapq
 from collections.abc import Callable
-from itertools import count
 from typing import Any
 
 from greenlet import getcurrent, greenlet
+
+from airflow_provider_rayjobs.testing.clock import Clock as EventClock
 
 # Unix seconds at the start of a history.
 EPOCH = 1_800_000_000.0
@@ -28,46 +28,15 @@ class ProcessDied(BaseException):
     """The process of the running code was killed. Whatever the code does now has no effect."""
 
 
-class Timer:
-    """An event of the clock; :meth:`cancel` removes it."""
-
-    def __init__(self, call: Callable[[], object]) -> None:
-        self.call: Callable[[], object] | None = call
-
-    def cancel(self) -> None:
-        self.call = None
-
-
-class Clock:
+class Clock(EventClock):
     """The events of a history in the order of their time."""
 
     def __init__(self) -> None:
-        self.now = 0.0
+        super().__init__(EPOCH)
         self.hub = getcurrent()
-        self._events: list[tuple[float, int, Timer]] = []
-        self._count = count()
-
-    def time(self) -> float:
-        """Return Unix seconds."""
-        return EPOCH + self.now
 
     def monotonic(self) -> float:
         return 1000.0 + self.now
-
-    def call_later(self, delay: float, call: Callable[[], object]) -> Timer:
-        timer = Timer(call)
-        heapq.heappush(self._events, (self.now + max(delay, 0.0), next(self._count), timer))
-        return timer
-
-    def step(self) -> bool:
-        """Run the next event. Return ``False`` if there is none."""
-        while self._events:
-            when, _, timer = heapq.heappop(self._events)
-            if (call := timer.call) is not None:
-                self.now = max(self.now, when)
-                call()
-                return True
-        return False
 
     def sleep(self, seconds: float) -> None:
         """Let the running thread sleep."""

@@ -1,0 +1,142 @@
+"""The fake cluster as a test sees it: it takes the place of the network in this process."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from email.utils import formatdate
+from typing import Any, Self
+from unittest import mock
+from urllib.parse import unquote
+
+import httpx
+
+from airflow_provider_rayjobs.jobs import exchange
+from airflow_provider_rayjobs.testing.clock import Clock
+from airflow_provider_rayjobs.testing.cluster import TERMINAL, Cluster, Job, Plan, Reply
+
+# Seconds that pass between two looks at a job that would not change, so that its time limits expire.
+_DAY = 86_400.0
+
+
+class FakeRay:
+    """
+    A Ray cluster in this process. While it is entered, all requests of this package go to it, whatever their address.
+
+    The real client, operators and triggers send the requests, and the cluster answers as Ray 2.60 does. Time passes
+    between requests only: at the next look at a job its plan has come true. If the plan has no end, a day has passed.
+
+    :param address: the address of the connections that lead here. It matters only if there are several clusters.
+    :ivar default_plan: of each job for which :meth:`plan` gave none.
+    :ivar requests: method and path of each request.
+    :ivar on_request: called with them. Its :class:`.Reply` is the answer, ``None`` leaves that to the cluster, and an
+        exception is a lost connection.
+    """
+
+    def __init__(self, address: str = "http://fake-ray:8265") -> None:
+        self.address = address
+        self.default_plan = Plan()
+        self.requests: list[str] = []
+        self.on_request: Callable[[str, str], Reply | None] = lambda *_: None
+        self._plans: dict[str, list[Plan]] = {}
+        self._clock = Clock(int(time.time()))
+        self._cluster = Cluster(self._clock, "fake", self._next_plan)
+        self._cleanup = ExitStack()
+        # the transport of a cluster that was entered before
+        self._outer: httpx.MockTransport | None = None
+
+    def __enter__(self) -> Self:
+        # Imported here, because it imports Airflow.
+        from airflow_provider_rayjobs import triggers  # noqa: PLC0415
+
+        outer = exchange.process_transport
+        self._outer = outer if isinstance(outer, httpx.MockTransport) else None
+        transport = httpx.MockTransport(self._answer)
+        self._cleanup.enter_context(mock.patch.object(exchange, "process_transport", transport))
+        # dag.test() has no scheduler that would have to notice the end of a process
+        self._cleanup.enter_context(mock.patch.object(triggers, "MIN_DEFERRAL", 0.0))
+        self.connect("ray_jobs_default")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cleanup.close()
+
+    def connect(self, *conn_ids: str) -> None:
+        """Define connections that lead to this cluster; ``ray_jobs_default`` does so already."""
+        for conn_id in conn_ids:
+            name = f"AIRFLOW_CONN_{conn_id.upper()}"
+            self._cleanup.callback(_set_variable, name, os.environ.get(name))
+            _set_variable(name, json.dumps({"conn_type": "ray_jobs", "host": self.address}))
+
+    # -- what the jobs do ------------------------------------------------------------------------------------------
+
+    def plan(self, task_id: str, *plans: Plan) -> None:
+        """Plan the first, second, ... job of a task; the last plan counts for all later ones."""
+        self._plans[task_id] = list(plans)
+
+    def _next_plan(self, submission: Mapping[str, Any]) -> Plan:
+        task_id = (submission.get("metadata") or {}).get("airflow_task_id", "")
+        plans = self._plans.get(task_id) or [self.default_plan]
+        return plans.pop(0) if len(plans) > 1 else plans[0]
+
+    def submit(self, submission_id: str, plan: Plan | None = None, **submission: Any) -> Job:
+        """Submit a job as another user does, e.g. one that a sensor waits for."""
+        return self._cluster.submit({"submission_id": submission_id, "entrypoint": "true"} | submission, plan)
+
+    def stop(self, job: Job) -> None:
+        """Stop a job as another user does."""
+        self._cluster.stop(job)
+
+    def restart(self) -> None:
+        """Restart the head, which loses all its jobs and packages."""
+        self._cluster.restart()
+
+    # -- what happened ---------------------------------------------------------------------------------------------
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All jobs in the order of their submission."""
+        return [*self._cluster.every_job]
+
+    def jobs_of(self, task_id: str) -> list[Job]:
+        """Return the jobs of a task in the order of their submission."""
+        return [job for job in self.jobs if job.metadata.get("airflow_task_id") == task_id]
+
+    @property
+    def packages(self) -> dict[str, bytes]:
+        """The uploaded packages, zip files by their name."""
+        return self._cluster.packages
+
+    # -- the transport ---------------------------------------------------------------------------------------------
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        if self._outer is not None and not str(request.url).startswith(self.address):
+            return self._outer.handle_request(request)
+        # the address of a connection may have a path of its own
+        path = "/api/" + request.url.raw_path.decode().partition("?")[0].partition("/api/")[2]
+        self.requests.append(f"{request.method} {path}")
+        reply = self.on_request(request.method, path)
+        if reply is None:
+            if request.method == "GET" and path.startswith("/api/jobs/"):
+                self._let_time_pass(unquote(path.removeprefix("/api/jobs/")))
+            reply = self._cluster.handle(request.method, path, dict(request.url.params), request.content)
+        headers = {"content-type": reply.content_type, "date": formatdate(self._clock.time(), usegmt=True)}
+        return httpx.Response(reply.status, headers=headers, content=reply.body)
+
+    def _let_time_pass(self, submission_id: str) -> None:
+        has_changed = False
+        while self._clock.step():
+            has_changed = True
+        job = self._cluster.find(submission_id)
+        if not has_changed and job is not None and job.status not in TERMINAL:
+            self._clock.now += _DAY
+
+
+def _set_variable(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
