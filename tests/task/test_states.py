@@ -8,8 +8,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
 )
 from airflow.sdk.exceptions import TaskDeferralError, TaskDeferralTimeout
+from stand_in_head import HttpHead
 from test_execution import Store
 from test_execution import context as context_of_try
 
@@ -42,6 +41,7 @@ from airflow_provider_rayjobs.task import states
 from airflow_provider_rayjobs.task.attempts import HAS_STORE
 from airflow_provider_rayjobs.task.execution import Execution
 from airflow_provider_rayjobs.task.states import State
+from airflow_provider_rayjobs.testing import Reply
 from airflow_provider_rayjobs.triggers import error_event, job_event
 
 pytestmark = pytest.mark.skipif(not HAS_STORE, reason="Airflow 3.3 introduced the task state store")
@@ -52,14 +52,14 @@ TRACEBACK = "Traceback (most recent call last):\nValueError: no"
 TOKEN = "Unauthorized: Missing authentication token"
 
 
-class Head:
+class Head(HttpHead):
     """A head whose jobs have the status that a test gives them. A stop ends a job at once, unless it is ignored."""
 
     def __init__(self, session: str = "session_1") -> None:
+        super().__init__()
         self.session = session
         self.jobs: dict[str, dict[str, Any]] = {}
         self.stops: list[str] = []
-        self.credentials: list[str | None] = []
         self.on_submit: Callable[[], object] = lambda: None
         self.on_stop: Callable[[], object] = lambda: None
         self.ignores_stops = False
@@ -70,64 +70,31 @@ class Head:
         self.refusals: list[tuple[int, str]] = []
         # the same for each refused look at a job
         self.refused_looks: list[tuple[int, str]] = []
-        head = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                head.credentials.append(self.headers.get("Authorization"))
-                if self.path == "/api/version":
-                    self.answer({"version": "4", "ray_version": "2.60.0", "session_name": head.session})
-                elif head.refused_looks:
-                    code, text = head.refused_looks.pop(0)
-                    self.answer(text, code)
-                elif job := head.jobs.get(self.path.rpartition("/")[2]):
-                    self.answer(job)
-                else:
-                    self.answer("Job x does not exist", 404)
+    def answer(self, method: str, path: str, body: bytes) -> Reply | None:
+        if path.endswith("/stop"):
+            self.stop(path.split("/")[-2])
+            return Reply.json({"stopped": True})
+        if method == "POST":
+            return self._submit(json.loads(body))
+        if path == "/api/version":
+            return Reply.json({"version": "4", "ray_version": "2.60.0", "session_name": self.session})
+        if self.refused_looks:
+            code, text = self.refused_looks.pop(0)
+            return Reply(code, text.encode())
+        job = self.jobs.get(path.rpartition("/")[2])
+        return Reply.json(job) if job else Reply(404, b"Job x does not exist")
 
-            def do_POST(self) -> None:
-                head.credentials.append(self.headers.get("Authorization"))
-                body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
-                if self.path.endswith("/stop"):
-                    head.stop(self.path.split("/")[-2])
-                    self.answer({"stopped": True})
-                    return
-                code, text = head.refusals.pop(0) if head.refusals else (200, "")
-                head.on_submit()
-                if code not in (0, 200):
-                    self.answer(text, code)
-                    return
-                job = body["submission_id"]
-                if job in head.jobs:
-                    self.answer(f"{TRACEBACK} Please use a different submission_id.", 500)
-                    return
-                head.add(job, head.status, **body["metadata"])
-                if code == 200:
-                    self.answer({"submission_id": job, "job_id": job})
-
-            def answer(self, content: Any, code: int = 200) -> None:
-                is_text = isinstance(content, str)
-                body = (content if is_text else json.dumps(content)).encode()
-                self.send_response(code)
-                self.send_header("Content-Type", "text/plain" if is_text else "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                with suppress(OSError):  # the client did not wait
-                    self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.server.server_address[1]}"
-
-    def __enter__(self) -> Head:
-        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+    def _submit(self, body: dict[str, Any]) -> Reply | None:
+        code, text = self.refusals.pop(0) if self.refusals else (200, "")
+        self.on_submit()
+        job = body["submission_id"]
+        if code not in (0, 200):
+            return Reply(code, text.encode())
+        if job in self.jobs:
+            return Reply(500, f"{TRACEBACK} Please use a different submission_id.".encode())
+        self.add(job, self.status, **body["metadata"])
+        return Reply.json({"submission_id": job, "job_id": job}) if code == 200 else None
 
     def add(self, job: str, status: str, **metadata: str) -> None:
         self.jobs[job] = {
@@ -861,7 +828,7 @@ def test_token_file_that_is_replaced(head: Head, monkeypatch: pytest.MonkeyPatch
         walk(store).submit_and_wait()
     timer.join()
     assert head.stops == [store.job["submission_id"]]
-    assert head.credentials[-1] == "Bearer marked-secret"
+    assert head.authorizations[-1] == "Bearer marked-secret"
 
 
 @pytest.mark.parametrize("error", [OSError("the store is away"), AirflowTaskTimeout("late")], ids=repr)
@@ -1322,7 +1289,7 @@ def test_connection_of_another_cluster(
     assert run.submit_and_wait() == store.job["submission_id"]
     assert store.job["address"] == head.address
     assert other_head.jobs == {}
-    assert "Bearer marked-secret" in head.credentials
+    assert "Bearer marked-secret" in head.authorizations
 
 
 def test_kill_after_the_connection_was_edited(head: Head, other_head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
