@@ -128,6 +128,8 @@ class RayJobTrigger(BaseTrigger):
         self._pending_for = self.options.pending_for
         # when the next time limit of the job expires, on the event loop's clock
         self._limit_at = math.inf
+        # the stop of the job, after a kill
+        self._stopping: asyncio.Task[None] | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the arguments for Airflow's database."""
@@ -162,13 +164,24 @@ class RayJobTrigger(BaseTrigger):
         """
         if not self.options.stop_on_kill:
             return
-        # On Python 3.11, Airflow 3.3.2 closes the task's log a second later, when it cancels on_kill.
         self.log.info("Stopping Ray job %s, unless another triggerer follows it now.", self.submission_id)
-        stop = asyncio.ensure_future(self._stop())
-        while not stop.done():
-            # Airflow 3.3.2 cancels the trigger, and on_kill with it, every second until both have ended.
+        self._stopping = asyncio.create_task(self._stop())
+        await self._wait_for_stop()
+
+    async def cleanup(self) -> None:
+        """
+        Wait for the end of the stop, so that the task's log says how it ended.
+
+        Airflow closes the log after this method. On Python 3.11 it does not wait for ``on_kill``: ``asyncio.wait_for``
+        leaves a coroutine behind when it is cancelled for the second time.
+        """
+        await self._wait_for_stop()
+
+    async def _wait_for_stop(self) -> None:
+        while self._stopping is not None and not self._stopping.done():
+            # Airflow 3.3.2 cancels the trigger every second until it has ended, and what it awaits with it.
             with suppress(asyncio.CancelledError):
-                await asyncio.shield(stop)
+                await asyncio.shield(self._stopping)
 
     async def _is_still_deferred(self) -> bool:
         """Ask Airflow whether the task waits for a trigger; ``False`` if Airflow does not answer in time."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import certifi
 import pytest
+from airflow.jobs.triggerer_job_runner import TriggerRunner
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 from stand_in_head import START, StandInHead
@@ -36,6 +37,7 @@ from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.limits import Limits
 from airflow_provider_rayjobs.jobs.logs.options import LogOptions
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
+from airflow_provider_rayjobs.task.attempts import HAS_STORE
 from airflow_provider_rayjobs.triggers import (
     RayJobTrigger,
     details_from_event,
@@ -252,12 +254,32 @@ def test_unconfirmed_stop(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     asyncio.run(RayJobTrigger("job-1", "ray_undefined", stop_on_kill=True).on_kill())
     log = capsys.readouterr().out
 
-    # Airflow may close the task's log before the stop ends.
     assert log.index("Stopping Ray job job-1, unless another triggerer follows it now") < log.index(
         "Connection refused"
     )
     assert "The end of job job-1 could not be confirmed within 1 s" in log
     assert "Ray job job-1 could not be stopped and may still be running" in log
+
+
+@pytest.mark.skipif(not HAS_STORE, reason="Airflow before 3.3 does not call on_kill")
+def test_log_stays_open_until_the_stop_has_ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """The log of a killed trigger says how the stop ended, although Airflow cancels the trigger again every second."""
+    monkeypatch.setenv("AIRFLOW_CONN_RAY_UNREACHABLE", '{"conn_type": "ray_jobs", "host": "127.0.0.1", "port": 9}')
+
+    async def run_and_kill() -> None:
+        runner = TriggerRunner()
+        trigger = RayJobTrigger("job-1", "ray_unreachable", stop_on_kill=True, stop_timeout=2)
+        running = asyncio.create_task(runner.run_trigger(1, trigger))
+        runner.triggers[1] = {"task": running, "is_watcher": False, "name": "nightly/train", "events": 0}
+        await asyncio.sleep(0.5)
+        while not running.done():
+            runner.to_cancel.append(1)
+            await runner.cancel_triggers()
+            await asyncio.sleep(0.1)
+
+    asyncio.run(run_and_kill())
+    log = capsys.readouterr().out
+    assert log.index("could not be confirmed within 2 s") < log.index("trigger completed")
 
 
 def test_shared_client():
