@@ -36,6 +36,7 @@ pickled.
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -74,6 +75,9 @@ class RayApiConnectionError(RayJobsError):
 
     :param delivery: ``NOT_SENT`` if the request certainly did not reach the cluster.
     """
+
+    # Most seconds for which a retry makes sense, whatever the caller's timeout is.
+    retry_for = math.inf
 
     def __init__(self, message: str, *, delivery: Delivery = Delivery.MAY_HAVE_ARRIVED) -> None:
         super().__init__(message)

@@ -73,6 +73,13 @@ def get_provider_info() -> dict[str, Any]:
                         default="600.0",
                         kind="float",
                     ),
+                    "first_contact_timeout": _option(
+                        "Seconds for which a task retries its first connection to a cluster, before it submits a job, "
+                        "for operators that set no first_contact_timeout. A lost connection is an outage.",
+                        example="300",
+                        default="90.0",
+                        kind="float",
+                    ),
                     "stop_on_kill": _option(
                         "Whether a job is stopped when its task is cleared, marked or timed out, or when its worker "
                         "shuts down, for operators that set no stop_on_kill.",

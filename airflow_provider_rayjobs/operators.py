@@ -17,6 +17,7 @@ from airflow_provider_rayjobs.exceptions import RayJobNotFoundError, RayJobNotTe
 from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
 from airflow_provider_rayjobs.in_job import NONCE_VARIABLE, stored_name
 from airflow_provider_rayjobs.jobs import follow
+from airflow_provider_rayjobs.jobs.first_contact import FIRST_CONTACT_TIMEOUT
 from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.limits import Limits
 from airflow_provider_rayjobs.jobs.models import JobSubmission
@@ -111,6 +112,9 @@ class RayJobSubmitOperator(RendersText, ChecksLiterals, BaseOperator):
         (templated)
     :param unreachable_timeout: seconds for which an outage is tolerated. The default is ``[ray_jobs]
         unreachable_timeout``, or 600: a restart of the head or of an ingress takes less. (templated)
+    :param first_contact_timeout: seconds for which the first connection to the cluster is retried, before a job is
+        submitted. The default is ``[ray_jobs] first_contact_timeout``, or 90: an address to which no connection can be
+        made is more often wrong than its cluster is away. (templated)
     :param durable: whether a retry follows the job of the last try. The default is ``True``. Airflow before 3.3 has no
         task state store, so there each try submits a new job.
     :param stop_on_kill: whether the job is stopped when the task is cleared, marked or timed out, or when its worker
@@ -134,6 +138,7 @@ class RayJobSubmitOperator(RendersText, ChecksLiterals, BaseOperator):
         "wait_for_completion", "defer_after", "poll_interval", "fetch_logs", "log_lines_limit", "log_flush_interval",
         "unreachable_timeout", "stop_on_kill", "stop_timeout", "pending_timeout", "job_timeout", "fail_on_exit_code",
         "skip_on_exit_code", "package_secrets", "package_storage", "return_result", "deferrable",
+        "first_contact_timeout",
     )  # fmt: skip
     # Empty: Airflow would read an entrypoint that ends in ".yaml" as the name of a template file.
     template_ext: Sequence[str] = ()
@@ -167,6 +172,7 @@ class RayJobSubmitOperator(RendersText, ChecksLiterals, BaseOperator):
         log_lines_limit: int | str | None = None,
         log_flush_interval: float | str | timedelta | None = None,
         unreachable_timeout: float | str | timedelta | None = None,
+        first_contact_timeout: float | str | timedelta | None = None,
         durable: bool | None = None,
         stop_on_kill: bool | str | None = None,
         stop_timeout: float | str | timedelta = STOP_TIMEOUT,
@@ -200,6 +206,7 @@ class RayJobSubmitOperator(RendersText, ChecksLiterals, BaseOperator):
         self.log_lines_limit = log_lines_limit
         self.log_flush_interval = log_flush_interval
         self.unreachable_timeout = unreachable_timeout
+        self.first_contact_timeout = first_contact_timeout
         if durable and not HAS_STORE:
             message = "durable has no effect before Airflow 3.3 (no task state store). Each try submits a new job."
             warnings.warn(message, UserWarning, stacklevel=2)
@@ -290,6 +297,9 @@ class RayJobSubmitOperator(RendersText, ChecksLiterals, BaseOperator):
             ),
             unreachable_timeout=template_values.as_configured_seconds(
                 "unreachable_timeout", self.unreachable_timeout, follow.UNREACHABLE_TIMEOUT
+            ),
+            first_contact_timeout=template_values.as_configured_seconds(
+                "first_contact_timeout", self.first_contact_timeout, FIRST_CONTACT_TIMEOUT
             ),
             stop_on_kill=template_values.as_stop_on_kill(self.stop_on_kill),
             stop_timeout=template_values.as_seconds("stop_timeout", self.stop_timeout),

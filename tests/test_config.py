@@ -54,6 +54,7 @@ def test_declared_defaults_are_those_of_the_code():
     assert {name: option["default"] for name, option in OPTIONS.items() if option["default"]} == {
         "poll_interval": str(settings.poll_interval),
         "unreachable_timeout": str(settings.unreachable_timeout),
+        "first_contact_timeout": str(settings.first_contact_timeout),
         "stop_on_kill": str(settings.stop_on_kill),
         "log_budget": str(log_budget.RATE),
     }

@@ -21,7 +21,7 @@ from stand_in_head import StandInHead
 
 from airflow_provider_rayjobs import triggers
 from airflow_provider_rayjobs.cleanup import RayJobCleanupOperator
-from airflow_provider_rayjobs.exceptions import RayJobTimeoutError
+from airflow_provider_rayjobs.exceptions import RayApiUnreachableError, RayJobTimeoutError
 from airflow_provider_rayjobs.jobs import RayJobsClient
 from airflow_provider_rayjobs.jobs.steps import Interrupted, interruptible
 from airflow_provider_rayjobs.jobs.submission import SubmissionOptions
@@ -182,6 +182,7 @@ def test_wrong_submission_argument(arguments: dict[str, Any], message: str):
         ({"fetch_logs": "sometimes"}, "fetch_logs must be one of live, on_completion, never"),
         ({"poll_interval": "-1"}, "poll_interval must be a number of seconds"),
         ({"unreachable_timeout": "x"}, "unreachable_timeout must be a number"),
+        ({"first_contact_timeout": "x"}, "first_contact_timeout must be a number"),
         ({"wait_for_completion": "maybe"}, "wait_for_completion must be True or False"),
         ({"stop_on_kill": "perhaps"}, "stop_on_kill must be True or False"),
         ({"stop_timeout": None}, "stop_timeout must be a number of seconds"),
@@ -197,6 +198,21 @@ def test_wrong_wait_argument(arguments: dict[str, Any], message: str):
 
     with pytest.raises(ValueError, match=message):
         operator.execute(context())
+
+
+@pytest.mark.parametrize("runtime_env", [None, {"working_dir": str(Path(__file__).parent / "golden")}])
+def test_wrong_address_ends_the_try_soon(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], runtime_env: dict[str, Any] | None
+):
+    """If no connection can be made before the submission, the try ends after first_contact_timeout."""
+    monkeypatch.setenv("AIRFLOW_CONN_AWAY", '{"conn_type": "ray_jobs", "host": "127.0.0.1", "port": 9}')
+    operator = RayJobSubmitOperator(
+        task_id="t", entrypoint="true", ray_conn_id="away", runtime_env=runtime_env, first_contact_timeout="1"
+    )
+
+    with pytest.raises(RayApiUnreachableError, match=r"Retried for 1 s \(first_contact_timeout\)"):
+        operator.execute(context())
+    assert "Retrying for 1 s." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

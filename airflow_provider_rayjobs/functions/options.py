@@ -111,6 +111,7 @@ class FunctionOptions(TaskOptions, total=False):
     log_lines_limit: Number | None
     log_flush_interval: Seconds | None
     unreachable_timeout: Seconds | None
+    first_contact_timeout: Seconds | None
     durable: bool | None
     stop_on_kill: Flag | None
     stop_timeout: Seconds

@@ -148,6 +148,8 @@ _SLICE = 0.25
 # Seconds of the backoff between retries.
 _FIRST_DELAY = 0.5
 _MAX_DELAY = 10.0
+# Seconds between two messages about a request that still fails.
+_REMIND_AFTER = 60.0
 
 
 def send(request: Request[T], retry_timeout: float) -> Engine[T]:
@@ -160,6 +162,7 @@ def with_retries(step: Send | ReadLog | Upload, retry_timeout: float) -> Engine[
     """Perform a step with the retries of :func:`send`."""
     delay = _FIRST_DELAY
     failed_at: float | None = None
+    told_at = 0.0
     may_have_effect = False
     while True:
         try:
@@ -172,11 +175,14 @@ def with_retries(step: Send | ReadLog | Upload, retry_timeout: float) -> Engine[
                 raise
             pause = retry_pause(delay, error)
             now = yield Sleep(0)
-            if now + pause > (now if failed_at is None else failed_at) + retry_timeout:
+            left = (now if failed_at is None else failed_at) + retry_limit(retry_timeout, error) - now
+            if pause > left:
                 raise
-            if failed_at is None:
-                failed_at = now
-                yield LogMessage(f"{error} Retrying for {retry_timeout:.0f} s.", logging.WARNING)
+            if failed_at is None or now >= told_at + _REMIND_AFTER:
+                another = "" if failed_at is None else "another "
+                yield LogMessage(f"{error} Retrying for {another}{left:.0f} s.", logging.WARNING)
+                told_at = now
+            failed_at = now if failed_at is None else failed_at
         else:
             if failed_at is not None:
                 now = yield Sleep(0)
@@ -184,6 +190,11 @@ def with_retries(step: Send | ReadLog | Upload, retry_timeout: float) -> Engine[
             return answer
         yield Sleep(pause)
         delay = min(delay * 2, _MAX_DELAY)
+
+
+def retry_limit(retry_timeout: float, error: RayJobsError) -> float:
+    """Return the seconds for which a request is retried after an error."""
+    return min(retry_timeout, error.retry_for) if isinstance(error, RayApiConnectionError) else retry_timeout
 
 
 @contextmanager
@@ -198,7 +209,9 @@ def raising_unreachable(retry_timeout: float, consequence: str, *, delivery: Del
     except RayApiTLSError:
         raise
     except (RayApiConnectionError, RayApiBusyError) as error:
-        message = f"{error} Retried for {retry_timeout:.0f} s. {consequence}"
+        limit = retry_limit(retry_timeout, error)
+        reason = " (first_contact_timeout)" if limit < retry_timeout else ""
+        message = f"{error} Retried for {limit:.0f} s{reason}. {consequence}"
         raise RayApiUnreachableError(message, delivery=delivery or error.delivery) from error
 
 

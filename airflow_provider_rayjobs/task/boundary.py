@@ -84,6 +84,7 @@ class Settings:
     logs: LogOptions
     poll_interval: float
     unreachable_timeout: float
+    first_contact_timeout: float
     stop_on_kill: bool
     stop_timeout: float
     limits: Limits

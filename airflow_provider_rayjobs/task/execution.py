@@ -19,6 +19,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobsError,
 )
 from airflow_provider_rayjobs.jobs import follow
+from airflow_provider_rayjobs.jobs.first_contact import FirstContact
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobStatus
 from airflow_provider_rayjobs.jobs.steps import Engine, Interrupted, RunBlocking, Step, map_steps
 from airflow_provider_rayjobs.jobs.submit import get_session, submit_job
@@ -58,6 +59,8 @@ class Execution(Boundary):
 
     # The deadline of the try from before it was deferred.
     _handed_deadline: float | None = None
+    # Whether the cluster has answered about an earlier try's job.
+    _has_answered = False
 
     def submit_and_wait(self) -> Any:
         """Find or submit the job, follow it if the task waits, and return its submission id or its result."""
@@ -167,6 +170,7 @@ class Execution(Boundary):
             if self.store.is_durable:
                 self._meter.send(metrics.RECONNECT_ATTEMPT)
             answer = self._run(query_job(self._record, self.settings.unreachable_timeout))
+            self._has_answered = True
             decision, job = decide(self._record, answer, this), answer.job
             if decision.action not in (Action.REATTACH, Action.REPLACE):
                 self._enter(State.NO_JOB)
@@ -237,6 +241,7 @@ class Execution(Boundary):
     def _submit_with_code(self, record: JobRecord) -> None:
         """Upload local code, store the job record, then submit the job."""
         timeout = self.settings.unreachable_timeout
+        contact = FirstContact(self.settings.first_contact_timeout, self._has_answered)
         code = self._run(self.task.resolve_local_code(self.context))
         submission = self.task.new_submission(
             self.context, record.submission_id, record.job.nonce, runtime_env=code.runtime_env if code else None
@@ -247,11 +252,11 @@ class Execution(Boundary):
             # Imported here, because few tasks have local code.
             from airflow_provider_rayjobs.jobs.packages.upload import upload_packages  # noqa: PLC0415
 
-            packages = self._run(upload_packages(code, timeout))
+            packages = self._run(contact.limit(upload_packages(code, timeout)))
             sent = packages.sent
             self._meter.send(metrics.PACKAGE_BYTES_SENT, sent)
             self._meter.send(metrics.PACKAGE_BYTES_SAVED, packages.saved)
-        session = self._run(get_session(record.submission_id, timeout))
+        session = self._run(contact.limit(get_session(record.submission_id, timeout)))
         job = replace(record.job, session=session)
         self.store.save(
             replace(record, job=job, generation=RetryGeneration.of(self.context), holder=self._id, delivered=False)

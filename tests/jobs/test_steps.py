@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import textwrap
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -132,6 +133,28 @@ def test_backoff_grows_until_the_timeout(retry_timeout: float) -> None:
     assert caught.value is BUSY
     assert retry_timeout - 10 <= clock <= retry_timeout
     assert all(min(10, 0.5 * 2**n) / 2 <= delay <= min(10, 0.5 * 2**n) for n, delay in enumerate(delays))
+
+
+def test_failing_request_is_reported_each_minute() -> None:
+    """While a request is retried, a message each minute says what fails and for how long it is retried."""
+    engine = send(endpoints.get_job("a"), retry_timeout=600)
+    step, clock, messages = next(engine), 0.0, []
+    while clock < 200:
+        if isinstance(step, Sleep):
+            clock += step.seconds
+            step = engine.send(clock)
+        elif isinstance(step, LogMessage):
+            messages.append((clock, step.message))
+            step = next(engine)
+        else:
+            step = engine.throw(BUSY)
+
+    assert [round(at, -1) for at, _ in messages[:1]] == [0]
+    assert [message for _, message in messages] == [
+        f"busy Retrying for {'another ' if at else ''}{600 - at:.0f} s." for at, _ in messages
+    ]
+    assert len(messages) in (3, 4)
+    assert all(60 <= later - earlier <= 70 for (earlier, _), (later, _) in pairwise(messages))
 
 
 def test_timeout_counts_from_the_first_failure() -> None:
