@@ -23,6 +23,8 @@ from airflow_provider_rayjobs.jobs.logs.messages import NO_MESSAGES
 from airflow_provider_rayjobs.jobs.logs.options import LogOptions
 from airflow_provider_rayjobs.jobs.logs.reader import NO_LOG, LogReader
 from airflow_provider_rayjobs.jobs.models import JobDetails
+from airflow_provider_rayjobs.jobs.pending import PendingReport
+from airflow_provider_rayjobs.jobs.steps import LogMessage
 from airflow_provider_rayjobs.masking import masking_env_vars
 from airflow_provider_rayjobs.task import template_values
 from airflow_provider_rayjobs.task.attempts import RetryGeneration, id_of_try
@@ -140,7 +142,7 @@ class RayJobSensor(RendersText, ChecksLiterals, BaseSensorOperator):
             details = self._poller.poll(client)
         if (self.reschedule and not self.deferrable) or self._poller.job != seen_before:
             self._poller.save(context)
-        has_succeeded = details is not None and self._poller.has_succeeded(details)
+        has_succeeded = details is not None and self._has_succeeded(self._poller, details)
         if self.deferrable and not has_succeeded:
             self._defer(self._poller, self._poller.started_at + self.timeout, id_of_try(context))
         return has_succeeded
@@ -167,9 +169,15 @@ class RayJobSensor(RendersText, ChecksLiterals, BaseSensorOperator):
             raise to_sensor_error(error) from error.__cause__  # not from error, which has the same text
         if reader is not None:
             self._show_log(poller, reader, details)
-        if not poller.has_succeeded(details):
+        if not self._has_succeeded(poller, details):
             until = time.time() + self.timeout if deadline is None else deadline
             self._defer(poller, until, id_of_try(context))
+
+    def _has_succeeded(self, poller: _JobPoller, details: JobDetails) -> bool:
+        has_succeeded = poller.has_succeeded(details)
+        if has_succeeded:
+            self.log.info("Ray job %s SUCCEEDED after %.1f s.", details.name, details.duration or 0.0)
+        return has_succeeded
 
     def _show_log(self, poller: _JobPoller, reader: LogReader, details: JobDetails) -> None:
         with RayJobsHook(self.ray_conn_id).client_of(poller.cluster) as client:
@@ -197,6 +205,8 @@ class RayJobSensor(RendersText, ChecksLiterals, BaseSensorOperator):
             "unreachable_timeout", self.unreachable_timeout, follow.UNREACHABLE_TIMEOUT
         )
         poller = _JobPoller(JobRef(cluster.address, job), cluster, logs, missing_timeout, unreachable_timeout)
+        if first_poke is None and not is_resumed:
+            self.log.info("Waiting for Ray job %s at %s: %s", job, cluster.address, cluster.job_url(job))
         if first_poke is not None:
             poller.started_at = first_poke.timestamp()
         poller.restore(context, is_rescheduled=is_rescheduled, is_first_poke=first_poke is None)
@@ -215,6 +225,10 @@ class _JobPoller:
         self.reader = logs.reader()
         self.missing_timeout = missing_timeout
         self.outage = follow.Outage(job.submission_id, unreachable_timeout)
+        # ``None`` if no poke can tell what earlier ones have logged
+        self.pending: PendingReport | None = PendingReport(tells_first=True)
+        # whether the log says that the job is unknown
+        self.is_missing_told = False
         # Unix seconds, because in mode ``reschedule`` each poke is a new process.
         self.started_at = time.time()
         # Unix seconds before which no poke reads the log of a running job again, to limit the load on the head.
@@ -230,10 +244,18 @@ class _JobPoller:
         """
         try:
             try:
-                details = client.run(masking_env_vars(follow.poll_job(self.job, self.reader)), emit_job_log)
+                details = client.run(
+                    masking_env_vars(follow.poll_job(self.job, self.reader, self.pending)), emit_job_log
+                )
             except RayJobNotFoundError:
                 if time.time() - self.started_at >= self.missing_timeout:
                     raise
+                if not self.is_missing_told:
+                    self.is_missing_told = True
+                    client.log(LogMessage(
+                        f"Ray job {self.job.submission_id} is not known to the cluster yet. Another task or user may "
+                        f"still submit it: the sensor looks for it for {self.missing_timeout:.12g} s (missing_timeout)."
+                    ))  # fmt: skip
             except RayJobLostError:
                 raise
             except RayJobsError as error:
@@ -275,6 +297,8 @@ class _JobPoller:
         """
         store = context.get("task_state_store")
         if store is None:
+            if is_rescheduled and not is_first_poke:
+                self.pending, self.is_missing_told = None, True
             if self.reader is not None and is_rescheduled:
                 self.reader.live = False
                 if not is_first_poke:
@@ -288,6 +312,9 @@ class _JobPoller:
         is_same_job = self._adopt(saved.get("job_ref"))
         if is_same_job and is_rescheduled and saved.get("try_number") == context["ti"].try_number:
             self.outage.since = saved.get("outage_since") or None
+            self.is_missing_told = saved.get("is_missing_told", False)
+            if self.pending is not None and isinstance(saved.get("pending"), Mapping):
+                self.pending.restore(saved["pending"])
             if self.reader is not None and isinstance(saved.get("log"), Mapping):
                 self.reader.restore(saved["log"])
                 self.read_after = saved.get("read_after", 0.0)
@@ -321,5 +348,7 @@ class _JobPoller:
             "log": self.reader.state if self.reader else {},
             "outage_since": self.outage.since or 0,
             "read_after": self.read_after,
+            "is_missing_told": self.is_missing_told,
+            "pending": self.pending.state if self.pending else {},
         }
         store.set(_STORE_KEY, value)

@@ -29,6 +29,7 @@ from airflow_provider_rayjobs.jobs.limits import Limits
 from airflow_provider_rayjobs.jobs.logs.options import LOGS_OFF, LogOptions
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobStatus
+from airflow_provider_rayjobs.jobs.pending import ClusterView, PendingReport
 from airflow_provider_rayjobs.jobs.steps import Engine, Step, map_steps, with_jitter
 from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, stop_and_wait
 from airflow_provider_rayjobs.jobs.submission import NONCE
@@ -75,6 +76,8 @@ class TriggerOptions:
     :param log_state: :attr:`.LogReader.state` of the worker's log reader.
     :param deferred_at: when the task was deferred, Unix seconds.
     :param pending_for: seconds from the submission to the last poll that found the job PENDING; ``None`` if unknown.
+    :param demand: the resources that the job needs on one node, as pairs of Ray's name and quantity; ``None`` if
+        unknown.
     :param team: the team of the task, for metrics.
     :param version: the version of this form.
     """
@@ -91,6 +94,7 @@ class TriggerOptions:
     log_state: dict[str, Any] | None = None
     deferred_at: float | None = None
     pending_for: float | None = None
+    demand: list[list[Any]] | None = None
     team: str | None = None
     version: int = 1
 
@@ -246,6 +250,9 @@ class RayJobTrigger(BaseTrigger):
                     missing_timeout=options.missing_timeout,
                     reader=reader,
                     limits=limits,
+                    pending=PendingReport(
+                        None if options.demand is None else dict(options.demand), limits, shared.view
+                    ),
                     time_left=time_left,
                 )
                 engine = masking_env_vars(self._noting_job(following, limits), mask_soon)
@@ -404,6 +411,7 @@ class _Shared:
     client: AsyncRayJobsClient
     watch: ClusterWatch
     pace: LogPace = field(default_factory=LogPace)
+    view: ClusterView = field(default_factory=ClusterView)
     users: int = 0
 
 

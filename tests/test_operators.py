@@ -486,6 +486,30 @@ def test_each_try_has_its_own_execution_timeout(head: StandInHead):
     assert deferrable(**arguments).execute_complete(try_from(now, store, try_number=3), fire(trigger)) == job
 
 
+@pytest.mark.parametrize("is_deferred", [False, True], ids=["worker", "deferred"])
+def test_log_says_why_the_job_waits(head: StandInHead, capsys: pytest.CaptureFixture[str], is_deferred: bool):
+    """A job that is PENDING for a minute is compared with the cluster in the log, deferred or not."""
+
+    def wait(number: int) -> None:
+        for job in head.jobs.values():
+            job["status"] = "PENDING" if number < 8 else "SUCCEEDED"
+
+    head.on_poll = wait
+    arguments = {"entrypoint_num_gpus": "1", "pending_timeout": 1800}
+    given = context(xcom_push=lambda key, value: None)
+    if is_deferred:
+        fire(defer(deferrable(**arguments), given))
+    else:
+        RayJobSubmitOperator(
+            task_id="t", entrypoint="true", poll_interval=0.2, fetch_logs="never", **arguments
+        ).execute(given)
+
+    assert (
+        "is PENDING, 60 s after its submission. The job requests 1 GPU on one node. The resources of the cluster are "
+        "unknown. pending_timeout is 1800 s, but Ray fails a job that has not started after 15 minutes"
+    ) in capsys.readouterr().out
+
+
 @needs_store
 def test_deadline_outlives_a_log_flush(head: StandInHead):
     """A task that resumes to show its log keeps its deadline, although older Airflow sets its start again."""

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -338,6 +339,63 @@ def test_job_is_lost_with_its_cluster(head: StandInHead, mode: str):
 
     with pytest.raises(RayJobLostError, match="The job was in session session_1, and session session_2 answers now"):
         wait(mode, head.restart, missing_timeout=600)
+
+
+STATUSES = ("unknown", "unknown", "PENDING", "PENDING", "RUNNING", "RUNNING", "SUCCEEDED")
+
+
+def poke_in_turn(mode: str, store: Store | None, *statuses: str) -> Iterator[str]:
+    """Poke once for each status, which the caller gives the job; in mode reschedule with a process for each poke."""
+    waiting = sensor(submission_id="job-1", mode=mode)
+    for number, status in enumerate(statuses):
+        yield status
+        given = context(store)
+        if number and mode == "reschedule":
+            waiting = sensor(submission_id="job-1", mode=mode)
+            given["ti"].get_first_reschedule_date = lambda _: datetime.now(UTC)
+        assert waiting.poke(given) is (status == "SUCCEEDED")
+
+
+@pytest.mark.parametrize(
+    ("mode", "store"),
+    [
+        pytest.param("poke", None, id="poke"),
+        pytest.param("reschedule", Store(), id="reschedule"),
+        pytest.param("reschedule", None, id="reschedule without a store"),
+    ],
+)
+def test_log_says_what_the_sensor_waits_for(head: StandInHead, shown: Shown, mode: str, store: Store | None):
+    """Each fact about the job is logged once; without a store only those of the first and the last poke."""
+    message = "Job has not started yet. It may be waiting for resources (CPUs, GPUs ...) to become available."
+    for status in poke_in_turn(mode, store, *STATUSES):
+        head.jobs.clear()
+        if status != "unknown":
+            head.add("job-1", status, message=message, end_time=START + 12_300 if status == "SUCCEEDED" else None)
+
+    url = f"{head.address}/#/jobs/job-1"
+    unknown = (
+        "Ray job job-1 is not known to the cluster yet. Another task or user may still submit it: the sensor looks for "
+        "it for 60 s (missing_timeout)."
+    )
+    limit = "Ray fails a job that has not started after 15 minutes, unless RAY_JOB_START_TIMEOUT_SECONDS is set on its"
+    facts = [
+        f"Waiting for Ray job job-1 at {head.address}: {url}",
+        unknown,
+        "Ray job job-1 is PENDING, 60 s after its submission.",
+        f"Ray job job-1 is PENDING, 60 s after its submission. Ray says: {message} {limit} head.",
+        "Ray job job-1 is RUNNING, 60 s after its submission.",
+        "Ray job job-1 SUCCEEDED after 12.3 s.",
+    ]
+    expected = [*facts[:2], facts[-1]] if mode == "reschedule" and store is None else facts
+    assert [line for line in shown.lines if "job-1" in line] == expected
+
+
+def test_log_of_a_deferred_sensor_says_what_it_waits_for(head: StandInHead, shown: Shown):
+    """The start and the end of the wait are logged once, although the task is resumed in between."""
+    wait("deferrable", lambda: head.add("job-1", "SUCCEEDED", end_time=START + 12_300))
+
+    starts = ("Waiting for Ray job", "Ray job job-1 is not known", "Ray job job-1 SUCCEEDED after 12.3 s.")
+    assert [sum(line.startswith(start) for line in shown.lines) for start in starts] == [1, 1, 1]
 
 
 def test_log_of_another_job_is_not_shown(head: StandInHead, shown: Shown):

@@ -65,7 +65,8 @@ def trigger_arguments() -> dict[str, Any]:
     return RayJobTrigger(
         JOB.submission_id, "ray_nightly", 10.0, unreachable_timeout=300.0, missing_timeout=60.0, job_ref=JOB.to_json(),
         try_id=TRY, limits=LIMITS.to_json(), execution_deadline=1767312100.5, stop_on_kill=True, stop_timeout=20.0,
-        logs=LOGS.to_json(), log_state=log_state(), deferred_at=1767312000.5, pending_for=12.5, team="research",
+        logs=LOGS.to_json(), log_state=log_state(), deferred_at=1767312000.5, pending_for=12.5,
+        demand=[["GPU", 1.0], ["special_chip", 2.0]], team="research",
     ).serialize()[1]  # fmt: skip
 
 
@@ -121,6 +122,8 @@ def sensor_state() -> Any:
     poller, store = new_poller(), Store()
     poller.job, poller.outage.since, poller.read_after = JOB, 1767312030.5, 1767312040.5
     poller.reader.restore(log_state())
+    poller.is_missing_told = True
+    poller.pending.restore({"is_found": True, "told": "busy", "told_at": 30.5, "rests_until": 90.5})
     poller.save(context(store))
     return store["ray_job_sensor"]
 
@@ -134,6 +137,8 @@ def read_sensor_state(stored: Any) -> dict[str, Any]:
         "log": poller.reader.state | {"version": None},
         "outage_since": poller.outage.since,
         "read_after": poller.read_after,
+        "is_missing_told": poller.is_missing_told,
+        "pending": poller.pending.state,
     }
 
 
@@ -371,11 +376,13 @@ def test_shortest_event_resumes_a_task(head: StandInHead):
     assert sensor(submission_id="job-1", fetch_logs="never").execute_complete(context(), event) is None
 
 
-@pytest.mark.parametrize("change", [{"try_number": None}, {"job_ref": None}, {"job_ref": 3}, {"log": 7}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"try_number": None}, {"job_ref": None}, {"job_ref": 3}, {"log": 7}, {"pending": 7}], ids=str
+)
 def test_unreadable_sensor_state_is_no_error(change: dict[str, Any]):
-    """A sensor that cannot read a part of its stored state keeps the rest, and shows the log from its start."""
+    """A sensor that cannot read a part of its stored state keeps the rest, or shows the log from its start."""
     poller = new_poller()
     poller.restore(context(Store(ray_job_sensor=sensor_state() | change)), is_rescheduled=True, is_first_poke=False)
 
     assert poller.job == (JobRef(ADDRESS, JOB.submission_id) if "job_ref" in change else JOB)
-    assert poller.reader.log.offset == 0
+    assert poller.reader.log.offset == (6 if "pending" in change else 0)

@@ -65,6 +65,7 @@ def test_serialize():
         job_ref=JobRef("http://a:1", "job-1", "s", "n", 1).to_json(), limits=Limits(job_timeout=5).to_json(),
         execution_deadline=2.0, stop_on_kill=True, stop_timeout=6,
         logs=LogOptions(lines_limit=7, flush_interval=8).to_json(), log_state=LogReader().state, deferred_at=1.0,
+        demand=[["GPU", 1.0]],
     )  # fmt: skip
     path, arguments = trigger.serialize()
 
@@ -352,6 +353,31 @@ def test_trigger_of_an_operator_of_the_user(head: StandInHead):
     assert details_from_event(event).status == JobStatus.SUCCEEDED
     assert JobRef.from_json(event["job_ref"]) == JobRef("", "job-1", nonce="n", start_time=START)
     assert set(head.authorizations) == {"Bearer marked-token"}
+
+
+def test_wait_of_a_deferred_job_is_explained(head: StandInHead, capsys: pytest.CaptureFixture[str]):
+    """The trigger logs why the job does not start, and the triggers of a cluster ask for its resources together."""
+    head.add("job-1", "PENDING")
+    head.add("job-2", "PENDING")
+
+    def start(number: int) -> None:
+        if number > 12:
+            head.add("job-1", "SUCCEEDED")
+            head.add("job-2", "SUCCEEDED")
+
+    head.on_poll = start
+
+    async def run_one(job: str) -> list[Any]:
+        return [event async for event in RayJobTrigger(job, "ray", 0.2, demand=[["GPU", 1.0]]).run()]
+
+    async def run_both() -> None:
+        await asyncio.gather(run_one("job-1"), run_one("job-2"))
+
+    asyncio.run(run_both())
+    log = capsys.readouterr().out
+    for job in ("job-1", "job-2"):
+        assert f"Ray job {job} is PENDING, 60 s after its submission. The job requests 1 GPU on one" in log
+    assert head.requests.count("GET /api/cluster_status") == 1
 
 
 def test_arguments_of_another_version(head: StandInHead, capsys: pytest.CaptureFixture[str]):

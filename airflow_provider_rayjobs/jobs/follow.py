@@ -24,6 +24,7 @@ from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.limits import NO_LIMITS, Limits
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobStatus
+from airflow_provider_rayjobs.jobs.pending import PendingReport
 from airflow_provider_rayjobs.jobs.steps import Engine, LogMessage, Send, Sleep, retry_pause, with_jitter
 
 # Seconds between the first two polls. The delay grows up to ``poll_interval``, so that the end of a short job is
@@ -55,6 +56,7 @@ def follow_job(
     missing_timeout: float = 0.0,
     reader: LogReader | None = None,
     limits: Limits = NO_LIMITS,
+    pending: PendingReport | None = None,
     time_left: float = math.inf,
     hand_over_after: float = math.inf,
 ) -> Engine[JobDetails]:
@@ -68,6 +70,7 @@ def follow_job(
     :param missing_timeout: seconds for which an unknown job is tolerated, because it may still be submitted.
     :param reader: reads the job's log; ``None`` for no log.
     :param limits: how long the job may wait and run.
+    :param pending: logs why the job does not start; ``None`` for no such messages.
     :param time_left: seconds of this try after which its ``execution_timeout`` expires, during an outage as well.
     :param hand_over_after: seconds after which another process follows a job that has not ended.
     :return: the ended job, after its whole log was emitted; or the running job, if :attr:`.LogReader.hands_over` or
@@ -116,6 +119,9 @@ def follow_job(
                     logging.WARNING,
                 )
             limit_at = now + limits.remaining(details)
+            if pending is not None:
+                yield from pending.report(details, min(limit_at, give_up_at) - now)
+                now = yield Sleep(0)
             if reader is not None:
                 yield from reader.read(details, max_delay, limits.remaining(details))
                 now = yield Sleep(0)
@@ -160,9 +166,11 @@ def get_same_job(job: JobRef) -> Engine[JobDetails]:
     return details
 
 
-def poll_job(job: JobRef, reader: LogReader | None) -> Engine[JobDetails]:
+def poll_job(job: JobRef, reader: LogReader | None, pending: PendingReport | None = None) -> Engine[JobDetails]:
     """Poll a job once and emit the new part of its log. Raise the errors of :func:`get_same_job`."""
     details = yield from get_same_job(job)
+    if pending is not None:
+        yield from pending.report(details)
     if reader is not None:
         yield from reader.read(details)
     return details

@@ -6,7 +6,7 @@ Times count from Ray's ``start_time`` by the head's clock, so every client that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -83,17 +83,25 @@ def describe_shortage(demand: Mapping[str, float], cluster: ClusterResources | N
     :param demand: the resources that the job needs on one node, under Ray's names.
     :param cluster: ``None`` if its resources are unknown.
     """
-    needs = ", ".join(f"{_format(name, number)} {name}" for name, number in demand.items())
-    requested = f"The job requests {needs} on one node." if demand else "The job requests no resources."
+    requested = f"The job requests {format_demand(demand)} on one node." if demand else "The job requests no resources."
     if cluster is None or not cluster.nodes:
         return f"{requested} The resources of the cluster are unknown."
-    shown = sorted({name for node in cluster.nodes for name in node} & {"CPU", "GPU", "memory"} | demand.keys())
+    return f"{requested} {describe_usage(cluster, demand)} {_explain_shortage(demand, cluster.nodes)}"
+
+
+def describe_usage(cluster: ClusterResources, names: Collection[str] = ()) -> str:
+    """Say how much of a cluster's CPUs, GPUs, memory and the named resources is in use."""
+    shown = sorted({name for node in cluster.nodes for name in node} & {"CPU", "GPU", "memory"} | set(names))
     total = {name: sum(node.get(name, 0.0) for node in cluster.nodes) for name in shown}
     usage = ", ".join(
         f"{_format(name, cluster.used.get(name, 0.0))} of {_format(name, total[name])} {name}" for name in shown
     )
-    reason = _explain_shortage(demand, cluster.nodes)
-    return f"{requested} The cluster has {len(cluster.nodes)} node(s); in use: {usage}. {reason}"
+    return f"The cluster has {len(cluster.nodes)} node(s); in use: {usage}."
+
+
+def format_demand(demand: Mapping[str, float]) -> str:
+    """Return resources as text, such as ``2 CPU, 1 GPU``."""
+    return ", ".join(f"{_format(name, number)} {name}" for name, number in demand.items())
 
 
 def _explain_shortage(demand: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> str:

@@ -175,10 +175,15 @@ class JobDetails:
 
 @dataclass(frozen=True)
 class ClusterResources:
-    """The resources of each node, and those in use in the whole cluster: name to quantity, memory in bytes."""
+    """
+    The resources of each node, and those in use in the whole cluster: name to quantity, memory in bytes.
+
+    :param waiting: the requests of jobs, tasks and actors that no node serves yet, each with its number.
+    """
 
     nodes: tuple[Mapping[str, float], ...] = ()
     used: Mapping[str, float] = field(default_factory=dict)
+    waiting: tuple[tuple[Mapping[str, float], int], ...] = ()
 
     @classmethod
     def from_json(cls, answer: Mapping[str, Any]) -> ClusterResources:
@@ -187,7 +192,8 @@ class ClusterResources:
         nodes = tuple(shape for shape, count in report.get("nodeTypes") or () for _ in range(count))
         # The dashboard turns snake_case into camelCase in "usage", but not in "nodeTypes".
         usage = {_plain(name): use for name, (use, _) in (report.get("usage") or {}).items()}
-        return cls(nodes, {name: usage[_plain(name)] for node in nodes for name in node if _plain(name) in usage})
+        used = {name: usage[_plain(name)] for node in nodes for name in node if _plain(name) in usage}
+        return cls(nodes, used, tuple((shape, count) for shape, count in report.get("resourceDemand") or ()))
 
 
 def _plain(name: str) -> str:

@@ -517,12 +517,18 @@ class Boundary:
     def _shortage(self) -> str:
         """Compare the resources that a pending job requests with those of the cluster; "" if that fails."""
         cluster: ClusterResources | None = None
-        with suppress(ValueError):  # the error of the job is more important
-            demand = self.task.new_submission(self.context, self._record.submission_id, runtime_env={}).demand()
-            with suppress(RayJobsError):
-                cluster = self._client.send(endpoints.get_cluster_status())
-            return describe_shortage(demand, cluster)
-        return ""
+        demand = self._demand()
+        if demand is None:
+            return ""
+        with suppress(RayJobsError):  # the error of the job is more important
+            cluster = self._client.send(endpoints.get_cluster_status())
+        return describe_shortage(demand, cluster)
+
+    def _demand(self) -> dict[str, float] | None:
+        """Return the resources that the job needs on one node; ``None`` if an argument is invalid."""
+        with suppress(ValueError):
+            return self.task.new_submission(self.context, self._record.submission_id, runtime_env={}).demand()
+        return None
 
     def _read_arguments(self) -> Settings:
         self._settings = settings = self.task.settings()

@@ -21,6 +21,7 @@ from airflow_provider_rayjobs.exceptions import (
 from airflow_provider_rayjobs.jobs import follow
 from airflow_provider_rayjobs.jobs.first_contact import FirstContact
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobStatus
+from airflow_provider_rayjobs.jobs.pending import PendingReport
 from airflow_provider_rayjobs.jobs.steps import Engine, Interrupted, RunBlocking, Step, map_steps
 from airflow_provider_rayjobs.jobs.submit import get_session, submit_job
 from airflow_provider_rayjobs.task.attempts import (
@@ -99,6 +100,7 @@ class Execution(Boundary):
             unreachable_timeout=self.settings.unreachable_timeout,
             reader=self.reader,
             limits=self.limits,
+            pending=PendingReport(self._demand(), self.limits),
             hand_over_after=self.settings.defer_after if self.settings.deferrable else math.inf,
         )
         job = self._record.job
@@ -301,6 +303,7 @@ class Execution(Boundary):
         self._raise_if_ended()
         if not self.is_resumed and self.task.pool != _DEFAULT_POOL:
             self.log.info(_POOL_NOTICE, self.task.pool)
+        demand = self._demand()
         self._enter(State.DEFERRED)
         record, settings = self._record, self.settings
         self.task.defer(
@@ -319,6 +322,7 @@ class Execution(Boundary):
                 log_state=self.reader.state if self.reader else None,
                 deferred_at=time.time(),
                 pending_for=self._pending_for,
+                demand=None if demand is None else [[name, quantity] for name, quantity in demand.items()],
                 team=metrics.stats_tags(self.context["ti"]).get("team_name"),
             ),
             method_name="execute_complete",

@@ -233,6 +233,14 @@ def test_recorded_cluster_status_is_read() -> None:
     assert cluster.used.keys() == node.keys()
 
 
+def test_requests_that_wait_are_read() -> None:
+    """The report counts the requests of one shape, and does not change the names of their resources."""
+    report = {"resourceDemand": [[{"CPU": 1.0}, 2], [{"special_chip": 1.0}, 1]]}
+
+    cluster = ClusterResources.from_json({"data": {"clusterStatus": {"loadMetricsReport": report}}})
+    assert cluster.waiting == (({"CPU": 1.0}, 2), ({"special_chip": 1.0}, 1))
+
+
 def test_nodes_of_one_shape_are_listed_one_by_one() -> None:
     """Nodes of the same shape are listed one by one."""
     small, large = {"CPU": 4.0}, {"CPU": 8.0, "GPU": 1.0}
