@@ -21,7 +21,7 @@ from stand_in_head import StandInHead
 
 from airflow_provider_rayjobs import triggers
 from airflow_provider_rayjobs.cleanup import RayJobCleanupOperator
-from airflow_provider_rayjobs.exceptions import RayApiUnreachableError, RayJobTimeoutError
+from airflow_provider_rayjobs.exceptions import RayApiUnreachableError, RayJobStoppedError, RayJobTimeoutError
 from airflow_provider_rayjobs.jobs import RayJobsClient
 from airflow_provider_rayjobs.jobs.steps import Interrupted, interruptible
 from airflow_provider_rayjobs.jobs.submission import SubmissionOptions
@@ -434,6 +434,18 @@ def test_what_xcom_tells_of_a_job(head: StandInHead, monkeypatch: pytest.MonkeyP
     deferrable(**arguments).execute_complete(given, event)
     assert (pushed["job_status"], pushed["progress"]["done"]) == ("SUCCEEDED", 5)
     assert pushed["ray_job_link"] == f"https://history/session_1/{job}"
+
+
+@needs_store
+def test_kill_during_the_pushes_before_a_deferral(head: StandInHead):
+    """A kill while a task that is about to be deferred pushes its XComs stops the job."""
+    head.on_poll = lambda _: [job.update(status="RUNNING", driver_node_id="node-1") for job in head.jobs.values()]
+    operator, given = deferrable(defer_after=0.5), try_from(time.time(), Store())
+    given["ti"].xcom_push = lambda key, value: operator.on_kill() if key == "job_status" else None
+
+    with pytest.raises(RayJobStoppedError):
+        operator.execute(given)
+    assert [job["status"] for job in head.jobs.values()] == ["STOPPED"]
 
 
 @needs_store

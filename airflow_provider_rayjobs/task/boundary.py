@@ -245,8 +245,10 @@ class Boundary:
         if self._target is None or self._store is None or self._store.record is None:
             return
         name, cluster = self._record.submission_id, self._target.cluster
-        seen: dict[str, Any] = {}
         self.task.note_job(name, cluster.address, cluster.job_url(name))
+        if self.state is State.DEFERRED:  # the pushes take time, and nothing would stop the job meanwhile
+            return
+        seen: dict[str, Any] = {}
         if self._status is not None:
             seen["job_status"] = str(self._status)
         if self.reader is not None and (progress := self.reader.progress) is not None:

@@ -300,6 +300,7 @@ class Execution(Boundary):
         links.push_link(self.task, task_instance, self.target.cluster.job_url(self._record.submission_id))
 
     def _defer(self) -> NoReturn:
+        self._note_job()
         self._raise_if_ended()
         if not self.is_resumed and self.task.pool != _DEFAULT_POOL:
             self.log.info(_POOL_NOTICE, self.task.pool)
