@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import json
 import logging
+import signal
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout, TaskDeferred
 from airflow.sdk import DAG, Asset
 from airflow.sdk.execution_time.context import OutletEventAccessors
+from airflow.sdk.execution_time.timeout import timeout
 from airflow.sdk.log import mask_secret
 from stand_in_head import StandInHead
 
@@ -446,6 +448,20 @@ def test_kill_during_the_pushes_before_a_deferral(head: StandInHead):
     with pytest.raises(RayJobStoppedError):
         operator.execute(given)
     assert [job["status"] for job in head.jobs.values()] == ["STOPPED"]
+
+
+@needs_store
+def test_execution_timeout_during_the_last_pushes(head: StandInHead):
+    """An ``execution_timeout`` does not expire any more when the try pushes the status of a job that SUCCEEDED."""
+    head.on_poll = lambda _: [job.update(status="SUCCEEDED", driver_node_id="node-1") for job in head.jobs.values()]
+    given, left = try_from(time.time(), Store()), []
+    given["ti"].xcom_push = lambda key, value: left.append(signal.getitimer(signal.ITIMER_REAL)[0])
+    operator = RayJobSubmitOperator(
+        task_id="t", entrypoint="true", poll_interval=0.2, fetch_logs="never", execution_timeout=timedelta(hours=1)
+    )
+    with timeout(3600):
+        operator.execute(given)
+    assert (left[0] > 0, left[-1]) == (True, 0)
 
 
 @needs_store

@@ -193,6 +193,7 @@ class Boundary:
         finally:
             if self.state not in (State.DEFERRED, State.RELEASED):
                 self._enter(State.DONE)
+            self._end_execution_timeout()  # it must not replace the outcome of the try
             self._note_job()
             for client in self._clients.values():
                 client.close()
@@ -201,6 +202,9 @@ class Boundary:
         """Let Airflow's ``execution_timeout`` not break off the stop of a job. A stop has a time limit of its own."""
         if self.state is State.RELEASED:
             self._enter(State.DONE)
+        self._end_execution_timeout()
+
+    def _end_execution_timeout(self) -> None:
         if self.task.execution_timeout is not None:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
