@@ -36,8 +36,19 @@ def span(name: str, **attributes: str) -> Iterator[Note]:
         return
     given = {f"ray.{key}": value for key, value in attributes.items()}
     tracer = trace.get_tracer(__name__)
-    with tracer.start_as_current_span(f"ray_jobs.{name}", kind=trace.SpanKind.CLIENT, attributes=given) as current:
-        yield lambda key, value: current.set_attribute(f"ray.{key}", value)
+    # the text of an exception may have secrets, and nothing masks a span
+    with tracer.start_as_current_span(
+        f"ray_jobs.{name}",
+        kind=trace.SpanKind.CLIENT,
+        attributes=given,
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as current:
+        try:
+            yield lambda key, value: current.set_attribute(f"ray.{key}", value)
+        except Exception as error:
+            current.set_status(trace.StatusCode.ERROR, type(error).__name__)
+            raise
 
 
 def traceparent() -> str:
