@@ -29,7 +29,7 @@ from airflow_provider_rayjobs.jobs.follow import FIRST_DELAY, MAX_OUTAGE_DELAY, 
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobStatus
 from airflow_provider_rayjobs.jobs.steps import with_jitter
 from airflow_provider_rayjobs.jobs.watch import BUDGET
-from airflow_provider_rayjobs.triggers import job_event, shared_client
+from airflow_provider_rayjobs.triggers import shared_client
 
 if TYPE_CHECKING:
     from airflow.triggers.shared_stream import SharedStreamProducer
@@ -86,7 +86,7 @@ class RayJobEventTrigger(BaseEventTrigger):
 
     The payload of the event has ``ray_conn_id``, ``address``, and Ray's fields of the job, such as ``submission_id``,
     ``job_id``, ``status``, ``start_time`` and ``end_time``, without those that may hold secrets (``metadata``,
-    ``entrypoint``, ``runtime_env``).
+    ``entrypoint``, ``runtime_env``, ``message``).
 
     Jobs that have ended before the watcher's first list of jobs are ignored. From then on a job is found whenever it
     ended, also while no triggerer ran. Before Airflow 3.3 each start of the trigger is such a beginning.
@@ -164,7 +164,9 @@ class RayJobEventTrigger(BaseEventTrigger):
                 memory.take(job)
                 if not is_first:
                     place = {"ray_conn_id": self.ray_conn_id, "address": ended.address}
-                    yield TriggerEvent(place | job_event(details)["job"])
+                    job_fields = details.to_event()
+                    job_fields.pop("message", None)
+                    yield TriggerEvent(place | job_fields)
             if is_first:
                 await self._write(memory.to_json())
             elif wanted:

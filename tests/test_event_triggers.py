@@ -124,7 +124,7 @@ def test_watchers_share_a_poll(head: StandInHead):
             )
         ]
         await after_polls(head)
-        secret = {"runtime_env": {"env_vars": {"A": "secret"}}, "entrypoint": "secret"}
+        secret = {"runtime_env": {"env_vars": {"A": "secret"}}, "entrypoint": "secret", "message": "secret"}
         end(head, "train-1", metadata={"team": "nlp"}, **secret)
         end(head, "job-2", metadata={"job_name": "train-2"})
         end(head, "train-3", "FAILED")
