@@ -47,7 +47,7 @@ FAIL_EXIT_CODE = 98
 # Most bytes of a result as JSON. Characters beyond ASCII count as six or twelve.
 MAX_RESULT_SIZE = 1024 * 1024
 # Most bytes of what is added to an asset event at once. Airflow shows it in lists of events.
-_MAX_EXTRA_SIZE = 64 * 1024
+MAX_EXTRA_SIZE = 64 * 1024
 # Most levels of lists and dictionaries. Airflow 3.3 accepts some more in an XCom, and integers of 64 bits.
 _MAX_DEPTH = 200
 # PIPE_BUF of Linux. One write of so many bytes is atomic, also to a pipe.
@@ -121,13 +121,14 @@ def add_asset_extra(extra: dict[str, Any]) -> None:
     Add to the ``extra`` of the asset events that the task's outlets cause. Later calls add to earlier ones.
 
     :param extra: a dictionary with text as keys and JSON as values.
-    :raises ResultError: it is no such dictionary, or has more than 64 KiB as JSON.
+    :raises ResultError: it is no such dictionary, or has more than 64 KiB as JSON. What makes that of all calls larger
+        is left out.
     """
     if not isinstance(extra, dict):
         raise ResultError(f"extra is of type {type_name(extra)}, not a dictionary.")
     text = to_json(extra, "extra")
-    if len(text) > _MAX_EXTRA_SIZE:
-        raise ResultError(f"extra has {len(text)} bytes, and at most {_MAX_EXTRA_SIZE} can be sent. Return the rest.")
+    if len(text) > MAX_EXTRA_SIZE:
+        raise ResultError(f"extra has {len(text)} bytes, and at most {MAX_EXTRA_SIZE} can be sent. Return the rest.")
     send("extra", text)
 
 

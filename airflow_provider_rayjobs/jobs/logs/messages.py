@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from airflow_provider_rayjobs.in_job import MAX_RESULT_SIZE, check
+from airflow_provider_rayjobs.in_job import MAX_EXTRA_SIZE, MAX_RESULT_SIZE, check
 from airflow_provider_rayjobs.jobs.steps import LogSink
 
 _MARK = b"##ray_job "
@@ -137,9 +137,12 @@ class JobMessages:
                 case "error":
                     self.failure = _failure_of(_load(content))
                 case "extra":
-                    added = dict(_load(content))
+                    added = _load(content)
                     check(added, "extra")  # a program in another language did not
-                    self.extra.update(added)
+                    extra = self.extra | added  # an error for anything but a dictionary
+                    if len(json.dumps(extra, separators=(",", ":"))) > MAX_EXTRA_SIZE:
+                        raise ValueError("the extra is too large")
+                    self.extra = extra
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             self.broken += 1
 

@@ -107,6 +107,8 @@ def test_messages_between_the_output_of_others(texts: list[str], size: int, chun
         (LINE.replace(b"result", b"progress") + b'{"done": 1%s}\n' % (b"0" * 400), 0, 1),
         (LINE.replace(b"result", b"progress") + b'{"done": 1, "total": 1e999}\n', 0, 1),
         (LINE.replace(b"result", b"extra") + b"[1]\n", 0, 1),
+        (LINE.replace(b"result", b"extra") + b'["ab"]\n', 0, 1),
+        (LINE.replace(b"result", b"extra") + b'{"a": "%s"}\n' % (b"x" * 65536), 0, 1),
         (LINE.replace(b"result", b"extra") + b'{"rows": 1%s}\n' % (b"0" * 20), 0, 1),
         (LINE.replace(b"result", b"error") + b"{}\n", 0, 1),
         (LINE.replace(b"result", b"error") + b'{"function":"f","types":[],"message":"","traceback":""}\n', 0, 1),
@@ -122,6 +124,14 @@ def test_bad_messages(log: bytes, results: int, broken: int):
     assert without_messages(log) == b""
     assert (messages.results, bool(messages.broken)) == (results, bool(broken))
     assert shown == ""
+
+
+def test_extra_is_limited():
+    """The extra of all messages together has at most 64 KiB. A message that would make it larger is left out."""
+    line = LINE.replace(b"result", b"extra")
+    messages, _ = read(b"".join(line + b'{"%d": "%s"}\n' % (number, b"x" * 40_000) for number in range(3)))
+
+    assert (list(messages.extra), messages.broken) == (["0"], 2)
 
 
 @pytest.mark.parametrize("chunks", [[], [1] * 200, [30]])
