@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from airflow_provider_rayjobs import config
+from airflow_provider_rayjobs.exceptions import RayJobsError
 from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.ended import EndedJob, EndedMemory, find_ended
-from airflow_provider_rayjobs.jobs.follow import FIRST_DELAY, MAX_OUTAGE_DELAY, POLL_INTERVAL
+from airflow_provider_rayjobs.jobs.follow import FIRST_DELAY, MAX_OUTAGE_DELAY, MIN_POLL_INTERVAL, POLL_INTERVAL
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobStatus
 from airflow_provider_rayjobs.jobs.steps import with_jitter
-from airflow_provider_rayjobs.jobs.watch import BUDGET
+from airflow_provider_rayjobs.jobs.watch import BUDGET, Prices
 from airflow_provider_rayjobs.triggers import shared_client
 
 if TYPE_CHECKING:
@@ -58,8 +59,10 @@ class EndedJobs:
 
 async def watch_ended_jobs(ray_conn_id: str) -> AsyncIterator[EndedJobs]:
     """Poll a cluster forever. Lists take at most 5 % of the head's time, and any outage is tolerated."""
-    hook, clock, delay = RayJobsHook(ray_conn_id), asyncio.get_running_loop().time, 0.0
+    hook, clock, delay, prices = RayJobsHook(ray_conn_id), asyncio.get_running_loop().time, 0.0, Prices()
+    read_interval = _interval_reader()
     while True:
+        rest, began = 0.0, clock()
         try:
             # the connection may have been corrected meanwhile
             cluster = await hook.aget_cluster(check_token_file=False)
@@ -67,17 +70,36 @@ async def watch_ended_jobs(ray_conn_id: str) -> AsyncIterator[EndedJobs]:
                 while True:
                     began = clock()
                     records = await client.send(endpoints.list_records())
-                    seconds = clock() - began
+                    rest = prices.learn_list(clock() - began, clock()) / BUDGET
                     if delay:
                         _log.info("The ended Ray jobs at %s can be listed again.", cluster.address)
                     delay = 0.0
                     yield EndedJobs(cluster.address, records.time, await find_ended(records))
-                    await asyncio.sleep(max(config.seconds("poll_interval", POLL_INTERVAL), seconds / BUDGET))
+                    await asyncio.sleep(max(read_interval(), rest))
         except Exception as error:  # noqa: BLE001  (no watcher may end)
             if not delay:
                 _log.warning("The ended Ray jobs of connection %s cannot be listed. %s", ray_conn_id, error)
             delay = min(max(2 * delay, FIRST_DELAY), MAX_OUTAGE_DELAY)
-        await asyncio.sleep(with_jitter(delay))
+            is_work = isinstance(error, RayJobsError) and error.delivery.may_have_effect
+            rest = prices.learn_list(clock() - began, clock()) / BUDGET if is_work else 0.0
+        await asyncio.sleep(max(with_jitter(delay), rest))
+
+
+def _interval_reader() -> Callable[[], float]:
+    """Return a function that reads ``[ray_jobs] poll_interval``. A wrong one is logged once, and ends no watcher."""
+    was_wrong = False
+
+    def read() -> float:
+        nonlocal was_wrong
+        try:
+            interval, was_wrong = max(config.seconds("poll_interval", POLL_INTERVAL), MIN_POLL_INTERVAL), False
+        except ValueError as error:
+            if not was_wrong:
+                _log.warning("%s Ray jobs are listed every %.0f s.", error, POLL_INTERVAL)
+            interval, was_wrong = POLL_INTERVAL, True
+        return interval
+
+    return read
 
 
 class RayJobEventTrigger(BaseEventTrigger):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from stand_in_head import START, StandInHead
 
 from airflow_provider_rayjobs import event_triggers
 from airflow_provider_rayjobs.event_triggers import RayJobEventTrigger
+from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.task.attempts import HAS_STORE
 from sandbox.local_airflow import LocalAirflow
 
@@ -240,6 +243,48 @@ def test_outage(head: StandInHead, monkeypatch: pytest.MonkeyPatch, caplog: pyte
     assert begin.startswith(f"The ended Ray jobs of connection {CONN} cannot be listed. HTTP 503")
     assert end_ == f"The ended Ray jobs at {head.address} can be listed again."
     assert ids(fired) == ["first"]
+
+
+def rests_of_a_watch(monkeypatch: pytest.MonkeyPatch, number: int) -> list[float]:
+    """Return for how long a watch wants to rest after each list, without the rests."""
+    rests: list[float] = []
+    sleep = asyncio.sleep
+
+    async def note(seconds: float) -> None:
+        if seconds:
+            rests.append(seconds)
+            if len(rests) == number:
+                raise asyncio.CancelledError
+        await sleep(0)
+
+    async def watch() -> None:
+        async for _ in event_triggers.watch_ended_jobs(CONN):
+            pass
+
+    with monkeypatch.context() as patch:
+        patch.setattr(event_triggers, "asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": note}))
+        with suppress(asyncio.CancelledError):
+            asyncio.run(watch())
+    return rests
+
+
+def test_wrong_interval(head: StandInHead, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    """A wrong setting is logged once. The watch goes on with the default."""
+    monkeypatch.setenv("AIRFLOW__RAY_JOBS__POLL_INTERVAL", "30s")
+
+    assert min(rests_of_a_watch(monkeypatch, 4)) >= event_triggers.POLL_INTERVAL
+    [message] = caplog.messages
+    assert "[ray_jobs] poll_interval must be a number of seconds" in message
+
+
+def test_rest_after_slow_lists(head: StandInHead, monkeypatch: pytest.MonkeyPatch):
+    """One slow list is not believed at once, and a list that fails slowly costs the head as much as another."""
+    head.on_poll = lambda number: time.sleep(2) if number == 1 else None
+    assert 20 <= rests_of_a_watch(monkeypatch, 1)[0] < 2 / event_triggers.BUDGET
+    head.on_poll = lambda number: time.sleep(2)
+    lists = dataclasses.replace(endpoints.list_records(), timeout=1.0)
+    monkeypatch.setattr(endpoints, "list_records", lambda: lists)
+    assert min(rests_of_a_watch(monkeypatch, 2)) >= 1.0 / event_triggers.BUDGET
 
 
 def test_arguments():
