@@ -220,10 +220,15 @@ class RayJobEventTrigger(BaseEventTrigger):
         return [] if stores is None else [*stores._by_name.values()]  # noqa: SLF001  (there is no public way)
 
     async def _read(self) -> EndedMemory | None:
-        for store in self._stores():
-            if (stored := await store.aget(self._key)) is not None:
-                return EndedMemory.from_json(stored)
-        return None
+        """Return what all stores know, and write it to those that know less: an asset may be new, or was away."""
+        found = [await store.aget(self._key) for store in self._stores()]
+        known = [EndedMemory.from_json(stored) for stored in found if stored is not None]
+        if not known:
+            return None
+        memory = EndedMemory.merged(known)
+        if any(stored != memory.to_json() for stored in found):
+            await self._write_persistently(memory.to_json())
+        return memory
 
     async def _write(self, memory: dict[str, Any]) -> None:
         for store in self._stores():

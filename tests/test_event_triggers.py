@@ -177,6 +177,27 @@ def test_restart(head: StandInHead):
 
 
 @needs_store
+def test_assets_that_come_and_go(head: StandInHead):
+    """An asset that joins a watcher, or comes back to it, knows at once what the others know."""
+    stale, second, third = Store(), Store(), Store()
+
+    async def run(*stores: Store) -> list[str]:
+        triggerer = Triggerer()
+        fired = triggerer.start(RayJobEventTrigger(), *stores)
+        await after_polls(head)
+        if stores == (second,):
+            end(head, "first")
+            await until(lambda: "first" in json.dumps(second))
+        await triggerer.stop()
+        return ids(fired)
+
+    assert asyncio.run(run(stale, second)) == []
+    assert asyncio.run(run(second)) == ["first"]
+    assert asyncio.run(run(stale, second, third)) == []
+    assert stale == second == third
+
+
+@needs_store
 def test_events_that_were_not_stored(head: StandInHead):
     """An event that Airflow did not store before its triggerer died is fired again."""
     store = Store()

@@ -103,6 +103,14 @@ class EndedMemory:
     def from_json(cls, stored: Mapping[str, Any]) -> Self:
         return cls(stored["since"], {(name, started): ended for name, started, ended in stored["taken"]})
 
+    @classmethod
+    def merged(cls, memories: Sequence[Self]) -> Self:
+        """Return a memory of what any of these has taken."""
+        taken: dict[tuple[str, int], int] = {}
+        for each in memories:
+            taken |= each._taken  # noqa: SLF001
+        return cls(max(each.since for each in memories), taken)
+
     def to_json(self) -> dict[str, Any]:
         """Return the form that is stored. It stays valid until the next job is taken."""
         return {
