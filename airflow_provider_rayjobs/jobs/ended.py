@@ -81,8 +81,8 @@ class EndedMemory:
     """
     Tells which ended jobs are new.
 
-    A job is new if it has ended since a moment and was not found yet. The moment lags :data:`SLACK` behind the last
-    list.
+    A job is new if it has ended since a moment and was not found yet. The moment lags :data:`SLACK` behind the earlier
+    of the last two lists.
 
     :param since: the moment, Unix milliseconds.
     :param taken: the jobs that have ended since then and were taken, with the times of their ends.
@@ -91,6 +91,7 @@ class EndedMemory:
     def __init__(self, since: int, taken: Mapping[tuple[str, int], int]) -> None:
         self.since = since
         self._taken = dict(taken)
+        self._last_time: int | None = None
         # also those that are not wanted
         self._found = dict(taken)
 
@@ -123,7 +124,13 @@ class EndedMemory:
         """Return the new ones of all ended jobs in a list of this time."""
         first = bisect_left(jobs, self.since, key=lambda job: job.ended_at)
         new = [job for job in jobs[first:] if job.key not in self._found]
-        self.since = max(self.since, time - SLACK)
+        if self._last_time is not None:
+            # two lists in a row must tell a time: a single wrong one would hide jobs, or repeat them
+            if (latest := max(self._last_time, time)) < self.since:
+                self.since = latest - SLACK
+            else:
+                self.since = max(self.since, min(self._last_time, time) - SLACK)
+        self._last_time = time
         self._found |= {job.key: job.ended_at for job in new}
         self._found = {key: ended for key, ended in self._found.items() if ended >= self.since}
         return new

@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -68,7 +69,20 @@ def test_memory():
     assert names(memory.find_new([early, late], TIME)) == ["late"]
     assert names(memory.find_new([early, late, job("late", TIME, started_at=1)], TIME)) == ["late"]
     assert names(memory.find_new([late, job("too late", TIME - SLACK)], TIME + 1)) == ["too late"]
+    assert names(memory.find_new([late], TIME + 1)) == []
     assert names(memory.find_new([late, job("much too late", TIME - SLACK)], TIME + 2)) == []
+
+
+@pytest.mark.parametrize("times", [[9, 0], [0, 9, 0], [0, -9, 0]], ids=["first", "ahead", "behind"])
+def test_single_wrong_time(times: list[int]):
+    """One list with a wrong time hides no job that ends afterwards, and repeats none."""
+    memory = EndedMemory.starting(TIME + times[0] * SLACK)
+    old = job("old", TIME - 5 * SLACK)
+    for time in times:
+        assert memory.find_new([old], TIME + time * SLACK) == []
+    memory.find_new([old], TIME)
+
+    assert names(memory.find_new([old, job("new", TIME)], TIME)) == ["new"]
 
 
 @given(st.lists(st.tuples(st.integers(0, 3 * SLACK), st.integers(0, SLACK), st.booleans())), st.data())
