@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import TypeVar
 
 from airflow.providers.common.compat.sdk import conf
 
 T = TypeVar("T")
 
+_log = logging.getLogger(__name__)
+_falls_back = ContextVar("_falls_back", default=False)
 SECTION = "ray_jobs"
 _FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+@contextmanager
+def falling_back() -> Iterator[None]:
+    """Replace a wrong setting by its default, with a warning: a job that runs must not end because of it."""
+    token = _falls_back.set(True)
+    try:
+        yield
+    finally:
+        _falls_back.reset(token)
 
 
 def text(option: str) -> str:
@@ -52,10 +66,14 @@ def _read(option: str, default: T, convert: Callable[[str], T], expected: str) -
         return default
     with suppress(ValueError, KeyError):
         return convert(given)
-    raise ValueError(
+    problem = (
         f"[{SECTION}] {option} must be {expected}, not {given!r}. Correct it in Airflow's configuration (environment "
         f"variable {variable(option)})."
     )
+    if not _falls_back.get():
+        raise ValueError(problem)
+    _log.warning("%s Until then the default is used: %s.", problem, default)
+    return default
 
 
 def _as_seconds(given: str) -> float:

@@ -301,7 +301,8 @@ class RayJobTrigger(BaseTrigger):
             with pace.reading(timer) as policy:
                 yield options.reader(log_state, policy=policy)
             return
-        _log_budget.rate = config.count("log_budget", log_budget.RATE)
+        with config.falling_back():
+            _log_budget.rate = config.count("log_budget", log_budget.RATE)
         share = CheckpointedShare(
             _log_budget, self.task_instance, self.submission_id, self.options.deferred_at, self.log.warning
         )

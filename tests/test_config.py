@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -152,12 +153,19 @@ def test_wrong_setting(configure, option: str, value: str, expected: str):
         operator().settings()
 
 
-def test_wrong_log_budget(head: StandInHead, configure):
-    """A trigger with a wrong log budget fires an error that names section and option."""
-    configure(log_budget="0")
-    event = fire(RayJobTrigger("job-1", logs=LogOptions().to_json()))
+def test_wrong_setting_while_a_task_is_deferred(head: StandInHead, configure, caplog: pytest.LogCaptureFixture):
+    """A wrong setting ends no job that runs: the triggerer and the resumed task warn, and use the default."""
+    given = try_from(time.time(), Store())
+    trigger = defer(deferrable(fetch_logs="live", poll_interval=None), given)
+    [job] = head.jobs.values()
+    job |= {"status": "SUCCEEDED", "driver_node_id": "node-1", "end_time": job["start_time"] + 1}
+    configure(log_budget="0", poll_interval="often", stop_on_kill="perhaps", unreachable_timeout="10m")
 
-    assert event["message"].startswith("[ray_jobs] log_budget must be a whole number, 1 or more, not '0'.")
+    event = fire(trigger)
+    assert event["job"]["status"] == "SUCCEEDED"
+    deferrable(fetch_logs="live", poll_interval=None).execute_complete(given, event)
+    for option in ("log_budget", "poll_interval", "stop_on_kill", "unreachable_timeout"):
+        assert f"[ray_jobs] {option} must be" in caplog.text
 
 
 def test_empty_setting_is_none(configure):

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout, redact
 
-from airflow_provider_rayjobs import links, metrics
+from airflow_provider_rayjobs import config, links, metrics
 from airflow_provider_rayjobs.exceptions import (
     RayJobLostError,
     RayJobNotFoundError,
@@ -537,7 +537,8 @@ class Boundary:
         return None
 
     def _read_arguments(self) -> Settings:
-        self._settings = settings = self.task.settings()
+        with config.falling_back() if self.is_resumed else nullcontext():
+            self._settings = settings = self.task.settings()
         self.limits = settings.limits
         self.reader = settings.logs.reader(messages=settings.return_result)
         return settings
