@@ -23,7 +23,13 @@ from stand_in_head import StandInHead
 
 from airflow_provider_rayjobs import triggers
 from airflow_provider_rayjobs.cleanup import RayJobCleanupOperator
-from airflow_provider_rayjobs.exceptions import RayApiUnreachableError, RayJobStoppedError, RayJobTimeoutError
+from airflow_provider_rayjobs.exceptions import (
+    RayApiUnreachableError,
+    RayJobLostError,
+    RayJobNotFoundError,
+    RayJobStoppedError,
+    RayJobTimeoutError,
+)
 from airflow_provider_rayjobs.jobs import RayJobsClient
 from airflow_provider_rayjobs.jobs.steps import Interrupted, interruptible
 from airflow_provider_rayjobs.jobs.submission import SubmissionOptions
@@ -436,6 +442,25 @@ def test_what_xcom_tells_of_a_job(head: StandInHead, monkeypatch: pytest.MonkeyP
     deferrable(**arguments).execute_complete(given, event)
     assert (pushed["job_status"], pushed["progress"]["done"]) == ("SUCCEEDED", 5)
     assert pushed["ray_job_link"] == f"https://history/session_1/{job}"
+
+
+@needs_store
+def test_status_of_a_job_that_vanished(head: StandInHead):
+    """A try that ends with an error pushes the last status that it has seen of the job."""
+
+    def vanish(number: int) -> None:
+        for job in head.jobs.values():
+            job |= {"status": "RUNNING", "driver_node_id": "node-1"}
+        if number > 3:
+            head.jobs.clear()
+
+    head.on_poll, pushed = vanish, {}
+    given = try_from(time.time(), Store())
+    given["ti"].xcom_push = lambda key, value: pushed.update({key: value})
+    operator = RayJobSubmitOperator(task_id="t", entrypoint="true", poll_interval=0.2, fetch_logs="never")
+    with pytest.raises((RayJobLostError, RayJobNotFoundError)):
+        operator.execute(given)
+    assert pushed["job_status"] == "RUNNING"
 
 
 @needs_store

@@ -230,6 +230,7 @@ class Execution(Boundary):
         def note(step: Step) -> Engine[Any]:
             answer = yield step
             if isinstance(answer, JobDetails):
+                self._status = answer.status
                 self._pending_for = pending_for(answer, self._pending_for)
             return answer
 
