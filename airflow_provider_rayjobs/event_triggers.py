@@ -204,7 +204,7 @@ class RayJobEventTrigger(BaseEventTrigger):
                 details.status in self.status
                 and _OF_AIRFLOW not in metadata
                 and any(fnmatchcase(each, self.name) for each in names)
-                and all(fnmatchcase(metadata.get(key, ""), pattern) for key, pattern in self.metadata.items())
+                and all(key in metadata and fnmatchcase(metadata[key], each) for key, each in self.metadata.items())
             ):
                 return details
         return None

@@ -124,6 +124,7 @@ def test_watchers_share_a_poll(head: StandInHead):
                 RayJobEventTrigger(name="train-*"),
                 RayJobEventTrigger(status=("FAILED", "STOPPED")),
                 RayJobEventTrigger(metadata={"team": "vision", "model": "v?"}),
+                RayJobEventTrigger(metadata={"model": "*"}),
             )
         ]
         await after_polls(head)
@@ -134,17 +135,17 @@ def test_watchers_share_a_poll(head: StandInHead):
         end(head, "train-4", metadata={"airflow_dag_id": "of Airflow"})
         end(head, "other", metadata={"team": "vision", "model": "v2"})
         head.add("train-5", "RUNNING")
-        await until(lambda: list(map(len, fired)) == [2, 1, 1])
+        await until(lambda: list(map(len, fired)) == [2, 1, 1, 1])
         before, began = head.polls, time.monotonic()
         await after_polls(head, 8)
 
-        assert [ids(payloads) for payloads in fired] == [["train-1", "job-2"], ["train-3"], ["other"]]
+        assert [ids(payloads) for payloads in fired] == [["train-1", "job-2"], ["train-3"], ["other"], ["other"]]
         assert {name: fired[0][0][name] for name in ("ray_conn_id", "address", "status", "type", "end_time")} == {
             "ray_conn_id": CONN, "address": head.address, "status": "SUCCEEDED", "type": "SUBMISSION",
             "end_time": START + 1000,
         }  # fmt: skip
         assert "secret" not in json.dumps(fired)
-        assert head.polls - before <= (time.monotonic() - began) / 0.05 + 2, "one poll for three watchers"
+        assert head.polls - before <= (time.monotonic() - began) / 0.05 + 2, "one poll for four watchers"
         await triggerer.stop()
 
     asyncio.run(run())
