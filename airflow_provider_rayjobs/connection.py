@@ -6,12 +6,13 @@ import importlib
 import ipaddress
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 from urllib.request import getproxies
 
 from airflow_provider_rayjobs import config, migration
@@ -44,6 +45,7 @@ EXTRAS = {
     **dict.fromkeys(("connect_timeout", "read_timeout"), _SECONDS),
     "verify": "text: system, off or the path of a certificate file",
 }
+_HISTORY_URL = re.compile(r"https?://[^\s/@?#{}]+[/?#](?:[^\s{}]|\{(?:submission_id|session)\})*")
 # Extras that use a credential of the worker. The line in token_file is sent to the host of the connection.
 _FILE_EXTRAS = ("token_file", "client_cert", "client_key")
 # Extras that become the field of Access with the same name.
@@ -86,8 +88,10 @@ class Cluster:
         return f"{self.dashboard_url}/#/jobs/{submission_id}"
 
     def job_history_url(self, submission_id: str, session: str | None) -> str:
-        """Return the address of a job's page that outlives the cluster."""
-        return _fill_in(self.history_url, submission_id, session or "")
+        """Return the address of a job's page that outlives the cluster; "" if none is known."""
+        if session is None and "{session}" in self.history_url:
+            return ""
+        return _fill_in(self.history_url, {"submission_id": submission_id, "session": session or ""})
 
     def full_access(self) -> Access:
         """
@@ -229,21 +233,20 @@ def _cluster_of(connection: Connection, extra: Mapping[str, Any]) -> Cluster:
 
 
 def _check_history_url(template: str) -> str:
-    """Return a template, or raise :class:`ValueError` if it is no http or https URL with known fields."""
-    example = _fill_in(template, "job", "session")
+    """Return the template of a job's page, or raise :class:`ValueError`. Fields may stand after the host only."""
+    if not template:
+        return ""
     with suppress(ValueError):
-        parts = urlsplit(example)
-        is_url = parts.scheme in ("http", "https") and parts.hostname and not parts.username
-        if not template or (is_url and not {"{", "}"} & {*example}):
+        if _HISTORY_URL.fullmatch(template) and "{submission_id}" in template and urlsplit(template).hostname:
             return template
     raise ValueError(
-        "extra history_url is not usable. Give an http or https URL with {submission_id} and, if it needs the name of "
-        "Ray's session, {session}."
+        "extra history_url is not usable. Give an http or https URL without credentials. It needs {submission_id} after "
+        "the host and may have {session}, the name of Ray's session."
     )
 
 
-def _fill_in(template: str, submission_id: str, session: str) -> str:
-    return template.replace("{submission_id}", submission_id).replace("{session}", session)
+def _fill_in(template: str, values: Mapping[str, str]) -> str:
+    return re.sub(r"\{(\w+)\}", lambda found: quote(values[found[1]], safe=""), template)
 
 
 def _access_of(connection: Connection, extra: Mapping[str, Any]) -> Access:

@@ -89,7 +89,17 @@ def test_fields_make_the_address(fields: dict[str, Any], address: str | None):
         pytest.param({"host": "head", "extra": {"dashboard_url": "x"}}, "'x' is not the address", id="dashboard_url"),
         *(
             pytest.param({"host": "head", "extra": {"history_url": url}}, "extra history_url is not usable", id=url)
-            for url in ("history/{submission_id}", "https://history/{job}", "https://[", "https://me:secret@history/")
+            for url in (
+                "history/{submission_id}",
+                "https://history/jobs",
+                "https://history/{submission_id}/{job}",
+                "https://[/{submission_id}",
+                "https://me:secret@history/{submission_id}",
+                "https://:secret@history/{submission_id}",
+                "https://{submission_id}/jobs",
+                "https://history{submission_id}/jobs",
+                "https://history/{submission_id}\n",
+            )
         ),
         pytest.param(
             {"host": "head", "password": "secret", "extra": {"token": "secret"}},
@@ -323,7 +333,10 @@ def test_job_history_url():
     cluster = parse_connection(connection(host="head", extra={"history_url": url}))
 
     assert cluster.job_history_url("job-1", "session_1") == "https://history.example.com/session_1/?a=b#/jobs/job-1"
-    assert cluster.job_history_url("job-1", None) == "https://history.example.com//?a=b#/jobs/job-1"
+    assert cluster.job_history_url("job-1", "{submission_id}/#") == (
+        "https://history.example.com/%7Bsubmission_id%7D%2F%23/?a=b#/jobs/job-1"
+    )
+    assert cluster.job_history_url("job-1", None) == ""
     assert cluster.at("http://head:8265").history_url == url
     assert cluster.at("http://other:8265").history_url == ""
 

@@ -261,8 +261,8 @@ class Boundary:
         with suppress(Exception):
             for key, value in seen.items():
                 task_instance.xcom_push(key=key, value=value)
-            if self.state is State.DONE and cluster.history_url:
-                links.push_link(self.task, task_instance, cluster.job_history_url(name, self._record.job.session))
+            if self.state is State.DONE and (url := cluster.job_history_url(name, self._record.job.session)):
+                links.push_link(self.task, task_instance, url)
 
     def _deliver(self) -> str:
         self._update(accepted=True, delivered=True)
