@@ -445,6 +445,35 @@ def test_what_xcom_tells_of_a_job(head: StandInHead, monkeypatch: pytest.MonkeyP
 
 
 @needs_store
+@pytest.mark.parametrize("interval", [3600.0, 0.0])
+def test_xcoms_while_a_job_runs(head: StandInHead, monkeypatch: pytest.MonkeyPatch, interval: float):
+    """A worker pushes each change of the status at once, and progress from time to time. A failed push is repeated."""
+
+    def advance(number: int) -> None:
+        [job] = head.jobs.values()
+        status = "PENDING" if number < 4 else "RUNNING" if number < 8 else "SUCCEEDED"
+        job |= {"status": status, "driver_node_id": "node-1", "end_time": job["start_time"] + 1}
+        head.log += f'##ray_job {job["metadata"]["submission_nonce"]} progress {{"done": {number}}}\n'.encode()
+
+    def push(key: str, value: Any) -> None:
+        if key in ("job_status", "progress"):
+            pushed.append(value["done"] if key == "progress" else value)
+        if len(pushed) == 1:
+            raise ConnectionError
+
+    head.on_poll, pushed = advance, []
+    given = try_from(time.time(), Store())
+    given["ti"].xcom_push = push
+    monkeypatch.setattr("airflow_provider_rayjobs.task.execution._PUSH_INTERVAL", interval)
+    RayJobSubmitOperator(task_id="t", entrypoint="true", poll_interval=0.2).execute(given)
+
+    expected = ["PENDING", "PENDING", 1, 2, "RUNNING", 3, 4, 5, 6, "SUCCEEDED", 8]
+    if interval:
+        expected = ["PENDING", "PENDING", 1, "RUNNING", 3, "SUCCEEDED", 8]
+    assert pushed == expected
+
+
+@needs_store
 def test_status_of_a_job_that_vanished(head: StandInHead):
     """A try that ends with an error pushes the last status that it has seen of the job."""
 
@@ -466,9 +495,16 @@ def test_status_of_a_job_that_vanished(head: StandInHead):
 @needs_store
 def test_kill_during_the_pushes_before_a_deferral(head: StandInHead):
     """A kill while a task that is about to be deferred pushes its XComs stops the job."""
-    head.on_poll = lambda _: [job.update(status="RUNNING", driver_node_id="node-1") for job in head.jobs.values()]
-    operator, given = deferrable(defer_after=0.5), try_from(time.time(), Store())
-    given["ti"].xcom_push = lambda key, value: operator.on_kill() if key == "job_status" else None
+
+    def advance(number: int) -> None:
+        [job] = head.jobs.values()
+        if number == 1:
+            job |= {"status": "RUNNING", "driver_node_id": "node-1"}
+            head.log += f'##ray_job {job["metadata"]["submission_nonce"]} progress {{"done": 1}}\n'.encode()
+
+    head.on_poll = advance
+    operator, given = deferrable(defer_after=0.5, fetch_logs="live"), try_from(time.time(), Store())
+    given["ti"].xcom_push = lambda key, value: operator.on_kill() if key == "progress" else None
 
     with pytest.raises(RayJobStoppedError):
         operator.execute(given)

@@ -7,7 +7,9 @@ the trigger. So the boundary needs no more than the job record and a client for 
 
 from __future__ import annotations
 
+import math
 import signal
+import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -152,6 +154,9 @@ class Boundary:
         self._pending_for: float | None = None
         # of the job, as far as this try has seen it
         self._status: str | None = None
+        # the XComs that show the job, and when they were pushed
+        self._pushed: dict[str, Any] = {}
+        self._pushed_at = -math.inf
 
     def guard(self, work: Callable[[], Any]) -> Any:
         """Do the work of a try, and count its outcome. See to a job that may run, whatever breaks."""
@@ -252,17 +257,26 @@ class Boundary:
         self.task.note_job(name, cluster.address, cluster.job_url(name))
         if self.state is State.DEFERRED:  # the pushes take time, and nothing would stop the job meanwhile
             return
+        with suppress(Exception):
+            self._push_seen()
+            if self.state is State.DONE and (url := cluster.job_history_url(name, self._record.job.session)):
+                links.push_link(self.task, self.context["ti"], url)
+
+    def _push_seen(self, interval: float = 0.0) -> None:
+        """Push status and progress of the job. Progress alone is pushed ``interval`` seconds after the last push."""
         seen: dict[str, Any] = {}
         if self._status is not None:
             seen["job_status"] = str(self._status)
         if self.reader is not None and (progress := self.reader.progress) is not None:
             seen["progress"] = {"done": progress.done, "total": progress.total, "text": str(redact(progress.text))}
-        task_instance = self.context["ti"]
-        with suppress(Exception):
-            for key, value in seen.items():
-                task_instance.xcom_push(key=key, value=value)
-            if self.state is State.DONE and (url := cluster.job_history_url(name, self._record.job.session)):
-                links.push_link(self.task, task_instance, url)
+        pushed, now = self._pushed, time.monotonic()
+        if seen.get("job_status") == pushed.get("job_status") and now < self._pushed_at + interval:
+            return
+        self._pushed_at = now
+        for key, value in seen.items():
+            if value != pushed.get(key):
+                self.context["ti"].xcom_push(key=key, value=value)
+                pushed[key] = value
 
     def _deliver(self) -> str:
         self._update(accepted=True, delivered=True)

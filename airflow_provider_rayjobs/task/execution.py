@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# Seconds between two pushes of a job's progress.
+_PUSH_INTERVAL = 30.0
 # The pool of tasks that name none. Nobody expects it to limit their jobs.
 _DEFAULT_POOL = "default_pool"
 # A worker cannot ask Airflow for the settings of a pool.
@@ -105,7 +108,7 @@ class Execution(Boundary):
         )
         job = self._record.job
         with tracing.span("wait", submission_id=job.submission_id, address=job.address) as note:
-            details = self._run(self._noting_pending(following))
+            details = self._run(self._showing_job(following))
             note("job.status", details.status)
         if not details.status.is_terminal():
             self._status = details.status
@@ -226,12 +229,20 @@ class Execution(Boundary):
             self.log.info("submission_id %s was used before. The new job is %s.", record.base_id, record.submission_id)
         return record
 
-    def _noting_pending(self, engine: Engine[T]) -> Engine[T]:
+    def _showing_job(self, engine: Engine[T]) -> Engine[T]:
+        """Note when the job was PENDING last, and show its status and progress in the web UI while it runs."""
+
+        def show() -> None:
+            with suppress(Exception):  # Airflow cannot store an XCom
+                self._push_seen(_PUSH_INTERVAL)
+
         def note(step: Step) -> Engine[Any]:
             answer = yield step
             if isinstance(answer, JobDetails):
                 self._status = answer.status
                 self._pending_for = pending_for(answer, self._pending_for)
+                if not answer.status.is_terminal():
+                    yield RunBlocking(show)
             return answer
 
         return map_steps(engine, note)
