@@ -16,7 +16,8 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _falls_back = ContextVar("_falls_back", default=False)
 SECTION = "ray_jobs"
-_FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+# those of ``conf.getboolean()``, and two more
+_FLAGS = {"true": True, "t": True, "yes": True, "1": True, "false": False, "f": False, "no": False, "0": False}
 
 
 @contextmanager

@@ -240,8 +240,8 @@ def _check_history_url(template: str) -> str:
         if _HISTORY_URL.fullmatch(template) and "{submission_id}" in template and urlsplit(template).hostname:
             return template
     raise ValueError(
-        "extra history_url is not usable. Give an http or https URL without credentials. It needs {submission_id} after "
-        "the host and may have {session}, the name of Ray's session."
+        "extra history_url is not usable. Give an http or https URL without credentials. It needs {submission_id} "
+        "after the host and may have {session}, the name of Ray's session."
     )
 
 

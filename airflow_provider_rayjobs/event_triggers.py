@@ -30,7 +30,7 @@ from airflow_provider_rayjobs.jobs.follow import FIRST_DELAY, MAX_OUTAGE_DELAY, 
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobStatus
 from airflow_provider_rayjobs.jobs.steps import with_jitter
 from airflow_provider_rayjobs.jobs.watch import BUDGET, Prices
-from airflow_provider_rayjobs.triggers import shared_client
+from airflow_provider_rayjobs.triggers import shared_watch
 
 if TYPE_CHECKING:
     from airflow.triggers.shared_stream import SharedStreamProducer
@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 # The metadata key of jobs that Airflow has submitted.
 _OF_AIRFLOW = "airflow_dag_id"
+# Seconds after which the connection is read again.
+_CONNECTION_SECONDS = 600.0
+# Jobs that are looked at before other coroutines get a turn, about 2 ms.
+_AT_ONCE = 100
 # Attempts to write down what was fired, and seconds between them.
 _WRITES, _WRITE_PAUSE = 10, 3.0
 
@@ -58,24 +62,32 @@ class EndedJobs:
 
 
 async def watch_ended_jobs(ray_conn_id: str) -> AsyncIterator[EndedJobs]:
-    """Poll a cluster forever. Lists take at most 5 % of the head's time, and any outage is tolerated."""
+    """
+    List the ended jobs of a cluster forever. Any outage is tolerated.
+
+    A list that the watch of the deferred tasks makes meanwhile is taken. Further lists take at most 5 % of the head's
+    time.
+    """
     hook, clock, delay, prices = RayJobsHook(ray_conn_id), asyncio.get_running_loop().time, 0.0, Prices()
     read_interval = _interval_reader()
     while True:
         rest, began = 0.0, clock()
         try:
-            # the connection may have been corrected meanwhile
-            cluster = await hook.aget_cluster(check_token_file=False)
-            async with shared_client(hook, cluster) as client:
-                while True:
+            # the connection may have been edited meanwhile
+            cluster, read_again_at = await hook.aget_cluster(check_token_file=False), clock() + _CONNECTION_SECONDS
+            async with shared_watch(hook, cluster) as watch:
+                records = None
+                while records or clock() < read_again_at:
                     began = clock()
-                    records = await client.send(endpoints.list_records())
-                    rest = prices.learn_list(clock() - began, clock()) / BUDGET
+                    if records is None:
+                        records = await watch.client.send(endpoints.list_records())
+                        rest = prices.learn_list(clock() - began, clock()) / BUDGET
                     if delay:
                         _log.info("The ended Ray jobs at %s can be listed again.", cluster.address)
                     delay = 0.0
                     yield EndedJobs(cluster.address, records.time, await find_ended(records))
-                    await asyncio.sleep(max(read_interval(), rest))
+                    records = await watch.next_list(max(read_interval(), rest))
+            continue
         except Exception as error:  # noqa: BLE001  (no watcher may end)
             if not delay:
                 _log.warning("The ended Ray jobs of connection %s cannot be listed. %s", ray_conn_id, error)
@@ -132,6 +144,9 @@ class RayJobEventTrigger(BaseEventTrigger):
         self.name = name
         self.metadata = {str(key): str(pattern) for key, pattern in (metadata or {}).items()}
         self.status = sorted({status} if isinstance(status, str) else status)
+        self._is_stored = True
+        if not self.status:
+            raise ValueError("status must be one or more of SUCCEEDED, FAILED and STOPPED.")
         if wrong := [each for each in self.status if not JobStatus(each).is_terminal()]:
             raise ValueError(f"status must be SUCCEEDED, FAILED or STOPPED, not {wrong[0]!r}.")
 
@@ -179,9 +194,7 @@ class RayJobEventTrigger(BaseEventTrigger):
             is_first = memory is None
             if memory is None:
                 memory = EndedMemory.starting(ended.time)
-            wanted = [
-                (job, details) for job in memory.find_new(ended.jobs, ended.time) if (details := self._match(job))
-            ]
+            wanted = await self._find_wanted(memory.find_new(ended.jobs, ended.time))
             for job, details in wanted:
                 memory.take(job)
                 if not is_first:
@@ -191,8 +204,17 @@ class RayJobEventTrigger(BaseEventTrigger):
                     yield TriggerEvent(place | job_fields)
             if is_first:
                 await self._write(memory.to_json())
-            elif wanted:
-                ended.on_stored.append(partial(self._write_persistently, memory.to_json()))
+            elif wanted or not self._is_stored:
+                ended.on_stored.append(partial(self._write, memory.to_json()))
+
+    async def _find_wanted(self, jobs: Sequence[EndedJob]) -> list[tuple[EndedJob, JobDetails]]:
+        wanted = []
+        for number, job in enumerate(jobs, start=1):
+            if details := self._match(job):
+                wanted.append((job, details))
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return wanted
 
     def _match(self, job: EndedJob) -> JobDetails | None:
         """Return the job if it is wanted."""
@@ -227,19 +249,19 @@ class RayJobEventTrigger(BaseEventTrigger):
             return None
         memory = EndedMemory.merged(known)
         if any(stored != memory.to_json() for stored in found):
-            await self._write_persistently(memory.to_json())
+            await self._write(memory.to_json())
         return memory
 
     async def _write(self, memory: dict[str, Any]) -> None:
-        for store in self._stores():
-            await store.aset(self._key, memory)
-
-    async def _write_persistently(self, memory: dict[str, Any]) -> None:
-        """Write with retries. A failure would end the poll of all watchers, and the next write makes up for it."""
+        """Write with retries, and else after the next list. A failure would end the poll of all watchers."""
         for _ in range(_WRITES):
             try:
-                return await self._write(memory)
+                for store in self._stores():
+                    await store.aset(self._key, memory)
             except Exception as error:  # noqa: BLE001  (Airflow's API server is away)
+                self._is_stored = False
                 _log.warning("It cannot be stored for which Ray jobs a watcher has fired. %s", error)
                 await asyncio.sleep(_WRITE_PAUSE)
-        return None
+            else:
+                self._is_stored = True
+                return

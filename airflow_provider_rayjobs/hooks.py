@@ -19,7 +19,7 @@ from airflow_provider_rayjobs.connection import (
     parse_connection,
     parse_environment,
 )
-from airflow_provider_rayjobs.exceptions import RayApiPackageNotFoundError, RayJobsError
+from airflow_provider_rayjobs.exceptions import RayApiPackageNotFoundError, RayJobNotFoundError, RayJobsError
 from airflow_provider_rayjobs.jobs import endpoints, follow
 from airflow_provider_rayjobs.jobs.access import OFF
 from airflow_provider_rayjobs.jobs.client import AsyncRayJobsClient, Observer, RayJobsClient
@@ -52,7 +52,7 @@ def _observe(meter: metrics.Meter, request: AnyRequest) -> Iterator[None]:
     with tracing.span("read_log") if isinstance(request, LogRequest) else nullcontext():
         try:
             yield
-        except RayApiPackageNotFoundError:  # the answer to the question
+        except (RayApiPackageNotFoundError, RayJobNotFoundError):  # an answer of Ray
             raise
         except RayJobsError as error:
             meter.send(metrics.REQUEST_FAILURES, endpoint=request.endpoint, error=type(error).__name__)

@@ -91,7 +91,7 @@ REQUEST_FAILURES = Metric(
     "counter",
     (*_CLUSTER, "endpoint", "error"),
     "requests",
-    "Those that failed, by the class of the error. A package that a cluster does not have yet is no failure.",
+    "Those that failed, by the class of the error. The answer that a job or a package is not known is no failure.",
 )
 WATCHED_JOBS = Metric(
     "ray_jobs.watched_jobs", "gauge", (*_CLUSTER, "hostname"), "jobs", "Jobs that a triggerer follows on a cluster."

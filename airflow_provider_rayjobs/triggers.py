@@ -458,3 +458,10 @@ async def shared_client(
     """Share the client of a cluster, for requests that do not wait for its watch."""
     async with _share(hook, cluster, team) as shared:
         yield shared.client
+
+
+@asynccontextmanager
+async def shared_watch(hook: RayJobsHook, cluster: Cluster) -> AsyncIterator[ClusterWatch]:
+    """Share the watch of a cluster, which lists all jobs if many are followed."""
+    async with _share(hook, cluster) as shared:
+        yield shared.watch

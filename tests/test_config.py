@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import TaskDeferred
+from airflow.providers.common.compat.sdk import TaskDeferred, conf
 from airflow.sdk.bases.decorator import XComArg
 from stand_in_head import StandInHead
 from test_operators import Store, context, defer, deferrable, fire, try_from
@@ -166,6 +166,14 @@ def test_wrong_setting_while_a_task_is_deferred(head: StandInHead, configure, ca
     deferrable(fetch_logs="live", poll_interval=None).execute_complete(given, event)
     for option in ("log_budget", "poll_interval", "stop_on_kill", "unreachable_timeout"):
         assert f"[ray_jobs] {option} must be" in caplog.text
+
+
+@pytest.mark.parametrize("value", ["True", "t", "1", "False", "F", "0"])
+def test_flags_are_those_of_airflow(configure, value: str):
+    """A flag is written as Airflow's own."""
+    configure(stop_on_kill=value)
+
+    assert config.flag("stop_on_kill", default=True) is conf.getboolean(config.SECTION, "stop_on_kill")
 
 
 def test_empty_setting_is_none(configure):

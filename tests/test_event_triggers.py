@@ -12,13 +12,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from stand_in_head import START, StandInHead
 
 from airflow_provider_rayjobs import event_triggers
 from airflow_provider_rayjobs.event_triggers import RayJobEventTrigger
 from airflow_provider_rayjobs.jobs import endpoints
+from airflow_provider_rayjobs.jobs.ended import EndedJob
+from airflow_provider_rayjobs.jobs.watch import ClusterWatch, Prices
 from airflow_provider_rayjobs.task.attempts import HAS_STORE
+from airflow_provider_rayjobs.triggers import RayJobTrigger
 from sandbox.local_airflow import LocalAirflow
 
 needs_store = pytest.mark.skipif(
@@ -219,16 +223,18 @@ def test_events_that_were_not_stored(head: StandInHead):
 
 
 @needs_store
-def test_store_that_is_away(head: StandInHead, monkeypatch: pytest.MonkeyPatch):
-    """A write to the state store that fails is repeated, and ends no watcher."""
+@pytest.mark.parametrize("failures", [3, 25])
+def test_store_that_is_away(head: StandInHead, monkeypatch: pytest.MonkeyPatch, failures: int):
+    """A write to the state store that fails is repeated, the first one too, and ends no watcher."""
     monkeypatch.setattr(event_triggers, "_WRITE_PAUSE", 0.01)
     store = Store()
 
     async def run() -> None:
         triggerer = Triggerer()
+        store.failures = failures
         fired = triggerer.start(RayJobEventTrigger(), store)
         await until(lambda: store)
-        store.failures = 3
+        store.failures = failures
         end(head, "first")
         await until(lambda: "first" in json.dumps(store))
         end(head, "second")
@@ -237,6 +243,61 @@ def test_store_that_is_away(head: StandInHead, monkeypatch: pytest.MonkeyPatch):
         await triggerer.stop()
 
     asyncio.run(run())
+
+
+def test_other_coroutines_get_turns(head: StandInHead):
+    """A watcher that looks at thousands of jobs does not hold up the other triggers of its triggerer."""
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def run() -> None:
+        counting = asyncio.create_task(count())
+        ended = [EndedJob(f"job-{n}", n, n, msgspec.Raw(b"{}")) for n in range(10 * event_triggers._AT_ONCE)]
+        assert await RayJobEventTrigger()._find_wanted(ended) == []
+        counting.cancel()
+
+    asyncio.run(run())
+    assert turns == 10
+
+
+def test_edited_connection(head: StandInHead, monkeypatch: pytest.MonkeyPatch):
+    """The connection is read again from time to time."""
+    monkeypatch.setattr(event_triggers, "_CONNECTION_SECONDS", 0.2)
+
+    async def run(other: StandInHead) -> None:
+        async for ended in event_triggers.watch_ended_jobs(CONN):
+            if ended.address == other.address:
+                return
+            monkeypatch.setenv("RAY_API_SERVER_ADDRESS", other.address)
+
+    with StandInHead() as other:
+        asyncio.run(asyncio.wait_for(run(other), 60))
+
+
+def test_list_of_deferred_tasks_is_shared(head: StandInHead, monkeypatch: pytest.MonkeyPatch):
+    """A watcher looks at the lists that the watch of deferred tasks makes, and makes few of its own."""
+    monkeypatch.setattr(event_triggers, "config", SimpleNamespace(seconds=lambda *_: 3600.0))
+    monkeypatch.setattr(Prices, "prefers_list", lambda *_: True)
+    head.add("followed", "RUNNING")
+
+    async def run() -> None:
+        ends, fired = 0, []
+        following = asyncio.create_task(anext(RayJobTrigger("followed", CONN, 0.2).run()))
+        async for ended in event_triggers.watch_ended_jobs(CONN):
+            fired.append([job.name for job in ended.jobs])
+            end(head, f"job-{ends}")
+            ends += 1
+            if ends == 5:
+                break
+        following.cancel()
+        assert fired[-1] == [f"job-{n}" for n in range(4)]
+
+    asyncio.run(asyncio.wait_for(run(), 60))
 
 
 def test_outage(head: StandInHead, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
@@ -272,9 +333,9 @@ def rests_of_a_watch(monkeypatch: pytest.MonkeyPatch, number: int) -> list[float
     rests: list[float] = []
     sleep = asyncio.sleep
 
-    async def note(seconds: float) -> None:
-        if seconds:
-            rests.append(seconds)
+    async def note(*given: Any) -> None:
+        if given[-1]:
+            rests.append(given[-1])
             if len(rests) == number:
                 raise asyncio.CancelledError
         await sleep(0)
@@ -284,6 +345,7 @@ def rests_of_a_watch(monkeypatch: pytest.MonkeyPatch, number: int) -> list[float
             pass
 
     with monkeypatch.context() as patch:
+        patch.setattr(ClusterWatch, "next_list", note)
         patch.setattr(event_triggers, "asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": note}))
         with suppress(asyncio.CancelledError):
             asyncio.run(watch())
@@ -331,6 +393,8 @@ def test_arguments():
     for wrong in ("RUNNING", "DONE"):
         with pytest.raises(ValueError, match=f"status must be SUCCEEDED, FAILED or STOPPED, not '{wrong}'"):
             RayJobEventTrigger(status=["FAILED", wrong])
+    with pytest.raises(ValueError, match="status must be one or more of SUCCEEDED, FAILED and STOPPED"):
+        RayJobEventTrigger(status=[])
 
 
 DAG_FILE = """

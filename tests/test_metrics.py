@@ -11,8 +11,10 @@ from airflow.providers.common.compat import sdk
 from test_operators import Store, defer, deferrable, fire, try_from
 
 from airflow_provider_rayjobs import metrics
+from airflow_provider_rayjobs.exceptions import RayApiResponseError, RayJobNotFoundError
+from airflow_provider_rayjobs.hooks import RayJobsHook
 from airflow_provider_rayjobs.metrics import Meter, task_meter, watch_meter
-from airflow_provider_rayjobs.testing import FakeRay
+from airflow_provider_rayjobs.testing import FakeRay, Reply
 
 TI = SimpleNamespace(dag_id="nightly", task_id="train")
 
@@ -86,6 +88,18 @@ def test_team_of_a_deferred_task(stats: Stats, monkeypatch: pytest.MonkeyPatch):
 
     assert {name for name, *_ in core.sent} == {"ray_jobs.requests", "ray_jobs.watched_jobs", "ray_jobs.watch_interval"}
     assert {tags["team_name"] for *_, tags in core.sent} == {"research"}
+
+
+def test_unknown_job_is_no_failure(stats: Stats):
+    """A sensor may ask for a job that is not submitted yet: this is no failed request."""
+    with FakeRay() as ray, RayJobsHook().get_conn() as client:
+        with pytest.raises(RayJobNotFoundError):
+            client.get_job("unknown-1")
+        ray.on_request = lambda *_: Reply(500, b"broken")
+        with pytest.raises(RayApiResponseError):
+            client.get_job("unknown-1")
+
+    assert [name for name, *_ in stats.sent] == ["ray_jobs.requests", "ray_jobs.request_failures", "ray_jobs.requests"]
 
 
 def test_zero_is_no_count(stats: Stats):

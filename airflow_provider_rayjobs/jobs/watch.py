@@ -36,6 +36,7 @@ from airflow_provider_rayjobs.exceptions import (
 )
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.jobs.client import AsyncRayJobsClient, drive
+from airflow_provider_rayjobs.jobs.endpoints import JobRecords
 from airflow_provider_rayjobs.jobs.exchange import REQUESTS_AT_ONCE
 from airflow_provider_rayjobs.jobs.follow import FIRST_DELAY, MAX_OUTAGE_DELAY
 from airflow_provider_rayjobs.jobs.requests import Request
@@ -158,6 +159,8 @@ class ClusterWatch:
         self._round: asyncio.Task[None] | None = None
         # the round for questions whose time limit has expired
         self._extra: asyncio.Task[None] | None = None
+        # of those that wait for the next list
+        self._listeners: set[asyncio.Future[JobRecords]] = set()
 
     @contextmanager
     def following(self, poll_interval: float, due: Callable[[], float]) -> Iterator[Follower]:
@@ -189,6 +192,17 @@ class ClusterWatch:
         finally:
             self._asked -= 1
             self._waiting.pop(question, None)
+
+    async def next_list(self, seconds: float) -> JobRecords | None:
+        """Wait for the next list of a round. Return ``None`` if there is none for so many seconds."""
+        listener: asyncio.Future[JobRecords] = asyncio.get_running_loop().create_future()
+        self._listeners.add(listener)
+        try:
+            return await asyncio.wait_for(listener, seconds)
+        except TimeoutError:
+            return None
+        finally:
+            self._listeners.remove(listener)
 
     async def aclose(self) -> None:
         """End all rounds. The caller must have ended all followers before."""
@@ -313,6 +327,9 @@ class ClusterWatch:
             return seconds
         self._has_list_failed = False
         seconds = self._prices.learn_list(_now() - began, _now())
+        for listener in self._listeners:
+            if not listener.done():
+                listener.set_result(records)
         missing = []
         for number, each in enumerate(questions, start=1):
             if (answer := records.find(each.request)) is None:

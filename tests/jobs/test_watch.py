@@ -195,6 +195,27 @@ def test_few_jobs_of_a_cluster_with_many_are_never_listed() -> None:
     assert head.lists == 0
 
 
+@pytest.mark.parametrize(("jobs", "seen"), [(1000, True), (3, False)])
+def test_next_list(jobs: int, seen: bool) -> None:
+    """Others can wait for the next list of a round. A watch that makes no lists says so in time."""
+    head = Head(1000)
+    head.add(*names(jobs))
+
+    async def listen(watched: Watched) -> None:
+        await asyncio.sleep(60)
+        before, began = head.lists, now()
+        lists = await asyncio.gather(*(watched.watch.next_list(60.0) for _ in range(3)))
+        assert head.lists - before == seen
+        assert [records is not None for records in lists] == 3 * [seen]
+        assert now() - began == pytest.approx(60) if not seen else now() - began < 30
+        assert await watched.watch.next_list(0.0) is None
+
+    async def main(watched: Watched) -> None:
+        await asyncio.gather(listen(watched), poll_all(watched, jobs, 180))
+
+    run(head, main)
+
+
 def test_long_list_is_avoided_once_it_is_known() -> None:
     """A list that turns out to be long is not asked for again soon."""
     head = Head(10_000)

@@ -181,7 +181,7 @@ def test_client(connections: Connections, head: Head) -> None:
 
     with target.client() as client, target.client(is_quiet=True) as quiet:
         assert {client.get_version().session_name, quiet.get_version().session_name} == {"session_1"}
-    assert head.credentials == ["Bearer secret-1"] * 2
+    assert head.authorizations == ["Bearer secret-1"] * 2
 
 
 def test_token_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, head: Head) -> None:
@@ -193,7 +193,7 @@ def test_token_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
     own = Target.of_connection("ray_jobs_default")
     target = find_target(JobRef("http://recorded:8265", "a", "session_2"), "ray_jobs_default", own)
 
-    assert head.credentials == ["Bearer local-secret"]
+    assert head.authorizations == ["Bearer local-secret"]
     assert target.cluster == Cluster("http://recorded:8265", dashboard_url="http://recorded:8265")
     assert own.at("http://localhost:9").cluster.access.current_token() == "local-secret"
     assert target.at(head.address).cluster.access == Access()
