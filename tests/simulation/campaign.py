@@ -141,10 +141,9 @@ def kills_of_submissions(scenario: str) -> Iterator[Case]:
     for operation, began in zip(report.operations, report.times, strict=True):
         if operation != "worker submit#1":
             continue
-        for seed, (fault, what, delay) in enumerate(
-            product(_WAITS, ("sigterm", "mark failed", "clear", "die"), (0.2, 0.8, 1.4))
-        ):
-            # each has a seed of its own, because a seed says when the process learns of the kill
+        kills = product(_WAITS, ("sigterm", "mark failed", "clear", "die"), (0.2, 0.8, 1.4))
+        # each has a seed of its own, because a seed says when the process learns of the kill
+        for seed, (fault, what, delay) in enumerate(kills, start=1000 * [*SCENARIOS].index(scenario)):
             yield Case(scenario, (Fault(operation, fault), Fault(f"{began + delay:.3f}", what)), seed)
 
 
