@@ -12,11 +12,10 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
@@ -42,8 +41,10 @@ _OF_AIRFLOW = "airflow_dag_id"
 _CONNECTION_SECONDS = 600.0
 # Jobs that are looked at before other coroutines get a turn, about 2 ms.
 _AT_ONCE = 100
-# Attempts to write down what was fired, and seconds between them.
-_WRITES, _WRITE_PAUSE = 10, 3.0
+# The longest rest after a list that failed, in seconds.
+_MAX_FAILURE_REST = 600.0
+# What a watcher remembers, as its asset stores it.
+Stored = dict[str, Any]
 
 
 @dataclass
@@ -52,13 +53,13 @@ class EndedJobs:
     All jobs of a cluster that have ended.
 
     :param time: of the list, Unix milliseconds by the head's clock.
-    :param on_stored: what watchers want to do after Airflow has stored their events.
+    :param memories: what watchers want to store after Airflow has stored their events.
     """
 
     address: str
     time: int
     jobs: Sequence[EndedJob]
-    on_stored: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    memories: dict[RayJobEventTrigger, Stored] = field(default_factory=dict)
 
 
 async def watch_ended_jobs(ray_conn_id: str) -> AsyncIterator[EndedJobs]:
@@ -77,7 +78,7 @@ async def watch_ended_jobs(ray_conn_id: str) -> AsyncIterator[EndedJobs]:
             cluster, read_again_at = await hook.aget_cluster(check_token_file=False), clock() + _CONNECTION_SECONDS
             async with shared_watch(hook, cluster) as watch:
                 records = None
-                while records or clock() < read_again_at:
+                while clock() < read_again_at:
                     began = clock()
                     if records is None:
                         records = await watch.client.send(endpoints.list_records())
@@ -93,7 +94,7 @@ async def watch_ended_jobs(ray_conn_id: str) -> AsyncIterator[EndedJobs]:
                 _log.warning("The ended Ray jobs of connection %s cannot be listed. %s", ray_conn_id, error)
             delay = min(max(2 * delay, FIRST_DELAY), MAX_OUTAGE_DELAY)
             is_work = isinstance(error, RayJobsError) and error.delivery.may_have_effect
-            rest = prices.learn_list(clock() - began, clock()) / BUDGET if is_work else 0.0
+            rest = min((clock() - began) / BUDGET, _MAX_FAILURE_REST) if is_work else 0.0
         await asyncio.sleep(max(with_jitter(delay), rest))
 
 
@@ -105,7 +106,7 @@ def _interval_reader() -> Callable[[], float]:
         nonlocal was_wrong
         try:
             interval, was_wrong = max(config.seconds("poll_interval", POLL_INTERVAL), MIN_POLL_INTERVAL), False
-        except ValueError as error:
+        except Exception as error:  # noqa: BLE001  (no watcher may end)
             if not was_wrong:
                 _log.warning("%s Ray jobs are listed every %.0f s.", error, POLL_INTERVAL)
             interval, was_wrong = POLL_INTERVAL, True
@@ -170,15 +171,17 @@ class RayJobEventTrigger(BaseEventTrigger):
         from airflow.triggers.shared_stream import SharedStreamProducer  # noqa: PLC0415  (Airflow 3.3)
 
         class Producer(SharedStreamProducer):
-            async def open_stream(self) -> AsyncIterator[tuple[EndedJobs, EndedJobs]]:
+            async def open_stream(self) -> AsyncIterator[tuple[EndedJobs, dict[RayJobEventTrigger, Stored]]]:
                 async for ended in watch_ended_jobs(kwargs["ray_conn_id"]):
-                    yield ended, ended
+                    yield ended, ended.memories
 
             async def advance(self, batch: Sequence[Any]) -> None:
+                newest: dict[RayJobEventTrigger, Stored] = {}
                 for item in batch:
                     if item.outcome.is_clean:
-                        for write in item.broker_payload.on_stored:
-                            await write()
+                        newest |= item.broker_payload
+                for watcher, memory in newest.items():
+                    await watcher.store(memory)
 
         return Producer()
 
@@ -203,9 +206,10 @@ class RayJobEventTrigger(BaseEventTrigger):
                     job_fields.pop("message", None)
                     yield TriggerEvent(place | job_fields)
             if is_first:
-                await self._write(memory.to_json())
+                await self.store(memory.to_json())
             elif wanted or not self._is_stored:
-                ended.on_stored.append(partial(self._write, memory.to_json()))
+                self._is_stored = False
+                ended.memories[self] = memory.to_json()
 
     async def _find_wanted(self, jobs: Sequence[EndedJob]) -> list[tuple[EndedJob, JobDetails]]:
         wanted = []
@@ -249,19 +253,15 @@ class RayJobEventTrigger(BaseEventTrigger):
             return None
         memory = EndedMemory.merged(known)
         if any(stored != memory.to_json() for stored in found):
-            await self._write(memory.to_json())
+            await self.store(memory.to_json())
         return memory
 
-    async def _write(self, memory: dict[str, Any]) -> None:
-        """Write with retries, and else after the next list. A failure would end the poll of all watchers."""
-        for _ in range(_WRITES):
+    async def store(self, memory: Stored) -> None:
+        """Write to the store of each asset. What cannot be written is written after the next list."""
+        self._is_stored = True
+        for store in self._stores():
             try:
-                for store in self._stores():
-                    await store.aset(self._key, memory)
-            except Exception as error:  # noqa: BLE001  (Airflow's API server is away)
+                await store.aset(self._key, memory)
+            except Exception as error:  # noqa: BLE001  (Airflow's API server is away, or the asset is gone)
                 self._is_stored = False
                 _log.warning("It cannot be stored for which Ray jobs a watcher has fired. %s", error)
-                await asyncio.sleep(_WRITE_PAUSE)
-            else:
-                self._is_stored = True
-                return

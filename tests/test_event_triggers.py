@@ -203,6 +203,29 @@ def test_assets_that_come_and_go(head: StandInHead):
 
 
 @needs_store
+def test_watcher_beside_one_that_fails(head: StandInHead):
+    """What a watcher has fired for is stored, even if another watcher of the cluster fails at the same list."""
+    store = Store()
+
+    class Failing(RayJobEventTrigger):
+        def _match(self, job: EndedJob) -> Any:
+            raise OSError
+
+    async def run() -> None:
+        triggerer = Triggerer()
+        fired = triggerer.start(RayJobEventTrigger(), store)
+        triggerer.start(Failing(), Store())
+        await until(lambda: store)
+        end(head, "first")
+        await until(lambda: "first" in json.dumps(store))
+        assert ids(fired) == ["first"]
+        await triggerer.stop()
+
+    with suppress(OSError):
+        asyncio.run(run())
+
+
+@needs_store
 def test_events_that_were_not_stored(head: StandInHead):
     """An event that Airflow did not store before its triggerer died is fired again."""
     store = Store()
@@ -223,22 +246,22 @@ def test_events_that_were_not_stored(head: StandInHead):
 
 
 @needs_store
-@pytest.mark.parametrize("failures", [3, 25])
-def test_store_that_is_away(head: StandInHead, monkeypatch: pytest.MonkeyPatch, failures: int):
-    """A write to the state store that fails is repeated, the first one too, and ends no watcher."""
-    monkeypatch.setattr(event_triggers, "_WRITE_PAUSE", 0.01)
-    store = Store()
+def test_store_that_is_away(head: StandInHead):
+    """A write to a state store that fails is repeated, the first one too, and ends no watcher. Others are written."""
+    away, other = Store(), Store()
 
     async def run() -> None:
         triggerer = Triggerer()
-        store.failures = failures
-        fired = triggerer.start(RayJobEventTrigger(), store)
-        await until(lambda: store)
-        store.failures = failures
+        away.failures = 3
+        fired = triggerer.start(RayJobEventTrigger(), away, other)
+        await until(lambda: away)
+        away.failures = 30
         end(head, "first")
-        await until(lambda: "first" in json.dumps(store))
+        await until(lambda: "first" in json.dumps(other))
+        assert "first" not in json.dumps(away)
+        await until(lambda: "first" in json.dumps(away))
         end(head, "second")
-        await until(lambda: "second" in json.dumps(store))
+        await until(lambda: "second" in json.dumps(away))
         assert ids(fired) == ["first", "second"]
         await triggerer.stop()
 
@@ -265,15 +288,23 @@ def test_other_coroutines_get_turns(head: StandInHead):
     assert turns == 10
 
 
-def test_edited_connection(head: StandInHead, monkeypatch: pytest.MonkeyPatch):
-    """The connection is read again from time to time."""
-    monkeypatch.setattr(event_triggers, "_CONNECTION_SECONDS", 0.2)
+@pytest.mark.parametrize("has_deferred_tasks", [False, True])
+def test_edited_connection(head: StandInHead, monkeypatch: pytest.MonkeyPatch, has_deferred_tasks: bool):
+    """The connection is read again from time to time, also while deferred tasks list the jobs."""
+    monkeypatch.setattr(event_triggers, "_CONNECTION_SECONDS", 2.0)
+    monkeypatch.setattr(Prices, "prefers_list", lambda *_: True)
+    head.add("followed", "RUNNING")
 
     async def run(other: StandInHead) -> None:
+        following = anext(RayJobTrigger("followed", CONN, 0.2).run())
+        tasks = [asyncio.ensure_future(following)] if has_deferred_tasks else []
+        await until(lambda: head.polls or not tasks)
         async for ended in event_triggers.watch_ended_jobs(CONN):
             if ended.address == other.address:
                 return
             monkeypatch.setenv("RAY_API_SERVER_ADDRESS", other.address)
+        for task in tasks:
+            task.cancel()
 
     with StandInHead() as other:
         asyncio.run(asyncio.wait_for(run(other), 60))

@@ -92,8 +92,8 @@ class EndedMemory:
         self.since = since
         self._taken = dict(taken)
         self._last_time: int | None = None
-        # also those that are not wanted
-        self._found = dict(taken)
+        # all jobs in the last list: whatever its time, none of them is new any more
+        self._listed: set[tuple[str, int]] = set()
 
     @classmethod
     def starting(cls, time: int) -> Self:
@@ -123,7 +123,7 @@ class EndedMemory:
     def find_new(self, jobs: Sequence[EndedJob], time: int) -> list[EndedJob]:
         """Return the new ones of all ended jobs in a list of this time."""
         first = bisect_left(jobs, self.since, key=lambda job: job.ended_at)
-        new = [job for job in jobs[first:] if job.key not in self._found]
+        new = [job for job in jobs[first:] if job.key not in self._listed and job.key not in self._taken]
         if self._last_time is not None:
             # two lists in a row must tell a time: a single wrong one would hide jobs, or repeat them
             if (latest := max(self._last_time, time)) < self.since:
@@ -131,8 +131,7 @@ class EndedMemory:
             else:
                 self.since = max(self.since, min(self._last_time, time) - SLACK)
         self._last_time = time
-        self._found |= {job.key: job.ended_at for job in new}
-        self._found = {key: ended for key, ended in self._found.items() if ended >= self.since}
+        self._listed = {job.key for job in jobs}
         return new
 
     def take(self, job: EndedJob) -> None:

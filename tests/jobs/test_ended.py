@@ -85,6 +85,18 @@ def test_single_wrong_time(times: list[int]):
     assert names(memory.find_new([old, job("new", TIME)], TIME)) == ["new"]
 
 
+def test_times_that_are_wrong_for_a_while():
+    """A head whose clock is wrong for several lists repeats no job, and hides none that ends afterwards."""
+    memory = EndedMemory.starting(TIME)
+    one = job("one", TIME)
+    [found] = memory.find_new([one], TIME)
+    memory.take(found)
+    for offset in (3, 3, 0, 0, -3, -3, 0, 0):
+        assert memory.find_new([one], TIME + offset * SLACK) == []
+
+    assert names(memory.find_new([one, job("two", TIME)], TIME)) == ["two"]
+
+
 @given(st.lists(st.tuples(st.integers(0, 3 * SLACK), st.integers(0, SLACK), st.booleans())), st.data())
 def test_restarts(jobs: list[tuple[int, int, bool]], data: st.DataObject):
     """With a restart after any list, each wanted job is taken once, if Ray writes its end within 10 minutes."""
