@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import configparser
 import logging
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -62,14 +63,19 @@ def variable(option: str) -> str:
 
 
 def _read(option: str, default: T, convert: Callable[[str], T], expected: str) -> T:
-    given = text(option)
-    if not given:
-        return default
-    with suppress(ValueError, KeyError):
-        return convert(given)
+    given = ""
+    try:
+        given = text(option)
+        return convert(given) if given else default
+    except (ValueError, KeyError, configparser.Error) as error:
+        fact = f"not {given!r}" if given else f"but it cannot be read: {error}"
+    except Exception as error:  # a command or a secrets backend fails
+        if not _falls_back.get():
+            raise
+        fact = f"but it cannot be read: {error}"
     problem = (
-        f"[{SECTION}] {option} must be {expected}, not {given!r}. Correct it in Airflow's configuration (environment "
-        f"variable {variable(option)})."
+        f"[{SECTION}] {option} must be {expected}, {fact}. Correct it in Airflow's configuration (environment variable "
+        f"{variable(option)})."
     )
     if not _falls_back.get():
         raise ValueError(problem)

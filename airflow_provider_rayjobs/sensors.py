@@ -105,7 +105,9 @@ class RayJobSensor(RendersText, ChecksLiterals, BaseSensorOperator):
 
     def execute(self, context: Context) -> None:
         """Wait on a worker, or defer to the triggerer after the first poll, which tells which job is meant."""
-        with failing_at_once_for_mistakes():
+        is_first_poke = not self.reschedule or context["ti"].get_first_reschedule_date(context) is None
+        # later, a wrong setting or an edited connection must not end the wait for a job that runs
+        with failing_at_once_for_mistakes() if is_first_poke else config.falling_back():
             self._set_interval()
             super().execute(context)
 
@@ -158,7 +160,7 @@ class RayJobSensor(RendersText, ChecksLiterals, BaseSensorOperator):
         if event.get("try_id") not in (None, id_of_try(context)):  # see Execution.resume
             self.execute(context)
             return
-        with failing_at_once_for_mistakes():
+        with config.falling_back():
             self._set_interval()
             poller = self._new_poller(context, is_resumed=True)
         poller.reader = reader = poller.logs.reader(event.get("log_state"))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from configparser import InterpolationSyntaxError
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -166,6 +168,26 @@ def test_wrong_setting_while_a_task_is_deferred(head: StandInHead, configure, ca
     deferrable(fetch_logs="live", poll_interval=None).execute_complete(given, event)
     for option in ("log_budget", "poll_interval", "stop_on_kill", "unreachable_timeout"):
         assert f"[ray_jobs] {option} must be" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        pytest.param(InterpolationSyntaxError("poll_interval", "ray_jobs", "30%"), ValueError, id="percent sign"),
+        pytest.param(OSError("no secrets backend"), OSError, id="secrets backend"),
+    ],
+)
+def test_setting_that_cannot_be_read(error: Exception, kind: type[Exception], monkeypatch: pytest.MonkeyPatch):
+    """A setting that Airflow cannot read is no mistake if it may be readable again, and ends no job that runs."""
+
+    def get(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(config, "conf", SimpleNamespace(get=get))
+    with pytest.raises(kind):
+        config.seconds("poll_interval", 5.0)
+    with config.falling_back():
+        assert config.seconds("poll_interval", 5.0) == 5.0
 
 
 @pytest.mark.parametrize("value", ["True", "t", "1", "False", "F", "0"])

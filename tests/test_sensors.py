@@ -34,6 +34,7 @@ from airflow_provider_rayjobs.exceptions import (
 from airflow_provider_rayjobs.jobs import JobDetails, RayJobsClient
 from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.sensors import RayJobSensor
+from airflow_provider_rayjobs.testing import FakeRay
 from airflow_provider_rayjobs.triggers import RayJobTrigger
 from sandbox.ray_head import RayHead
 
@@ -193,7 +194,11 @@ def test_empty_submission_id(empty: str | None):
 def test_mistake_fails_at_once(
     rendered: dict[str, Any], extra: dict[str, str], message: str, is_deferrable: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    """What no retry can fix ends the retries. It is a failure with ``soft_fail``, too: waiting has not even begun."""
+    """
+    What no retry can fix ends the retries. It is a failure with ``soft_fail``, too: waiting has not even begun.
+
+    Once the sensor waits for a job, a retry may find its end.
+    """
     given = {"conn_type": "ray_jobs", "host": "127.0.0.1", "port": 9, "extra": extra}
     monkeypatch.setenv("AIRFLOW_CONN_RAY_JOBS_DEFAULT", json.dumps(given))
     waiting = sensor(submission_id="job-1", soft_fail=True, deferrable=is_deferrable)
@@ -205,7 +210,23 @@ def test_mistake_fails_at_once(
     with pytest.raises(ValueError, match=message) as resumed:
         waiting.execute_complete(context(), {"submission_id": "job-1"})
     assert isinstance(first.value, AirflowFailException)
-    assert isinstance(resumed.value, AirflowFailException)
+    assert not isinstance(resumed.value, AirflowFailException)
+
+
+@pytest.mark.parametrize("mode", ["deferrable", "reschedule"])
+def test_wrong_setting_during_the_wait(mode: str, monkeypatch: pytest.MonkeyPatch):
+    """A setting that is wrong after the first poke does not end the wait for a job. Its default is used."""
+    given = context()
+    given["ti"].get_first_reschedule_date = lambda _: datetime.now(UTC)
+    for option in ("POLL_INTERVAL", "UNREACHABLE_TIMEOUT"):
+        monkeypatch.setenv(f"AIRFLOW__RAY_JOBS__{option}", "5s")
+    with FakeRay() as ray:
+        ray.submit("job-1")
+        if mode == "deferrable":
+            event = {"submission_id": "job-1", "job": {"type": "SUBMISSION", "status": "SUCCEEDED"}}
+            sensor(submission_id="job-1", deferrable=True, poke_interval=None).execute_complete(given, event)
+        else:
+            sensor(submission_id="job-1", mode="reschedule", poke_interval=None).execute(given)
 
 
 @pytest.mark.ray
