@@ -177,7 +177,7 @@ class Execution(Boundary):
             answer = self._run(query_job(self._record, self.settings.unreachable_timeout))
             self._has_answered = True
             decision, job = decide(self._record, answer, this), answer.job
-            if decision.action not in (Action.REATTACH, Action.REPLACE):
+            if decision.action in (Action.SUBMIT, Action.FINISH):
                 self._enter(State.NO_JOB)
         if decision.reason:
             self.log.warning("%s", decision.reason)
@@ -192,6 +192,7 @@ class Execution(Boundary):
         if decide(self._record, answer, self._this_try).action is Action.FINISH:
             return Action.FINISH, stopped.details
         self._meter.send(metrics.REPLACEMENTS)
+        self._enter(State.NO_JOB)
         return Action.SUBMIT, None
 
     def _count_action(self, action: Action, job: JobDetails | None, *, had_record: bool) -> None:

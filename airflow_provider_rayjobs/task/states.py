@@ -25,11 +25,12 @@ from         to           when
 ===========  ===========  ===========================================================================================
 STARTING     NO_JOB       there is no job record
 STARTING     EARLIER_JOB  a job record of an earlier try exists: ``Action.ASK``
-EARLIER_JOB  NO_JOB       no earlier job of this task runs: ``Action.SUBMIT``, ``RESUBMIT`` or ``FINISH``
+EARLIER_JOB  NO_JOB       no earlier job of this task runs: ``Action.SUBMIT`` or ``FINISH``
+EARLIER_JOB  SUBMITTING   an earlier submission may still arrive, and is repeated: ``Action.RESUBMIT``
 EARLIER_JOB  FOLLOWING    this try follows the earlier job: ``Action.REATTACH``
 EARLIER_JOB  DONE         the earlier job was stopped: ``Action.REPLACE``
 NO_JOB       SUBMITTING   the new job record is stored
-DONE         SUBMITTING   the new job record is stored, after ``Action.REPLACE``
+DONE         NO_JOB       the earlier job has ended, after ``Action.REPLACE``
 SUBMITTING   FOLLOWING    Ray has the job
 SUBMITTING   NO_JOB       no request arrived, or Ray refused all of them (``Delivery.may_have_effect`` is false)
 FOLLOWING    RELEASED     ``wait_for_completion=False``

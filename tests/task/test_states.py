@@ -248,13 +248,13 @@ PATHS = [
     ),
     pytest.param(("FAILED", {}), {}, [*FOUND, *NEW, DONE], id="submit"),
     pytest.param((None, {"job": {"session": "before"}}), {}, [*FOUND, *NEW, DONE], id="submit after a restart"),
-    pytest.param((None, {"accepted": False}), {}, [*FOUND, *NEW, DONE], id="resubmit"),
+    pytest.param((None, {"accepted": False}), {}, [*FOUND, SUBMITTING, FOLLOWING, DONE], id="resubmit"),
     pytest.param(("SUCCEEDED", {}), {"clears": 1}, [*FOUND, *NEW, DONE], id="cleared"),
     pytest.param(
         ("RUNNING", {}), {"clears": 1, "stop_on_kill": False}, [*FOUND, *NEW, DONE], id="cleared, not stopped"
     ),
-    pytest.param(("RUNNING", {}), {"clears": 1}, [*FOUND, DONE, SUBMITTING, FOLLOWING, DONE], id="cleared, replaced"),
-    pytest.param(("RUNNING", {"abandoned": True}), {}, [*FOUND, DONE, SUBMITTING, FOLLOWING, DONE], id="replace"),
+    pytest.param(("RUNNING", {}), {"clears": 1}, [*FOUND, DONE, *NEW, DONE], id="cleared, replaced"),
+    pytest.param(("RUNNING", {"abandoned": True}), {}, [*FOUND, DONE, *NEW, DONE], id="replace"),
     pytest.param(("RUNNING", {}), {"deferrable": True}, [*FOUND, FOLLOWING, DEFERRED], id="reattach, deferred"),
     pytest.param(
         ("RUNNING", {}),
@@ -778,6 +778,34 @@ def test_mistake_fails_at_once(
     assert type(caught.value).__name__ == "ValueError"
     assert caught.value.__suppress_context__
     assert head.jobs == {}
+
+
+@TRIES
+def test_mistake_while_a_submission_may_arrive(head: Head, max_tries: int) -> None:
+    """A mistake leaves a submission that may still arrive to the next try. The last try waits for it, and stops it."""
+    store = stored(head, "RUNNING", max_tries=max_tries, accepted=False)
+    arrived = dict(head.jobs)
+    head.jobs.clear()
+    run = walk(store, max_tries=max_tries)
+    render(run, {"runtime_env": {"working_dir": "nowhere"}})
+    arrival = threading.Timer(1, head.jobs.update, (arrived,))
+    arrival.start()
+
+    with pytest.raises(ValueError, match="file not found") as caught:
+        run.submit_and_wait()
+    arrival.join()
+    assert not isinstance(caught.value, AirflowFailException)
+    assert head.stops == ([store.job["submission_id"]] if max_tries == LAST else [])
+
+
+def test_mistake_after_a_replacement(head: Head) -> None:
+    """A mistake after the job of a cleared task was stopped ends the retries, as no job is left."""
+    run = walk(stored(head, "RUNNING"), max_tries=RETRY_LEFT, clears=1)
+    render(run, {"runtime_env": {"working_dir": "nowhere"}})
+
+    with pytest.raises(ValueError, match="file not found") as caught:
+        run.submit_and_wait()
+    assert isinstance(caught.value, AirflowFailException)
 
 
 def test_credentials_that_cannot_be_read_are_retried(head: Head, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
