@@ -150,12 +150,12 @@ class RayJobTrigger(BaseTrigger):
         earliest = clock() + MIN_DEFERRAL
         try:
             event = await self._follow()
+            await asyncio.sleep(earliest - clock())
         except asyncio.CancelledError:
             # ``dag.test()`` runs triggers without a triggerer, and Ctrl-C cancels them.
             if self.trigger_id is None and self.task_instance is None:
                 await self.on_kill()
             raise
-        await asyncio.sleep(earliest - clock())
         yield event
 
     async def on_kill(self) -> None:
@@ -215,7 +215,7 @@ class RayJobTrigger(BaseTrigger):
 
     async def _look_up_for_stop(self, hook: RayJobsHook) -> Cluster:
         try:
-            return await self._look_up_cluster(hook, _KILL_LOOKUP_TIMEOUT)
+            return await asyncio.wait_for(self._look_up_cluster(hook, math.inf), _KILL_LOOKUP_TIMEOUT)
         except Exception:
             if not self._job.address:
                 raise

@@ -465,6 +465,21 @@ def test_kill_stops_the_job_where_it_is(
         assert other.requests == []
 
 
+def test_kill_while_the_connection_cannot_be_looked_up(head: StandInHead, monkeypatch: pytest.MonkeyPatch):
+    """A lookup that hangs does not hold up the stop, which is then sent without credentials."""
+
+    async def hang(*_: Any, **__: Any) -> None:
+        await asyncio.sleep(3600)
+
+    head.add("job-1", "RUNNING")
+    monkeypatch.setattr(RayJobsHook, "aget_cluster", hang)
+    monkeypatch.setattr(triggers, "_KILL_LOOKUP_TIMEOUT", 0.5)
+    job = JobRef(head.address, "job-1").to_json()
+    asyncio.run(RayJobTrigger("job-1", "ray", stop_on_kill=True, job_ref=job, stop_timeout=5).on_kill())
+
+    assert head.jobs["job-1"]["status"] == "STOPPED"
+
+
 @pytest.mark.parametrize(
     ("state", "status"),
     [
@@ -514,11 +529,24 @@ def test_kill_asks_airflow_for_the_state_of_the_task(
         pytest.param(7, True, "RUNNING", id="triggerer"),
     ],
 )
-def test_interrupt(head: StandInHead, trigger_id: int | None, stop_on_kill: bool, status: str):
+@pytest.mark.parametrize("rests", [False, True], ids=["following", "resting"])
+def test_interrupt(
+    head: StandInHead,
+    rests: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    trigger_id: int | None,
+    stop_on_kill: bool,
+    status: str,
+):
     """Ctrl-C on ``dag.test()`` stops the job of a deferred task. A triggerer that is interrupted leaves it running."""
     head.add("job-1", "RUNNING")
-    head.on_poll = lambda number: os.kill(os.getpid(), signal.SIGINT) if number == 1 else None
-    trigger = RayJobTrigger("job-1", "ray", poll_interval=0.1, stop_on_kill=stop_on_kill, stop_timeout=5)
+    monkeypatch.setattr(triggers, "MIN_DEFERRAL", 60.0)
+    limits = {"job_timeout": 1} if rests else None
+    if rests:
+        threading.Timer(2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        head.on_poll = lambda number: os.kill(os.getpid(), signal.SIGINT) if number == 1 else None
+    trigger = RayJobTrigger("job-1", "ray", poll_interval=0.1, stop_on_kill=stop_on_kill, stop_timeout=5, limits=limits)
     trigger.trigger_id = trigger_id
 
     async def run() -> None:  # as ``InProcessTestSupervisor.run_trigger_in_process`` does
