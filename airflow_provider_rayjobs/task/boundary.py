@@ -154,9 +154,10 @@ class Boundary:
         self._pending_for: float | None = None
         # of the job, as far as this try has seen it
         self._status: str | None = None
-        # the XComs that show the job, and when they were pushed
+        # the XComs that show the job; the status and the time of the last attempt to push them
         self._pushed: dict[str, Any] = {}
-        self._pushed_at = -math.inf
+        self._tried: str | None = None
+        self._tried_at = -math.inf
 
     def guard(self, work: Callable[[], Any]) -> Any:
         """Do the work of a try, and count its outcome. See to a job that may run, whatever breaks."""
@@ -263,22 +264,23 @@ class Boundary:
                 links.push_link(self.task, self.context["ti"], url)
 
     def _push_seen(self, interval: float = 0.0) -> None:
-        """Push status and progress of the job. Progress alone is pushed ``interval`` seconds after the last push."""
+        """Push status and progress of the job. Without a new status, ``interval`` seconds after the last attempt."""
         seen: dict[str, Any] = {}
         if self._status is not None:
             seen["job_status"] = str(self._status)
         if self.reader is not None and (progress := self.reader.progress) is not None:
             seen["progress"] = {"done": progress.done, "total": progress.total, "text": str(redact(progress.text))}
-        pushed, now = self._pushed, time.monotonic()
-        if seen.get("job_status") == pushed.get("job_status") and now < self._pushed_at + interval:
+        status, now = seen.get("job_status"), time.monotonic()
+        if status == self._tried and now < self._tried_at + interval:
             return
-        self._pushed_at = now
+        self._tried, self._tried_at = status, now
         for key, value in seen.items():
-            if value != pushed.get(key):
+            if value != self._pushed.get(key):
                 self.context["ti"].xcom_push(key=key, value=value)
-                pushed[key] = value
+                self._pushed[key] = value
 
     def _deliver(self) -> str:
+        self._end_execution_timeout()  # the success must not be lost
         self._update(accepted=True, delivered=True)
         self._describe_outlets()
         return self._record.submission_id
