@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.providers.common.compat.sdk import BaseOperator, conf, context_to_airflow_vars
 
 from airflow_provider_rayjobs import lineage, links, masking, migration, tracing
-from airflow_provider_rayjobs.exceptions import RayJobNotFoundError, RayJobNotTerminalError
+from airflow_provider_rayjobs.exceptions import RayJobNotFoundError, RayJobNotTerminalError, RayPackageError
 from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
 from airflow_provider_rayjobs.in_job import NONCE_VARIABLE, stored_name
 from airflow_provider_rayjobs.jobs import follow
@@ -245,7 +245,7 @@ class RayJobSubmitOperator(RendersText, ChecksLiterals, BaseOperator):
             template_fields = [field for field in template_fields if field not in called]
         super()._do_render_template_fields(parent, template_fields, context, jinja_env, seen_oids)
         if parent is self:
-            with suppress(ValueError, OSError):  # ``execute`` raises the same error
+            with suppress(ValueError, RayPackageError):  # ``execute`` reads it again, and raises the same error
                 masking.mask_env_vars(template_values.as_runtime_env(self.runtime_env, self._folders()))
             self.runtime_env = masking.redact_env_vars(self.runtime_env)
 

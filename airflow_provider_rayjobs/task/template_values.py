@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import stat
 from collections.abc import Collection, Mapping, Sequence
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -21,6 +22,7 @@ import yaml
 
 from airflow_provider_rayjobs import config
 from airflow_provider_rayjobs.jobs.logs.options import LogOptions
+from airflow_provider_rayjobs.jobs.packages.paths import file_mode, unreadable
 from airflow_provider_rayjobs.jobs.redaction import describe_yaml_error, raise_unchained
 from airflow_provider_rayjobs.masking import RedactedValue, looks_like_runtime_env_text
 
@@ -184,6 +186,7 @@ def as_runtime_env(value: Any, folders: Sequence[Path]) -> dict[str, Any] | None
 
     :param value: a dictionary, or the path of a YAML file.
     :param folders: the folders in which a relative path is searched, in this order.
+    :raises RayPackageError: the file cannot be read.
     """
     if is_unset(value):
         return None
@@ -207,6 +210,8 @@ def search_folders(value: Any, folders: Sequence[Path]) -> list[Path]:
 def _read_yaml(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise unreadable(str(path), error) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         if isinstance(error, UnicodeDecodeError):
             problem = f"byte {error.start} is not UTF-8"
@@ -222,7 +227,7 @@ def _find_yaml(value: str | PurePath, folders: Sequence[Path]) -> Path:
         raise ValueError(_RUNTIME_ENV_TEXT)
     candidates = [path] if path.is_absolute() else [folder / path for folder in folders]
     for candidate in candidates:
-        if os.path.isfile(candidate):  # noqa: PTH113
+        if stat.S_ISREG(file_mode(candidate)):
             return candidate
     raise ValueError(
         f"runtime_env: file not found: {path}. Searched: {', '.join(map(str, candidates))}. Pass a dictionary, or the "

@@ -34,6 +34,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobsError,
     RayJobStoppedError,
     RayJobTimeoutError,
+    RayPackageError,
 )
 from airflow_provider_rayjobs.jobs.models import JobDetails
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
@@ -814,6 +815,22 @@ def test_credentials_that_cannot_be_read_are_retried(head: Head, monkeypatch: py
 
     with pytest.raises(ValueError, match="token_file .* cannot be read") as caught:
         walk(Store(), max_tries=RETRY_LEFT).submit_and_wait()
+    assert not isinstance(caught.value, AirflowFailException)
+    assert head.jobs == {}
+
+
+@pytest.mark.parametrize("runtime_env", [{"working_dir": "code"}, "code"], ids=["directory", "YAML file"])
+def test_local_code_on_a_failing_disk_is_retried(
+    head: Head, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runtime_env: Any
+):
+    """A path that the system cannot follow, neither while templates are rendered nor later, is no mistake."""
+    (tmp_path / "code").symlink_to("code")
+    monkeypatch.chdir(tmp_path)
+    run = walk(Store(), max_tries=RETRY_LEFT, runtime_env=runtime_env)
+    run.task.render_template_fields(run.context)
+
+    with pytest.raises(RayPackageError, match="Could not read '/.*/code': Too many levels of symbolic links") as caught:
+        run.submit_and_wait()
     assert not isinstance(caught.value, AirflowFailException)
     assert head.jobs == {}
 

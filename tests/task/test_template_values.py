@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import traceback
 from datetime import date, timedelta
 from decimal import Decimal
@@ -11,6 +13,7 @@ from uuid import UUID
 
 import pytest
 
+from airflow_provider_rayjobs.exceptions import RayPackageError
 from airflow_provider_rayjobs.jobs.logs.options import LogOptions
 from airflow_provider_rayjobs.task.template_values import (
     as_bool,
@@ -244,6 +247,27 @@ def test_rendered_dictionary(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="^runtime_env: file not found"):
         as_runtime_env("x" * 5000, [tmp_path])
     assert "package-1" not in str(caught.value)
+
+
+def test_runtime_env_file_that_cannot_be_found(tmp_path: Path):
+    """A path that the system cannot follow is no missing file: on a shared disk, the next try may find it."""
+    (tmp_path / "env.yaml").symlink_to("env.yaml")
+
+    with pytest.raises(RayPackageError, match=r"Could not read '.*/env\.yaml': Too many levels of symbolic links"):
+        as_runtime_env("env.yaml", [tmp_path])
+
+
+def test_runtime_env_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A fault of the disk while the file is read is an error of local code, with its path."""
+
+    def fail(*_: Any, **__: Any) -> str:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    (tmp_path / "env.yaml").write_text("pip: [a]")
+    monkeypatch.setattr(Path, "read_text", fail)
+
+    with pytest.raises(RayPackageError, match=r"Could not read '.*/env\.yaml': Stale file handle"):
+        as_runtime_env("env.yaml", [tmp_path])
 
 
 def test_runtime_env_file_of_an_unknown_user(tmp_path: Path):

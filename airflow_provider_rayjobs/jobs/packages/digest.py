@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
-from airflow_provider_rayjobs.jobs.packages.tree import Entry, Tree, changed, stamp_of, unreadable
+from airflow_provider_rayjobs.jobs.packages.paths import unreadable
+from airflow_provider_rayjobs.jobs.packages.tree import Entry, Tree, changed, stamp_of
 from airflow_provider_rayjobs.jobs.progress import Progress
 
 # The archives that Ray 2.60 unpacks. Older heads may support .zip and .whl only.

@@ -7,6 +7,7 @@ Packing and upload come later, and only for packages that the cluster does not h
 from __future__ import annotations
 
 import os
+import stat
 import tarfile
 import time
 import zipfile
@@ -19,7 +20,7 @@ from typing import IO, Any, Protocol
 
 from airflow_provider_rayjobs.jobs.packages.digest import ARCHIVES, digest_tree, name_archive, name_tree
 from airflow_provider_rayjobs.jobs.packages.ignores import default_excludes, uses_gitignore
-from airflow_provider_rayjobs.jobs.packages.paths import expand_uri, find_path, is_path
+from airflow_provider_rayjobs.jobs.packages.paths import expand_uri, file_mode, find_path, is_path, unreadable
 from airflow_provider_rayjobs.jobs.packages.requirements import read_requirements
 from airflow_provider_rayjobs.jobs.packages.tree import (
     Entry,
@@ -28,7 +29,6 @@ from airflow_provider_rayjobs.jobs.packages.tree import (
     check_name,
     file_entry,
     select,
-    unreadable,
 )
 from airflow_provider_rayjobs.jobs.progress import MIB, Progress, describe_size, finish
 from airflow_provider_rayjobs.jobs.redaction import redact_urls
@@ -160,8 +160,12 @@ def find_packages(
 
 def _directory_of(working_dir: Any, folders: Sequence[Path]) -> Iterator[Path]:
     """Yield the directory of the job's code: its requirements are often there, too."""
-    if is_path(working_dir) and (found := find_path("runtime_env['working_dir']", working_dir, folders)).is_dir():
+    if is_path(working_dir) and _is_dir(found := find_path("runtime_env['working_dir']", working_dir, folders)):
         yield found
+
+
+def _is_dir(path: Path) -> bool:
+    return stat.S_ISDIR(file_mode(path))
 
 
 @dataclass
@@ -176,7 +180,7 @@ class _Naming:
         if not given:
             return (yield from self._name(Package("working_dir", Path(), _with_files(Tree(()), files))))
         source = find_path("runtime_env['working_dir']", given, self.folders)
-        if source.is_dir():
+        if _is_dir(source):
             tree = yield from select(source, self.selection)
             return (yield from self._name(Package("working_dir", source, _with_files(tree, files))))
         if not source.name.endswith(ARCHIVES):
@@ -194,7 +198,7 @@ class _Naming:
     def name_module(self, owner: str, given: str | PathLike[str]) -> Progress[Package]:
         """Name the package of an entry of ``py_modules``."""
         source = find_path(f"runtime_env[{owner!r}]", given, self.folders)
-        if source.is_dir():
+        if _is_dir(source):
             check_name(str(source), f"{source.name}/")
             tree = yield from select(source, replace(self.selection, top=source.name))
         elif source.suffix == ".py":
@@ -218,7 +222,8 @@ class _Naming:
         is_zip = source.suffix in (".zip", ".whl")
         is_stored = package.storage is not None and source.suffix != ".whl"
         try:
-            is_archive = zipfile.is_zipfile(source) if is_zip else tarfile.is_tarfile(source)
+            with source.open("rb") as file:  # is_zipfile() takes a file that it cannot open for no zip file
+                is_archive = zipfile.is_zipfile(file) if is_zip else tarfile.is_tarfile(file)
             top = (yield from _single_top(source)) if is_archive and is_stored else None
         except OSError as error:
             raise unreadable(str(source), error) from error

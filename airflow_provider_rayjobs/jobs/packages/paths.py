@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -9,9 +10,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from airflow_provider_rayjobs.exceptions import RayPackageError
 from airflow_provider_rayjobs.jobs.redaction import redact_urls
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+# Errors of a path at which nothing can be. Any other may be a momentary fault of a shared disk, such as ESTALE.
+_NO_SUCH_PATH = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 def is_uri(value: Any) -> bool:
@@ -49,6 +53,7 @@ def find_path(field: str, value: str | PathLike[str], folders: Sequence[Path]) -
 
     :param folders: searched for a relative path, in this order.
     :raises ValueError: if it does not exist.
+    :raises RayPackageError: if its disk cannot be read.
     """
     text = os.fspath(value)
     # os.path, as Path.expanduser() fails for an unknown user, and a directory may be called "~x"
@@ -56,8 +61,7 @@ def find_path(field: str, value: str | PathLike[str], folders: Sequence[Path]) -
     # do not resolve links: a module keeps the name that the user gives it
     candidates = list(dict.fromkeys(os.path.abspath(folder / path) for folder in folders))  # noqa: PTH100
     for candidate in candidates:
-        # os.path, as Path.exists() fails if the name is too long or contains a NUL
-        if os.path.exists(candidate):  # noqa: PTH110
+        if file_mode(candidate):
             return Path(candidate)
     unset = [name for name in re.findall(r"\$\{?(\w+)", text) if name not in os.environ]
     # The text may be a URL with a password.
@@ -66,4 +70,28 @@ def find_path(field: str, value: str | PathLike[str], folders: Sequence[Path]) -
         f"{field}: {found} "
         + (f"Unset environment variables: {', '.join(unset)}. " if unset else "")
         + "Give a path on this machine, or a URI that the cluster can read."
+    )
+
+
+def file_mode(path: str | PathLike[str]) -> int:
+    """
+    Return the type and the permissions of a file or directory, as ``st_mode``; 0 if it does not exist.
+
+    :raises RayPackageError: if its disk cannot be read. The functions of ``os.path`` take that for a missing file.
+    """
+    try:
+        return os.stat(path).st_mode  # noqa: PTH116  (a Path for each file would take longer than its listing)
+    except OSError as error:
+        if error.errno in _NO_SUCH_PATH:
+            return 0
+        raise unreadable(os.fspath(path), error) from error
+    except ValueError:  # a NUL in its name
+        return 0
+
+
+def unreadable(path: str, error: OSError) -> RayPackageError:
+    """Return the error for a file or directory that cannot be read."""
+    return RayPackageError(
+        f"Could not read {path!r}: {error.strerror or error}. The package was not uploaded. Make it readable for the "
+        "user of this process, or exclude it."
     )

@@ -19,8 +19,7 @@ from typing import Any
 
 import yaml
 
-from airflow_provider_rayjobs.jobs.packages.paths import find_path, is_path, is_uri
-from airflow_provider_rayjobs.jobs.packages.tree import unreadable
+from airflow_provider_rayjobs.jobs.packages.paths import find_path, is_path, is_uri, unreadable
 from airflow_provider_rayjobs.jobs.redaction import describe_yaml_error, raise_unchained, redact_urls
 
 # The working directory on a node while pip and uv run.

@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 from airflow_provider_rayjobs.exceptions import RayPackageError
 from airflow_provider_rayjobs.jobs.packages.ignores import GITIGNORE, RAYIGNORE, IgnoreRules
+from airflow_provider_rayjobs.jobs.packages.paths import file_mode, unreadable
 from airflow_provider_rayjobs.jobs.packages.secret_names import is_secret_file
 from airflow_provider_rayjobs.jobs.progress import Progress
 
@@ -177,7 +178,7 @@ class _Walk:
             yield IgnoreRules(self.selection.excludes, "excludes")
         for name in (GITIGNORE, RAYIGNORE) if self.selection.gitignore else (RAYIGNORE,):
             path = f"{directory}/{name}"
-            if os.path.isfile(path):  # noqa: PTH113
+            if stat.S_ISREG(file_mode(path)):
                 try:
                     # surrogateescape, as in file names
                     with open(path, encoding="utf-8", errors="surrogateescape") as file:  # noqa: PTH123
@@ -265,14 +266,6 @@ def check_name(path: str, name: str) -> None:
 def printable(name: str) -> str:
     """Return a name for the log, with escapes for bytes that are not UTF-8."""
     return os.fsencode(name).decode(errors="backslashreplace")
-
-
-def unreadable(path: str, error: OSError) -> RayPackageError:
-    """Return the error for a file or directory that cannot be read."""
-    return RayPackageError(
-        f"Could not read {path!r}: {error.strerror or error}. The package was not uploaded. Make it readable for the "
-        "user of this process, or exclude it."
-    )
 
 
 def changed(path: str, how: str) -> RayPackageError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -226,16 +227,47 @@ def test_search_of_large_tar_file_can_be_interrupted(folder: Path):
     assert sizes.count(0) >= 100
 
 
-def test_archive_that_is_deleted_meanwhile_is_an_error(folder: Path):
+@pytest.mark.parametrize("name", ["a.tgz", "a.zip"])
+def test_archive_that_is_deleted_meanwhile_is_an_error(folder: Path, name: str):
     """An archive that is deleted after it was read cannot be checked."""
-    with tarfile.open(folder / "a.tgz", "w:gz") as archive:
-        archive.add(folder / "notes.txt", "notes.txt")
-    work = find_packages({"working_dir": "a.tgz"}, folders=[folder])
+    with tarfile.open(folder / "a.tgz", "w:gz") as tar, zipfile.ZipFile(folder / "a.zip", "w") as archive:
+        tar.add(folder / "notes.txt", "notes.txt")
+        archive.write(folder / "notes.txt", "notes.txt")
+    work = find_packages({"working_dir": name}, folders=[folder])
     next(work)
-    (folder / "a.tgz").unlink()
+    (folder / name).unlink()
 
-    with pytest.raises(RayPackageError, match=r"Could not read '/.*/a\.tgz': No such file or directory\."):
+    with pytest.raises(RayPackageError, match=rf"Could not read '/.*/{name}': No such file or directory\."):
         finish(work)
+
+
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.EIO, errno.EACCES])
+@pytest.mark.parametrize(
+    ("runtime_env", "failing"),
+    [
+        ({"working_dir": "code"}, "code"),
+        ({"working_dir": "code"}, "code/.rayignore"),
+        ({"py_modules": ["code"]}, "code"),
+        ({"pip": "notes.txt"}, "notes.txt"),
+    ],
+    ids=str,
+)
+def test_fault_of_a_disk_is_no_missing_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, code: int, runtime_env: dict[str, Any], failing: str
+):
+    """A path whose disk fails is an error that a retry may fix. It is neither missing nor taken from elsewhere."""
+    (folder / "other" / "code").mkdir(parents=True)
+    (folder / "other" / "notes.txt").touch()
+    real_stat = os.stat
+
+    def failing_stat(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        if str(path) == str(folder / failing):
+            raise OSError(code, os.strerror(code), str(path))
+        return real_stat(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", failing_stat)
+    with pytest.raises(RayPackageError, match=rf"Could not read '{folder / failing}': {os.strerror(code)}\."):
+        resolve_local_code(runtime_env, folders=[folder, folder / "other"])
 
 
 def test_missing_path_shows_every_location_searched(folder: Path):
