@@ -120,17 +120,22 @@ def find_auth(path: str) -> type[httpx.Auth]:
     """
     Import the class that a connection names as ``auth``, e.g. ``my_company.iap.IapAuth``.
 
-    :raises ValueError: the import fails, or the class is not a subclass of ``httpx.Auth``.
+    :raises ValueError: the module or the class is missing, or the class is not a subclass of ``httpx.Auth``.
+    :raises CredentialsError: the module raises an error. It may fetch credentials, which a retry may get.
     """
     import httpx  # noqa: PLC0415
 
     module, _, name = path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+        imported = importlib.import_module(module or path)
+    except ImportError as error:
         raise ValueError(f"extra auth {path!r} cannot be imported: {error}. Give it as module.Class.") from None
     except Exception as error:  # noqa: BLE001  (the user's module)
-        raise_unchained(ValueError(f"extra auth {path!r} cannot be imported: {type(error).__name__} in its module."))
+        message = f"extra auth {path!r} cannot be imported: {type(error).__name__} in its module."
+        raise_unchained(CredentialsError(message))
+    found = getattr(imported, name, None)
+    if found is None:
+        raise ValueError(f"extra auth {path!r} cannot be imported: no class {name}. Give it as module.Class.")
     if not (isinstance(found, type) and issubclass(found, httpx.Auth)):
         raise ValueError(f"extra auth {path!r} is not a subclass of httpx.Auth. Derive the class from it.")
     return found

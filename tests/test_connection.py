@@ -18,6 +18,7 @@ from airflow.sdk import Connection
 from airflow_provider_rayjobs.connection import EXTRAS, Cluster, parse_connection
 from airflow_provider_rayjobs.hooks import RayJobsHook
 from airflow_provider_rayjobs.jobs import Access
+from airflow_provider_rayjobs.jobs.access import CredentialsError
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
 from airflow_provider_rayjobs.sensors import RayJobSensor
 
@@ -28,7 +29,7 @@ def _allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__RAY_JOBS__ALLOWED_FILES", f"/a, /no/such/*, /dev/null, {__file__}")
     monkeypatch.setenv(
         "AIRFLOW__RAY_JOBS__ALLOWED_AUTH_CLASSES",
-        f"{__name__}.Signature, auth_that_raises.Auth, nowhere.Auth, json.Auth, json.JSONDecoder",
+        f"{__name__}.Signature, auth_that_raises.Auth, nowhere.Auth, Auth, json.Auth, json.JSONDecoder",
     )
 
 
@@ -152,6 +153,7 @@ def test_fields_make_the_address(fields: dict[str, Any], address: str | None):
         pytest.param({"host": "head", "extra": {"proxy": "me:secret@proxy"}}, "proxy must be an address", id="proxy"),
         pytest.param({"host": "head", "extra": {"auth": "nowhere.Auth"}}, "cannot be imported", id="no module"),
         pytest.param({"host": "head", "extra": {"auth": "json.Auth"}}, "cannot be imported", id="no class"),
+        pytest.param({"host": "head", "extra": {"auth": "Auth"}}, "cannot be imported", id="class without a module"),
         pytest.param(
             {"host": "head", "extra": {"auth": "json.JSONDecoder"}}, "is not a subclass of httpx.Auth", id="no Auth"
         ),
@@ -299,13 +301,14 @@ def chain_of(error: BaseException | None) -> list[BaseException]:
     return [] if error is None else [error, *chain_of(error.__cause__), *chain_of(error.__context__)]
 
 
-def test_auth_module_that_fails_on_import_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """An exception of any kind in the module of ``auth`` is an error of the connection."""
-    (tmp_path / "auth_that_raises.py").write_text("raise RuntimeError('secret')")
+@pytest.mark.parametrize("kind", ["RuntimeError", "ConnectionError", "ValueError", "AttributeError"])
+def test_auth_module_that_fails_on_import_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str):
+    """An exception in the module of ``auth`` is an error of the connection that a retry may fix."""
+    (tmp_path / "auth_that_raises.py").write_text(f"raise {kind}('secret')")
     monkeypatch.syspath_prepend(tmp_path)
 
     with pytest.raises(
-        ValueError, match=r"auth_that_raises.Auth' cannot be imported: RuntimeError in its module"
+        CredentialsError, match=rf"auth_that_raises.Auth' cannot be imported: {kind} in its module"
     ) as caught:
         parse_connection(connection(host="head", extra={"auth": "auth_that_raises.Auth"}))
 

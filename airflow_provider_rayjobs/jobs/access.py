@@ -155,7 +155,7 @@ class Access:
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if self.proxy else ""
 
     def request_headers(self) -> dict[str, str]:
-        """Return the headers of one request, or raise :class:`ValueError` for an unusable token file."""
+        """Return the headers of one request, or raise :class:`CredentialsError` for an unusable token file."""
         headers = dict(self.headers)
         if self.login is not None:
             headers[AUTHORIZATION] = f"Basic {_basic(self.login, self.password or '')}"
@@ -164,7 +164,7 @@ class Access:
         return headers
 
     def current_token(self) -> str | None:
-        """Return Ray's current token, or raise :class:`ValueError` for an unusable token file."""
+        """Return Ray's current token, or raise :class:`CredentialsError` for an unusable token file."""
         if self.token_file is None:
             return self.token
         try:
@@ -174,10 +174,11 @@ class Access:
         except OSError as error:
             raise CredentialsError(describe_unreadable("token_file", self.token_file, error)) from None
         if len(token) > _MAX_TOKEN:
-            raise ValueError(f"token_file {self.token_file} holds more than {_MAX_TOKEN // 1024} KiB.")
-        if not token:
-            raise CredentialsError(f"token_file {self.token_file} is empty.")
-        _check_token(f"the token in token_file {self.token_file}", token)
+            raise CredentialsError(f"token_file {self.token_file} holds more than {_MAX_TOKEN // 1024} KiB.")
+        try:
+            _check_token(f"the token in token_file {self.token_file}", token)
+        except ValueError as error:  # the file may be half written
+            raise CredentialsError(str(error)) from None
         return token
 
     def describe(self) -> str:

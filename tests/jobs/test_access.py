@@ -22,7 +22,7 @@ import pytest
 
 from airflow_provider_rayjobs.exceptions import Delivery, RayApiAddressError, RayApiConnectionError, RayJobsError
 from airflow_provider_rayjobs.jobs import AsyncRayJobsClient, RayJobsClient, endpoints
-from airflow_provider_rayjobs.jobs.access import Access
+from airflow_provider_rayjobs.jobs.access import Access, CredentialsError
 from airflow_provider_rayjobs.jobs.redaction import redact
 from airflow_provider_rayjobs.jobs.requests import Answer, Request
 from airflow_provider_rayjobs.jobs.tls import certificate_mtimes, check_certificates
@@ -131,10 +131,11 @@ def test_token_file_is_read_for_each_request(ask, tmp_path: Path):
     ("content", "said"),
     [
         (None, "No such file"), (b" \n", "is empty"), (b"a\nb", "newline"), (b"a" * 70_000, "more than 64 KiB"),
+        (b"abc\0\0\0", "no HTTP header can hold"), (b"Bearer abc", "begins with 'Bearer '"),
     ],
 )  # fmt: skip
 def test_unusable_token_file_is_an_outage(ask, tmp_path: Path, content: bytes | None, said: str):
-    """While a token file is missing or empty nothing is sent, and the error names the file."""
+    """While a token file is missing or unusable nothing is sent, and the error names the file."""
     file = tmp_path / "token"
     if content is not None:
         file.write_bytes(content)
@@ -145,6 +146,8 @@ def test_unusable_token_file_is_an_outage(ask, tmp_path: Path, content: bytes | 
 
     assert str(file) in str(caught.value)
     assert (caught.value.delivery, wire.requests) == (Delivery.NOT_SENT, [])
+    with pytest.raises(CredentialsError, match=said):
+        Access(token_file=str(file)).current_token()
 
 
 def test_headers_are_sent_unchanged(ask):

@@ -809,11 +809,16 @@ def test_mistake_after_a_replacement(head: Head) -> None:
     assert isinstance(caught.value, AirflowFailException)
 
 
-def test_credentials_that_cannot_be_read_are_retried(head: Head, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """A missing token file may be there at the next try."""
+@pytest.mark.parametrize("content", [None, b"", b"abc\0\0", b"a" * 100_000], ids=["missing", "empty", "NUL", "large"])
+def test_credentials_that_cannot_be_read_are_retried(
+    head: Head, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None
+):
+    """A token file that is missing or half written may be complete at the next try."""
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    if content is not None:
+        (tmp_path / "token").write_bytes(content)
 
-    with pytest.raises(ValueError, match="token_file .* cannot be read") as caught:
+    with pytest.raises(ValueError, match="token_file ") as caught:
         walk(Store(), max_tries=RETRY_LEFT).submit_and_wait()
     assert not isinstance(caught.value, AirflowFailException)
     assert head.jobs == {}
