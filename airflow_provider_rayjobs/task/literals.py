@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_rayjobs.jobs.submission import build_submission, check_runtime_env_keys
 from airflow_provider_rayjobs.task import template_values
+from airflow_provider_rayjobs.task.attempts import numbered_id
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator
@@ -28,8 +29,11 @@ else:
 Check = Callable[[str, Any], Any]
 Checks = Mapping[str, Check]
 
-# Signs of a template. A DAG may have delimiters of its own, such as "[[ ]]" or "<% %>".
-_TEMPLATE = re.compile(r"[{}\[\]<>%$#|]")
+# Text without signs of a template. A DAG may have delimiters of its own, such as "[[ ]]", "<% %>" or "(( ))".
+_PLAIN_TEXT = re.compile(r"[\w\s.,:/+-]*")
+# The index of a mapped task instance, which is not known yet, is in its submission id.
+_MAP_SUFFIX = "-m0"
+_PACKAGE = __name__.partition(".")[0]
 
 _SECONDS = (
     "defer_after", "poll_interval", "unreachable_timeout", "stop_timeout", "missing_timeout", "grace_period",
@@ -65,7 +69,7 @@ SUBMISSION_CHECKS: Checks = {
 def is_literal(value: Any) -> bool:
     """Tell whether a value is certain to be the same when the task runs. ``None`` stands for no value."""
     if isinstance(value, str):
-        return _TEMPLATE.search(value) is None
+        return _PLAIN_TEXT.fullmatch(value) is not None
     if isinstance(value, Mapping):
         return all(map(is_literal, value.values()))
     if isinstance(value, list | tuple | set | frozenset):
@@ -73,7 +77,7 @@ def is_literal(value: Any) -> bool:
     return isinstance(value, int | float | timedelta)
 
 
-def find_mistake(arguments: Mapping[str, Any], checks: Checks) -> str:
+def find_mistake(arguments: Mapping[str, Any], checks: Checks, *, may_be_mapped: bool = True) -> str:
     """Return the error of the first literal argument that cannot work; "" if there is none."""
     try:
         if isinstance(runtime_env := arguments.get("runtime_env"), Mapping):
@@ -82,6 +86,8 @@ def find_mistake(arguments: Mapping[str, Any], checks: Checks) -> str:
             field: check(field, value) for field, check in checks.items() if is_literal(value := arguments.get(field))
         }
         if options := {field: checked[field] for field in _SUBMISSION if field in checked}:
+            if submission_id := options.get("submission_id"):
+                options["submission_id"] = numbered_id(submission_id, _MAP_SUFFIX if may_be_mapped else "", 1)
             build_submission(options.pop("entrypoint", "true"), **options)
     except ValueError as error:
         return str(error)
@@ -91,7 +97,10 @@ def find_mistake(arguments: Mapping[str, Any], checks: Checks) -> str:
 def _check_runtime_env(runtime_env: Mapping[str, Any]) -> None:
     """Check the keys, which are no templates, and the types of ``env_vars``."""
     check_runtime_env_keys(runtime_env)
-    if is_literal(env_vars := runtime_env.get("env_vars")):
+    env_vars = runtime_env.get("env_vars")
+    if isinstance(env_vars, Mapping):  # one of many is often a template
+        env_vars = {name: value for name, value in env_vars.items() if is_literal(value)}
+    if is_literal(env_vars):
         template_values.as_text_dict("runtime_env['env_vars']", env_vars)
 
 
@@ -106,15 +115,19 @@ class ChecksLiterals(_Base):
         if not getattr(self, "_BaseOperator__from_mapped", False):
             # a subclass may set its arguments later
             arguments = {field: getattr(self, field, None) for field in self.template_fields}
-            self._raise_mistake(self.task_id, arguments)
+            is_mapped = self.get_closest_mapped_task_group() is not None
+            self._raise_mistake(self.task_id, arguments, may_be_mapped=is_mapped)
 
     @classmethod
     def partial(cls, **kwargs: Any) -> OperatorPartial:
         """Return a task to be mapped. Airflow's own method creates it."""
-        cls._raise_mistake(kwargs.get("task_id"), kwargs)
+        cls._raise_mistake(kwargs.get("task_id"), kwargs, may_be_mapped=True)
         return super().partial(**kwargs)
 
     @classmethod
-    def _raise_mistake(cls, task_id: str | None, arguments: Mapping[str, Any]) -> None:
-        if mistake := find_mistake(arguments, cls.literal_checks):
+    def _raise_mistake(cls, task_id: str | None, arguments: Mapping[str, Any], *, may_be_mapped: bool) -> None:
+        # A subclass with its own constructor may replace arguments after ours has checked them, or when it runs.
+        if not cls.__init__.__module__.startswith(f"{_PACKAGE}."):
+            return
+        if mistake := find_mistake(arguments, cls.literal_checks, may_be_mapped=may_be_mapped):
             raise ValueError(f"Task {task_id}: {mistake}")

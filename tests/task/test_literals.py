@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk import DAG, ObjectStoragePath, literal, task
+from airflow.sdk import DAG, ObjectStoragePath, literal, task, task_group
 
 from airflow_provider_rayjobs.cleanup import RayJobCleanupOperator
 from airflow_provider_rayjobs.operators import RayJobDeleteOperator, RayJobStopOperator, RayJobSubmitOperator
@@ -33,7 +33,9 @@ MISTAKES = [
     (RayJobSubmitOperator, COMMAND, {"entrypoint_resources": {"TPU": "x"}}, "entrypoint_resources['TPU'] must be"),
     (RayJobSubmitOperator, COMMAND, {"metadata": {"a": [1]}}, "metadata['a'] must be text, not list"),
     (RayJobSubmitOperator, COMMAND, {"metadata": {"submission_nonce": "x"}}, "must not contain submission_nonce"),
-    (RayJobSubmitOperator, COMMAND, {"submission_id": "nightly/train"}, "submission_id 'nightly/train' is invalid"),
+    (RayJobSubmitOperator, COMMAND, {"submission_id": "nightly/train"}, "submission_id 'nightly/train"),
+    (RayJobSubmitOperator, COMMAND, {"entrypoint_num_cpus": "1O"}, "entrypoint_num_cpus must be a number, not '1O'"),
+    (RayJobSubmitOperator, COMMAND, {"runtime_env": {"env_vars": {"A": [1], "B": "{{ x }}"}}}, "['A'] must be text"),
     (RayJobSubmitOperator, COMMAND, {"fetch_logs": "liev"}, "fetch_logs must be one of live, on_completion, never"),
     (RayJobSubmitOperator, COMMAND, {"log_lines_limit": 0}, "log_lines_limit must be a whole number, 1 or more"),
     (RayJobSubmitOperator, COMMAND, {"poll_interval": "5s"}, "poll_interval must be a number"),
@@ -48,7 +50,10 @@ MISTAKES = [
     (RayJobCleanupOperator, {}, {"grace_period": "long"}, "grace_period must be a number"),
 ]
 # Values that may be templates, in Jinja's delimiters or in those of a DAG, and a function of the context.
-TEMPLATES = ["{{ params.x }}", "{% if x %}1{% endif %}", "[[ x ]]", "<% x %>", "${x}", "# x", lambda context: 1]
+TEMPLATES = [
+    "{{ params.x }}", "{% if x %}1{% endif %}", "[[ x ]]", "<% x %>", "${x}", "# x", "((x))", "@x@", "!x", "~x~",
+    lambda context: 1,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("operator", "given", "wrong", "message"), MISTAKES)
@@ -92,6 +97,7 @@ def test_templates_are_left_alone(field: str):
     [
         {"entrypoint": "for i in 1 2; do echo $i; done", "runtime_env": "env.yaml"},
         {"entrypoint": ["python", "train.py", 3], "submission_id": "", "job_name": None},
+        {"submission_id": "n" * 201},
         {"runtime_env": {"working_dir": "nowhere", "pip": "nowhere.txt", "env_vars": {"A": 1, "B": "{{ x }}"}}},
         {"runtime_env": {"working_dir": Path("nowhere"), "py_modules": [Path("nowhere")]}},
         {"entrypoint_num_cpus": "0.5", "entrypoint_memory": "2GB", "entrypoint_resources": {"TPU": "4"}},
@@ -116,6 +122,44 @@ def test_mapped_task():
     for entrypoint in ("true", ""):
         unmapped = mapped.unmap({"entrypoint": entrypoint})
         assert (unmapped.entrypoint, unmapped.poll_interval) == (entrypoint, 1)
+
+
+def test_submission_id_of_a_mapped_task():
+    """The id of a mapped task gets its index, so 8 hexadecimal digits work. Without an index they are an error."""
+    with DAG("ids", schedule=None):
+        RayJobSubmitOperator.partial(task_id="train", submission_id="20260101").expand(entrypoint=["a", "b"])
+
+        @task.ray_job(submission_id="20260101")
+        def train(_number: int) -> None: ...
+
+        train.expand(_number=[1, 2])
+
+        @task_group
+        def trainings(entrypoint: str) -> None:
+            RayJobSubmitOperator(task_id="train", entrypoint=entrypoint, submission_id="20260101")
+
+        trainings.expand(entrypoint=["a", "b"])
+        with pytest.raises(ValueError, match="submission_id '20260101' is invalid"):
+            RayJobSubmitOperator(task_id="alone", entrypoint="a", submission_id="20260101")
+
+
+def test_subclass_with_its_own_constructor_is_checked_when_it_runs():
+    """Such a subclass may give placeholders to the constructor, and replace them there or in ``execute``."""
+
+    class Script(RayJobSubmitOperator):
+        def __init__(self, *, script: str = "", runtime_env: dict[str, Any], **kwargs: Any) -> None:
+            super().__init__(entrypoint=script, runtime_env=runtime_env, **kwargs)
+            self.runtime_env = {"pip": runtime_env["requirements"]}
+
+    class Renamed(RayJobSubmitOperator):
+        ui_color = "#fff"
+
+    script = Script(task_id="daily", runtime_env={"requirements": ["x"]})
+    assert (script.entrypoint, script.runtime_env) == ("", {"pip": ["x"]})
+    with DAG("mapped", schedule=None):
+        Script.partial(task_id="mapped", runtime_env={"requirements": ["x"]}).expand(script=["a"])
+    with pytest.raises(ValueError, match="^Task daily: entrypoint is empty"):
+        Renamed(task_id="daily", entrypoint="")
 
 
 def test_subclass_may_set_arguments_later():
