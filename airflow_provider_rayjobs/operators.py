@@ -283,9 +283,6 @@ class RayJobSubmitOperator(RendersText, ChecksLiterals, BaseOperator):
         :raises ValueError: an argument is invalid. The error names the field.
         """
         waits = template_values.as_bool("wait_for_completion", self.wait_for_completion)
-        return_result = template_values.as_bool("return_result", self.return_result)
-        if return_result and not waits:
-            raise ValueError("return_result needs wait_for_completion=True: a task that does not wait has no result.")
         return Settings(
             submission_id=template_values.as_optional_text("submission_id", self.submission_id),
             wait_for_completion=waits,
@@ -310,7 +307,7 @@ class RayJobSubmitOperator(RendersText, ChecksLiterals, BaseOperator):
             fail_on=template_values.as_exit_codes("fail_on_exit_code", self.fail_on_exit_code),
             skip_on=template_values.as_exit_codes("skip_on_exit_code", self.skip_on_exit_code),
             execution_timeout=template_values.as_optional_seconds("execution_timeout", self.execution_timeout),
-            return_result=return_result,
+            return_result=template_values.as_return_result(self.return_result, waits=waits),
         )
 
     def generated_module(self, context: Context) -> GeneratedModule | None:  # noqa: ARG002  (for subclasses)

@@ -178,8 +178,11 @@ def test_outage_is_tolerated_for_unreachable_timeout(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("empty", ["", "None", None])
 def test_empty_submission_id(empty: str | None):
     """A missing XCom renders to an empty text or None. The error points to the submitting task."""
+    waiting = sensor(submission_id="job-1")
+    waiting.submission_id = empty
+
     with pytest.raises(ValueError, match="Did the task that submits the job push its id to XCom"):
-        sensor(submission_id=empty).poke(context())
+        waiting.poke(context())
 
 
 @pytest.mark.parametrize("is_deferrable", [False, True], ids=["worker", "deferrable"])

@@ -35,19 +35,25 @@ _PLAIN_TEXT = re.compile(r"[\w\s.,:/+-]*")
 _MAP_SUFFIX = "-m0"
 _PACKAGE = __name__.partition(".")[0]
 
-_SECONDS = (
-    "defer_after", "poll_interval", "unreachable_timeout", "stop_timeout", "missing_timeout", "grace_period",
-    "recheck_delay",
-)  # fmt: skip
+
+def _unless_none(check: Check) -> Check:
+    """Return a check of an argument whose ``None`` stands for a setting. The check reads no setting."""
+    return lambda field, value: None if value is None else check(field, value)
+
+
+_SECONDS = ("defer_after", "stop_timeout", "missing_timeout", "grace_period", "recheck_delay")
 _OPTIONAL_SECONDS = ("log_flush_interval", "pending_timeout", "job_timeout", "delete_older_than")
-_FLAGS = ("wait_for_completion", "deferrable", "stop_on_kill", "return_result", "missing_ok")
+_CONFIGURED_SECONDS = ("poll_interval", "unreachable_timeout", "first_contact_timeout")
 CHECKS: Checks = {
+    "submission_id": lambda _, value: template_values.as_submission_id(value),
     "fetch_logs": lambda _, value: template_values.as_log_options(value, None, None),
     "log_lines_limit": lambda _, value: template_values.as_log_options("live", value, None),
+    "missing_ok": template_values.as_bool,
+    # its name as an argument, and as a field
+    **dict.fromkeys(("dry_run", "is_dry_run"), lambda _, value: template_values.as_bool("dry_run", value)),
     **dict.fromkeys(_SECONDS, template_values.as_seconds),
     **dict.fromkeys(_OPTIONAL_SECONDS, template_values.as_optional_seconds),
-    **dict.fromkeys(_FLAGS, template_values.as_bool),
-    **dict.fromkeys(("fail_on_exit_code", "skip_on_exit_code"), template_values.as_exit_codes),
+    **dict.fromkeys(_CONFIGURED_SECONDS, _unless_none(template_values.as_seconds)),
 }
 _SUBMISSION: Checks = {
     "entrypoint": lambda _, value: template_values.as_entrypoint(value),
@@ -60,32 +66,41 @@ _SUBMISSION: Checks = {
     "entrypoint_label_selector": template_values.as_text_dict,
 }
 SUBMISSION_CHECKS: Checks = {
+    **CHECKS,
     **_SUBMISSION,
     "package_secrets": lambda _, value: template_values.as_package_secrets(value),
-    **CHECKS,
+    "stop_on_kill": _unless_none(template_values.as_bool),
+    **dict.fromkeys(("wait_for_completion", "deferrable", "return_result"), template_values.as_bool),
+    **dict.fromkeys(("fail_on_exit_code", "skip_on_exit_code"), template_values.as_exit_codes),
 }
 
 
 def is_literal(value: Any) -> bool:
-    """Tell whether a value is certain to be the same when the task runs. ``None`` stands for no value."""
+    """Tell whether a value is certain to be the same when the task runs."""
     if isinstance(value, str):
         return _PLAIN_TEXT.fullmatch(value) is not None
     if isinstance(value, Mapping):
         return all(map(is_literal, value.values()))
     if isinstance(value, list | tuple | set | frozenset):
         return all(map(is_literal, value))
-    return isinstance(value, int | float | timedelta)
+    return value is None or isinstance(value, int | float | timedelta)
 
 
 def find_mistake(arguments: Mapping[str, Any], checks: Checks, *, may_be_mapped: bool = True) -> str:
     """Return the error of the first literal argument that cannot work; "" if there is none."""
     try:
-        if isinstance(runtime_env := arguments.get("runtime_env"), Mapping):
+        if isinstance(runtime_env := arguments.get("runtime_env"), Mapping | list):
             _check_runtime_env(runtime_env)
         checked = {
-            field: check(field, value) for field, check in checks.items() if is_literal(value := arguments.get(field))
+            field: check(field, arguments[field])
+            for field, check in checks.items()
+            if field in arguments and is_literal(arguments[field])
         }
-        if options := {field: checked[field] for field in _SUBMISSION if field in checked}:
+        if checks is SUBMISSION_CHECKS:
+            template_values.as_return_result(
+                checked.get("return_result", False), waits=checked.get("wait_for_completion", True)
+            )
+            options = {field: checked[field] for field in _SUBMISSION if field in checked}
             if submission_id := options.get("submission_id"):
                 options["submission_id"] = numbered_id(submission_id, _MAP_SUFFIX if may_be_mapped else "", 1)
             build_submission(options.pop("entrypoint", "true"), **options)
@@ -94,7 +109,7 @@ def find_mistake(arguments: Mapping[str, Any], checks: Checks, *, may_be_mapped:
     return ""
 
 
-def _check_runtime_env(runtime_env: Mapping[str, Any]) -> None:
+def _check_runtime_env(runtime_env: Any) -> None:
     """Check the keys, which are no templates, and the types of ``env_vars``."""
     check_runtime_env_keys(runtime_env)
     env_vars = runtime_env.get("env_vars")
@@ -114,7 +129,7 @@ class ChecksLiterals(_Base):
         # the same error.
         if not getattr(self, "_BaseOperator__from_mapped", False):
             # a subclass may set its arguments later
-            arguments = {field: getattr(self, field, None) for field in self.template_fields}
+            arguments = {field: getattr(self, field) for field in self.template_fields if hasattr(self, field)}
             is_mapped = self.get_closest_mapped_task_group() is not None
             self._raise_mistake(self.task_id, arguments, may_be_mapped=is_mapped)
 

@@ -120,6 +120,14 @@ def as_bool(field: str, value: Any) -> bool:
     raise ValueError(f"{field} must be True or False, not {value!r}.")
 
 
+def as_return_result(value: Any, *, waits: bool) -> bool:
+    """Return ``return_result`` of a task that waits for its job, or does not."""
+    return_result = as_bool("return_result", value)
+    if return_result and not waits:
+        raise ValueError("return_result needs wait_for_completion=True: a task that does not wait has no result.")
+    return return_result
+
+
 def as_seconds(field: str, value: Any) -> float:
     """Return a number or a ``timedelta`` as seconds."""
     number = value.total_seconds() if isinstance(value, timedelta) else as_number(field, value)

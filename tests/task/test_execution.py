@@ -455,5 +455,6 @@ def test_delete_operator(client: RayJobsClient):
         client.get_job(job)
     with pytest.raises(RayJobNotFoundError):
         RayJobDeleteOperator(task_id="delete", submission_id=job, missing_ok=False).execute(context())
+    delete.submission_id = ""
     with pytest.raises(ValueError, match="submission_id is empty"):
-        RayJobDeleteOperator(task_id="delete", submission_id="").execute(context())
+        delete.execute(context())

@@ -43,11 +43,22 @@ MISTAKES = [
     (RayJobSubmitOperator, COMMAND, {"deferrable": "maybe"}, "deferrable must be True or False"),
     (RayJobSubmitOperator, COMMAND, {"fail_on_exit_code": ["x"]}, "fail_on_exit_code must be a number"),
     (RayJobSubmitOperator, COMMAND, {"package_secrets": ".env"}, "package_secrets must be True or False"),
+    (RayJobSubmitOperator, COMMAND, {"first_contact_timeout": -1}, "first_contact_timeout must be a number of seconds"),
+    (RayJobSubmitOperator, COMMAND, {"first_contact_timeout": "soon"}, "first_contact_timeout must be a number"),
+    (RayJobSubmitOperator, COMMAND, {"stop_timeout": None}, "stop_timeout must be a number of seconds, 0 or more"),
+    (RayJobSubmitOperator, COMMAND, {"wait_for_completion": None}, "wait_for_completion must be True or False"),
+    (RayJobSubmitOperator, COMMAND, {"return_result": True, "wait_for_completion": "no"}, "return_result needs wait"),
+    (RayJobSubmitOperator, COMMAND, {"metadata": {"A": None}}, "metadata['A'] must be text, not NoneType"),
+    (RayJobSubmitOperator, COMMAND, {"runtime_env": {"env_vars": {"A": None}}}, "['A'] must be text, not NoneType"),
+    (RayJobSubmitOperator, COMMAND, {"runtime_env": ["pip"]}, "runtime_env must be a dictionary, not list"),
+    (RayJobSensor, {}, {"submission_id": ""}, "submission_id is empty"),
     (RayJobSensor, JOB, {"fetch_logs": "none"}, "fetch_logs must be one of live, on_completion, never, not 'none'"),
     (RayJobSensor, JOB, {"missing_timeout": "soon"}, "missing_timeout must be a number"),
     (RayJobStopOperator, JOB, {"stop_timeout": -1}, "stop_timeout must be a number of seconds"),
     (RayJobDeleteOperator, JOB, {"missing_ok": "perhaps"}, "missing_ok must be True or False"),
+    (RayJobDeleteOperator, JOB, {"submission_id": None}, "submission_id is empty"),
     (RayJobCleanupOperator, {}, {"grace_period": "long"}, "grace_period must be a number"),
+    (RayJobCleanupOperator, {}, {"dry_run": "maybe"}, "dry_run must be True or False, not 'maybe'"),
 ]
 # Values that may be templates, in Jinja's delimiters or in those of a DAG, and a function of the context.
 TEMPLATES = [
@@ -107,12 +118,37 @@ def test_templates_are_left_alone(field: str):
         {"runtime_env": lambda context: {"pips": []}},
         {"package_storage": ObjectStoragePath("file:///nowhere"), "package_secrets": ["*.pem"]},
         {"pending_timeout": None, "job_timeout": "", "poll_interval": timedelta(seconds=3), "stop_on_kill": "no"},
+        dict.fromkeys(
+            (
+                "submission_id",
+                "metadata",
+                "runtime_env",
+                "entrypoint_num_cpus",
+                "entrypoint_memory",
+                "stop_on_kill",
+                "poll_interval",
+                "unreachable_timeout",
+                "first_contact_timeout",
+                "log_lines_limit",
+                "fail_on_exit_code",
+                "package_secrets",
+                "log_flush_interval",
+            )
+        ),
+        {"entrypoint_resources": {"TPU": None}, "runtime_env": {"env_vars": None, "pip": None}},
+        {"return_result": True, "wait_for_completion": "{{ params.waits }}"},
     ],
     ids=str,
 )
 def test_arguments_that_may_work(arguments: dict[str, Any]):
     """What may work is no error while the DAG is parsed. A file is searched when the task runs."""
     RayJobSubmitOperator(task_id="daily", **COMMAND | arguments)
+
+
+def test_ray_core_job_id():
+    """An existing job may have the id of a Ray Core job, which no submission may have."""
+    for operator in (RayJobSensor, RayJobStopOperator, RayJobDeleteOperator):
+        operator(task_id="daily", submission_id="01000000")
 
 
 def test_mapped_task():
