@@ -6,7 +6,7 @@ Times count from Ray's ``start_time`` by the head's clock, so every client that 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -86,17 +86,17 @@ def describe_shortage(demand: Mapping[str, float], cluster: ClusterResources | N
     requested = f"The job requests {format_demand(demand)} on one node." if demand else "The job requests no resources."
     if cluster is None or not cluster.nodes:
         return f"{requested} The resources of the cluster are unknown."
-    return f"{requested} {describe_usage(cluster, demand)} {_explain_shortage(demand, cluster.nodes)}"
+    return f"{requested} {describe_usage(cluster, demand)} {_explain_shortage(demand, cluster)}"
 
 
 def describe_usage(cluster: ClusterResources, names: Collection[str] = ()) -> str:
     """Say how much of a cluster's CPUs, GPUs, memory and the named resources is in use."""
-    shown = sorted({name for node in cluster.nodes for name in node} & {"CPU", "GPU", "memory"} | set(names))
-    total = {name: sum(node.get(name, 0.0) for node in cluster.nodes) for name in shown}
+    shown = sorted({name for node, _ in cluster.nodes for name in node} & {"CPU", "GPU", "memory"} | set(names))
+    total = {name: sum(count * node.get(name, 0.0) for node, count in cluster.nodes) for name in shown}
     usage = ", ".join(
         f"{_format(name, cluster.used.get(name, 0.0))} of {_format(name, total[name])} {name}" for name in shown
     )
-    return f"The cluster has {len(cluster.nodes)} node(s); in use: {usage}."
+    return f"The cluster has {sum(count for _, count in cluster.nodes)} node(s); in use: {usage}."
 
 
 def format_demand(demand: Mapping[str, float]) -> str:
@@ -104,12 +104,17 @@ def format_demand(demand: Mapping[str, float]) -> str:
     return ", ".join(f"{_format(name, number)} {name}" for name, number in demand.items())
 
 
-def _explain_shortage(demand: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> str:
+def fits_on_a_node(demand: Mapping[str, float], cluster: ClusterResources) -> bool:
+    """Tell whether a node has the resources, be they in use or not."""
+    return any(all(node.get(name, 0.0) >= number for name, number in demand.items()) for node, _ in cluster.nodes)
+
+
+def _explain_shortage(demand: Mapping[str, float], cluster: ClusterResources) -> str:
     if not demand:
         return "Its runtime environment may still be installing, or a node is short of memory."
-    if any(all(node.get(name, 0.0) >= number for name, number in demand.items()) for node in nodes):
+    if fits_on_a_node(demand, cluster):
         return "A large enough node exists, but other jobs use it."
-    lacking = [name for name in demand if all(node.get(name, 0.0) < demand[name] for node in nodes)]
+    lacking = [name for name in demand if all(node.get(name, 0.0) < demand[name] for node, _ in cluster.nodes)]
     return f"No node has enough {', '.join(lacking)}." if lacking else "No single node has enough of all of them."
 
 

@@ -176,24 +176,39 @@ class JobDetails:
 @dataclass(frozen=True)
 class ClusterResources:
     """
-    The resources of each node, and those in use in the whole cluster: name to quantity, memory in bytes.
+    The resources of the nodes, and those in use in the whole cluster: name to quantity, memory in bytes.
 
+    :param nodes: the shapes of nodes, each with the number of such nodes.
     :param waiting: the requests of jobs, tasks and actors that no node serves yet, each with its number.
     """
 
-    nodes: tuple[Mapping[str, float], ...] = ()
+    nodes: tuple[tuple[Mapping[str, float], int], ...] = ()
     used: Mapping[str, float] = field(default_factory=dict)
     waiting: tuple[tuple[Mapping[str, float], int], ...] = ()
 
     @classmethod
     def from_json(cls, answer: Mapping[str, Any]) -> ClusterResources:
-        """Read the autoscaler's report; a head without one is no error."""
+        """Read the autoscaler's report; a head without one is no error, and a value of another type is one."""
         report = ((answer.get("data") or {}).get("clusterStatus") or {}).get("loadMetricsReport") or {}
-        nodes = tuple(shape for shape, count in report.get("nodeTypes") or () for _ in range(count))
+        nodes = _shapes(report.get("nodeTypes"))
         # The dashboard turns snake_case into camelCase in "usage", but not in "nodeTypes".
-        usage = {_plain(name): use for name, (use, _) in (report.get("usage") or {}).items()}
-        used = {name: usage[_plain(name)] for node in nodes for name in node if _plain(name) in usage}
-        return cls(nodes, used, tuple((shape, count) for shape, count in report.get("resourceDemand") or ()))
+        usage = {_plain(name): _quantity(use) for name, (use, _) in (report.get("usage") or {}).items()}
+        used = {name: usage[_plain(name)] for node, _ in nodes for name in node if _plain(name) in usage}
+        return cls(nodes, used, _shapes(report.get("resourceDemand")))
+
+
+def _shapes(pairs: Any) -> tuple[tuple[Mapping[str, float], int], ...]:
+    return tuple(
+        ({name: _quantity(number) for name, number in shape.items()}, int(_quantity(count)))
+        for shape, count in pairs or ()
+    )
+
+
+def _quantity(value: Any) -> float:
+    """Return a number that is finite, also in arithmetic with others of its kind."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 2**63:
+        raise TypeError(f"{type(value).__name__} is no quantity")
+    return value
 
 
 def _plain(name: str) -> str:

@@ -18,7 +18,14 @@ from typing import Any
 
 from airflow_provider_rayjobs.exceptions import RayJobsError
 from airflow_provider_rayjobs.jobs import endpoints
-from airflow_provider_rayjobs.jobs.limits import NO_LIMITS, Limits, describe_shortage, describe_usage, format_demand
+from airflow_provider_rayjobs.jobs.limits import (
+    NO_LIMITS,
+    Limits,
+    describe_shortage,
+    describe_usage,
+    fits_on_a_node,
+    format_demand,
+)
 from airflow_provider_rayjobs.jobs.models import ClusterResources, JobDetails, JobStatus
 from airflow_provider_rayjobs.jobs.steps import Engine, LogMessage, Send, Sleep
 
@@ -131,10 +138,13 @@ class PendingReport:
         age = now - self._first_seen if details.age is None else details.age
         if age < max(REPORT_AFTER, self._rests_until):
             return
-        if not (yield from self._view.look(now - age + _REPORTED_AFTER, time_left)):
-            return
+        try:
+            if not (yield from self._view.look(now - age + _REPORTED_AFTER, time_left)):
+                return
+            reason = explain(details, self._demand, self._view.resources)
+        except Exception as error:  # noqa: BLE001  (no bug here may end a job; an interruption is no Exception)
+            reason = Reason("", f"Its reason could not be determined: {type(error).__name__}: {error}.")
         self._looked_at = age
-        reason = explain(details, self._demand, self._view.resources)
         is_new = self._told is None or (reason.kind not in ("", self._told))
         if not is_new and age < self._told_at + _REMIND_AFTER:
             return
@@ -169,7 +179,7 @@ def explain(details: JobDetails, demand: Mapping[str, float] | None, cluster: Cl
         return Reason("", describe_shortage(demand, None))
     if demand and cluster is not None:
         alike = sum(count for shape, count in cluster.waiting if _is_same(shape, demand))
-        fits = any(all(node.get(name, 0.0) >= number for name, number in demand.items()) for node in cluster.nodes)
+        fits = fits_on_a_node(demand, cluster)
         if alike or not fits:
             others = f" {alike - 1} other request(s) for the same resources wait, too." if alike > 1 else ""
             return Reason("busy" if fits else "lacking", f"{describe_shortage(demand, cluster)}{others}")

@@ -472,7 +472,7 @@ def test_cluster_status_is_read() -> None:
     """The autoscaler's report is read as the resources of the cluster and those in use."""
     cluster = parse_answer(endpoints.get_cluster_status(), sample("cluster_status.json"))
 
-    assert [(node["CPU"], node["special_chip"]) for node in cluster.nodes] == [(4, 2)]
+    assert [(node["CPU"], node["special_chip"], count) for node, count in cluster.nodes] == [(4, 2, 1)]
     assert (cluster.used["CPU"], cluster.used["special_chip"]) == (2, 1)
 
 

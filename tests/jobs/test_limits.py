@@ -123,42 +123,42 @@ GPU = {"CPU": 2.0, "GPU": 1.0, "memory": 16.0 * GIB, "special_chip": 2.0}
     [
         pytest.param(
             {"GPU": 2.0},
-            ClusterResources((SMALL, GPU), {"CPU": 1.5, "GPU": 1.0, "memory": 0.0}),
+            ClusterResources(((SMALL, 1), (GPU, 1)), {"CPU": 1.5, "GPU": 1.0, "memory": 0.0}),
             "The job requests 2 GPU on one node. The cluster has 2 node(s); in use: 1.5 of 6 CPU, 1 of 1 GPU, 0.0 GiB "
             "of 24.0 GiB memory. No node has enough GPU.",
             id="more than any node has",
         ),
         pytest.param(
             {"CPU": 5, "memory": 20 * GIB, "special_chip": 1},
-            ClusterResources((SMALL, GPU)),
+            ClusterResources(((SMALL, 1), (GPU, 1))),
             "The job requests 5 CPU, 20.0 GiB memory, 1 special_chip on one node. The cluster has 2 node(s); in use: "
             "0 of 6 CPU, 0 of 1 GPU, 0.0 GiB of 24.0 GiB memory, 0 of 2 special_chip. No node has enough CPU, memory.",
             id="more of two resources",
         ),
         pytest.param(
             {"no_such_thing": 1},
-            ClusterResources((SMALL,)),
+            ClusterResources(((SMALL, 1),)),
             "The job requests 1 no_such_thing on one node. The cluster has 1 node(s); in use: 0 of 4 CPU, 0.0 GiB of "
             "8.0 GiB memory, 0 of 0 no_such_thing. No node has enough no_such_thing.",
             id="unknown resource",
         ),
         pytest.param(
             {"CPU": 3, "GPU": 1},
-            ClusterResources((SMALL, GPU)),
+            ClusterResources(((SMALL, 1), (GPU, 1))),
             "The job requests 3 CPU, 1 GPU on one node. The cluster has 2 node(s); in use: 0 of 6 CPU, 0 of 1 GPU, "
             "0.0 GiB of 24.0 GiB memory. No single node has enough of all of them.",
             id="each on a different node",
         ),
         pytest.param(
             {"CPU": 4},
-            ClusterResources((SMALL,), {"CPU": 4.0}),
-            "The job requests 4 CPU on one node. The cluster has 1 node(s); in use: 4 of 4 CPU, 0.0 GiB of 8.0 GiB "
+            ClusterResources(((SMALL, 3),), {"CPU": 12.0}),
+            "The job requests 4 CPU on one node. The cluster has 3 node(s); in use: 12 of 12 CPU, 0.0 GiB of 24.0 GiB "
             "memory. A large enough node exists, but other jobs use it.",
             id="used by other jobs",
         ),
         pytest.param(
             {},
-            ClusterResources((SMALL,), {"CPU": 1.0}),
+            ClusterResources(((SMALL, 1),), {"CPU": 1.0}),
             "The job requests no resources. The cluster has 1 node(s); in use: 1 of 4 CPU, 0.0 GiB of "
             "8.0 GiB memory. Its runtime environment may still be installing, or a node is short of memory.",
             id="no request",

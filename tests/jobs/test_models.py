@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from airflow_provider_rayjobs.jobs import JobDetails, JobErrorType, JobStatus, JobSubmission, JobType, RayVersion
+from airflow_provider_rayjobs.exceptions import RayApiResponseError
+from airflow_provider_rayjobs.jobs import (
+    JobDetails,
+    JobErrorType,
+    JobStatus,
+    JobSubmission,
+    JobType,
+    RayVersion,
+    endpoints,
+)
 from airflow_provider_rayjobs.jobs.models import ClusterResources
+from airflow_provider_rayjobs.jobs.requests import Answer
 
 SAMPLES = Path(__file__).parents[1] / "samples" / "2.60.0"
 JOBS = ["driver", "failed", "pending", "running", "runtime_env_failure", "stopped", "succeeded"]
@@ -223,7 +234,8 @@ def test_recorded_cluster_status_is_read() -> None:
     answer = json.loads((SAMPLES / "cluster_status.json").read_text())
 
     cluster = ClusterResources.from_json(answer)
-    (node,) = cluster.nodes
+    ((node, count),) = cluster.nodes
+    assert count == 1
     assert {name: node[name] for name in ("CPU", "special_chip")} == {"CPU": 4, "special_chip": 2}
     assert {name: cluster.used[name] for name in ("CPU", "special_chip", "memory")} == {
         "CPU": 2,
@@ -241,13 +253,39 @@ def test_requests_that_wait_are_read() -> None:
     assert cluster.waiting == (({"CPU": 1.0}, 2), ({"special_chip": 1.0}, 1))
 
 
-def test_nodes_of_one_shape_are_listed_one_by_one() -> None:
-    """Nodes of the same shape are listed one by one."""
+def test_nodes_of_one_shape_are_counted() -> None:
+    """Nodes of the same shape are counted, as the report does it."""
     small, large = {"CPU": 4.0}, {"CPU": 8.0, "GPU": 1.0}
     report = {"nodeTypes": [[small, 2], [large, 1]], "usage": {"CPU": [3.0, 16.0]}}
 
     cluster = ClusterResources.from_json({"data": {"clusterStatus": {"loadMetricsReport": report}}})
-    assert cluster == ClusterResources((small, small, large), {"CPU": 3.0})
+    assert cluster == ClusterResources(((small, 2), (large, 1)), {"CPU": 3.0})
+
+
+@pytest.mark.parametrize("part", [{"nodeTypes": [[{"CPU": 2}, 10**9]]}, {"resourceDemand": [[{"CPU": 2}, 10**9]]}])
+def test_large_counts_take_no_memory(part: dict[str, Any]) -> None:
+    """A report may count any number of nodes and requests."""
+    cluster = ClusterResources.from_json({"data": {"clusterStatus": {"loadMetricsReport": part}}})
+
+    assert (cluster.nodes or cluster.waiting) == (({"CPU": 2}, 10**9),)
+
+
+@pytest.mark.parametrize("bad", ["2", None, [2], True, math.nan, math.inf, 10**400], ids=str)
+@pytest.mark.parametrize("place", ["node", "count of nodes", "request", "count of requests", "use", "shape"])
+def test_odd_resources_are_no_answer_of_ray(place: str, bad: Any) -> None:
+    """A quantity that is no finite number, or a shape that is no mapping, makes the whole answer unusable."""
+    shape: Any = {"CPU": 2.0}
+    report = {
+        "nodeTypes": [[{"CPU": bad} if place == "node" else shape, bad if place == "count of nodes" else 1]],
+        "resourceDemand": [[{"CPU": bad} if place == "request" else shape, bad if place == "count of requests" else 1]],
+        "usage": {"CPU": [bad if place == "use" else 0.0, 2.0]},
+    }
+    if place == "shape":
+        report["resourceDemand"] = [[bad, 1]]
+    content = json.dumps({"data": {"clusterStatus": {"loadMetricsReport": report}}}).encode()
+
+    with pytest.raises(RayApiResponseError):
+        endpoints.parse_answer(endpoints.get_cluster_status(), Answer(200, content, "http://a", "application/json"))
 
 
 @pytest.mark.parametrize(

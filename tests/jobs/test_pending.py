@@ -16,13 +16,13 @@ from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.limits import Limits
 from airflow_provider_rayjobs.jobs.models import ClusterResources
 from airflow_provider_rayjobs.jobs.pending import ClusterView, PendingReport, explain
-from airflow_provider_rayjobs.jobs.steps import Engine, LogMessage, Send, Sleep
+from airflow_provider_rayjobs.jobs.steps import Engine, Interrupted, LogMessage, Send, Sleep
 from sandbox.ray_head import RayHead
 
 START = 1_767_312_000_000
 GPU = {"GPU": 1.0}
 NODE = {"CPU": 2.0, "memory": 4.0 * 2**30}
-ONE_NODE = ClusterResources((NODE,), {"CPU": 2.0})
+ONE_NODE = ClusterResources(((NODE, 1),), {"CPU": 2.0})
 LACKS_GPU = replace(ONE_NODE, waiting=(({"GPU": 1.0}, 1),))
 WAITS_FOR_RESOURCES = (
     "Job has not started yet. It may be waiting for resources (CPUs, GPUs, memory, custom resources) to become "
@@ -178,7 +178,7 @@ def test_change_of_the_reason_and_the_start_are_logged() -> None:
     """Once nodes were added, the log says that the runtime environment is set up, and then that the job runs."""
     waits = follower()
     waits.poll_until(100)
-    waits.cluster = ClusterResources(({**NODE, "GPU": 1.0},))
+    waits.cluster = ClusterResources((({**NODE, "GPU": 1.0}, 1),))
     waits.poll_until(200)
     waits.poll_until(210, "RUNNING")
 
@@ -233,6 +233,26 @@ def test_unanswered_question_changes_nothing() -> None:
     waits.cluster = RayApiConnectionError("cut off")
     waits.poll_until(400)
     assert ["unknown" in text for _, text in waits.messages] == [True, False]
+
+
+def test_bug_in_the_explanation_ends_no_job() -> None:
+    """An unexpected error while the head is asked, or its answer explained, is logged once, and the job goes on."""
+    waits = follower(cluster=replace(ONE_NODE, waiting=(({"GPU": "1"}, 1),)))
+    waits.poll_until(400)
+    waits.poll_until(410, "RUNNING")
+
+    assert [age for age, _ in waits.messages] == [30, 405]
+    assert "Its reason could not be determined: TypeError: must be real number, not str." in waits.messages[0][1]
+
+
+def test_interruption_passes() -> None:
+    """An interruption of the task while the head is asked ends the engine."""
+    engine = PendingReport(GPU).report(job())
+    step = next(engine)
+    while not isinstance(step, Send):
+        step = engine.send(1000.0)
+    with pytest.raises(Interrupted):
+        engine.throw(Interrupted)
 
 
 def test_nothing_is_asked_just_before_a_time_limit() -> None:
