@@ -214,6 +214,7 @@ def get_cluster_status() -> Request[ClusterResources]:
         "GET",
         "/api/cluster_status",
         ClusterResources.from_json,
+        with_time=ClusterResources.at,
         endpoint="get_cluster_status",
     )
 

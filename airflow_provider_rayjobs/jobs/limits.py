@@ -113,7 +113,7 @@ def _explain_shortage(demand: Mapping[str, float], cluster: ClusterResources) ->
     if not demand:
         return "Its runtime environment may still be installing, or a node is short of memory."
     if fits_on_a_node(demand, cluster):
-        return "A large enough node exists, but other jobs use it."
+        return "A large enough node exists, but other jobs may use it."
     lacking = [name for name in demand if all(node.get(name, 0.0) < demand[name] for node, _ in cluster.nodes)]
     return f"No node has enough {', '.join(lacking)}." if lacking else "No single node has enough of all of them."
 

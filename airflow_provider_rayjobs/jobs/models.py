@@ -173,6 +173,10 @@ class JobDetails:
         return max(self.seen_at - self.start_time, 0) / 1000
 
 
+# Milliseconds. The autoscaler reports every 5 s, and later while it is busy. An old report is that of a dead one.
+_MAX_REPORT_AGE = 60_000
+
+
 @dataclass(frozen=True)
 class ClusterResources:
     """
@@ -180,21 +184,30 @@ class ClusterResources:
 
     :param nodes: the shapes of nodes, each with the number of such nodes.
     :param waiting: the requests of jobs, tasks and actors that no node serves yet, each with its number.
+    :param reported_at: Unix milliseconds by the head's clock.
     """
 
     nodes: tuple[tuple[Mapping[str, float], int], ...] = ()
     used: Mapping[str, float] = field(default_factory=dict)
     waiting: tuple[tuple[Mapping[str, float], int], ...] = ()
+    reported_at: float | None = None
 
     @classmethod
     def from_json(cls, answer: Mapping[str, Any]) -> ClusterResources:
         """Read the autoscaler's report; a head without one is no error, and a value of another type is one."""
-        report = ((answer.get("data") or {}).get("clusterStatus") or {}).get("loadMetricsReport") or {}
+        status = (answer.get("data") or {}).get("clusterStatus") or {}
+        report = status.get("loadMetricsReport") or {}
         nodes = _shapes(report.get("nodeTypes"))
         # The dashboard turns snake_case into camelCase in "usage", but not in "nodeTypes".
         usage = {_plain(name): _quantity(use) for name, (use, _) in (report.get("usage") or {}).items()}
         used = {name: usage[_plain(name)] for node, _ in nodes for name in node if _plain(name) in usage}
-        return cls(nodes, used, _shapes(report.get("resourceDemand")))
+        reported_at = None if status.get("time") is None else 1000 * _quantity(status["time"])
+        return cls(nodes, used, _shapes(report.get("resourceDemand")), reported_at)
+
+    def at(self, time: int) -> ClusterResources:
+        """Return these resources, or none if their report is out of date at a time of the head's clock."""
+        is_old = self.reported_at is not None and time > self.reported_at + _MAX_REPORT_AGE
+        return ClusterResources() if is_old else self
 
 
 def _shapes(pairs: Any) -> tuple[tuple[Mapping[str, float], int], ...]:

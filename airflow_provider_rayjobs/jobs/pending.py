@@ -44,6 +44,7 @@ _MIN_TIME_LEFT = 10.0
 RAY_START_LIMIT = 900.0
 _VARIABLE = "RAY_JOB_START_TIMEOUT_SECONDS"
 _NO_DEMAND = "It requests no resources"
+_NO_LABELS = "no node has the labels that the job asks for"
 # The parts of a runtime environment that need no installation.
 _INSTANT = ("env_vars", "config")
 
@@ -173,6 +174,8 @@ def explain(details: JobDetails, demand: Mapping[str, float] | None, cluster: Cl
     :param demand: the resources that the job needs on one node; ``None`` if unknown.
     :param cluster: ``None`` if its resources are unknown.
     """
+    if cluster is not None and (cluster.reported_at or math.inf) < (details.start_time or 0):
+        cluster = None  # the report does not contain the job
     if demand is None:
         return _explain_by_message(details, cluster)
     if demand and (cluster is None or not cluster.nodes):
@@ -181,8 +184,9 @@ def explain(details: JobDetails, demand: Mapping[str, float] | None, cluster: Cl
         alike = sum(count for shape, count in cluster.waiting if _is_same(shape, demand))
         fits = fits_on_a_node(demand, cluster)
         if alike or not fits:
-            others = f" {alike - 1} other request(s) for the same resources wait, too." if alike > 1 else ""
-            return Reason("busy" if fits else "lacking", f"{describe_shortage(demand, cluster)}{others}")
+            # The job may not be among them: its runtime environment is set up after it got its resources.
+            waiting = f" {alike} requests for the same resources wait." if alike > 1 else ""
+            return Reason("busy" if fits else "lacking", f"{describe_shortage(demand, cluster)}{waiting}")
     return Reason("setup", _describe_setup(details, "Its resources are reserved" if demand else _NO_DEMAND))
 
 
@@ -202,10 +206,10 @@ def _explain_by_message(details: JobDetails, cluster: ClusterResources | None) -
 
 def _describe_setup(details: JobDetails, fact: str) -> str:
     if parts := ", ".join(_installed(details.runtime_env)):
-        return f"{fact}. Its runtime environment ({parts}) is being set up."
+        return f"{fact}. Its runtime environment ({parts}) may still be installing, or {_NO_LABELS}."
     return (
-        f"{fact}, and its runtime environment needs no installation. The head may be busy or short of memory, or no "
-        "node has the labels that the job asks for."
+        f"{fact}, and its runtime environment needs no installation. The head may be busy or short of memory, or "
+        f"{_NO_LABELS}."
     )
 
 

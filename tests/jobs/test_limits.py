@@ -153,7 +153,7 @@ GPU = {"CPU": 2.0, "GPU": 1.0, "memory": 16.0 * GIB, "special_chip": 2.0}
             {"CPU": 4},
             ClusterResources(((SMALL, 3),), {"CPU": 12.0}),
             "The job requests 4 CPU on one node. The cluster has 3 node(s); in use: 12 of 12 CPU, 0.0 GiB of 24.0 GiB "
-            "memory. A large enough node exists, but other jobs use it.",
+            "memory. A large enough node exists, but other jobs may use it.",
             id="used by other jobs",
         ),
         pytest.param(

@@ -262,6 +262,20 @@ def test_nodes_of_one_shape_are_counted() -> None:
     assert cluster == ClusterResources(((small, 2), (large, 1)), {"CPU": 3.0})
 
 
+@pytest.mark.parametrize(
+    ("time", "is_known"),
+    [(0.0, False), (1_767_311_939, False), (1_767_311_941, True), (1_767_312_900, True), (None, True)],
+)
+def test_old_report_is_ignored(time: float | None, is_known: bool) -> None:
+    """A report of a dead autoscaler tells nothing: it is more than a minute older than the head's answer."""
+    status = {"time": time, "loadMetricsReport": {"nodeTypes": [[{"CPU": 2.0}, 1]]}}
+    content = json.dumps({"data": {"clusterStatus": status}}).encode()
+
+    answer = Answer(200, content, "http://a", "application/json", time=1_767_312_000_000)
+    cluster = endpoints.parse_answer(endpoints.get_cluster_status(), answer)
+    assert bool(cluster.nodes) == is_known
+
+
 @pytest.mark.parametrize("part", [{"nodeTypes": [[{"CPU": 2}, 10**9]]}, {"resourceDemand": [[{"CPU": 2}, 10**9]]}])
 def test_large_counts_take_no_memory(part: dict[str, Any]) -> None:
     """A report may count any number of nodes and requests."""

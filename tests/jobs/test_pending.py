@@ -29,6 +29,7 @@ WAITS_FOR_RESOURCES = (
     "available. It may be waiting for the runtime environment to be set up."
 )
 USAGE = "The cluster has 1 node(s); in use: 2 of 2 CPU, 0.0 GiB of 4.0 GiB memory."
+SETUP = "may still be installing, or no node has the labels that the job asks for."
 NO_INSTALLATION = (
     "and its runtime environment needs no installation. The head may be busy or short of memory, or no node has the "
     "labels that the job asks for."
@@ -52,19 +53,19 @@ def job(status: str = "PENDING", age: float | None = 60, **fields: Any) -> JobDe
         ),
         pytest.param(
             job(), {"CPU": 1}, replace(ONE_NODE, waiting=(({"CPU": 1.0}, 4), ({"CPU": 2.0}, 9))), "busy",
-            f"The job requests 1 CPU on one node. {USAGE} A large enough node exists, but other jobs use it. 3 other "
-            "request(s) for the same resources wait, too.",
+            f"The job requests 1 CPU on one node. {USAGE} A large enough node exists, but other jobs may use it. 4 "
+            "requests for the same resources wait.",
             id="others use it",
         ),
         pytest.param(
             job(runtime_env={"env_vars": {"A": "b"}, "pip": ["x"], "_ray_commit": "c", "working_dir": "gcs://a.zip"}),
             {"CPU": 1}, replace(ONE_NODE, waiting=(({"CPU": 2.0}, 9),)), "setup",
-            "Its resources are reserved. Its runtime environment (pip, working_dir) is being set up.",
+            f"Its resources are reserved. Its runtime environment (pip, working_dir) {SETUP}",
             id="it has its resources",
         ),
         pytest.param(
             job(runtime_env={"pip": ["x"]}), {}, LACKS_GPU, "setup",
-            "It requests no resources. Its runtime environment (pip) is being set up.",
+            f"It requests no resources. Its runtime environment (pip) {SETUP}",
             id="no resources",
         ),
         pytest.param(
@@ -75,6 +76,21 @@ def job(status: str = "PENDING", age: float | None = 60, **fields: Any) -> JobDe
         pytest.param(
             job(), GPU, None, "", "The job requests 1 GPU on one node. The resources of the cluster are unknown.",
             id="unknown resources",
+        ),
+        pytest.param(
+            job(), {"CPU": 1}, replace(ONE_NODE, reported_at=START - 1), "",
+            "The job requests 1 CPU on one node. The resources of the cluster are unknown.",
+            id="report from before the submission",
+        ),
+        pytest.param(
+            job(), {"CPU": 1}, replace(ONE_NODE, reported_at=START + 1), "setup",
+            f"Its resources are reserved, {NO_INSTALLATION}",
+            id="report from after the submission",
+        ),
+        pytest.param(
+            job(message=WAITS_FOR_RESOURCES), None, replace(ONE_NODE, reported_at=START - 1), "",
+            f"Ray says: {WAITS_FOR_RESOURCES}",
+            id="another's job, report from before the submission",
         ),
         pytest.param(
             job(message=WAITS_FOR_RESOURCES), None, LACKS_GPU, "busy",
@@ -92,7 +108,7 @@ def job(status: str = "PENDING", age: float | None = 60, **fields: Any) -> JobDe
         ),
         pytest.param(
             job(message="Job has not started yet.", runtime_env={"uv": ["x"]}), None, LACKS_GPU, "setup",
-            "It requests no resources. Its runtime environment (uv) is being set up.",
+            f"It requests no resources. Its runtime environment (uv) {SETUP}",
             id="another's job, runtime environment",
         ),
     ],
