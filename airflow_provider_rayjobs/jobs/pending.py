@@ -32,7 +32,7 @@ from airflow_provider_rayjobs.jobs.steps import Engine, LogMessage, Send, Sleep
 # Seconds in PENDING until the first message: most jobs start sooner. The same reason is repeated after ten minutes.
 REPORT_AFTER = 30.0
 _REMIND_AFTER = 600.0
-# Seconds between two questions for the resources, of all followers together; the first for a new job come sooner.
+# Seconds between two questions for the resources, of all followers together; and while new jobs begin to wait.
 _ASK_EVERY = 60.0
 _ASK_AGAIN = 10.0
 # Seconds after the submission from which the autoscaler's report, which is a few seconds old, contains the job.

@@ -309,6 +309,19 @@ def test_followers_of_a_cluster_share_the_question() -> None:
     assert late.messages[0][0] <= 40
 
 
+def test_new_jobs_ask_six_times_a_minute_at_most() -> None:
+    """However many jobs begin to wait, the head is asked every ten seconds at most, and each job is told in time."""
+    view = ClusterView()
+    waits: list[Follower] = []
+    for now in range(1000, 1300, 2):
+        waits.append(Follower(PendingReport(GPU, view=view), interval=2, now=float(now), submitted_at=float(now)))
+        for each in waits:
+            each.poll_until(now + 2 - each.submitted_at)
+
+    assert sum(len(each.asked) for each in waits) <= 30
+    assert all(30 <= each.messages[0][0] <= 40 for each in waits[:-20])
+
+
 def test_report_continues_in_another_process() -> None:
     """A rescheduled sensor repeats nothing, and asks as rarely as one in a single process."""
     state: dict[str, Any] = {}
