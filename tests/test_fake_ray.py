@@ -23,6 +23,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobLostError,
     RayJobRuntimeEnvError,
     RayJobTimeoutError,
+    RayJobUnschedulableError,
 )
 from airflow_provider_rayjobs.hooks import RayJobsHook
 from airflow_provider_rayjobs.in_job import ResultError
@@ -156,27 +157,54 @@ def test_failure_in_words_of_ray(fake: FakeRay) -> None:
 @pytest.mark.parametrize(
     ("plan", "limit"),
     [
-        (Plan(pending=math.inf), {"pending_timeout": 7200}),
+        (Plan(pending=math.inf), {"pending_timeout": 600}),
         (Plan(runs=math.inf), {"job_timeout": 7200}),
         (Plan(runs=math.inf, stop_takes=math.inf), {"job_timeout": 7200, "stop_timeout": 1}),
+        (Plan(pending=610), {"pending_timeout": 600, "job_timeout": 7200}),
+        (Plan(pending=610, runs=7000), {"job_timeout": 7200, "pending_timeout": 620}),
+        (Plan(runs=7201.5), {"job_timeout": 7200}),
     ],
-    ids=["pending", "running", "not stopping"],
+    ids=["pending", "running", "not stopping", "starts later", "started, ends later", "ends later"],
 )
 @pytest.mark.parametrize("is_deferrable", [False, True], ids=["worker", "deferrable"])
 def test_limits_of_hours_expire_at_once(fake: FakeRay, plan: Plan, limit: dict[str, Any], is_deferrable: bool) -> None:
-    """A job that never starts or never ends exceeds its time limit, and is stopped, without a wait."""
+    """A job that starts or ends too late, or never, exceeds its time limit, and is stopped, without a wait."""
+    seconds = next(iter(limit.values()))
     fake.default_plan = plan
     if is_deferrable:
         trigger = defer(deferrable(**limit), try_from(0, Store()))
         event = fire(trigger)
-        with pytest.raises(RayJobTimeoutError, match="is 7200 s"):
+        with pytest.raises(RayJobTimeoutError, match=f"is {seconds} s"):
             deferrable(**limit).execute_complete(try_from(0, Store()), event)
     else:
-        with pytest.raises(RayJobTimeoutError, match="is 7200 s"):
+        with pytest.raises(RayJobTimeoutError, match=f"is {seconds} s"):
             run(**limit)
 
     [job] = fake.jobs
     assert job.stop_accepted is not None
+
+
+def test_limits_that_do_not_expire(fake: FakeRay) -> None:
+    """A job that starts and ends within its time limits succeeds."""
+    fake.default_plan = Plan(pending=590, runs=6600)
+
+    run(pending_timeout=600, job_timeout=7200)
+    [job] = fake.jobs
+    assert (job.run_at, job.end_time, job.stop_accepted) == (590, 7190, None)
+
+
+@pytest.mark.parametrize("pending", [901, math.inf])
+@pytest.mark.parametrize("limit", [{}, {"pending_timeout": 1800}], ids=str)
+def test_ray_fails_a_job_that_does_not_start(fake: FakeRay, pending: float, limit: dict[str, Any]) -> None:
+    """A job that has not started after 15 minutes fails in words of Ray; a longer pending_timeout does not matter."""
+    fake.default_plan = Plan(pending=pending)
+    with pytest.raises(RayJobUnschedulableError, match=r"failed to start within 900\.0 seconds"):
+        run(**limit)
+    [job] = fake.jobs
+    assert (job.end_time, job.run_at, job.stop_accepted) == (900, None, None)
+
+    fake.submit("nightly-export")
+    assert RayJobsHook().get_job("nightly-export").error_type == "JOB_SUPERVISOR_ACTOR_START_TIMEOUT"
 
 
 def test_deferred_task_needs_no_wait(fake: FakeRay) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable
 from itertools import count
 
@@ -39,12 +40,18 @@ class Clock:
         heapq.heappush(self._events, (self.now + max(delay, 0.0), next(self._count), timer))
         return timer
 
+    def next_at(self) -> float:
+        """Return the time of the next event; infinity if there is none."""
+        while self._events and self._events[0][2].call is None:
+            heapq.heappop(self._events)
+        return self._events[0][0] if self._events else math.inf
+
     def step(self) -> bool:
         """Run the next event. Return ``False`` if there is none."""
-        while self._events:
-            when, _, timer = heapq.heappop(self._events)
-            if (call := timer.call) is not None:
-                self.now = max(self.now, when)
-                call()
-                return True
-        return False
+        if self.next_at() == math.inf:
+            return False
+        when, _, timer = heapq.heappop(self._events)
+        self.now = max(self.now, when)
+        if timer.call is not None:
+            timer.call()
+        return True

@@ -2,6 +2,7 @@
 A Ray cluster in memory: the Jobs API as Ray 2.60 answers it, and the jobs behind it.
 
 - A job is PENDING, then RUNNING, then it ends as its :class:`Plan` says. What it prints, it prints at its start.
+- A job that would be PENDING for more than 15 minutes is FAILED then.
 - A stop is accepted at once and takes effect later. A PENDING job is stopped when it starts.
 - A restart kills all jobs, forgets their records, and begins a new session. Ray Core job ids count up again.
 
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from airflow_provider_rayjobs.in_job import check
+from airflow_provider_rayjobs.jobs.pending import RAY_START_LIMIT
 from airflow_provider_rayjobs.jobs.submission import NONCE
 from airflow_provider_rayjobs.testing.clock import Clock
 
@@ -55,7 +57,7 @@ class Plan:
     :param progress: what it reports, e.g. ``{"done": 3, "total": 10, "text": "epoch 3"}``.
     :param message: Ray's message about a job that FAILED, instead of the usual one.
     :param error_type: Ray's error type of such a job, e.g. ``RUNTIME_ENV_SETUP_FAILURE``.
-    :param pending: from the submission to the start; infinity for a job that never starts.
+    :param pending: from the submission to the start. Ray fails a job that has not started after 900 seconds.
     :param runs: from the start to the end; infinity for a job that runs until it is stopped.
     :param stop_takes: from the stop of a RUNNING job to its end; infinity for a job that does not stop.
     """
@@ -166,7 +168,9 @@ class Cluster:
         plan = plan or self._plan_for(submission)
         job = self.job_type(submission, plan, self.session, self._clock.now, len(self.every_job))
         self._add(str(job.submission_id), job)
-        if plan.pending != math.inf:
+        if plan.pending > RAY_START_LIMIT:
+            self._clock.call_later(RAY_START_LIMIT, lambda: self._fail_to_start(job))
+        else:
             self._clock.call_later(plan.pending, lambda: self._start(job))
         return job
 
@@ -189,6 +193,13 @@ class Cluster:
             self._clock.call_later(min(job.plan.stop_takes, 1.0), lambda: self._end(job, "STOPPED"))
         if job.plan.runs != math.inf:
             self._clock.call_later(job.plan.runs, lambda: self._end_by_itself(job))
+
+    def _fail_to_start(self, job: Job) -> None:
+        message = (
+            f"Job supervisor actor failed to start within {RAY_START_LIMIT} seconds. This timeout can be configured by "
+            "setting the environment variable RAY_JOB_START_TIMEOUT_SECONDS."
+        )
+        self._end(job, "FAILED", None, "JOB_SUPERVISOR_ACTOR_START_TIMEOUT", message)
 
     def _end_by_itself(self, job: Job) -> None:
         plan, code = job.plan, job.plan.exit_code

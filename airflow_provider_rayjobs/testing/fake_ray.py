@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +21,8 @@ from airflow_provider_rayjobs.testing.cluster import TERMINAL, Cluster, Job, Pla
 
 # Seconds that pass between two looks at a job that would not change, so that its time limits expire.
 _DAY = 86_400.0
+# The key in the metadata of a task's job. Tasks have time limits for such jobs only.
+_TASK_ID = "airflow_task_id"
 
 
 class FakeRay:
@@ -27,7 +30,8 @@ class FakeRay:
     A Ray cluster in this process. While it is entered, all requests of this package go to it, whatever their address.
 
     The real client, operators and triggers send the requests, and the cluster answers as Ray 2.60 does. Time passes
-    between requests only: at the next look at a job its plan has come true. If the plan has no end, a day has passed.
+    between requests only. A task sees its job just before each change, so that its time limits expire. At the next look
+    at another job its plan has come true. If the plan has no end, a day has passed.
 
     :param address: the address of the connections that lead here. It matters only if there are several clusters.
     :ivar default_plan: of each job for which :meth:`plan` gave none.
@@ -44,6 +48,8 @@ class FakeRay:
         self._plans: dict[str, list[Plan]] = {}
         self._clock = Clock(int(time.time()))
         self._cluster = Cluster(self._clock, "fake", self._next_plan)
+        # whether no time passes before the next look
+        self._is_still = False
         self._cleanup = ExitStack()
         # the transport of a cluster that was entered before
         self._outer: httpx.MockTransport | None = None
@@ -78,7 +84,7 @@ class FakeRay:
         self._plans[task_id] = list(plans)
 
     def _next_plan(self, submission: Mapping[str, Any]) -> Plan:
-        task_id = (submission.get("metadata") or {}).get("airflow_task_id", "")
+        task_id = (submission.get("metadata") or {}).get(_TASK_ID, "")
         plans = self._plans.get(task_id) or [self.default_plan]
         return plans.pop(0) if len(plans) > 1 else plans[0]
 
@@ -103,7 +109,7 @@ class FakeRay:
 
     def jobs_of(self, task_id: str) -> list[Job]:
         """Return the jobs of a task in the order of their submission."""
-        return [job for job in self.jobs if job.metadata.get("airflow_task_id") == task_id]
+        return [job for job in self.jobs if job.metadata.get(_TASK_ID) == task_id]
 
     @property
     def packages(self) -> dict[str, bytes]:
@@ -123,16 +129,28 @@ class FakeRay:
             if request.method == "GET" and path.startswith("/api/jobs/"):
                 self._let_time_pass(unquote(path.removeprefix("/api/jobs/")))
             reply = self._cluster.handle(request.method, path, dict(request.url.params), request.content)
+            if path.endswith("/stop"):  # a PENDING job that is still there after it counts as stopped
+                job = self._cluster.find(unquote(path.removeprefix("/api/jobs/").removesuffix("/stop")))
+                self._is_still = job is not None and job.status == "PENDING"
         headers = {"content-type": reply.content_type, "date": formatdate(self._clock.time(), usegmt=True)}
         return httpx.Response(reply.status, headers=headers, content=reply.body)
 
     def _let_time_pass(self, submission_id: str) -> None:
+        clock, job = self._clock, self._cluster.find(submission_id)
+        may_expire = job is not None and _TASK_ID in job.metadata
+        # the changes of the next second, as the head tells full seconds
+        ahead = (0.0 if self._is_still else 1.0) if may_expire else math.inf
         has_changed = False
-        while self._clock.step():
-            has_changed = True
-        job = self._cluster.find(submission_id)
-        if not has_changed and job is not None and job.status not in TERMINAL:
-            self._clock.now += _DAY
+        while (when := clock.next_at()) < math.inf and when <= clock.now + ahead:
+            has_changed = clock.step()
+        is_still, self._is_still = self._is_still, False
+        if is_still or job is None or job.status in TERMINAL:
+            return
+        if when < math.inf:
+            clock.now = math.ceil(when) - 1.0
+            self._is_still = True  # a task whose time limit has expired looks at its job before it stops it
+        elif not has_changed:
+            clock.now += _DAY
 
 
 def _set_variable(name: str, value: str | None) -> None:
