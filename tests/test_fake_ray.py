@@ -27,7 +27,7 @@ from airflow_provider_rayjobs.exceptions import (
 )
 from airflow_provider_rayjobs.hooks import RayJobsHook
 from airflow_provider_rayjobs.in_job import ResultError
-from airflow_provider_rayjobs.jobs import RayJobsClient
+from airflow_provider_rayjobs.jobs import RayJobsClient, exchange
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
 from airflow_provider_rayjobs.testing import FakeRay, Plan, Reply
 
@@ -287,6 +287,33 @@ def test_everything_is_restored() -> None:
         RayJobsClient("http://127.0.0.1:9", retry_timeout=0) as client,
     ):
         client.get_version()
+
+
+def test_connection_outside_of_the_block() -> None:
+    """A connection that nothing would undefine is an error, before the block and after it."""
+    fake = FakeRay()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"is not entered\. Call connect\(\) in its with block"):
+            fake.connect("ray_gpu")
+        with fake:
+            pass
+    assert "AIRFLOW_CONN_RAY_GPU" not in os.environ
+
+
+def test_clusters_that_are_left_out_of_order() -> None:
+    """Clusters have to be left in the reverse order; if not, everything is restored nevertheless."""
+    first, second, third = FakeRay("http://first"), FakeRay("http://second"), FakeRay("http://third")
+    for each in (first, second, third):
+        each.__enter__()
+
+    with pytest.raises(RuntimeError, match="FakeRay http://second was left before others"):
+        second.__exit__()
+    assert json.loads(os.environ["AIRFLOW_CONN_RAY_JOBS_DEFAULT"])["host"] == "http://first"
+    third.__exit__()
+    first.__exit__()
+    assert exchange.process_transport is None
+    assert "AIRFLOW_CONN_RAY_JOBS_DEFAULT" not in os.environ
+    assert triggers.MIN_DEFERRAL > 0
 
 
 def test_result_that_is_no_json() -> None:

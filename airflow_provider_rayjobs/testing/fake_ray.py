@@ -60,6 +60,7 @@ class FakeRay:
 
         outer = exchange.process_transport
         self._outer = outer if isinstance(outer, httpx.MockTransport) else None
+        _entered[self] = self._cleanup
         transport = httpx.MockTransport(self._answer)
         self._cleanup.enter_context(mock.patch.object(exchange, "process_transport", transport))
         # dag.test() has no scheduler that would have to notice the end of a process
@@ -68,10 +69,16 @@ class FakeRay:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._cleanup.close()
+        was_before_others = self in [*_entered][:-1]
+        while self in _entered:  # also those entered later, as each of them restores what it found
+            _entered.popitem()[1].close()
+        if was_before_others:
+            raise RuntimeError(f"FakeRay {self.address} was left before others that were entered later. All are left.")
 
     def connect(self, *conn_ids: str) -> None:
         """Define connections that lead to this cluster; ``ray_jobs_default`` does so already."""
+        if self not in _entered:
+            raise RuntimeError(f"FakeRay {self.address} is not entered. Call connect() in its with block.")
         for conn_id in conn_ids:
             name = f"AIRFLOW_CONN_{conn_id.upper()}"
             self._cleanup.callback(_set_variable, name, os.environ.get(name))
@@ -151,6 +158,10 @@ class FakeRay:
             self._is_still = True  # a task whose time limit has expired looks at its job before it stops it
         elif not has_changed:
             clock.now += _DAY
+
+
+# the clusters that are entered, in their order, and what restores the process
+_entered: dict[FakeRay, ExitStack] = {}
 
 
 def _set_variable(name: str, value: str | None) -> None:
