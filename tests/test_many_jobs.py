@@ -65,7 +65,8 @@ def test_fifty_jobs_of_a_real_head(ray_head: RayHead, monkeypatch: pytest.Monkey
 
     with RayJobsClient(ray_head.address) as client:
         jobs = [client.submit_job("echo started; sleep 20") for _ in range(JOBS)]
-        events = asyncio.run(follow(jobs))
+    events = asyncio.run(follow(jobs))
+    with RayJobsClient(ray_head.address) as client:
         # the watch takes either answer for the other
         listed = {job.name: job for job in client.list_jobs()}
         assert all(replace(client.get_job(job), seen_at=None) == replace(listed[job], seen_at=None) for job in jobs[:5])
