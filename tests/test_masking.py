@@ -42,7 +42,10 @@ def masker() -> Iterator[None]:
 
 def rendered_task(runtime_env: Any, **context: Any) -> RayJobSubmitOperator:
     with DAG("a"):
-        task = RayJobSubmitOperator(task_id="b", entrypoint="true", runtime_env=runtime_env)
+        # a list is already an error of the constructor
+        given = None if isinstance(runtime_env, list) else runtime_env
+        task = RayJobSubmitOperator(task_id="b", entrypoint="true", runtime_env=given)
+    task.runtime_env = runtime_env
     task.render_template_fields(context)
     return task
 
