@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 # Seconds between two pushes of a job's progress.
 _PUSH_INTERVAL = 30.0
-# The pool of tasks that name none. Nobody expects it to limit their jobs.
+# The pool of tasks that name none. Users do not expect it to limit their jobs.
 _DEFAULT_POOL = "default_pool"
 # A worker cannot ask Airflow for the settings of a pool.
 _POOL_NOTICE = (

@@ -221,7 +221,7 @@ def test_end_of_a_job_is_left_to_the_outcome() -> None:
 
 
 def test_first_status_of_another_job_is_told_once() -> None:
-    """Who waits for the job of another task is told in which status it was found."""
+    """A sensor logs in which status it found the job of another task."""
     waits = Follower(PendingReport(tells_first=True))
     waits.poll_until(25)
     waits.poll_until(60, "RUNNING")
