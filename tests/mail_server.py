@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import socketserver
-import threading
 from email import message_from_bytes, policy
 from email.message import EmailMessage
-from types import TracebackType
-from typing import Self
+
+from stand_in_head import ServerThread
 
 
-class MailServer:
+class MailServer(ServerThread):
     """
     Takes mails on a free port. Use it as a context manager.
 
@@ -38,13 +37,5 @@ class MailServer:
                         case _:
                             self.wfile.write(b"250 ok\r\n")
 
-        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
-        self.port: int = self._server.server_address[1]
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        server = self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+        self.port: int = server.server_address[1]

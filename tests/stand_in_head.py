@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import BaseServer
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,7 +18,21 @@ DATE = "Fri, 02 Jan 2026 00:01:00 GMT"
 START = 1_767_312_000_000
 
 
-class HttpHead:
+class ServerThread:
+    """Lets a server run in a thread while it is entered."""
+
+    _server: BaseServer
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class HttpHead(ServerThread):
     """
     A server whose answers a subclass gives.
 
@@ -52,20 +67,12 @@ class HttpHead:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self._server.server_address[1]}"
+        server = self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{server.server_address[1]}"
 
     def answer(self, method: str, path: str, body: bytes) -> Reply | None:
         """Return the answer to a request; ``None`` hangs up."""
         raise NotImplementedError
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 class StandInHead(HttpHead):
