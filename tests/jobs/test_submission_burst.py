@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing import get_context
 
 import pytest
+from stand_in_head import ServerThread
 
 from airflow_provider_rayjobs.jobs import RayJobsClient
 
@@ -26,7 +27,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
 
-class OverloadedHead:
+class OverloadedHead(ServerThread):
     """A head that refuses what it cannot serve, and loses every tenth answer."""
 
     def __init__(self) -> None:
@@ -74,8 +75,8 @@ class OverloadedHead:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = Server(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self._server.server_address[1]}"
+        server = self._server = Server(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{server.server_address[1]}"
 
     def begin(self, name: str) -> int:
         """Return the status with which a submission is refused; 0 if it is served."""
@@ -107,14 +108,6 @@ class OverloadedHead:
         else:
             error = f"ValueError: Job with submission_id {name} already exists. Please use a different submission_id."
             handler.answer(500, f"Traceback (most recent call last):\n{error}")
-
-    def __enter__(self) -> OverloadedHead:
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 def submit_many(address: str, process: int) -> list[str]:
