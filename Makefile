@@ -6,13 +6,15 @@ BIN := $(VENV)/bin
 # PIP_CONSTRAINT also pins the build backend, which pip installs in an isolated environment.
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet
 
-.PHONY: help demo standalone test lint bench soak chaos simulate compat package clean
+.PHONY: help demo standalone test lint docs docs-links bench soak chaos simulate compat package clean
 
 help:
 	@echo "make demo        run the nightly example DAG in a real Airflow against a real Ray head"
 	@echo "make test        run all tests, against a real Ray head and a real Airflow"
 	@echo "make standalone  start Airflow with its web UI and a Ray head; Ctrl-C stops both"
 	@echo "make lint        run ruff and mypy --strict"
+	@echo "make docs        build the documentation site in build/docs; a warning is an error"
+	@echo "make docs-links  check the links that lead out of the documentation; needs a network"
 	@echo "make bench       measure speed, memory and load on the head; results in benchmarks/results.json"
 	@echo "make soak        run 300 jobs with all kinds of output through a proxy that cuts connections, and 10 minutes of triggers that come and go"
 	@echo "make chaos       run an hour of random faults in a real Airflow and Ray: make chaos SEED=7 SECONDS=600"
@@ -33,6 +35,13 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/test.stamp
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --jobs auto -b html docs build/docs
+	$(BIN)/python -m docs.reading_ease
+
+docs-links: $(VENV)/test.stamp
+	$(BIN)/python -m sphinx --quiet -b linkcheck docs build/docs-links
 
 bench: $(VENV)/test.stamp
 	$(BIN)/python -m benchmarks

@@ -20,12 +20,16 @@ class RayHead:
     A Ray cluster of one node on this machine. Use it as a context manager.
 
     :param num_cpus: the CPUs that the node advertises. A driver needs none by default.
+    :param num_gpus: the GPUs that the node advertises, whether the machine has them or not.
     :param port: the port of the dashboard and the Jobs API. Default: a free one.
     :param environment: additional environment variables of the head, e.g. ``RAY_AUTH_MODE``.
     """
 
-    def __init__(self, num_cpus: int = 4, port: int | None = None, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, num_cpus: int = 4, port: int | None = None, environment: dict[str, str] | None = None, num_gpus: int = 0
+    ) -> None:
         self.num_cpus = num_cpus
+        self.num_gpus = num_gpus
         self.port = port or free_port()
         self.address = f"http://127.0.0.1:{self.port}"
         self.environment = environment or {}
@@ -51,7 +55,8 @@ class RayHead:
             [
                 str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats",
                 "--include-dashboard=true", "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1",
-                f"--num-cpus={self.num_cpus}", "--object-store-memory=200000000", f"--temp-dir={self.directory}",
+                f"--num-cpus={self.num_cpus}", f"--num-gpus={self.num_gpus}", "--object-store-memory=200000000",
+                f"--temp-dir={self.directory}",
                 *(f"{option}={port}" for option, port in ports.items()),
             ],
             clean_environment("RAY_", "AIRFLOW")

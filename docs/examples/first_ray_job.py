@@ -1,0 +1,13 @@
+"""The nightly training of the quickstart."""
+
+import pendulum
+from airflow.sdk import DAG
+
+from airflow_provider_rayjobs.operators import RayJobSubmitOperator
+
+with DAG("first_ray_job", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz="UTC"), tags=["ray"]):
+    RayJobSubmitOperator(
+        task_id="train",
+        entrypoint=["python", "train.py", "--day", "{{ ds }}"],
+        runtime_env={"working_dir": "./training"},
+    )

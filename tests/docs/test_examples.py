@@ -1,0 +1,48 @@
+"""The DAG files that the documentation shows run, with ``dag.test()``, on a real Ray head."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from doc_files import EXAMPLES
+
+pytestmark = [pytest.mark.airflow, pytest.mark.ray, pytest.mark.timeout(1800)]
+
+# How the tasks of an example end, if not all of them succeed: by task id.
+EXPECTED: dict[str, dict[str, str]] = {}
+DAG_FILES = sorted(path.name for path in EXAMPLES.glob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def runs(docs_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """One run of each DAG, in one process, so that Airflow is imported once."""
+    folder = tmp_path_factory.mktemp("runs")
+    with (folder / "log").open("w") as log:
+        subprocess.run(
+            [sys.executable, Path(__file__).with_name("run_dags.py"), EXAMPLES, folder / "results.json"],
+            env=docs_environment, check=True, stdout=log, stderr=subprocess.STDOUT, timeout=1500,
+        )  # fmt: skip
+    results: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return results | {"log": (folder / "log").read_text()}
+
+
+def test_examples_can_be_imported(runs: dict[str, Any]):
+    """No file of the documentation has an import error."""
+    assert runs["import_errors"] == {}
+
+
+@pytest.mark.parametrize("name", DAG_FILES)
+def test_example_runs(runs: dict[str, Any], name: str):
+    """Each DAG of the file ends as the documentation says."""
+    dags = runs["ended"][name]
+
+    assert dags != {}
+    for dag_id, states in dags.items():
+        log = runs["log"].partition(f"=== {dag_id} ===")[2].partition("\n=== ")[0]
+        expected = dict.fromkeys(states, "success") | EXPECTED.get(name, {})
+        assert states == expected, log[-8000:]
