@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -12,11 +13,16 @@ import pytest
 from airflow.sdk.execution_time.context import AIRFLOW_VAR_NAME_FORMAT_MAPPING
 from doc_files import DOCS
 
+from airflow_provider_rayjobs import in_job
 from airflow_provider_rayjobs.in_job import NONCE_VARIABLE
+from airflow_provider_rayjobs.jobs import JobDetails
+from airflow_provider_rayjobs.jobs.logs.messages import FunctionFailure, JobMessages, Progress
 from airflow_provider_rayjobs.jobs.submission import NONCE
 from airflow_provider_rayjobs.lineage import PARENT, ROOT
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
 from airflow_provider_rayjobs.task.attempts import numbered_id
+from airflow_provider_rayjobs.task.outcomes import error_for_outcome
+from airflow_provider_rayjobs.task.results import MAX_STORED
 from airflow_provider_rayjobs.task.template_values import as_bytes
 from airflow_provider_rayjobs.tracing import VARIABLE
 
@@ -95,3 +101,46 @@ def test_metadata_and_environment_of_a_job():
     # Airflow before 3.3 knows fewer of its own
     assert variables >= of_airflow | {"RAY_JOB_SUBMISSION_ID", NONCE_VARIABLE, VARIABLE, PARENT, ROOT}
     assert variables >= (submission.runtime_env or {})["env_vars"].keys()
+
+
+def test_value_that_is_not_json():
+    """The error for a value that JSON cannot hold, and what to use instead, are as the guide says."""
+    number = type("float32", (), {"__module__": "numpy"})()
+    with pytest.raises(in_job.ResultError) as raised:
+        in_job.to_json({"model": [1, 2, 3, number]}, "result")
+    hints = inspect.getsource(in_job._hint) + " ".join(hint for _, hint in in_job._HINTS)
+    advised = {call.partition("(")[0] for row in rows("functions", "Type | Send") for call in in_code(row[1])}
+
+    assert f"train raised ResultError: {raised.value}\n" in printed("functions")
+    assert len(advised) == 8
+    assert {call for call in advised if f"{call.removeprefix('value').removeprefix('frame')}(" not in hints} == set()
+
+
+def test_limits_of_results():
+    """The limits in the guide are those of the code."""
+    limits = [row[1] for row in rows("functions", "Limit | Value")]
+    sizes = {in_job.MAX_RESULT_SIZE >> 20: limits[0], MAX_STORED >> 20: limits[1]}
+
+    assert all(text.startswith(f"{size} MiB") for size, text in sizes.items())
+    assert limits[3] == f"{in_job._MAX_DEPTH} levels"
+    assert f"at most {in_job._PROGRESS_TEXT} characters" in guide("functions")
+    assert f"at most {in_job.MAX_EXTRA_SIZE >> 10} KiB" in guide("functions")
+    assert f"exit code {in_job.SKIP_EXIT_CODE} for a skip, {in_job.FAIL_EXIT_CODE} for" in guide("functions")
+
+
+def test_error_of_a_function():
+    """The error of a function that raises is the one that the guide quotes."""
+    quoted = printed("functions").partition("RayJobFunctionError: ")[2].partition("\nProgress")[0]
+    progress = Progress(30, 100, "epoch 30")
+    traceback = quoted.partition("epoch 30\n")[2]
+    failure = FunctionFailure("train", ("ValueError",), "no data for 2026-11-23", traceback)
+    job = JobDetails.from_json({
+        "submission_id": "training.train-m0-try1-5f0c9a1b7d3e2468", "type": "SUBMISSION", "status": "FAILED",
+        "driver_exit_code": 1, "start_time": 1000, "end_time": 6200, "error_type": "JOB_ENTRYPOINT_COMMAND_ERROR",
+    })  # fmt: skip
+
+    error = error_for_outcome(job, "http://ray-head:8265", messages=JobMessages(progress=progress, failure=failure))
+
+    assert type(error).__name__ == "RayJobFunctionError"
+    assert str(error).rstrip() == quoted.rstrip()
+    assert f"Progress: {Progress(30, 100, 'loss 0.120')}\n" in printed("functions")
