@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +15,16 @@ from airflow.sdk.execution_time.context import AIRFLOW_VAR_NAME_FORMAT_MAPPING
 from doc_files import DOCS
 
 from airflow_provider_rayjobs import in_job
+from airflow_provider_rayjobs.exceptions import RayApiConnectionError, RayApiUnreachableError
 from airflow_provider_rayjobs.in_job import NONCE_VARIABLE
-from airflow_provider_rayjobs.jobs import JobDetails
+from airflow_provider_rayjobs.jobs import JobDetails, RayJobsClient, endpoints
+from airflow_provider_rayjobs.jobs.first_contact import FIRST_CONTACT_TIMEOUT
+from airflow_provider_rayjobs.jobs.follow import UNREACHABLE_TIMEOUT, Outage
+from airflow_provider_rayjobs.jobs.limits import NO_LIMITS
 from airflow_provider_rayjobs.jobs.logs.messages import FunctionFailure, JobMessages, Progress
+from airflow_provider_rayjobs.jobs.models import ClusterResources
+from airflow_provider_rayjobs.jobs.pending import _describe_limit, explain
+from airflow_provider_rayjobs.jobs.steps import LogMessage, raising_unreachable
 from airflow_provider_rayjobs.jobs.submission import NONCE
 from airflow_provider_rayjobs.lineage import PARENT, ROOT
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
@@ -144,3 +152,55 @@ def test_error_of_a_function():
     assert type(error).__name__ == "RayJobFunctionError"
     assert str(error).rstrip() == quoted.rstrip()
     assert f"Progress: {Progress(30, 100, 'loss 0.120')}\n" in printed("functions")
+
+
+JOB = "nightly.train-try1-5f0c9a1b7d3e2468"
+
+
+def test_reason_of_a_pending_job():
+    """The message about a job that waits is the one that the guide quotes, and so are the reasons in its table."""
+    job = JobDetails.from_json({"submission_id": JOB, "type": "SUBMISSION", "status": "PENDING", "start_time": 1000})
+    node = {"CPU": 2.0, "memory": 21.2 * 2**30}
+    alone = ClusterResources(((node, 1),))
+    installing = replace(job, runtime_env={"pip": ["x"], "working_dir": "gcs://a.zip"})
+    reasons = [
+        explain(job, {"GPU": 1.0}, alone),
+        explain(job, {"CPU": 2.0, "GPU": 1.0}, ClusterResources((({"CPU": 2.0}, 1), ({"GPU": 1.0}, 1)))),
+        explain(job, {"CPU": 1.0}, replace(alone, waiting=(({"CPU": 1.0}, 1),))),
+        explain(installing, {}, alone),
+        explain(job, {"CPU": 1.0}, None),
+    ]
+    fact = f"Ray job {JOB} is PENDING, 31 s after its submission."
+
+    assert f"{fact} {reasons[0].text} {_describe_limit(NO_LIMITS)}\n" in printed("waiting")
+    table = [row[0].strip("`") for row in rows("waiting", "The message says")]
+    assert [said for said, reason in zip(table, reasons, strict=True) if said not in reason.text] == []
+
+
+def test_error_of_the_first_contact():
+    """The error about a host that does not exist is the one that the guide quotes."""
+    quoted = printed("waiting").partition("RayApiUnreachableError: ")[2].partition("\n")[0]
+    label = "connection ray_jobs_default"
+    with RayJobsClient("http://ray-haed:8265", label=label) as client, pytest.raises(RayApiConnectionError) as raised:
+        client.send(endpoints.get_version())
+    raised.value.retry_for = FIRST_CONTACT_TIMEOUT
+    with (
+        pytest.raises(RayApiUnreachableError) as unreachable,
+        raising_unreachable(UNREACHABLE_TIMEOUT, f"Job {JOB} was not submitted."),
+    ):
+        raise raised.value
+
+    # the words of the resolver depend on the machine and its network
+    cause = re.compile(r"(?<=Cause: ConnectError: ).*?(?= Retried)")
+    assert cause.sub("", str(unreachable.value)) == cause.sub("", quoted)
+
+
+def test_log_of_an_outage():
+    """The start and the end of an outage are logged as the guide says."""
+    outage = Outage(JOB, UNREACHABLE_TIMEOUT)
+    messages = [*outage.record_failure(RayApiConnectionError("..."), 100), *outage.record_success(142)]
+
+    assert len(messages) == 2
+    for message in messages:
+        assert isinstance(message, LogMessage)
+        assert f"{message.message}\n" in printed("waiting")
