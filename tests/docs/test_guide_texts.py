@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from airflow.sdk.execution_time.context import AIRFLOW_VAR_NAME_FORMAT_MAPPING
-from doc_files import DOCS
+from doc_files import DOCS, EXAMPLES
 
 from airflow_provider_rayjobs import in_job
 from airflow_provider_rayjobs.exceptions import RayApiConnectionError, RayApiUnreachableError
@@ -23,6 +26,9 @@ from airflow_provider_rayjobs.jobs.follow import UNREACHABLE_TIMEOUT, Outage
 from airflow_provider_rayjobs.jobs.limits import NO_LIMITS
 from airflow_provider_rayjobs.jobs.logs.messages import FunctionFailure, JobMessages, Progress
 from airflow_provider_rayjobs.jobs.models import ClusterResources
+from airflow_provider_rayjobs.jobs.packages.local_code import Package, resolve_local_code, too_large
+from airflow_provider_rayjobs.jobs.packages.secret_names import PATTERN, SECRET_NAMES
+from airflow_provider_rayjobs.jobs.packages.tree import Entry, Tree
 from airflow_provider_rayjobs.jobs.pending import _describe_limit, explain
 from airflow_provider_rayjobs.jobs.steps import LogMessage, raising_unreachable
 from airflow_provider_rayjobs.jobs.submission import NONCE
@@ -33,6 +39,7 @@ from airflow_provider_rayjobs.task.outcomes import error_for_outcome
 from airflow_provider_rayjobs.task.results import MAX_STORED
 from airflow_provider_rayjobs.task.template_values import as_bytes
 from airflow_provider_rayjobs.tracing import VARIABLE
+from sandbox.ray_head import RayHead
 
 
 def guide(name: str) -> str:
@@ -204,3 +211,61 @@ def test_log_of_an_outage():
     for message in messages:
         assert isinstance(message, LogMessage)
         assert f"{message.message}\n" in printed("waiting")
+
+
+def test_list_of_secret_files():
+    """The files with secrets in the guide are those of the code."""
+    names = [name for row in rows("local-code", "Files | Of") for name in re.findall(r"`([^`]+)`", row[0])]
+
+    assert sorted(names) == sorted([*SECRET_NAMES, PATTERN])
+
+
+def test_requirements_of_a_yaml_file():
+    """The files that the guide shows become lists of packages, and a package with the constraints."""
+    folder = EXAMPLES / "forecast"
+    runtime_env = yaml.safe_load((folder / "runtime_env.yaml").read_text())
+
+    code = resolve_local_code(runtime_env, folders=[folder])
+
+    constraints, *packages = code.runtime_env["pip"]
+    [path] = re.findall(r"^-c \$\{RAY_RUNTIME_ENV_CREATE_WORKING_DIR\}/(\S+)$", constraints)
+    assert packages == ["pandas", "pyarrow"]
+    assert path in [entry.name for entry in code.packages[0].tree.entries]
+    assert [package.owner for package in code.packages] == ["working_dir", "py_modules[0]"]
+
+
+@pytest.mark.parametrize("line", ["./wheels/a.whl", "-e .", "--find-links=wheels"])
+def test_requirement_on_the_disk_of_the_worker(line: str):
+    """A line that means the disk of the worker is an error."""
+    assert f"`{line}`" in guide("local-code")
+    with pytest.raises(ValueError, match="Path of this machine in requirements"):
+        resolve_local_code({"pip": [line]})
+
+
+def test_package_that_is_too_large():
+    """The error for a package over the limit is the one that the guide quotes."""
+    sizes = {"data/trips.parquet": 210 << 20, "predict.py": 100}
+    entries = tuple(Entry(name, "", 0o644, size) for name, size in sizes.items())
+
+    error = too_large(Package("working_dir", Path("/opt/airflow/dags/forecast"), Tree(entries)))
+
+    assert f"ValueError: {error}\n" in printed("local-code")
+
+
+@pytest.mark.ray
+def test_log_line_of_a_package(docs_head: RayHead, caplog: pytest.LogCaptureFixture):
+    """The log line of an uploaded package has the form of the one in the guide."""
+    caplog.set_level(logging.INFO)
+    runtime_env = {"working_dir": str(EXAMPLES / "forecast"), "py_modules": [str(EXAMPLES / "forecast_tools")]}
+    with RayJobsClient(docs_head.address) as client:
+        job = client.submit_job("python predict.py today", runtime_env=runtime_env)
+        assert client.follow_job(job, poll_interval=1).status == "SUCCEEDED"
+    number = r"[\d.]+ \w+"
+    line = re.compile(
+        rf"working_dir \S+: package _ray_pkg_[0-9a-f]{{40}}\.zip, \d+ files, {number}; named in [\d.]+ s, uploaded "
+        rf"\({number}\) in [\d.]+ s\."
+    )
+    already = re.compile(r"working_dir \S+: package .*, already on the cluster\.")  # an example was run before
+
+    assert line.search(printed("local-code"))
+    assert line.search(caplog.text) or already.search(caplog.text)
