@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import re
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,19 +18,23 @@ import yaml
 from airflow.sdk.execution_time.context import AIRFLOW_VAR_NAME_FORMAT_MAPPING
 from doc_files import DOCS, EXAMPLES
 
-from airflow_provider_rayjobs import in_job
+from airflow_provider_rayjobs import in_job, log_budget, masking
 from airflow_provider_rayjobs.exceptions import RayApiConnectionError, RayApiUnreachableError
+from airflow_provider_rayjobs.hooks import RayJobsHook
 from airflow_provider_rayjobs.in_job import NONCE_VARIABLE
 from airflow_provider_rayjobs.jobs import JobDetails, RayJobsClient, endpoints
 from airflow_provider_rayjobs.jobs.first_contact import FIRST_CONTACT_TIMEOUT
 from airflow_provider_rayjobs.jobs.follow import UNREACHABLE_TIMEOUT, Outage
 from airflow_provider_rayjobs.jobs.limits import NO_LIMITS
 from airflow_provider_rayjobs.jobs.logs.messages import FunctionFailure, JobMessages, Progress
+from airflow_provider_rayjobs.jobs.logs.reader import LogReader
+from airflow_provider_rayjobs.jobs.logs.tail import TAIL_LINES
 from airflow_provider_rayjobs.jobs.models import ClusterResources
 from airflow_provider_rayjobs.jobs.packages.local_code import Package, resolve_local_code, too_large
 from airflow_provider_rayjobs.jobs.packages.secret_names import PATTERN, SECRET_NAMES
 from airflow_provider_rayjobs.jobs.packages.tree import Entry, Tree
 from airflow_provider_rayjobs.jobs.pending import _describe_limit, explain
+from airflow_provider_rayjobs.jobs.redaction import MIN_SECRET_LENGTH
 from airflow_provider_rayjobs.jobs.steps import LogMessage, raising_unreachable
 from airflow_provider_rayjobs.jobs.submission import NONCE
 from airflow_provider_rayjobs.lineage import PARENT, ROOT
@@ -269,3 +274,51 @@ def test_log_line_of_a_package(docs_head: RayHead, caplog: pytest.LogCaptureFixt
 
     assert line.search(printed("local-code"))
     assert line.search(caplog.text) or already.search(caplog.text)
+
+
+def test_notice_of_a_large_log():
+    """The notice about a large log is the one that the guide quotes."""
+    reader = LogReader()
+    reader.log.offset, reader.rest = 100_000_000, 15.0
+    job = JobDetails.from_json({"submission_id": JOB, "type": "SUBMISSION", "status": "RUNNING"})
+
+    [notice] = reader._notify_of_delay(job, is_large=True)
+
+    assert isinstance(notice, LogMessage)
+    assert f"{notice.message}\n" in printed("logs")
+
+
+def test_numbers_about_logs():
+    """The budget of deferred tasks and the last lines of an unreadable log are as the guide says."""
+    text = guide("logs")
+
+    assert f"So they show {log_budget.RATE >> 10} KiB a second together." in text
+    assert f"At most one turn ({log_budget.BURST >> 10} KiB) appears twice" in text
+    assert f"the last {TAIL_LINES:,} lines follow" in text
+    assert f"values of less than {_letters(MIN_SECRET_LENGTH)} characters" in text
+    assert f"numbers of less than {_letters(masking._MIN_SECRET_DIGITS)} digits" in text
+
+
+def _letters(number: int) -> str:
+    return {5: "five", 6: "six"}[number]
+
+
+def test_names_of_quantities():
+    """The words that keep a number in the log are those of the code."""
+    line = guide("logs").partition("One of these words in the name says so: ")[2].partition("\n")[0]
+
+    words = in_code(line)
+
+    assert len(words) == 19
+    assert "|".join(sorted(words)).lower() == "|".join(sorted(masking._QUANTITY.pattern.split(")(")[1].split("|")))
+
+
+def test_address_of_a_history_server(monkeypatch: pytest.MonkeyPatch):
+    """The connection that the guide shows has a template for pages that outlive the cluster."""
+    script = f'. {EXAMPLES / "history_url.sh"}; printf %s "$AIRFLOW_CONN_RAY_JOBS_DEFAULT"'
+    exported = subprocess.run(["sh", "-e", "-c", script], check=True, capture_output=True, text=True).stdout
+    monkeypatch.setenv("AIRFLOW_CONN_RAY_JOBS_DEFAULT", exported)
+
+    cluster = RayJobsHook().get_cluster()
+
+    assert cluster.job_history_url("job-1", None) == "https://history.example.com/#/jobs/job-1"
