@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
+import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,10 +22,12 @@ from airflow.sdk.execution_time.context import AIRFLOW_VAR_NAME_FORMAT_MAPPING
 from doc_files import DOCS, EXAMPLES
 
 from airflow_provider_rayjobs import in_job, log_budget, masking
+from airflow_provider_rayjobs.event_triggers import RayJobEventTrigger
 from airflow_provider_rayjobs.exceptions import RayApiConnectionError, RayApiUnreachableError
 from airflow_provider_rayjobs.hooks import RayJobsHook
 from airflow_provider_rayjobs.in_job import NONCE_VARIABLE
 from airflow_provider_rayjobs.jobs import JobDetails, RayJobsClient, endpoints
+from airflow_provider_rayjobs.jobs.ended import find_ended
 from airflow_provider_rayjobs.jobs.first_contact import FIRST_CONTACT_TIMEOUT
 from airflow_provider_rayjobs.jobs.follow import UNREACHABLE_TIMEOUT, Outage
 from airflow_provider_rayjobs.jobs.limits import NO_LIMITS
@@ -322,3 +327,32 @@ def test_address_of_a_history_server(monkeypatch: pytest.MonkeyPatch):
     cluster = RayJobsHook().get_cluster()
 
     assert cluster.job_history_url("job-1", None) == "https://history.example.com/#/jobs/job-1"
+
+
+def test_arguments_of_a_watcher():
+    """The arguments of the event trigger and their defaults are as the guide says."""
+    parameters = inspect.signature(RayJobEventTrigger.__init__).parameters
+    table = {row[0].strip("`"): row[2].strip("`") for row in rows("event-triggers", "Argument | Meaning | Default")}
+
+    assert table == {
+        name: "none" if each.default is None else each.default for name, each in parameters.items() if name != "self"
+    }
+
+
+@pytest.mark.ray
+def test_job_of_a_notebook(docs_head: RayHead):
+    """The program that the guide shows is a job that the watcher of the guide wants."""
+    environment = {**os.environ, "RAY_ADDRESS": docs_head.gcs_address}
+    program = EXAMPLES / "training" / "label.py"
+    subprocess.run([sys.executable, program], env=environment, check=True, capture_output=True, timeout=120)
+    with RayJobsClient(docs_head.address) as client:
+        records = client.send(endpoints.list_records())
+        jobs = {job.details().job_id: job for job in asyncio.run(find_ended(records))}
+        [found] = [job for job in client.list_jobs() if job.metadata.get("purpose") == "labelling"]
+
+    wanted = RayJobEventTrigger(metadata={"purpose": "labelling"})._match(jobs[found.job_id])
+
+    assert wanted is not None
+    payload = {"ray_conn_id", "address", *wanted.to_event()} - {"message"}
+    [line] = [line for line in guide("event-triggers").splitlines() if line.startswith("`event.extra[")]
+    assert in_code(line) - {'event.extra["payload"]'} <= payload
