@@ -32,7 +32,7 @@ def functions() -> None:
 
     # START context
     @task.ray_job
-    def count(ds: str = "", day: str = "") -> str:
+    def count(day: str, ds: str | None = None) -> str:
         # ds comes from Airflow's context, day from a template
         return f"counted {ds} and {day}"
 
