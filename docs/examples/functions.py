@@ -25,7 +25,8 @@ def functions() -> None:
         def smooth(row: float) -> float:
             return alpha * row
 
-        return {"alpha": alpha, "mean": statistics.mean(ray.get([smooth.remote(row) for row in rows]))}
+        smoothed = ray.get([smooth.remote(row) for row in rows])
+        return {"alpha": alpha, "mean": statistics.mean(smoothed)}
 
     train.partial(rows=extract()).expand(alpha=[0.1, 1.0])
     # END shortest

@@ -73,7 +73,11 @@ with DAG(
     schedule=None,
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
     render_template_as_native_obj=True,
-    params={"command": ["echo", "part", "1"], "commit": "5e12345", "environment": {"env_vars": {"TEAM": "a"}}},
+    params={
+        "command": ["echo", "part", "1"],
+        "commit": "5e12345",
+        "environment": {"env_vars": {"TEAM": "a"}},
+    },
 ):
     RayJobSubmitOperator(
         task_id="score",

@@ -18,16 +18,16 @@ class ScoreOperator(BaseOperator):
     """Submit a job with the hook, and wait for it in the triggerer."""
 
     def execute(self, context: Any) -> None:
-        job = RayJobsHook().submit_job(["echo", "scored"], metadata={"team": "forecast"})
+        job = RayJobsHook().submit_job(["echo", "scored"])
         self.defer(
-            trigger=RayJobTrigger(job, "ray_jobs_default", poll_interval=5, stop_on_kill=True),
+            trigger=RayJobTrigger(job, poll_interval=5, stop_on_kill=True),
             method_name="execute_complete",
         )
 
     def execute_complete(self, context: Any, event: dict[str, Any]) -> str:
         details = details_from_event(event)  # or raises the error of the trigger
         if details.status != JobStatus.SUCCEEDED:
-            raise RayJobFailedError(f"Ray job {details.name} ended {details.status}.", details=details)
+            raise RayJobFailedError(f"{details.name} ended {details.status}.", details=details)
         return details.name
         # END operator
 
@@ -44,8 +44,17 @@ with DAG("waiting", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz="
     # END deferrable
 
     # START sensor
-    submit = RayJobSubmitOperator(task_id="submit", entrypoint="sleep 2; echo done", wait_for_completion=False)
-    wait = RayJobSensor(task_id="wait", submission_id=submit.output, poke_interval=2, timeout=3600)
+    submit = RayJobSubmitOperator(
+        task_id="submit",
+        entrypoint="sleep 2; echo done",
+        wait_for_completion=False,
+    )
+    wait = RayJobSensor(
+        task_id="wait",
+        submission_id=submit.output,
+        poke_interval=2,
+        timeout=3600,
+    )
     # END sensor
 
     ScoreOperator(task_id="score")

@@ -3,6 +3,6 @@
 import ray
 from ray.job_config import JobConfig
 
-ray.init(job_config=JobConfig(metadata={"purpose": "labelling", "job_name": "labels of November"}))
+ray.init(job_config=JobConfig(metadata={"purpose": "labelling", "job_name": "labels"}))
 print("labelled the trips")
 ray.shutdown()
