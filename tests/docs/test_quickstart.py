@@ -65,6 +65,12 @@ class Terminals:
     def airflow(self, *arguments: str) -> str:
         return self.run(f'export AIRFLOW_HOME="$PWD/airflow"; airflow {" ".join(arguments)}')
 
+    def state_of_run(self, dag_id: str) -> str:
+        """Return the state of the only run of a DAG."""
+        output = self.airflow("dags", "list-runs", dag_id, "--output", "json")
+        [run] = json.loads(output[output.index("[{") :])  # Airflow may print log lines first
+        return str(run["state"])
+
 
 @pytest.fixture
 def terminals(docs_head: RayHead, tmp_path: Path) -> Iterator[Terminals]:
@@ -89,9 +95,7 @@ def test_first_job(terminals: Terminals):
     terminals.airflow("dags", "unpause", "first_ray_job")
     terminals.airflow("dags", "trigger", "first_ray_job")
     give_up_at = time.monotonic() + 120
-    while (state := json.loads(terminals.airflow("dags", "list-runs", "first_ray_job", "-o", "json"))[0]["state"]) in (
-        "queued", "running"
-    ):  # fmt: skip
+    while (state := terminals.state_of_run("first_ray_job")) in ("queued", "running"):
         assert time.monotonic() < give_up_at
         time.sleep(2)
     [log] = (terminals.directory / "airflow" / "logs").rglob("task_id=train/attempt=1.log")
