@@ -42,6 +42,7 @@ TABLES: dict[str, tuple[str, Callable[[], Iterator[tuple[str, ...]]]]] = {
     "retries": ("guides/retries.md", doc_cases.retries),
     "clears": ("guides/retries.md", doc_cases.clears),
     "difficulties": ("guides/retries.md", doc_cases.difficulties),
+    "errors": ("guides/errors.md", doc_cases.errors),
 }
 # Before Airflow 3.3 a retry finds no job: there is no task state store.
 NEEDS_STORE = {"difficulties"}
