@@ -13,11 +13,11 @@ from airflow_provider_rayjobs.operators import RayJobSubmitOperator
 def tell_the_team(context: Any) -> None:
     error = context["exception"]
     if isinstance(error, RayJobEntrypointError):
-        print(f"The code of the job is at fault, exit code {error.exit_code}. Its log ends with {error.last_lines[-1]}")
+        print(f"The code is at fault, exit code {error.exit_code}: {error.last_lines[-1]}")
     elif isinstance(error, RayJobUnsuccessfulError):
         print(f"The cluster failed, or a user stopped the job: {error}")
     else:
-        print(f"No job has failed. Airflow, the connection or the network is at fault: {error}")
+        print(f"No job has failed. Check the connection and the network: {error}")
 
 
 with DAG("errors", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz="UTC"), tags=["ray"]):

@@ -14,7 +14,7 @@ with DAG("stopping", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz=
         entrypoint=["python", "train.py", "--day", "2026-11-23"],
         runtime_env={"working_dir": "./training"},
         pending_timeout=timedelta(minutes=10),  # the job must have started
-        job_timeout=timedelta(hours=6),  # the job must have ended, over all tries that follow it
+        job_timeout=timedelta(hours=6),  # the job must have ended, whatever the try
         execution_timeout=timedelta(hours=8),  # this try must have ended
     )
     # END limits
@@ -22,7 +22,9 @@ with DAG("stopping", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz=
     # START stop
     serve = RayJobSubmitOperator(task_id="serve", entrypoint="sleep 3600", wait_for_completion=False)
     stop = RayJobStopOperator(task_id="stop", submission_id=serve.output)
-    forget = RayJobDeleteOperator(task_id="forget", submission_id=serve.output)
+    forget = RayJobDeleteOperator(
+        task_id="forget", submission_id=serve.output, retries=3, retry_delay=timedelta(seconds=5)
+    )
 
-    train >> serve >> stop >> forget
+    serve >> train >> stop >> forget
     # END stop
