@@ -15,7 +15,8 @@ pytestmark = [pytest.mark.airflow, pytest.mark.ray, pytest.mark.timeout(1800)]
 
 # How the tasks of an example end, if not all of them succeed: by task id.
 EXPECTED: dict[str, dict[str, str]] = {}
-DAG_FILES = sorted(path.name for path in EXAMPLES.glob("*.py"))
+# Folders below that of the examples have the programs of jobs, but for that of the migration guides.
+DAG_FILES = sorted(path.name for pattern in ("*.py", "migration/after_*.py") for path in EXAMPLES.glob(pattern))
 
 
 @pytest.fixture(scope="module")
