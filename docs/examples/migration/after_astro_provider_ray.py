@@ -1,14 +1,13 @@
 """The same command and function with this provider."""
 
-import pendulum
 from airflow.sdk import dag, task
 
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
 
 
 # START tasks
-@dag(dag_id="after_astro_provider_ray", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz="UTC"))
-def training() -> None:
+@dag(schedule=None)
+def train_and_evaluate() -> None:
     train = RayJobSubmitOperator(
         task_id="train",
         ray_conn_id="ray_jobs_default",
@@ -37,5 +36,5 @@ def training() -> None:
     train >> evaluate(3)
 
 
-training()
+train_and_evaluate()
 # END tasks

@@ -1,12 +1,11 @@
 """The same job with this provider."""
 
-import pendulum
 from airflow.sdk import DAG
 
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
 
 # START task
-with DAG("after_google", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz="UTC")):
+with DAG("after_google", schedule=None):
     RayJobSubmitOperator(
         task_id="train",
         ray_conn_id="ray_jobs_default",

@@ -1,12 +1,11 @@
 """The same job with this provider."""
 
-import pendulum
 from airflow.sdk import DAG
 
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
 
 # START task
-with DAG("after_kubernetes_pod_operator", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz="UTC")):
+with DAG("after_kubernetes_pod_operator", schedule=None):
     RayJobSubmitOperator(
         task_id="train",
         entrypoint=["python", "nightly.py", "--day", "{{ ds }}"],

@@ -1,12 +1,11 @@
 """The job of the RayJob with this provider, on the cluster that exists."""
 
-import pendulum
 from airflow.sdk import DAG
 
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
 
 # START task
-with DAG("after_kubernetes_ray_job", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz="UTC")):
+with DAG("after_kubernetes_ray_job", schedule=None):
     RayJobSubmitOperator(
         task_id="train",
         entrypoint=["python", "nightly.py", "--day", "{{ ds }}"],

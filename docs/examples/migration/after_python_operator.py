@@ -1,6 +1,5 @@
 """The same job with this provider, and a task that works with the job as a client does."""
 
-import pendulum
 from airflow.sdk import DAG, task
 
 from airflow_provider_rayjobs.hooks import RayJobsHook
@@ -18,7 +17,7 @@ def show_last_line(submission_id: str) -> str:
 # END hook
 
 # START task
-with DAG("after_python_operator", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz="UTC")):
+with DAG("after_python_operator", schedule=None):
     train = RayJobSubmitOperator(
         task_id="train",
         entrypoint=["python", "nightly.py", "--day", "{{ ds }}"],

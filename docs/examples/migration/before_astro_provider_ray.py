@@ -11,8 +11,8 @@ FOLDER = Path(__file__).parent
 
 
 # START tasks
-@dag(dag_id="before_astro_provider_ray", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz="UTC"))
-def training() -> None:
+@dag(schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz="UTC"))
+def train_and_evaluate() -> None:
     train = SubmitRayJob(
         task_id="train",
         conn_id="ray_default",
@@ -40,5 +40,5 @@ def training() -> None:
     train >> evaluate(3)
 
 
-training()
+train_and_evaluate()
 # END tasks

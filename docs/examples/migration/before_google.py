@@ -1,13 +1,12 @@
 """A job on a Ray cluster of Vertex AI with the operators of Google's provider."""
 
-import pendulum
 from airflow.providers.google.cloud.operators.ray import RaySubmitJobOperator
 from airflow.sdk import DAG
 
 # START task
 DASHBOARD = "c0ffee-dot-europe-west4.aiplatform-training.googleusercontent.com"
 
-with DAG("before_google", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz="UTC")):
+with DAG("before_google", schedule=None):
     RaySubmitJobOperator(
         task_id="train",
         cluster_address=DASHBOARD,

@@ -1,11 +1,10 @@
 """A pod that submits a job to a Ray cluster of KubeRay."""
 
-import pendulum
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.sdk import DAG
 
 # START task
-with DAG("before_kubernetes_pod_operator", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz="UTC")):
+with DAG("before_kubernetes_pod_operator", schedule=None):
     KubernetesPodOperator(
         task_id="train",
         namespace="ray",

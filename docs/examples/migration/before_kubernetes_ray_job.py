@@ -1,6 +1,5 @@
 """A task that creates a RayJob of KubeRay."""
 
-import pendulum
 from airflow.providers.cncf.kubernetes.operators.resource import KubernetesCreateResourceOperator
 from airflow.sdk import DAG
 
@@ -21,6 +20,6 @@ spec:
   activeDeadlineSeconds: 3600
 """
 
-with DAG("before_kubernetes_ray_job", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz="UTC")):
+with DAG("before_kubernetes_ray_job", schedule=None):
     KubernetesCreateResourceOperator(task_id="train", yaml_conf=RAY_JOB, custom_resource_definition=True)
 # END task

@@ -3,7 +3,6 @@
 import time
 from pathlib import Path
 
-import pendulum
 from airflow.providers.standard.operators.python import PythonOperator
 from airflow.sdk import DAG
 from ray.job_submission import JobStatus, JobSubmissionClient
@@ -26,6 +25,6 @@ def train(day: str) -> str:
     return submission_id
 
 
-with DAG("before_python_operator", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz="UTC")):
+with DAG("before_python_operator", schedule=None):
     PythonOperator(task_id="train", python_callable=train, op_kwargs={"day": "{{ ds }}"})
 # END task

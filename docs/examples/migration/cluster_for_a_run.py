@@ -1,13 +1,12 @@
 """A Ray cluster of KubeRay that lives as long as a DAG run."""
 
-import pendulum
 from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import DAG
 
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
 
 # START tasks
-with DAG("cluster_for_a_run", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz="UTC"), max_active_runs=1):
+with DAG("cluster_for_a_run", schedule=None, max_active_runs=1):
     create = BashOperator(
         task_id="create_cluster",
         bash_command="kubectl apply -f cluster.yaml && kubectl wait -f cluster.yaml"

@@ -8,25 +8,30 @@ import google.auth
 import httpx
 from google.auth.transport.requests import Request
 
-
 # START class
+SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
+Flow = Generator[httpx.Request, httpx.Response, None]
+AsyncFlow = AsyncGenerator[httpx.Request, httpx.Response]
+
+
 class VertexAuth(httpx.Auth):
-    """Send a token of Application Default Credentials, as Google's own client for these clusters does."""
+    """Send a token of Application Default Credentials."""
 
     def __init__(self) -> None:
-        self.credentials: Any = google.auth.default(scopes=["https://www.googleapis.com/auth/cloud-platform"])[0]
+        self.credentials: Any = google.auth.default(scopes=SCOPES)[0]
 
     def authorize(self, request: httpx.Request) -> None:
         if not self.credentials.valid:
             self.credentials.refresh(Request())
         request.headers["Authorization"] = f"Bearer {self.credentials.token}"
 
-    def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+    def sync_auth_flow(self, request: httpx.Request) -> Flow:
         self.authorize(request)
         yield request
 
-    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
-        await asyncio.to_thread(self.authorize, request)  # a refresh must not block the triggerer
+    async def async_auth_flow(self, request: httpx.Request) -> AsyncFlow:
+        # A refresh must not block the event loop of the triggerer.
+        await asyncio.to_thread(self.authorize, request)
         yield request
 
 
