@@ -19,7 +19,8 @@ pytestmark = [pytest.mark.airflow, pytest.mark.ray, pytest.mark.timeout(1800)]
 EXPECTED: dict[str, dict[str, str]] = {"errors.py": {"load": "failed"}, "functions.py": {"process": "skipped"}}
 # Files that Airflow before 3.3 cannot import.
 NEEDS_33 = {"retry_policy.py"}
-DAG_FILES = sorted(path.name for path in EXAMPLES.glob("*.py"))
+# Folders below that of the examples have the programs of jobs, but for that of the migration guides.
+DAG_FILES = sorted(path.name for pattern in ("*.py", "migration/after_*.py") for path in EXAMPLES.glob(pattern))
 
 
 @pytest.fixture(scope="module")
