@@ -81,9 +81,9 @@ class RayJobSubmitOperator(RendersText, ChecksLiterals, BaseOperator):
         unless the cluster has it. A relative path is searched next to the DAG file, then in the working directory; one
         in a YAML file next to that file. Files for ``pip``, ``uv`` and ``conda`` may also be in the ``working_dir``.
         (templated, except the contents of a YAML file)
-    :param package_secrets: whether to pack local files whose names suggest secrets (``.env``, ``id_rsa`` ...; the list
-        is in ``docs/USAGE.md``). A list of .gitignore patterns packs only the matching files. The default is ``False``.
-        (templated)
+    :param package_secrets: whether to pack local files whose names suggest secrets (``.env``, ``id_rsa`` ...; the guide
+        on local code has the list). A list of .gitignore patterns packs only the matching files. The default is
+        ``False``. (templated)
     :param package_storage: an object storage path (``s3://conn_id@bucket/prefix``) that the cluster can read, for local
         code of 100 MiB and more, the limit of Ray's HTTP server. The results of functions of more than 1 MiB go there,
         too, if the cluster can write. (templated)
