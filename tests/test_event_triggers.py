@@ -402,15 +402,6 @@ def test_rest_after_slow_lists(head: StandInHead, monkeypatch: pytest.MonkeyPatc
     assert min(rests_of_a_watch(monkeypatch, 2)) >= 1.0 / event_triggers.BUDGET
 
 
-def test_example_of_the_documentation():
-    """The example of the documentation defines a DAG."""
-    text = (Path(__file__).parents[1] / "docs" / "USAGE.md").read_text(encoding="utf-8")
-    names: dict[str, Any] = {}
-    exec(text.partition("## RayJobEventTrigger")[2].partition("```python\n")[2].partition("```")[0], names)  # noqa: S102
-
-    assert "DAG" in names
-
-
 def test_arguments():
     """The arguments survive Airflow's database, equal ones are one trigger, and an unknown status is an error."""
     trigger = RayJobEventTrigger("mine", name="a*", metadata={"b": "c"}, status=["STOPPED", "FAILED"])

@@ -2,7 +2,7 @@
 The names of files that usually hold secrets. Packages leave them out, as every node can read a package.
 
 A name is listed if a widespread program keeps passwords, tokens or private keys in a file of that name.
-``docs/USAGE.md`` shows the same list. Most ``*.pem`` files are public certificates, so they are not on it.
+``docs/guides/local-code.md`` shows the same list. Most ``*.pem`` files are public certificates, so they are not on it.
 """
 
 from __future__ import annotations
