@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import tempfile
 import zipfile
@@ -15,7 +14,7 @@ import pytest
 
 from airflow_provider_rayjobs.exceptions import RayPackageError
 from airflow_provider_rayjobs.jobs.packages.digest import digest_tree, name_archive, name_tree
-from airflow_provider_rayjobs.jobs.packages.secret_names import PATTERN, SECRET_NAMES, is_secret_file
+from airflow_provider_rayjobs.jobs.packages.secret_names import is_secret_file
 from airflow_provider_rayjobs.jobs.packages.tree import Selection, Tree, select
 from airflow_provider_rayjobs.jobs.packages.zip_file import write_zip
 from airflow_provider_rayjobs.jobs.progress import finish
@@ -215,15 +214,6 @@ def test_secret_names_match_the_end_of_a_path(name: str):
 def test_similar_names_are_not_secrets(name: str):
     """Certificates and names that resemble an entry are packed."""
     assert not is_secret_file(name)
-
-
-def test_documentation_lists_exactly_the_secret_names():
-    """The table of the guide is the list in the code."""
-    text = (Path(__file__).parents[3] / "docs" / "guides" / "local-code.md").read_text()
-    table = text[text.index("## Files with secrets") : text.index("`package_secrets=True`")]
-    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
-
-    assert sorted(re.findall("`([^`]+)`", "".join(rows))) == sorted([*SECRET_NAMES, PATTERN])
 
 
 def test_unreadable_file_or_directory_is_an_error(unprivileged_user: None):
