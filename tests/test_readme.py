@@ -70,4 +70,4 @@ def test_readme_on_a_package_index_has_absolute_links(tmp_path: Path):
 
     assert _RELATIVE.findall(text) == []
     assert "(https://example.com/us/provider/raw/main/docs/images/task-log.png)" in text
-    assert "(https://example.com/us/provider/blob/main/docs/USAGE.md)" in text
+    assert "(https://example.com/us/provider/blob/main/docs/quickstart.md)" in text

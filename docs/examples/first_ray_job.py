@@ -1,5 +1,6 @@
-"""The nightly training of the quickstart."""
+"""The first DAG of the quickstart."""
 
+# START dag
 import pendulum
 from airflow.sdk import DAG
 
@@ -11,3 +12,4 @@ with DAG("first_ray_job", schedule=None, start_date=pendulum.datetime(2026, 1, 1
         entrypoint=["python", "train.py", "--day", "{{ ds }}"],
         runtime_env={"working_dir": "./training"},
     )
+# END dag

@@ -16,7 +16,10 @@ from airflow_provider_rayjobs.task.attempts import HAS_STORE
 pytestmark = [pytest.mark.airflow, pytest.mark.ray, pytest.mark.timeout(1800)]
 
 # How the tasks of an example end, if not all of them succeed: by task id.
-EXPECTED: dict[str, dict[str, str]] = {"errors.py": {"load": "failed"}}
+EXPECTED: dict[str, dict[str, str]] = {
+    "errors.py": {"load": "failed"},
+    "functions.py": {"process": "skipped"},
+}
 # Files that Airflow before 3.3 cannot import.
 NEEDS_33 = {"retry_policy.py"}
 DAG_FILES = sorted(path.name for path in EXAMPLES.glob("*.py"))
