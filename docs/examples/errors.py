@@ -6,21 +6,29 @@ from typing import Any
 import pendulum
 from airflow.sdk import DAG
 
-from airflow_provider_rayjobs.exceptions import RayJobEntrypointError, RayJobUnsuccessfulError
+from airflow_provider_rayjobs.exceptions import (
+    RayJobEntrypointError,
+    RayJobUnsuccessfulError,
+)
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
 
 
 def tell_the_team(context: Any) -> None:
     error = context["exception"]
     if isinstance(error, RayJobEntrypointError):
-        print(f"The code is at fault, exit code {error.exit_code}: {error.last_lines[-1]}")
+        print(f"Exit code {error.exit_code}: {error.last_lines[-1]}")
     elif isinstance(error, RayJobUnsuccessfulError):
         print(f"The cluster failed, or a user stopped the job: {error}")
     else:
         print(f"No job has failed. Check the connection and the network: {error}")
 
 
-with DAG("errors", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz="UTC"), tags=["ray"]):
+with DAG(
+    "errors",
+    schedule=None,
+    start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
+    tags=["ray"],
+):
     RayJobSubmitOperator(
         task_id="load",
         entrypoint=["python", "load.py", "--day", "2026-11-23"],

@@ -6,7 +6,10 @@ from datetime import timedelta
 import pendulum
 from airflow.sdk import DAG, RetryAction, RetryRule, task
 
-from airflow_provider_rayjobs.exceptions import RayJobRuntimeEnvError, RayJobUnschedulableError
+from airflow_provider_rayjobs.exceptions import (
+    RayJobRuntimeEnvError,
+    RayJobUnschedulableError,
+)
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
 from airflow_provider_rayjobs.retries import RayJobRetryPolicy
 
@@ -15,7 +18,11 @@ policy = RayJobRetryPolicy(
         # no retry makes a wrong requirement right
         RetryRule(exception=RayJobRuntimeEnvError, action=RetryAction.FAIL),
         # a full cluster may need longer than the usual retry_delay
-        RetryRule(exception=RayJobUnschedulableError, action=RetryAction.RETRY, retry_delay=timedelta(minutes=10)),
+        RetryRule(
+            exception=RayJobUnschedulableError,
+            action=RetryAction.RETRY,
+            retry_delay=timedelta(minutes=10),
+        ),
     ],
     # exceptions of functions, by the name of their class or of a base class
     function_errors={"ValueError": RetryAction.FAIL},
@@ -25,7 +32,11 @@ with DAG(
     "retry_policy",
     schedule=None,
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
-    default_args={"retries": 3, "retry_delay": timedelta(minutes=1), "retry_policy": policy},
+    default_args={
+        "retries": 3,
+        "retry_delay": timedelta(minutes=1),
+        "retry_policy": policy,
+    },
     tags=["ray"],
 ):
     train = RayJobSubmitOperator(

@@ -20,10 +20,17 @@ with DAG("stopping", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz=
     # END limits
 
     # START stop
-    serve = RayJobSubmitOperator(task_id="serve", entrypoint="sleep 3600", wait_for_completion=False)
+    serve = RayJobSubmitOperator(
+        task_id="serve",
+        entrypoint="sleep 3600",
+        wait_for_completion=False,
+    )
     stop = RayJobStopOperator(task_id="stop", submission_id=serve.output)
     forget = RayJobDeleteOperator(
-        task_id="forget", submission_id=serve.output, retries=3, retry_delay=timedelta(seconds=5)
+        task_id="forget",
+        submission_id=serve.output,
+        retries=3,
+        retry_delay=timedelta(seconds=5),
     )
 
     serve >> train >> stop >> forget

@@ -10,10 +10,12 @@ from openlineage.client.facet_v2 import parent_run
 from openlineage.client.uuid import generate_new_uuid
 
 namespace, name, run_id = os.environ["OPENLINEAGE_PARENT_ID"].rsplit("/", 2)
-parent = parent_run.ParentRunFacet(parent_run.Run(run_id), parent_run.Job(namespace, name))
+task = parent_run.Job(namespace, name)
+parent = parent_run.ParentRunFacet(parent_run.Run(run_id), task)
 run = Run(str(generate_new_uuid()), facets={"parent": parent})
 client = OpenLineageClient()
 for state in (RunState.START, RunState.COMPLETE):
     now = datetime.now(UTC).isoformat()
-    client.emit(RunEvent(eventTime=now, eventType=state, run=run, job=Job("ray", "train")))
+    job = Job("ray", "train")
+    client.emit(RunEvent(eventTime=now, eventType=state, run=run, job=job))
 # END lineage

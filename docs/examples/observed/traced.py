@@ -13,7 +13,8 @@ provider = TracerProvider()
 provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
 trace.set_tracer_provider(provider)
 
-parent = TraceContextTextMapPropagator().extract({"traceparent": os.environ["TRACEPARENT"]})
+carrier = {"traceparent": os.environ["TRACEPARENT"]}
+parent = TraceContextTextMapPropagator().extract(carrier)
 with trace.get_tracer("training").start_as_current_span("train", context=parent):
     print("training")
 # the span is sent before the program ends

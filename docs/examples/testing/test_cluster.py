@@ -12,7 +12,7 @@ from airflow_provider_rayjobs.testing import FakeRay, Plan, Reply
 
 
 def test_job_of_another_user(fake_ray: FakeRay) -> None:
-    job = fake_ray.submit("nightly-export", Plan(runs=math.inf), entrypoint="python export.py")
+    job = fake_ray.submit("nightly-export", Plan(runs=math.inf))
     fake_ray.stop(job)
 
     assert RayJobsHook().get_job("nightly-export").status == "STOPPED"
@@ -21,7 +21,8 @@ def test_job_of_another_user(fake_ray: FakeRay) -> None:
 def test_busy_ingress(fake_ray: FakeRay) -> None:
     fake_ray.on_request = lambda method, path: Reply(503)
 
-    with RayJobsClient(fake_ray.address, retry_timeout=0) as client, pytest.raises(RayApiBusyError):
+    client = RayJobsClient(fake_ray.address, retry_timeout=0)
+    with client, pytest.raises(RayApiBusyError):
         client.list_jobs()
 
 

@@ -6,6 +6,9 @@ from collections.abc import AsyncGenerator, Generator
 
 import httpx
 
+Requests = Generator[httpx.Request, httpx.Response, None]
+AsyncRequests = AsyncGenerator[httpx.Request, httpx.Response]
+
 
 class ClientCredentials(httpx.Auth):
     """Get an access token, and use it until a minute before it expires."""
@@ -14,13 +17,17 @@ class ClientCredentials(httpx.Auth):
         self.login = httpx.Request(
             "POST",
             token_url,
-            data={"grant_type": "client_credentials", "client_id": client_id, "client_secret": client_secret},
+            data={
+                "grant_type": "client_credentials",
+                "client_id": client_id,
+                "client_secret": client_secret,
+            },
         )
         self.token = ""
         self.good_until = 0.0
 
-    # Both flows, as an answer is read in another way on a worker and in the triggerer.
-    def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+    # a worker uses this one, the triggerer the other
+    def sync_auth_flow(self, request: httpx.Request) -> Requests:
         if time.time() > self.good_until:
             response = yield self.login
             response.read()
@@ -28,7 +35,7 @@ class ClientCredentials(httpx.Auth):
         request.headers["Authorization"] = f"Bearer {self.token}"
         yield request
 
-    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
+    async def async_auth_flow(self, request: httpx.Request) -> AsyncRequests:
         if time.time() > self.good_until:
             response = yield self.login
             await response.aread()

@@ -9,9 +9,16 @@ from airflow.sdk import DAG, task
 
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
 
-with DAG("nightly", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz="UTC")) as dag:
+with DAG(
+    "nightly",
+    schedule=None,
+    start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
+) as dag:
     prepare = RayJobSubmitOperator(
-        task_id="prepare", entrypoint="python prepare.py", pending_timeout=timedelta(minutes=10), deferrable=True
+        task_id="prepare",
+        entrypoint="python prepare.py",
+        pending_timeout=timedelta(minutes=10),
+        deferrable=True,
     )
     train = RayJobSubmitOperator(
         task_id="train",
