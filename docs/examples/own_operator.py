@@ -11,15 +11,16 @@ from airflow_provider_rayjobs.triggers import RayJobTrigger, details_from_event
 
 
 class ReportOperator(BaseOperator):
-    def execute(self, context: Context) -> None:  # noqa: ARG002
-        job = RayJobsHook().submit_job(["python", "-c", "print('report')"])
-        self.defer(trigger=RayJobTrigger(job, poll_interval=1, stop_on_kill=True), method_name="report")
+    def execute(self, context: Context) -> None:
+        job = RayJobsHook().submit_job(["echo", str(context["run_id"])])
+        trigger = RayJobTrigger(job, poll_interval=1, stop_on_kill=True)
+        self.defer(trigger=trigger, method_name="report")
 
-    def report(self, context: Context, event: dict[str, Any]) -> float | None:  # noqa: ARG002
+    def report(self, context: Context, event: dict[str, Any]) -> None:
         details = details_from_event(event)  # raises the trigger's error
         if details.status != "SUCCEEDED":
             raise RuntimeError(f"{details.submission_id} {details.status}")
-        return details.duration
+        context["ti"].xcom_push(key="seconds", value=details.duration)
 
 
 with DAG("own_operator", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz="UTC")):
