@@ -46,16 +46,17 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def settings() -> Iterator[tuple[str, ...]]:
-    yield "setting", "type", "default", "example", "meaning"
+    yield "setting", "type and default", "meaning"
     for name, option in get_provider_info()["config"][config.SECTION]["options"].items():
-        default = f"`{option['default']}`" if option["default"] else ""
-        yield f"`{name}`", option["type"], default, f"`{option['example']}`", option["description"]
+        default = f"`{option['default']}`" if option["default"] else "unset"
+        yield f"`{name}`", f"{option['type']}, {default}", option["description"]
 
 
 def all_metrics() -> Iterator[tuple[str, ...]]:
-    yield "metric", "type", "unit", "tags", "meaning"
+    yield "metric", "type and unit", "tags", "meaning"
     for metric in metrics.METRICS:
-        yield f"`{metric.name}`", metric.kind, metric.unit, ", ".join(f"`{tag}`" for tag in metric.tags), metric.meaning
+        tags = ", ".join(f"`{tag}`" for tag in metric.tags)
+        yield f"`{metric.name}`", f"{metric.kind}, {metric.unit}", tags, metric.meaning
 
 
 def parameters(operator: Any) -> dict[str, inspect.Parameter]:
@@ -142,13 +143,14 @@ def _retried(kind: type[Exception], translate: Callable[..., BaseException]) -> 
 
 
 def connection_extras() -> Iterator[tuple[str, ...]]:
-    yield "extra", "label in the form", "type", "meaning"
+    yield "extra", "label in the form", "meaning"
     [connection_type] = get_provider_info()["connection-types"]
     described = connection_type["conn-fields"]
     assert described.keys() == connection.EXTRAS.keys()
     for name, each in described.items():
-        kind = connection.EXTRAS[name].partition(":")[0]
-        yield f"`{name}`", each["label"], kind, each["description"].replace("|", r"\|")
+        meaning = re.sub(r"(\{.*?\}|(?:https?:/)?/[\w./{}#:@-]*[\w}])", r"`\1`", each["description"])
+        kind = connection.EXTRAS[name]
+        yield f"`{name}`", each["label"], meaning if kind.startswith("text") else f"{meaning} ({kind})"
 
 
 _METADATA = {

@@ -18,15 +18,18 @@ from airflow_provider_rayjobs.functions.options import FunctionOptions, TaskOpti
 from airflow_provider_rayjobs.jobs import endpoints
 from airflow_provider_rayjobs.operators import RayJobDeleteOperator, RayJobStopOperator, RayJobSubmitOperator
 from airflow_provider_rayjobs.sensors import RayJobSensor
+from airflow_provider_rayjobs.task.attempts import HAS_STORE
 from airflow_provider_rayjobs.triggers import TriggerOptions
 
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in (DOCS / "reference").glob("*.md")}
 DIRECTIVES = re.compile(r"^\.\. auto(\w+):: airflow_provider_rayjobs\.(\S+)((?:\n   :.*)*)", re.MULTILINE)
 # Modules that DAGs, connections and tests import.
 PUBLIC = [
-    "operators", "cleanup", "decorators", "sensors", "triggers", "event_triggers", "hooks", "exceptions", "retries",
-    "jobs", "testing", "in_job", "pytest_plugin",
+    "operators", "cleanup", "decorators", "sensors", "triggers", "event_triggers", "hooks", "exceptions", "jobs",
+    "testing", "in_job", "pytest_plugin",
 ]  # fmt: skip
+if HAS_STORE:  # Airflow 3.3
+    PUBLIC.append("retries")
 # Names without an underscore that other modules of the package use, and users do not.
 INTERNAL = {
     "operators.build_metadata": "for the decorator and tests",

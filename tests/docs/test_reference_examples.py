@@ -10,12 +10,12 @@ from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
-from airflow.models import Connection
 from doc_files import EXAMPLES
 
 from airflow_provider_rayjobs import config
-from airflow_provider_rayjobs.connection import Cluster, parse_connection, parse_environment
+from airflow_provider_rayjobs.connection import Cluster, parse_environment
 from airflow_provider_rayjobs.get_provider_info import get_provider_info
+from airflow_provider_rayjobs.hooks import RayJobsHook
 from airflow_provider_rayjobs.jobs.logs.cursor import LogCursor
 from airflow_provider_rayjobs.jobs.logs.messages import MessageFilter
 from sandbox.ray_head import RayHead
@@ -54,37 +54,33 @@ def sourced(script: Path) -> dict[str, str]:
     return dict(line.split("=", 1) for line in answer.stdout.split("\0") if line)
 
 
-def cluster_of(name: str) -> Cluster:
-    given = sourced(EXAMPLES / "connection" / name)[_CONNECTION]
-    is_json = given.startswith("{")
-    connection = (
-        Connection.from_json(given, "ray_jobs_default") if is_json else Connection("ray_jobs_default", uri=given)
-    )
-    assert connection.conn_type == "ray_jobs"
-    return parse_connection(connection)
+def cluster_of(name: str, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """Return the cluster of the connection that a script defines, as the hook reads it."""
+    monkeypatch.setenv(_CONNECTION, sourced(EXAMPLES / "connection" / name)[_CONNECTION])
+    return RayJobsHook().get_cluster()
 
 
-def test_connection_as_json_and_as_uri():
+def test_connection_as_json_and_as_uri(monkeypatch: pytest.MonkeyPatch):
     """Both forms of the connection describe the same cluster."""
-    cluster = cluster_of("as_json.sh")
+    cluster = cluster_of("as_json.sh", monkeypatch)
 
-    assert cluster == cluster_of("as_uri.sh")
+    assert cluster == cluster_of("as_uri.sh", monkeypatch)
     assert cluster.address == "https://ray.example.com:8443/team-a"
     assert (cluster.access.login, cluster.access.password) == ("me", "its password")
     assert (cluster.access.token, cluster.access.read_timeout) == ("the token of Ray", 60.0)
     assert cluster.access.headers == {"X-Tenant": "a"}
 
 
-def test_connection_with_a_token():
+def test_connection_with_a_token(monkeypatch: pytest.MonkeyPatch):
     """Without a login, the password is Ray's token."""
-    cluster = cluster_of("token_uri.sh")
+    cluster = cluster_of("token_uri.sh", monkeypatch)
 
     assert (cluster.address, cluster.access.token) == ("http://ray-head:8265", "the-token")
 
 
-def test_connection_with_a_history_url():
+def test_connection_with_a_history_url(monkeypatch: pytest.MonkeyPatch):
     """The page of an ended job is that of the history server."""
-    cluster = cluster_of("history_url.sh")
+    cluster = cluster_of("history_url.sh", monkeypatch)
 
     assert cluster.job_history_url("nightly", None) == "https://history.example.com/#/jobs/nightly"
 
