@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 import pytest
-from nightly import dag
+from retraining import dag
 
 from airflow_provider_rayjobs.testing import FakeRay, Plan
 

@@ -10,7 +10,7 @@ from airflow.sdk import DAG, task
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
 
 with DAG(
-    "nightly",
+    "retraining",
     schedule=None,
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
 ) as dag:
