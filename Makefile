@@ -20,7 +20,7 @@ help:
 	@echo "make chaos       run an hour of random faults in a real Airflow and Ray: make chaos SEED=7 SECONDS=600"
 	@echo "make simulate    run a million simulated histories; with SEED=n the one walk of that seed"
 	@echo "make compat      run all tests with another Airflow version: make compat AIRFLOW=3.1.8"
-	@echo "make package     build sdist and wheel into dist/"
+	@echo "make package     build sdist and wheel into dist/, and check them"
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m sandbox.demo
@@ -28,8 +28,9 @@ demo: $(VENV)/demo.stamp
 standalone: $(VENV)/demo.stamp
 	$(BIN)/python -m sandbox.standalone
 
+# Two processes: tests/conftest.py says which tests run in which.
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
@@ -71,6 +72,7 @@ compat:
 
 package: $(VENV)/test.stamp
 	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
 
 clean:
 	rm -rf $(VENV) $(VENV)-* build dist

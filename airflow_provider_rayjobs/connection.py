@@ -325,7 +325,7 @@ def _read_extra(connection: Connection) -> Mapping[str, Any]:
     # Airflow's form stores an empty field as "" or null.
     extra = {name: value for name, value in given.items() if value not in (None, "", {})}
     if unknown := extra.keys() - EXTRAS.keys():
-        hint = migration.describe_names(sorted(unknown), migration.EXTRAS)
+        hint = migration.describe_extras(sorted(unknown))
         advice = hint or f"The extras are {', '.join(sorted(EXTRAS))}."
         raise ValueError(f"unknown extra {', '.join(sorted(unknown))}. {advice}")
     return {name: _read_value(name, value) for name, value in extra.items()}

@@ -183,8 +183,9 @@ def _find_error(options: Mapping[str, Any]) -> Exception | None:
     known = FunctionOptions.__annotations__.keys() | TaskOptions.__annotations__.keys()
     for name in options.keys() - known - inspect.signature(BaseOperator.__init__).parameters.keys():
         near = difflib.get_close_matches(name, known, n=1) or sorted(each for each in known if name in each)
-        guess = migration.ARGUMENTS.get(name, near[0] if near else "")
-        page = f" For astro-provider-ray see {migration.PAGE} of this provider." if name in migration.ARGUMENTS else ""
+        origin = migration.origin_of(name)
+        guess = origin.arguments[name] if origin else near[0] if near else ""
+        page = f" For {origin.name} see {origin.page} of this provider." if origin else ""
         return TypeError(f"{_NAME} has no option {name!r}.{f' Did you mean {guess!r}?' if guess else ''}{page}")
     for name in ("serializer", "result_serializer"):
         if options.get(name, "json") not in _SERIALIZERS:

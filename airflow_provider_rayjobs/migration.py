@@ -1,20 +1,67 @@
-"""Names of astro-provider-ray that a user may still use, for errors that lead to the migration page."""
+"""Names of other ways to run Ray jobs that a user may still use, for errors that lead to the migration pages."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
-PAGE = "docs/MIGRATING.md"
-# Its names and ours; "" if there is no counterpart. Its ``resources`` is missing: Airflow's operators have that, too.
-ARGUMENTS = {
-    "conn_id": "ray_conn_id",
-    "num_cpus": "entrypoint_num_cpus",
-    "num_gpus": "entrypoint_num_gpus",
-    "memory": "entrypoint_memory",
-    "job_timeout_seconds": "job_timeout",
-    **dict.fromkeys(("config", "xcom_task_key"), ""),
-    **dict.fromkeys(("ray_cluster_yaml", "kuberay_version", "update_if_exists", "gpu_device_plugin_yaml"), ""),
-}
+
+class Origin(NamedTuple):
+    """
+    Where arguments of a user come from.
+
+    :param name: the package or program.
+    :param page: the migration page.
+    :param arguments: its names and ours; "" if there is no counterpart.
+    """
+
+    name: str
+    page: str
+    arguments: Mapping[str, str]
+
+
+# Its ``resources`` is missing: Airflow's operators have that, too.
+ASTRO = Origin(
+    "astro-provider-ray",
+    "docs/migration/astro-provider-ray.md",
+    {
+        "conn_id": "ray_conn_id",
+        "num_cpus": "entrypoint_num_cpus",
+        "num_gpus": "entrypoint_num_gpus",
+        "memory": "entrypoint_memory",
+        "job_timeout_seconds": "job_timeout",
+        **dict.fromkeys(("config", "xcom_task_key"), ""),
+        **dict.fromkeys(("ray_cluster_yaml", "kuberay_version", "update_if_exists", "gpu_device_plugin_yaml"), ""),
+    },
+)
+GOOGLE = Origin(
+    "Google's RaySubmitJobOperator",
+    "docs/migration/google.md",
+    {
+        "cluster_address": "ray_conn_id",
+        "gcp_conn_id": "ray_conn_id",
+        "wait_for_job_done": "wait_for_completion",
+        "get_job_logs": "fetch_logs",
+        "submit_job_timeout": "job_timeout",
+        "impersonation_chain": "",
+    },
+)
+SDK = Origin(
+    "Ray's JobSubmissionClient",
+    "docs/migration/python-operator.md",
+    {**dict.fromkeys(("address", "headers", "cookies", "verify"), "ray_conn_id"), "job_id": "submission_id"},
+)
+CLI = Origin(
+    "ray job submit",
+    "docs/migration/bash-operator.md",
+    {
+        "working_dir": 'runtime_env["working_dir"]',
+        "runtime_env_json": "runtime_env",
+        "metadata_json": "metadata",
+        "no_wait": "wait_for_completion",
+    },
+)
+ORIGINS = (ASTRO, GOOGLE, SDK, CLI)
 EXTRAS = {
     "address": "host",
     "cookies": "headers",
@@ -24,15 +71,26 @@ EXTRAS = {
 
 
 def check_arguments(operator: str, given: Iterable[str]) -> None:
-    """Raise :class:`TypeError` if arguments of astro-provider-ray are among the given ones."""
-    if names := [name for name in given if name in ARGUMENTS]:
-        raise TypeError(f"{operator} has no argument {', '.join(names)}. {describe_names(names, ARGUMENTS)}")
+    """Raise :class:`TypeError` if arguments of another origin are among the given ones."""
+    names = [name for name in given if origin_of(name)]
+    if names:
+        hints = [_describe(origin, names, origin.arguments) for origin in ORIGINS]
+        raise TypeError(f"{operator} has no argument {', '.join(names)}. {' '.join(filter(None, hints))}")
 
 
-def describe_names(given: Iterable[str], names: Mapping[str, str]) -> str:
-    """Describe the names among the given ones that are astro-provider-ray's. Empty if there are none."""
+def origin_of(argument: str) -> Origin | None:
+    """Return where an argument comes from."""
+    return next((origin for origin in ORIGINS if argument in origin.arguments), None)
+
+
+def describe_extras(given: Iterable[str]) -> str:
+    """Describe the extras among the given ones that are astro-provider-ray's. Empty if there are none."""
+    return _describe(ASTRO, given, EXTRAS)
+
+
+def _describe(origin: Origin, given: Iterable[str], names: Mapping[str, str]) -> str:
     found = [name for name in given if name in names]
     if not found:
         return ""
     renamed = ", ".join(f"{name} is {names[name]} here" for name in found if names[name])
-    return f"That is from astro-provider-ray{f': {renamed}' if renamed else ''}. See {PAGE} of this provider."
+    return f"That is from {origin.name}{f': {renamed}' if renamed else ''}. See {origin.page} of this provider."

@@ -82,7 +82,7 @@ class RayJobSubmitOperator(RendersText, ChecksLiterals, BaseOperator):
         in a YAML file next to that file. Files for ``pip``, ``uv`` and ``conda`` may also be in the ``working_dir``.
         (templated, except the contents of a YAML file)
     :param package_secrets: whether to pack local files whose names suggest secrets (``.env``, ``id_rsa`` ...; the guide
-        "Local code" has the list). A list of .gitignore patterns packs only the matching files. The default is
+        on local code has the list). A list of .gitignore patterns packs only the matching files. The default is
         ``False``. (templated)
     :param package_storage: an object storage path (``s3://conn_id@bucket/prefix``) that the cluster can read, for local
         code of 100 MiB and more, the limit of Ray's HTTP server. The results of functions of more than 1 MiB go there,

@@ -19,6 +19,16 @@ extensions = ["myst_parser", "sphinx.ext.autodoc"]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["examples"]
 nitpicky = True
+# Types of other packages, whose documentation is elsewhere, and parts of this one that users do not name.
+nitpick_ignore_regex = [
+    ("py:.*", r"(collections\.abc|httpx|logging)\..*"),
+    ("py:.*", r"timedelta|P|R|Task|XComArg|ObjectStoragePath|RetryAction|RetryRule|AirflowNotFoundException"),
+    ("py:.*", r"airflow_provider_rayjobs\.(task|metrics|log_budget)\..*|airflow_provider_rayjobs\.decorators\.R"),
+    (
+        "py:.*",
+        r"LogOptions\..*|Limits\..*|JobRef\..*|LogReader\..*|log_budget|submission\..*|LoggerLike|Observer|Transport",
+    ),
+]
 
 myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
 myst_heading_anchors = 3
@@ -26,7 +36,7 @@ myst_links_external_new_tab = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
-autodoc_typehints_description_target = "documented"
+autodoc_typehints_description_target = "documented_params"
 
 # The links of `make docs-links`: some sites refuse programs, and anchors of GitHub pages are made by JavaScript.
 linkcheck_anchors = False

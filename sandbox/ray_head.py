@@ -36,6 +36,8 @@ class RayHead:
         # Not in TMPDIR, which may be long: Ray creates Unix sockets here, and their paths are limited to 107 bytes.
         self.directory = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
         self.gcs_port = free_port()
+        # the command line, once it was started
+        self.command: list[str] = []
         self._program: Program | None = None
 
     @property
@@ -51,14 +53,15 @@ class RayHead:
             "--min-worker-port": 0, "--max-worker-port": 0, "--dashboard-agent-listen-port": 0,
             "--dashboard-agent-grpc-port": 0, "--metrics-export-port": 0,
         }  # fmt: skip
+        self.command = [
+            str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats",
+            "--include-dashboard=true", "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1",
+            f"--num-cpus={self.num_cpus}", f"--num-gpus={self.num_gpus}", "--object-store-memory=200000000",
+            f"--temp-dir={self.directory}",
+            *(f"{option}={port}" for option, port in ports.items()),
+        ]  # fmt: skip
         self._program = Program(
-            [
-                str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats",
-                "--include-dashboard=true", "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1",
-                f"--num-cpus={self.num_cpus}", f"--num-gpus={self.num_gpus}", "--object-store-memory=200000000",
-                f"--temp-dir={self.directory}",
-                *(f"{option}={port}" for option, port in ports.items()),
-            ],
+            self.command,
             clean_environment("RAY_", "AIRFLOW")
             # Without a mode, ``ray start`` requires the token of ~/.ray/auth_token if that file exists.
             | {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "PATH": _path_with_this_python()}

@@ -34,6 +34,17 @@ def pytest_configure() -> None:
     interrupt_on_signals()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """
+    Let one process run all tests that meet a real Ray or Airflow, with ``pytest -n 2 --dist loadgroup``.
+
+    They mostly wait, and share heads and Airflows. Meanwhile the other process runs the tests that compute.
+    """
+    for item in items:
+        if item.get_closest_marker("ray") or item.get_closest_marker("airflow"):
+            item.add_marker(pytest.mark.xdist_group("real"))
+
+
 def pytest_unconfigure() -> None:
     shutil.rmtree(_UNIT_TEST_HOME, ignore_errors=True)
 

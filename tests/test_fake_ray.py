@@ -322,26 +322,7 @@ def test_result_that_is_no_json() -> None:
         Plan(result={1})
 
 
-# -- the documentation, and pytest ---------------------------------------------------------------------------------
-
-
-def test_documented_example(tmp_path: Path) -> None:
-    """The DAG, its test and the conftest of docs/TESTING.md work as they are."""
-    page = (ROOT / "docs" / "TESTING.md").read_text()
-    dag, test, conftest = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    (tmp_path / "dags").mkdir()
-    (tmp_path / "dags" / "training.py").write_text(dag)
-    (tmp_path / "test_training.py").write_text(test)
-    (tmp_path / "conftest.py").write_text(conftest)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "RAY_"))}
-    environment["PYTHONPATH"] = str(ROOT)
-
-    ended = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", PLUGIN, "-p", "no:cacheprovider", "--rootdir", tmp_path, tmp_path],
-        env=environment, check=False, capture_output=True, text=True, timeout=600, cwd=tmp_path,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stdout
-    assert "3 passed" in ended.stdout
+# -- pytest -----------------------------------------------------------------------------------------------------------
 
 
 def test_plugin_imports_nothing() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -19,6 +19,7 @@ from airflow_provider_rayjobs.operators import RayJobSubmitOperator
 from sandbox.processes import clean_environment
 from sandbox.ray_head import RayHead, connection_to
 
+PROGRAM = Path(__file__).parents[1] / "docs" / "examples" / "observed" / "lineage.py"
 TRANSPORT = '{"type": "file", "log_file_path": "%s", "append": true}'
 DAG_FILE = """
 import pendulum
@@ -47,11 +48,6 @@ if __name__ == "__main__":
 """
 
 
-def program_of_the_documentation() -> str:
-    text = (Path(__file__).parents[1] / "docs" / "OBSERVABILITY.md").read_text(encoding="utf-8")
-    return re.search("```python\n(.*?)```", text.partition("## Lineage")[2], re.DOTALL)[1]
-
-
 @pytest.mark.airflow
 @pytest.mark.ray
 def test_tasks_and_their_jobs(ray_head: RayHead, tmp_path: Path):
@@ -64,7 +60,7 @@ def test_tasks_and_their_jobs(ray_head: RayHead, tmp_path: Path):
     of_airflow, of_jobs = tmp_path / "airflow.jsonl", tmp_path / "jobs.jsonl"
     dag_file.parent.mkdir()
     dag_file.write_text(DAG_FILE % (TRANSPORT % of_jobs, str(program)))
-    program.write_text(program_of_the_documentation())
+    shutil.copy(PROGRAM, program)
     environment = clean_environment("AIRFLOW", "RAY_") | {
         "AIRFLOW_HOME": str(tmp_path / "home"),
         "AIRFLOW__CORE__DAGS_FOLDER": str(dag_file.parent),

@@ -1,4 +1,4 @@
-"""Names of astro-provider-ray: the errors about them lead to the migration page, which has them all."""
+"""Names of other ways to run Ray jobs: the errors about them lead to the migration pages, which have them all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 GIVEN: dict[str, Any] = {"conn_id": "ray_conn", "num_cpus": 2, "ray_cluster_yaml": "cluster.yaml"}
 HINT = (
     "has no argument conn_id, num_cpus, ray_cluster_yaml. That is from astro-provider-ray: conn_id is ray_conn_id "
-    "here, num_cpus is entrypoint_num_cpus here. See docs/MIGRATING.md of this provider."
+    "here, num_cpus is entrypoint_num_cpus here. See docs/migration/astro-provider-ray.md of this provider."
 )
 
 
@@ -29,16 +29,34 @@ def test_arguments_of_the_operator():
     assert str(caught.value) == f"RayJobSubmitOperator {HINT}"
 
 
+def test_arguments_of_several_origins():
+    """Arguments of Ray's client and its command line are an error that has the new names and leads to both pages."""
+    given: dict[str, Any] = {"address": "http://head:8265", "working_dir": "."}
+    with pytest.raises(TypeError) as caught:
+        RayJobSubmitOperator(task_id="train", entrypoint="true", **given)
+
+    assert str(caught.value) == (
+        "RayJobSubmitOperator has no argument address, working_dir. That is from Ray's JobSubmissionClient: address is "
+        "ray_conn_id here. See docs/migration/python-operator.md of this provider. That is from ray job submit: "
+        'working_dir is runtime_env["working_dir"] here. See docs/migration/bash-operator.md of this provider.'
+    )
+
+
 @pytest.mark.parametrize(
-    ("option", "guess"),
-    [("conn_id", " Did you mean 'ray_conn_id'?"), ("memory", " Did you mean 'entrypoint_memory'?"), ("config", "")],
+    ("option", "guess", "origin"),
+    [
+        ("conn_id", " Did you mean 'ray_conn_id'?", migration.ASTRO),
+        ("memory", " Did you mean 'entrypoint_memory'?", migration.ASTRO),
+        ("config", "", migration.ASTRO),
+        ("get_job_logs", " Did you mean 'fetch_logs'?", migration.GOOGLE),
+    ],
 )
-def test_options_of_the_decorator(option: str, guess: str):
-    """An option of @ray.task is an error that has the new name and leads to the page."""
+def test_options_of_the_decorator(option: str, guess: str, origin: migration.Origin):
+    """An old option is an error that has the new name and leads to the page."""
     with pytest.raises(TypeError) as caught:
         ray_job(**{option: 1})
 
-    page = "For astro-provider-ray see docs/MIGRATING.md of this provider."
+    page = f"For {origin.name} see {origin.page} of this provider."
     assert str(caught.value) == f"@task.ray_job has no option {option!r}.{guess} {page}"
 
 
@@ -57,23 +75,33 @@ def test_extras_of_the_connection():
         parse_connection(connection)
     assert str(caught.value) == (
         "connection ray_conn: unknown extra address, kube_config. That is from astro-provider-ray: address is host "
-        "here. See docs/MIGRATING.md of this provider."
+        "here. See docs/migration/astro-provider-ray.md of this provider."
     )
 
 
 def test_new_names_exist():
     """The new names are arguments of the operator, and fields of the connection."""
     operator = RayJobSubmitOperator(task_id="train", entrypoint="true")
+    arguments = [pair for origin in migration.ORIGINS for pair in origin.arguments.items()]
 
-    assert all(hasattr(operator, name) for name in migration.ARGUMENTS.values() if name)
+    assert all(hasattr(operator, new.partition("[")[0]) for _, new in arguments if new)
     assert {name for name in migration.EXTRAS.values() if name} <= {"host", *EXTRAS}
-    assert not any(hasattr(operator, name) for name in migration.ARGUMENTS)
+    assert not any(hasattr(operator, old) for old, _ in arguments)
     assert EXTRAS.keys().isdisjoint(migration.EXTRAS)
 
 
-def test_page_has_every_name():
-    """The migration page has every old name and its new one."""
-    page = (ROOT / migration.PAGE).read_text(encoding="utf-8")
-    names = {**migration.ARGUMENTS, **migration.EXTRAS}
+def test_each_name_has_one_origin():
+    """No name belongs to two origins, so that an error leads to one page for it."""
+    names = [name for origin in migration.ORIGINS for name in origin.arguments]
 
-    assert [name for name in {*names, *names.values()} - {""} if f"`{name}`" not in page] == []
+    assert sorted(names) == sorted(set(names))
+
+
+@pytest.mark.parametrize("origin", migration.ORIGINS, ids=lambda origin: Path(origin.page).stem)
+def test_page_has_every_name(origin: migration.Origin):
+    """The migration page has every old name and its new one. A page about a command has its options."""
+    page = (ROOT / origin.page).read_text(encoding="utf-8")
+    names = {**origin.arguments, **(migration.EXTRAS if origin is migration.ASTRO else {})}
+    old = {f"--{name.replace('_', '-')}" if origin is migration.CLI else name for name in names}
+
+    assert [name for name in {*old, *names.values()} - {""} if f"`{name}`" not in page] == []

@@ -1,4 +1,4 @@
-"""The wheel that users install."""
+"""The sdist and the wheel that users install."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -17,14 +18,19 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this checkout, built with the installed build backend."""
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist of this checkout, and the wheel built from it with the installed build backend."""
     target = tmp_path_factory.mktemp("dist")
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", target, ROOT],
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", target, ROOT],
         check=True, capture_output=True, timeout=300,
     )  # fmt: skip
-    [built] = target.glob("*.whl")
+    return target
+
+
+@pytest.fixture(scope="module")
+def wheel(dist: Path) -> Path:
+    [built] = dist.glob("*.whl")
     return built
 
 
@@ -66,6 +72,44 @@ def test_wheel_requires_what_a_worker_has(wheel: Path):
         "pyyaml",
     ]
     assert [line for line in requirements if "extra ==" in line] == ["ray[default]>=2.40; extra == 'ray'"]
+
+
+def test_package_index_accepts_the_distributions(dist: Path):
+    """``twine check`` has no objection, and no warning, to sdist and wheel."""
+    files = sorted(dist.iterdir())
+    subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *files], check=True, timeout=60)
+
+    assert [path.suffix for path in files] == [".whl", ".gz"]
+
+
+def test_installation_changes_no_other_package(dist: Path, wheel: Path, tmp_path: Path):
+    """In an environment with a pinned Airflow, ``pip install`` adds this package only, from wheel and sdist."""
+    python = tmp_path / "environment" / "bin" / "python"
+    uv = Path(sys.executable).with_name("uv")
+
+    def pip(*arguments: str | Path) -> str:
+        command = [uv, "pip", arguments[0], "--python", python, *arguments[1:]]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=600).stdout
+
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, tmp_path / "environment"], check=True)
+    pip("install", f"apache-airflow=={version('apache-airflow')}", "--constraint", ROOT / "constraints.txt")
+    before = pip("freeze").splitlines()
+    pip("install", wheel)
+    added = set(pip("freeze").splitlines()) ^ set(before)
+    home = {"AIRFLOW_HOME": str(tmp_path / "home"), "PATH": "/usr/bin:/bin"}
+    providers = subprocess.run(
+        [python.with_name("airflow"), "providers", "list", "--output", "plain"],
+        env=home, check=True, capture_output=True, text=True, timeout=120,
+    ).stdout  # fmt: skip
+    [sdist] = dist.glob("*.tar.gz")
+    pip("install", "--reinstall-package", "airflow-provider-rayjobs", sdist)
+    imported = "import airflow_provider_rayjobs.operators, airflow_provider_rayjobs.sensors"
+    subprocess.run([python, "-c", imported], env=home, cwd=tmp_path, check=True, timeout=120)
+
+    assert [line.partition(" @ ")[0] for line in added] == ["airflow-provider-rayjobs"]
+    assert "airflow-provider-rayjobs" in providers
+    assert len(before) > 100
+    assert set(pip("freeze").splitlines()) - set(before) == {f"airflow-provider-rayjobs @ {sdist.as_uri()}"}
 
 
 def test_pytest_finds_the_fixture_of_the_wheel(installed: dict[str, str], tmp_path: Path):

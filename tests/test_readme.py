@@ -26,7 +26,7 @@ def metadata_of(folder: Path) -> dict[str, str]:
     return {"text": core.readme, "type": core.readme_content_type}
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/MIGRATING.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md"])
 def test_relative_links_lead_to_files(page: str):
     """Every relative link of a page leads to a file of the repository."""
     path = ROOT / page
@@ -70,4 +70,4 @@ def test_readme_on_a_package_index_has_absolute_links(tmp_path: Path):
 
     assert _RELATIVE.findall(text) == []
     assert "(https://example.com/us/provider/raw/main/docs/images/task-log.png)" in text
-    assert "(https://example.com/us/provider/blob/main/docs/USAGE.md)" in text
+    assert "(https://example.com/us/provider/blob/main/docs/quickstart.md)" in text

@@ -41,7 +41,13 @@ MAX_OUTAGE_DELAY = 30.0
 
 
 class FollowOptions(TypedDict, total=False):
-    """How to follow a job; see :func:`follow_job`."""
+    """
+    How to follow a job.
+
+    - ``poll_interval``: most seconds between two polls, 5 by default; the first ones are faster.
+    - ``unreachable_timeout``: seconds for which an outage is tolerated, 600 by default.
+    - ``missing_timeout``: seconds for which an unknown job is tolerated, because it may still be submitted.
+    """
 
     poll_interval: float
     unreachable_timeout: float

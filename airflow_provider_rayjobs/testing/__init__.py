@@ -1,5 +1,5 @@
 """
-A Ray cluster in memory, for tests of DAGs: docs/TESTING.md.
+A Ray cluster in memory, for tests of DAGs: docs/guides/testing.md.
 
 With pytest the fixture ``fake_ray`` is there without an import. Other tests use ``with FakeRay() as fake_ray``.
 """

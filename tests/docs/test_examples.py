@@ -11,11 +11,16 @@ from typing import Any
 import pytest
 from doc_files import EXAMPLES
 
+from airflow_provider_rayjobs.task.attempts import HAS_STORE
+
 pytestmark = [pytest.mark.airflow, pytest.mark.ray, pytest.mark.timeout(1800)]
 
 # How the tasks of an example end, if not all of them succeed: by task id.
-EXPECTED: dict[str, dict[str, str]] = {"functions.py": {"process": "skipped"}}
-DAG_FILES = sorted(path.name for path in EXAMPLES.glob("*.py"))
+EXPECTED: dict[str, dict[str, str]] = {"errors.py": {"load": "failed"}, "functions.py": {"process": "skipped"}}
+# Files that Airflow before 3.3 cannot import.
+NEEDS_33 = {"retry_policy.py"}
+# Folders below that of the examples have the programs of jobs, but for that of the migration guides.
+DAG_FILES = sorted(path.name for pattern in ("*.py", "migration/after_*.py") for path in EXAMPLES.glob(pattern))
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +37,15 @@ def runs(docs_environment: dict[str, str], tmp_path_factory: pytest.TempPathFact
 
 
 def test_examples_can_be_imported(runs: dict[str, Any]):
-    """No file of the documentation has an import error."""
-    assert runs["import_errors"] == {}
+    """No file of the documentation has an import error, but those with what came with Airflow 3.3."""
+    assert {Path(file).name for file in runs["import_errors"]} == (set() if HAS_STORE else NEEDS_33), runs
 
 
 @pytest.mark.parametrize("name", DAG_FILES)
 def test_example_runs(runs: dict[str, Any], name: str):
     """Each DAG of the file ends as the documentation says."""
+    if name in NEEDS_33 and not HAS_STORE:
+        pytest.skip("retry policies came with Airflow 3.3")
     dags = runs["ended"][name]
 
     assert dags != {}

@@ -1,0 +1,1 @@
+export AIRFLOW_CONN_RAY_JOBS_DEFAULT='ray-jobs://me:its%20password@ray.example.com:8443/https?base_path=team-a&token=the%20token%20of%20Ray&verify=system&headers=%7B%22X-Tenant%22%3A%22a%22%7D&read_timeout=60'

@@ -1,0 +1,1 @@
+export RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265

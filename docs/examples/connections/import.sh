@@ -1,0 +1,1 @@
+airflow connections import token.json
