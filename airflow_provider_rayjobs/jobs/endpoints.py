@@ -357,6 +357,8 @@ _RAYS_WORDS = re.compile(
     r"|submission type jobs|(Job|Package) .* does not exist|No available agent",
     re.DOTALL,
 )
+# A head that is starting has no job agent yet. Ray 2.40 calls a method of None then.
+_NO_AGENT = re.compile(r"try again later|'NoneType' object has no attribute '\w+_internal'")
 # Characters at the start and at the end of an answer in which Ray's words are. In a text without a limit, the regular
 # expression would need a time that grows with the square of its length.
 _ENDS = 2000
@@ -384,7 +386,7 @@ def _diagnose_status(answer: Answer) -> Diagnosis[RayApiResponseError]:
             return RayApiAddressError, f"not an answer of the Ray Jobs API ({content})", CHECK_ADDRESS
         case 500 if "Please use a different submission_id" in text:
             return RayJobExistsError, "the submission id is taken", "Another job of the cluster has it. Use another id."
-        case 500 if "try again later" in text:
+        case 500 if _NO_AGENT.search(text):
             return RayApiBusyError, "the cluster is not ready", "Try again later."
         case 500 if "non-terminal state" in text:
             return RayJobNotTerminalError, "the job has not ended", "Stop it and wait for its end first."
