@@ -254,6 +254,10 @@ NO_AGENT_2_40 = (
     b"Traceback (most recent call last):\n  File ...\n"
     b"AttributeError: 'NoneType' object has no attribute 'submit_job_internal'"
 )
+TOO_LARGE_2_40 = (
+    b"Traceback (most recent call last):\n  File ...\n"
+    b"aiohttp.web_exceptions.HTTPRequestEntityTooLarge: Request Entity Too Large"
+)
 CRASH = b"Traceback (most recent call last):\n  File ...\nRuntimeError: Request failed with status code 500: oops."
 NGINX = b"<html>\r\n<head><title>%s</title></head>\r\n<body><center>nginx</center></body>\r\n</html>"
 
@@ -269,6 +273,7 @@ NGINX = b"<html>\r\n<head><title>%s</title></head>\r\n<body><center>nginx</cente
         pytest.param(sample("unknown_job.404.txt"), Delivery.REFUSED, id="unknown job"),
         pytest.param(Answer(404, b"Package gcs://a.zip does not exist", ADDRESS), Delivery.REFUSED, id="no package"),
         pytest.param(Answer(413, TOO_LARGE, ADDRESS), Delivery.REFUSED, id="too large for Ray"),
+        pytest.param(Answer(500, TOO_LARGE_2_40, ADDRESS), Delivery.REFUSED, id="too large for Ray 2.40"),
         pytest.param(sample("duplicate_id.500.txt"), Delivery.REFUSED, id="id is taken"),
         pytest.param(sample("delete_running.500.txt"), Delivery.REFUSED, id="job has not ended"),
         pytest.param(Answer(500, CRASH, ADDRESS), Delivery.MAY_HAVE_ARRIVED, id="traceback of Ray"),
@@ -352,6 +357,7 @@ def test_only_rays_own_words_are_a_refusal(answer: Answer, delivery: Delivery) -
             id="no agent yet",
         ),
         pytest.param(Answer(500, NO_AGENT_2_40, ADDRESS), RayApiBusyError, "AttributeError", id="no agent on Ray 2.40"),
+        pytest.param(Answer(500, TOO_LARGE_2_40, ADDRESS), RayApiRejectedError, "aiohttp", id="too large, Ray 2.40"),
         pytest.param(Answer(401, b"Unauthorized", ADDRESS), RayApiAuthError, "Unauthorized", id="no token"),
         pytest.param(Answer(403, b"Forbidden", ADDRESS), RayApiAuthError, "Forbidden", id="wrong token"),
         pytest.param(Answer(405, b"no", ADDRESS), RayApiAddressError, "no", id="method not allowed"),
