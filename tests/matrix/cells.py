@@ -104,8 +104,9 @@ LOCKS = {
         ("apache-airflow==3.4.0b2", "apache-airflow-core==3.4.0b2", "apache-airflow-task-sdk==1.4.0b2"),
         "2026-10-27",
     ),
-    "ray-2.40.0": Lock(("ray[default]==2.40.0",), "2024-12-10"),
-    "ray-2.9.3": Lock(("ray[default]==2.9.3",), "2024-02-29"),
+    # Old releases of Ray import pkg_resources, which setuptools had in their time.
+    "ray-2.40.0": Lock(("ray[default]==2.40.0", "setuptools"), "2024-12-10"),
+    "ray-2.9.3": Lock(("ray[default]==2.9.3", "setuptools"), "2024-02-29"),
 }
 
 CELLS = {

@@ -34,7 +34,7 @@ def python_of_tests(cell: Cell) -> Path:
 
 def python_of_head(cell: Cell) -> Path:
     """Return the Python that runs the Ray head of a cell."""
-    return _make(cell.head, cell.python, ["ray[default]"]) if cell.head else python_of_tests(cell)
+    return _make(cell.head, cell.python, ["ray[default]", "setuptools"]) if cell.head else python_of_tests(cell)
 
 
 def versions(python: Path) -> dict[str, str]:
