@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # PIP_CONSTRAINT also pins the build backend, which pip installs in an isolated environment.
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet
 
-.PHONY: help demo standalone test lint docs docs-links bench soak chaos simulate compat package clean
+.PHONY: help demo standalone test lint docs docs-links bench soak chaos simulate test-matrix test-matrix-short package clean
 
 help:
 	@echo "make demo        run the nightly example DAG in a real Airflow against a real Ray head"
@@ -19,7 +19,7 @@ help:
 	@echo "make soak        run 300 jobs with all kinds of output through a proxy that cuts connections, and 10 minutes of triggers that come and go"
 	@echo "make chaos       run an hour of random faults in a real Airflow and Ray: make chaos SEED=7 SECONDS=600"
 	@echo "make simulate    run a million simulated histories; with SEED=n the one walk of that seed"
-	@echo "make compat      run all tests with another Airflow version: make compat AIRFLOW=3.1.8"
+	@echo "make test-matrix run the tests on other versions of Airflow, Python and Ray: make test-matrix CELLS=airflow-3.1 TESTS=unit"
 	@echo "make package     build sdist and wheel into dist/, and check them"
 
 demo: $(VENV)/demo.stamp
@@ -60,15 +60,15 @@ simulate: $(VENV)/test.stamp
 	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--histories 1000000)
 	$(if $(SEED),,$(BIN)/python -m tests.simulation --watches 20000)
 
-# All tests with another supported Airflow: make compat AIRFLOW=3.1.8 AIRFLOW_CONSTRAINTS=<file or URL>
-AIRFLOW ?= 3.1.8
-AIRFLOW_CONSTRAINTS ?=
-compat:
-	$(PYTHON) -m venv $(VENV)-$(AIRFLOW)
-	$(VENV)-$(AIRFLOW)/bin/pip install --quiet 'apache-airflow==$(AIRFLOW)' 'ray[default]' \
-		--requirement requirements-dev.txt $(if $(AIRFLOW_CONSTRAINTS),--constraint $(AIRFLOW_CONSTRAINTS))
-	$(VENV)-$(AIRFLOW)/bin/pip install --quiet --no-deps --editable .
-	$(VENV)-$(AIRFLOW)/bin/python -m pytest -W default
+# Without CELLS all of tests/matrix/cells.py, which takes hours; without TESTS the suite of each cell.
+CELLS ?=
+TESTS ?=
+test-matrix: $(VENV)/test.stamp
+	$(BIN)/python -m tests.matrix $(CELLS) $(if $(TESTS),--tests $(TESTS))
+
+# What CI runs of it.
+test-matrix-short: $(VENV)/test.stamp
+	$(BIN)/python -m tests.matrix --short
 
 package: $(VENV)/test.stamp
 	$(BIN)/python -m build --outdir dist

@@ -17,7 +17,7 @@ version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 source_suffix = {".md": "markdown"}
-exclude_patterns = ["examples"]
+exclude_patterns = ["examples", "_generated"]
 nitpicky = True
 # Types of other packages, whose documentation is elsewhere, and parts of this one that users do not name.
 nitpick_ignore_regex = [

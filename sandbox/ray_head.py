@@ -19,6 +19,8 @@ class RayHead:
     """
     A Ray cluster of one node on this machine. Use it as a context manager.
 
+    Its Ray is that of this Python's environment, or that of the Python in the variable ``RAY_HEAD_PYTHON``.
+
     :param num_cpus: the CPUs that the node advertises. A driver needs none by default.
     :param num_gpus: the GPUs that the node advertises, whether the machine has them or not.
     :param port: the port of the dashboard and the Jobs API. Default: a free one.
@@ -33,6 +35,7 @@ class RayHead:
         self.port = port or free_port()
         self.address = f"http://127.0.0.1:{self.port}"
         self.environment = environment or {}
+        self.python = Path(os.environ.get("RAY_HEAD_PYTHON", sys.executable))
         # Not in TMPDIR, which may be long: Ray creates Unix sockets here, and their paths are limited to 107 bytes.
         self.directory = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
         self.gcs_port = free_port()
@@ -54,7 +57,7 @@ class RayHead:
             "--dashboard-agent-grpc-port": 0, "--metrics-export-port": 0,
         }  # fmt: skip
         self.command = [
-            str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats",
+            str(self.python.with_name("ray")), "start", "--head", "--block", "--disable-usage-stats",
             "--include-dashboard=true", "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1",
             f"--num-cpus={self.num_cpus}", f"--num-gpus={self.num_gpus}", "--object-store-memory=200000000",
             f"--temp-dir={self.directory}",
@@ -64,7 +67,7 @@ class RayHead:
             self.command,
             clean_environment("RAY_", "AIRFLOW")
             # Without a mode, ``ray start`` requires the token of ~/.ray/auth_token if that file exists.
-            | {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "PATH": _path_with_this_python()}
+            | {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "PATH": self._path()}
             | self.environment,
             self.directory / "ray-start.log",
         )  # fmt: skip
@@ -98,6 +101,10 @@ class RayHead:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _path(self) -> str:
+        """Return a PATH on which a job's ``python`` is that of the head, which has Ray installed."""
+        return os.pathsep.join([str(self.python.parent), os.environ.get("PATH", "")])
+
     def _is_ready(self) -> bool:
         try:
             # The job list needs the head's job agent, which starts last.
@@ -113,8 +120,3 @@ def connection_to(head: RayHead) -> dict[str, dict[str, object]]:
     """Return ``ray_jobs_default``, the Airflow connection for a head, as :class:`LocalAirflow` takes it."""
     parts = urlsplit(head.address)
     return {"ray_jobs_default": {"conn_type": "ray_jobs", "host": parts.hostname, "port": parts.port}}
-
-
-def _path_with_this_python() -> str:
-    """Return a PATH on which a job's ``python`` is this Python, which has Ray installed."""
-    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])

@@ -28,9 +28,11 @@ from airflow_provider_rayjobs.jobs import JobDetails, JobType, RayJobsClient  # 
 from sandbox.local_airflow import LocalAirflow  # noqa: E402
 from sandbox.processes import clean_environment, interrupt_on_signals  # noqa: E402
 from sandbox.ray_head import RayHead, connection_to  # noqa: E402
+from tests.matrix.ray_features import lacks, version_of_heads  # noqa: E402
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs_ray(feature): needs a Ray head with a feature of ray_features.py")
     interrupt_on_signals()
 
 
@@ -43,6 +45,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("ray") or item.get_closest_marker("airflow"):
             item.add_marker(pytest.mark.xdist_group("real"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("needs_ray"):
+        if lacks(version_of_heads(), *mark.args):
+            pytest.skip(f"Ray {version_of_heads()} has no {' '.join(mark.args)}")
 
 
 def pytest_unconfigure() -> None:
@@ -85,7 +93,7 @@ def driver(ray_head: RayHead) -> Iterator[JobDetails]:
     client = RayJobsClient(ray_head.address)
     before = {job.job_id for job in client.list_jobs()}
     process = subprocess.Popen(
-        [sys.executable, "-c", "import ray; ray.init(log_to_driver=False); print('connected', flush=True); input()"],
+        [ray_head.python, "-c", "import ray; ray.init(log_to_driver=False); print('connected', flush=True); input()"],
         env=clean_environment("RAY_", "AIRFLOW") | {"RAY_ADDRESS": ray_head.gcs_address},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -389,7 +389,7 @@ URI = (
             ),
             id="JSON",
         ),
-        pytest.param(Connection(conn_id="mine", uri=URI), id="URI"),
+        pytest.param(Connection.from_uri(URI, conn_id="mine"), id="URI"),
     ],
 )
 def test_fields_json_and_uri_are_equivalent(given: Connection):

@@ -22,6 +22,7 @@ from airflow_provider_rayjobs.task.attempts import HAS_STORE
 from sandbox.local_airflow import LocalAirflow
 from sandbox.processes import clean_environment
 from sandbox.ray_head import RayHead
+from tests.matrix.ray_features import version_of_heads
 
 pytestmark = [pytest.mark.airflow, pytest.mark.ray]
 MODES = ["worker", "deferred"]
@@ -187,7 +188,7 @@ def test_job_metadata_and_driver_environment_identify_task_instance(run: DagRun,
         "airflow_map_index": "-1",
         "airflow_try_number": "1",
         "airflow_max_tries": "0",
-        "airflow_clear_number": "0" if Version(airflow_version) >= Version("3.3") else "",
+        "airflow_clear_number": "0",
         "airflow_logical_date": "2026-01-02T03:04:05+00:00",
         "airflow_deployment": "sandbox",
         "airflow_may_outlive_task": "false",
@@ -438,7 +439,7 @@ def test_connection_form_shows_fields_and_tests_connection(airflow: LocalAirflow
         assert set(form["extra_fields"]) == EXTRAS.keys()
         assert form["standard_fields"]["password"]["title"] == "Ray token, or password of the login"
     assert good["status"]
-    assert good["message"].startswith(f"Ray 2.60.0 at {ray_head.address}, session session_")
+    assert good["message"].startswith(f"Ray {version_of_heads()} at {ray_head.address}, session session_")
     assert not bad["status"]
     assert "Connection refused: could not connect to Ray at http://127.0.0.1:9 (connection " in bad["message"]
 

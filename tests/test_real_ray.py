@@ -48,12 +48,19 @@ def test_succeeded_job_has_exit_code_and_log(client: RayJobsClient):
 
 
 def test_failed_job_has_exit_code(client: RayJobsClient):
-    """A job with exit code 3 is FAILED because of its entrypoint."""
+    """A job with exit code 3 is FAILED, with that exit code and its whole log."""
     details, log = follow(client, client.submit_job("echo so; sleep 2; echo long; exit 3"))
 
     assert (details.status, details.driver_exit_code) == (JobStatus.FAILED, 3)
-    assert details.error_type == JobErrorType.JOB_ENTRYPOINT_COMMAND_ERROR
     assert {"so", "long"} <= set(log.splitlines())
+
+
+@pytest.mark.needs_ray("error types")
+def test_failed_entrypoint_has_its_own_error_type(client: RayJobsClient):
+    """A job with exit code 3 is FAILED because of its entrypoint."""
+    details, _ = follow(client, client.submit_job("exit 3"))
+
+    assert details.error_type == JobErrorType.JOB_ENTRYPOINT_COMMAND_ERROR
 
 
 def test_job_that_fails_immediately_has_status_and_log(client: RayJobsClient):
@@ -83,12 +90,20 @@ def test_env_vars_are_set_for_the_driver(client: RayJobsClient):
     assert "<hi there>" in log.splitlines()
 
 
+@pytest.mark.needs_ray("error types")
 def test_runtime_env_setup_failure_has_its_own_error_type(client: RayJobsClient):
-    """A failed setup of the runtime environment has its own error type, Ray's message and no log."""
+    """A failed setup of the runtime environment has its own error type."""
+    job = client.submit_job("echo never", runtime_env={"working_dir": "gcs://_ray_pkg_00000000.zip"})
+
+    assert follow(client, job)[0].error_type == JobErrorType.RUNTIME_ENV_SETUP_FAILURE
+
+
+def test_runtime_env_setup_failure_has_a_message_and_no_log(client: RayJobsClient):
+    """A failed setup of the runtime environment fails the job, with Ray's message and no log."""
     job = client.submit_job("echo never", runtime_env={"working_dir": "gcs://_ray_pkg_00000000.zip"})
     details, log = follow(client, job)
 
-    assert details.error_type == JobErrorType.RUNTIME_ENV_SETUP_FAILURE
+    assert details.status == JobStatus.FAILED
     assert "_ray_pkg_00000000.zip" in details.message
     assert log == client.get_job_logs(job) == ""
 
@@ -103,6 +118,7 @@ def test_growing_log_arrives_once_and_in_order(client: RayJobsClient):
     assert log == client.get_job_logs(job).removesuffix("\n")
 
 
+@pytest.mark.needs_ray("log files")
 def test_invalid_utf8_is_replaced(client: RayJobsClient):
     """Invalid UTF-8 in a log is replaced, both while following the job and when reading the log afterwards."""
     job = client.submit_job(["python", "-c", r"import sys; sys.stdout.buffer.write(b'a\xff\xfeb\r\nc\rd\n')"])
@@ -181,6 +197,7 @@ def test_running_job_is_not_deleted(client: RayJobsClient):
         client.get_job(job)
 
 
+@pytest.mark.needs_ray("token authentication")
 def test_token_is_sent_and_missing_or_wrong_token_is_reported():
     """A head in token mode accepts the right token. A missing or wrong token raises an error without the token."""
     token = "marked-secret-0123456789abcdef"

@@ -13,6 +13,7 @@ from airflow_provider_rayjobs.jobs import RayJobsClient
 from sandbox import processes
 from sandbox.processes import free_port
 from sandbox.ray_head import RayHead
+from tests.matrix.ray_features import version_of_heads
 
 pytestmark = pytest.mark.ray
 
@@ -51,11 +52,12 @@ def test_free_port_is_not_in_use(monkeypatch: pytest.MonkeyPatch):
         assert free_port() != taken
 
 
+@pytest.mark.needs_ray("token authentication")
 def test_head_that_requires_the_generated_token_is_reached(monkeypatch: pytest.MonkeyPatch):
     """Without a connection, ``RAY_API_SERVER_ADDRESS`` alone is enough for a head on this machine."""
     with RayHead(environment={"RAY_AUTH_MODE": "token"}) as head:
         monkeypatch.setenv("RAY_API_SERVER_ADDRESS", head.address)
 
-        assert RayJobsHook().get_version().ray_version == "2.60.0"
+        assert RayJobsHook().get_version().ray_version == version_of_heads()
         with RayJobsClient(head.address) as client, pytest.raises(RayApiAuthError, match="token missing"):
             client.get_version()

@@ -357,6 +357,10 @@ _RAYS_WORDS = re.compile(
     r"|submission type jobs|(Job|Package) .* does not exist|No available agent",
     re.DOTALL,
 )
+# A head that is starting has no job agent yet. Ray 2.40 calls a method of None then.
+_NO_AGENT = re.compile(r"try again later|'NoneType' object has no attribute '\w+_internal'")
+# What Ray 2.40 answers to a body that is too large: HTTP 500 with a traceback of aiohttp's error.
+_TOO_LARGE_BEFORE_413 = "HTTPRequestEntityTooLarge"
 # Characters at the start and at the end of an answer in which Ray's words are. In a text without a limit, the regular
 # expression would need a time that grows with the square of its length.
 _ENDS = 2000
@@ -384,7 +388,7 @@ def _diagnose_status(answer: Answer) -> Diagnosis[RayApiResponseError]:
             return RayApiAddressError, f"not an answer of the Ray Jobs API ({content})", CHECK_ADDRESS
         case 500 if "Please use a different submission_id" in text:
             return RayJobExistsError, "the submission id is taken", "Another job of the cluster has it. Use another id."
-        case 500 if "try again later" in text:
+        case 500 if _NO_AGENT.search(text):
             return RayApiBusyError, "the cluster is not ready", "Try again later."
         case 500 if "non-terminal state" in text:
             return RayJobNotTerminalError, "the job has not ended", "Stop it and wait for its end first."
@@ -399,7 +403,7 @@ def _diagnose_status(answer: Answer) -> Diagnosis[RayApiResponseError]:
             return RayJobNotFoundError, "job not found", advice
         case 404 if text.startswith("Package ") and text.endswith("does not exist"):
             return RayApiPackageNotFoundError, "package not found", "The cluster does not hold it."
-        case 413:
+        case code if code == 413 or (code == 500 and _TOO_LARGE_BEFORE_413 in text):
             advice = (
                 "Ray's limit is 100 MiB. A reverse proxy may have a lower one (nginx: client_max_body_size): raise it. "
                 "Or exclude files that the job does not need, or give the URI of a package."

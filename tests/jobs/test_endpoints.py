@@ -250,6 +250,14 @@ def test_answer_about_another_job_is_an_error(request_: Request[Any], action: st
 MISSING_TOKEN, WRONG_TOKEN = b"Unauthorized: Missing authentication token", b"Forbidden: Invalid authentication token"
 TOO_LARGE = b"Maximum request body size 104857600 exceeded, actual body size 104857601"
 NO_AGENT = b"No available agent to submit job, please try again later."
+NO_AGENT_2_40 = (
+    b"Traceback (most recent call last):\n  File ...\n"
+    b"AttributeError: 'NoneType' object has no attribute 'submit_job_internal'"
+)
+TOO_LARGE_2_40 = (
+    b"Traceback (most recent call last):\n  File ...\n"
+    b"aiohttp.web_exceptions.HTTPRequestEntityTooLarge: Request Entity Too Large"
+)
 CRASH = b"Traceback (most recent call last):\n  File ...\nRuntimeError: Request failed with status code 500: oops."
 NGINX = b"<html>\r\n<head><title>%s</title></head>\r\n<body><center>nginx</center></body>\r\n</html>"
 
@@ -265,6 +273,7 @@ NGINX = b"<html>\r\n<head><title>%s</title></head>\r\n<body><center>nginx</cente
         pytest.param(sample("unknown_job.404.txt"), Delivery.REFUSED, id="unknown job"),
         pytest.param(Answer(404, b"Package gcs://a.zip does not exist", ADDRESS), Delivery.REFUSED, id="no package"),
         pytest.param(Answer(413, TOO_LARGE, ADDRESS), Delivery.REFUSED, id="too large for Ray"),
+        pytest.param(Answer(500, TOO_LARGE_2_40, ADDRESS), Delivery.REFUSED, id="too large for Ray 2.40"),
         pytest.param(sample("duplicate_id.500.txt"), Delivery.REFUSED, id="id is taken"),
         pytest.param(sample("delete_running.500.txt"), Delivery.REFUSED, id="job has not ended"),
         pytest.param(Answer(500, CRASH, ADDRESS), Delivery.MAY_HAVE_ARRIVED, id="traceback of Ray"),
@@ -347,6 +356,8 @@ def test_only_rays_own_words_are_a_refusal(answer: Answer, delivery: Delivery) -
             "No available agent",
             id="no agent yet",
         ),
+        pytest.param(Answer(500, NO_AGENT_2_40, ADDRESS), RayApiBusyError, "AttributeError", id="no agent on Ray 2.40"),
+        pytest.param(Answer(500, TOO_LARGE_2_40, ADDRESS), RayApiRejectedError, "aiohttp", id="too large, Ray 2.40"),
         pytest.param(Answer(401, b"Unauthorized", ADDRESS), RayApiAuthError, "Unauthorized", id="no token"),
         pytest.param(Answer(403, b"Forbidden", ADDRESS), RayApiAuthError, "Forbidden", id="wrong token"),
         pytest.param(Answer(405, b"no", ADDRESS), RayApiAddressError, "no", id="method not allowed"),

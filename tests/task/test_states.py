@@ -20,7 +20,6 @@ from airflow.providers.common.compat.sdk import (
     AirflowTaskTimeout,
     TaskDeferred,
 )
-from airflow.sdk.exceptions import TaskDeferralError, TaskDeferralTimeout
 from stand_in_head import HttpHead
 from test_execution import Store
 from test_execution import context as context_of_try
@@ -44,6 +43,11 @@ from airflow_provider_rayjobs.task.execution import Execution
 from airflow_provider_rayjobs.task.states import State
 from airflow_provider_rayjobs.testing import Reply
 from airflow_provider_rayjobs.triggers import error_event, job_event
+
+try:
+    from airflow.sdk.exceptions import TaskDeferralError, TaskDeferralTimeout
+except ImportError:  # before Airflow 3.2
+    from airflow.exceptions import TaskDeferralError, TaskDeferralTimeout
 
 pytestmark = pytest.mark.skipif(not HAS_STORE, reason="Airflow 3.3 introduced the task state store")
 

@@ -1,0 +1,32 @@
+"""What Ray heads can do, and since which release. Tests that need it have the mark ``needs_ray(feature)``."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import cache
+
+# Read from the wheels of each release, and seen on heads before and after it.
+FEATURES = {
+    "log files": ((2, 47), "Invalid UTF-8 and carriage returns of a log arrive unchanged"),
+    "error types": ((2, 50), "The reason of a failure is told apart: entrypoint, runtime environment, resources"),
+    "token authentication": ((2, 52), "The head requires a token"),
+    "executable bits": ((2, 53), "Files of a package keep their executable bits"),
+    "tar archives": ((2, 56), "A working directory or module can be a tar archive"),
+}
+
+
+@cache
+def version_of_heads() -> str:
+    """Return the version of Ray that the heads of this session have."""
+    python = os.environ.get("RAY_HEAD_PYTHON", sys.executable)
+    code = "from importlib.metadata import version; print(version('ray'))"
+    return subprocess.check_output([python, "-c", code], text=True).strip()
+
+
+def lacks(version: str, feature: str) -> bool:
+    """Tell whether a release of Ray is older than a feature."""
+    since, _ = FEATURES[feature]
+    major, minor, *_ = version.split(".")
+    return (int(major), int(minor)) < since
