@@ -126,6 +126,15 @@ class Redis(Service):
             "--save", "3600 1 300 100 60 10000",
         ]  # fmt: skip
 
+    def deliver_again(self) -> None:
+        """Let the visibility timeout of all messages pass that a Celery worker has received and not acknowledged."""
+        for tag in self._call("ZRANGE", "unacked_index", "0", "-1").split():
+            self._call("ZADD", "unacked_index", "1", tag)
+
+    def _call(self, *command: str) -> str:
+        arguments = ["redis-cli", "-p", str(self.port), *command]
+        return subprocess.run(arguments, env=_environment(), check=True, capture_output=True, text=True).stdout
+
 
 def _postgresql_folder() -> Path | None:
     """Return the folder of the newest PostgreSQL. Debian installs it in a folder that is not in PATH."""
