@@ -94,6 +94,12 @@ class LocalAirflow:
 
     def start(self, timeout: float = 180.0) -> Self:
         """Start all components and wait until they are healthy."""
+        self._start_components(timeout)
+        token = self._http.get("/auth/token").json()["access_token"]
+        self._http.headers["Authorization"] = f"Bearer {token}"
+        return self
+
+    def _start_components(self, timeout: float) -> None:
         self._program = Program(
             [str(Path(sys.executable).with_name("airflow")), "standalone"],
             self.environment,
@@ -102,17 +108,17 @@ class LocalAirflow:
         self._program.wait_until(self._is_healthy, "Airflow", timeout)
         if self.execution_port != self.port:
             self.start_execution_api(timeout)
-        token = self._http.get("/auth/token").json()["access_token"]
-        self._http.headers["Authorization"] = f"Bearer {token}"
-        return self
 
     def close(self) -> None:
         """Stop all components and remove the home."""
         self._http.close()
+        self._stop_components()
+        shutil.rmtree(self.home, ignore_errors=True)
+
+    def _stop_components(self) -> None:
         for program in (*self._extra_programs, self._program):
             if program is not None:
                 program.stop()
-        shutil.rmtree(self.home, ignore_errors=True)
 
     def __enter__(self) -> Self:
         try:
@@ -158,6 +164,11 @@ class LocalAirflow:
         program = self.start_component("api-server", "--apps", "execution", "--port", str(self.execution_port))
         self.execution_api = program
         program.wait_until(self._execution_api_is_healthy, "the execution API server", timeout)
+
+    def kill_execution_api(self) -> None:
+        """Kill the API server for the requests of tasks."""
+        if self.execution_api is not None:
+            self.execution_api.kill()
 
     @property
     def output(self) -> str:

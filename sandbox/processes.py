@@ -27,9 +27,12 @@ class Program:
     :param arguments: the command line.
     :param environment: the complete environment; nothing is inherited.
     :param log: the file to which stdout and stderr are appended.
+    :param user: the user that runs it. Default: the user of this process.
     """
 
-    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, arguments: Sequence[str], environment: Mapping[str, str], log: Path, user: str | None = None
+    ) -> None:
         self.log = log
         with log.open("ab") as output:
             # A new process session, so that Ctrl-C reaches only this process, which stops the programs in order.
@@ -40,6 +43,7 @@ class Program:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
+                user=user,
             )
 
     @property
@@ -66,6 +70,19 @@ class Program:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{name} was not ready after {timeout:.0f} s:\n{self.tail()}")
             time.sleep(0.3)
+
+    def send_signal(self, number: signal.Signals, *, to_group: bool = False) -> None:
+        """Send a signal to the program, or to all processes of its group."""
+        if to_group:
+            os.killpg(self._process.pid, number)
+        else:
+            self._process.send_signal(number)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the program has exited, and tell whether it has."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout)
+        return not self.is_running()
 
     def tail(self, lines: int = 40) -> str:
         """Return the last lines of the program's output."""

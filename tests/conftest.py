@@ -27,7 +27,9 @@ for name in (
 from airflow_provider_rayjobs.jobs import JobDetails, JobType, RayJobsClient  # noqa: E402
 from sandbox.local_airflow import LocalAirflow  # noqa: E402
 from sandbox.processes import clean_environment, interrupt_on_signals  # noqa: E402
+from sandbox.production_airflow import IS_PRODUCTION  # noqa: E402
 from sandbox.ray_head import RayHead, connection_to  # noqa: E402
+from sandbox.services import missing_services  # noqa: E402
 from tests.matrix.ray_features import lacks, version_of_heads  # noqa: E402
 
 
@@ -55,6 +57,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(_UNIT_TEST_HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def needs_deployment() -> None:
+    """Skip a test of the production deployment without its services, or fail it with ``REQUIRE_SERVICES``, as in CI."""
+    if IS_PRODUCTION and (missing := missing_services()):
+        message = f"not installed (Debian: apt-get install {' '.join(missing)})"
+        if os.environ.get("REQUIRE_SERVICES"):
+            pytest.fail(message)
+        pytest.skip(message)
 
 
 @pytest.fixture(scope="session")

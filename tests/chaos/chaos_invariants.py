@@ -32,6 +32,9 @@ _WORKER_STOPS, _TRIGGER_STOPS = 5.0, 20.0
 _LAST_REQUESTS = 5.0
 # A Clear whose request got no answer.
 UNCONFIRMED_CLEAR = "unconfirmed clear"
+# What takes the API server away from workers, and the database from triggerers.
+API_OUTAGES = ("API server killed", "database restarted")
+TRIGGERER_LOSSES = ("triggerer killed", "database restarted")
 NETWORK_FAULTS = ("network fault", "head unreachable", "head restarted")
 
 
@@ -168,7 +171,7 @@ def must_end_by(job: SeenJob, ended_at: float, incidents: list[Incident], now: f
 
     A worker learns from the API server that its task has ended. A PENDING job ends when it starts.
     """
-    outages = [one for one in incidents if one.kind == "API server killed"]
+    outages = [one for one in incidents if one.kind in API_OUTAGES]
     ends = [one.until or now for one in outages if one.overlaps(ended_at - _HEARTBEAT, ended_at + _HEARTBEAT)]
     return max([ended_at, *ends, min(job.seen_running or now, ended_at + _MAX_PENDING)])
 
@@ -220,7 +223,7 @@ def _reason_for_orphan(story: Story) -> str:
             fault.overlaps(story.ended_at - _LAST_REQUESTS, story.ended_at) for fault in story.of_kind(*NETWORK_FAULTS)
         )
     else:
-        triggerer_kills = story.of_kind("triggerer killed") if mark.state == "deferred" else []
+        triggerer_kills = story.of_kind(*TRIGGERER_LOSSES) if mark.state == "deferred" else []
         window = min(_TRIGGER_STOPS, story.stop_timeout) if mark.state == "deferred" else _WORKER_STOPS
         reasons |= {
             "marked while no process of Airflow had the task": mark.state in _UNHEARD,
@@ -251,7 +254,7 @@ def _green(story: Story) -> Iterator[Finding]:
     for clear in story.of_kind("clear"):
         if job is not None and clear.at > job.start:
             # Airflow also takes a worker for lost that cannot reach the API server.
-            losses = story.of_kind("kill task", "kill supervisor", "API server killed")
+            losses = story.of_kind("kill task", "kill supervisor", *API_OUTAGES)
             is_gap = clear.state in _UNHEARD_CLEAR and any(
                 loss.overlaps(clear.at - _HEARTBEATS, clear.at + _HEARTBEATS) for loss in losses
             )

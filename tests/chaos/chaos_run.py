@@ -18,12 +18,14 @@ from chaos_history import History
 from chaos_invariants import Incident
 from chaos_network import Network
 from chaos_plan import new_plan
+from chaos_production import ProductionFaults
 from chaos_slots import SLOTS, Slot
 from file_secrets import CONNECTIONS, OFF
 from job_ledger import JobLedger
 
-from sandbox.local_airflow import QUICK_RECOVERY, LocalAirflow
+from sandbox.local_airflow import QUICK_RECOVERY
 from sandbox.processes import Program
+from sandbox.production_airflow import TRIGGERERS, ProductionAirflow, new_airflow
 from sandbox.ray_head import RayHead
 from sandbox.task_runs import Observer
 
@@ -78,7 +80,7 @@ class Campaign:
             "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "20",
             "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "60",
         }
-        self.airflow = LocalAirflow(Path(__file__).parent / "dags", {}, settings, separate_execution_api=True)
+        self.airflow = new_airflow(Path(__file__).parent / "dags", {}, settings)
         self.observer = Observer(self.airflow, [self.head], self.ledger.record)
 
     def run(self) -> None:
@@ -88,13 +90,14 @@ class Campaign:
                 stack.callback(network.proxy.close)
             stack.enter_context(self.head)
             stack.enter_context(self.airflow)
-            self.airflow.kill("scheduler")
-            self.airflow.kill("triggerer")
-            self._triggerers = [self._start_triggerer() for _ in range(2)]
-            keeper = threading.Thread(target=self._keep_scheduler, daemon=True)
-            keeper.start()
-            stack.callback(keeper.join)
-            stack.callback(self._is_over.set)
+            if not isinstance(self.airflow, ProductionAirflow):
+                self.airflow.kill("scheduler")
+                self.airflow.kill("triggerer")
+                self._triggerers = [self._start_triggerer() for _ in range(2)]
+                keeper = threading.Thread(target=self._keep_scheduler, daemon=True)
+                keeper.start()
+                stack.callback(keeper.join)
+                stack.callback(self._is_over.set)
             stack.callback(self.observer.close)
             self.observer.start()
             for slot in SLOTS:
@@ -162,6 +165,7 @@ class Campaign:
                     self._cut_network,
                     self._hide_connections,
                     self._restart_head,
+                    *self._production_faults(),
                 ]
                 rng.shuffle(faults)
             time.sleep(rng.uniform(*_PAUSE))
@@ -175,14 +179,18 @@ class Campaign:
     def _kill_triggerer(self, rng: random.Random) -> None:
         number = rng.randrange(2)
         with self._incident("triggerer killed"):
-            self._triggerers[number].kill()
-            time.sleep(rng.uniform(0, 15))
-            self._triggerers[number] = self._start_triggerer()
+            if isinstance(self.airflow, ProductionAirflow):
+                self.airflow.kill(TRIGGERERS[number])
+                time.sleep(rng.uniform(0, 15))
+                self.airflow.keep(TRIGGERERS[number])
+            else:
+                self._triggerers[number].kill()
+                time.sleep(rng.uniform(0, 15))
+                self._triggerers[number] = self._start_triggerer()
 
     def _kill_api_server(self, rng: random.Random) -> None:
         with self._incident("API server killed"):
-            assert self.airflow.execution_api is not None
-            self.airflow.execution_api.kill()
+            self.airflow.kill_execution_api()
             time.sleep(rng.uniform(0, 8))
             self.airflow.start_execution_api()
 
@@ -214,6 +222,12 @@ class Campaign:
         response = httpx.post(f"{self.head.address}/api/jobs/", json=job, timeout=60)
         # a head that has just started may refuse it
         self._tell_all(f"another user submits a job with the id {submission_id}: HTTP {response.status_code}")
+
+    def _production_faults(self) -> list[Callable[[random.Random], None]]:
+        if not isinstance(self.airflow, ProductionAirflow):
+            return []
+        faults = ProductionFaults(self.airflow, lambda: [*self._active.values()], self._incident)
+        return [faults.shut_worker_down, faults.kill_worker, faults.lose_redis, faults.restart_postgresql]
 
     @contextmanager
     def _incident(self, kind: str) -> Iterator[None]:
@@ -281,9 +295,11 @@ class Campaign:
         exceptions = Counter(finding.exception for finding in findings if finding.exception)
         violations = Counter(finding.invariant for finding in findings if not finding.exception)
         states = Counter(history.state for history in self.histories)
+        exits = Counter(self.airflow.exits if isinstance(self.airflow, ProductionAirflow) else ())
         jobs = sum(len(self.ledger.jobs_of((history.name, history.run_id))) for history in self.histories)
         return (
             f"seed {self.seed}: {len(self.histories)} runs {dict(states)}, {jobs} jobs\nfaults: {dict(kinds)}\n"
+            f"components that exited on their own: {dict(exits)}\n"
             f"exceptions: {dict(exceptions)}\nviolations: {dict(violations)}\n"
             f"the histories of both are in {self.folder}"
         )

@@ -29,7 +29,7 @@ pytestmark = [
 ]
 
 
-def test_campaign_breaks_no_invariant(tmp_path):
+def test_campaign_breaks_no_invariant(needs_deployment, tmp_path):
     """Whatever fails, a task has one living job, leaves none behind, and is green only if its own job succeeded."""
     print(f"CHAOS_SEED={SEED}")
     campaign = Campaign(SEED, SECONDS, tmp_path)

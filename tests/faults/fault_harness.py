@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sandbox.fault_proxy import FaultProxy
-from sandbox.local_airflow import QUICK_RECOVERY, LocalAirflow
+from sandbox.local_airflow import QUICK_RECOVERY
+from sandbox.production_airflow import new_airflow
 from sandbox.ray_head import RayHead
 from sandbox.task_runs import TASK_ID, Observer, TaskRun
 
@@ -21,6 +22,16 @@ CASE_TIMEOUT = 600
 # Seconds until a stopped job must be STOPPED in Ray's job list.
 STOP_TIMEOUT = 45
 FINAL_STATES = ("success", "failed", "skipped")
+# Entrypoints and arguments of many cases. ``@RELEASE@`` is the path of the case's release file.
+UNTIL_RELEASED = "echo start; until test -e @RELEASE@; do sleep 0.5; done; echo end"
+ENDLESS_IN_FIRST_TRY = "test {{ ti.try_number }} -gt 1 || sleep 600"
+RETRY = {"retries": 1, "retry_delay": 1, "poll_interval": 1}
+NO_RETRY = {"retries": 0, "poll_interval": 1}
+DEFERRED = {"deferrable": True}
+MODES = (("worker", {}), ("deferred", DEFERRED))
+# What the log of a try says about the job of an earlier one.
+FOLLOWS_JOB = "This try follows it"
+TAKES_RESULT = "This try takes its result"
 
 
 @dataclass
@@ -32,6 +43,7 @@ class FaultCase(TaskRun):
 
     :param behaviour: what the product does about it, in one sentence.
     :param task: the operator's arguments.
+    :param before: runs before the DAG run is started.
     :param script: causes the fault. It runs beside the scripts of the other cases.
     :param state: the task's final state.
     :param jobs: the final statuses of all Ray jobs of the task, in the order of their submission.
@@ -52,6 +64,7 @@ class FaultCase(TaskRun):
     logged_once: tuple[str, ...] = ()
     dag: dict[str, Any] = field(default_factory=dict)
     uses_second_head: bool = False
+    before: Callable[[FaultCase], None] | None = None
     harness: FaultHarness = field(init=False, repr=False)
     result: dict[str, Any] = field(init=False, default_factory=dict)
 
@@ -80,6 +93,10 @@ class FaultCase(TaskRun):
         self.wait_for_state(*FINAL_STATES)
         self.wait_until("the DAG run has ended", self.has_ended)
 
+    def wait_for_following_try(self) -> None:
+        """Wait until the second try follows the job of the first."""
+        self.wait_until("the second try follows the job", lambda: FOLLOWS_JOB in self.log(2), timeout=300)
+
     # -- what a script can do -------------------------------------------------------------------------------------
 
     def clear(self, *, reset_dag_runs: bool = True) -> None:
@@ -100,6 +117,8 @@ class FaultCase(TaskRun):
     def run(self) -> None:
         """Start the DAG run, run the script, wait for the end, and store the result."""
         try:
+            if self.before is not None:
+                self.before(self)
             self.trigger()
             if self.script is not None:
                 self.script(self)
@@ -152,7 +171,7 @@ class FaultHarness:
             "AIRFLOW__CORE__PARALLELISM": "10",
             "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "15",
         } | QUICK_RECOVERY  # fmt: skip
-        self.airflow = LocalAirflow(Path(__file__).parent / "dags", connections, settings, separate_execution_api=True)
+        self.airflow = new_airflow(Path(__file__).parent / "dags", connections, settings)
         self.observer = Observer(self.airflow, [self.head, self.second_head])
         for case in self.cases:
             case.observer = self.observer
@@ -173,8 +192,11 @@ class FaultHarness:
             self.airflow.wait_for_dag(case.name)
 
     def run(self, cases: Iterable[FaultCase], common_fault: Callable[[list[FaultCase]], None] | None = None) -> None:
-        """Run cases side by side; ``common_fault`` causes a fault that all of them meet."""
-        cases = list(cases)
+        """Run those of some cases that are here side by side; ``common_fault`` causes a fault that all of them meet."""
+        here = {case.name for case in self.cases}
+        cases = [case for case in cases if case.name in here]
+        if not cases:
+            return
         threads = [threading.Thread(target=case.run, name=case.name, daemon=True) for case in cases]
         for thread in threads:
             thread.start()

@@ -13,8 +13,21 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from airflow import __version__ as airflow_version
-from fault_harness import FaultCase, FaultHarness
+from fault_harness import (
+    DEFERRED,
+    ENDLESS_IN_FIRST_TRY,
+    MODES,
+    NO_RETRY,
+    RETRY,
+    TAKES_RESULT,
+    UNTIL_RELEASED,
+    FaultCase,
+    FaultHarness,
+)
 from packaging.version import Version
+from production_cases import PRODUCTION_WAVES
+
+from sandbox.production_airflow import IS_PRODUCTION
 
 pytestmark = [
     pytest.mark.airflow,
@@ -26,20 +39,13 @@ pytestmark = [
     ),
 ]
 
-# Entrypoints. ``@RELEASE@`` is the path of the case's release file.
 SLOW = "echo start; sleep 20; echo end"
-UNTIL_RELEASED = "echo start; until test -e @RELEASE@; do sleep 0.5; done; echo end"
 ENDLESS = "echo start; sleep 600"
-ENDLESS_IN_FIRST_TRY = "test {{ ti.try_number }} -gt 1 || sleep 600"
 HEAVY_LOGGING = [
     "python", "-uc", "import time\nfor _ in range(1500): print('\\n'.join(['x' * 99] * 2000)); time.sleep(0.1)",
 ]  # fmt: skip
 # A custom resource that no node has. Only the first try asks for it.
 MISSING_RESOURCE_IN_FIRST_TRY = {"nowhere": "{{ 1 if ti.try_number == 1 else '' }}"}
-RETRY = {"retries": 1, "retry_delay": 1, "poll_interval": 1}
-NO_RETRY = {"retries": 0, "poll_interval": 1}
-DEFERRED = {"deferrable": True}
-MODES = (("worker", {}), ("deferred", DEFERRED))
 
 
 def wait_for_second_try(case: FaultCase) -> None:
@@ -48,7 +54,7 @@ def wait_for_second_try(case: FaultCase) -> None:
 
 
 def release_when_followed(case: FaultCase) -> None:
-    case.wait_until("the second try follows the job", lambda: FOLLOWS_JOB in case.log(2), timeout=300)
+    case.wait_for_following_try()
     case.release()
 
 
@@ -240,9 +246,7 @@ def wait_for_airflow_restart(case: FaultCase) -> None:
 
 # Two cores and SQLite run a third of the cases at once.
 WAVES = 3
-FOLLOWS_JOB = "This try follows it"
 STOPPING = "no further try follows it. Stopping it"
-TAKES_RESULT = "This try takes its result"
 CASES = [
     FaultCase("worker_killed_before_job_record_is_stored",
               "A process that dies before it stores the job record has submitted no job.",
@@ -385,10 +389,13 @@ AIRFLOW_RESTART_CASES = [
     )
 ]  # fmt: skip
 ALL_CASES = [*CASES, *HEAD_RESTART_CASES, *AIRFLOW_RESTART_CASES]
+if IS_PRODUCTION:
+    ALL_CASES += [case for cases, _ in PRODUCTION_WAVES for case in cases]
 
 
 def restart_head(cases: list[FaultCase]) -> None:
     harness = cases[0].harness
+    cases = [case for case in cases if case.uses_second_head]
     wait_for_running_jobs(cases)
     harness.second_head.stop()
     harness.second_head.start()
@@ -421,16 +428,20 @@ def wait_for_running_jobs(cases: list[FaultCase]) -> None:
 
 
 @pytest.fixture(scope="module")
-def ended_cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, FaultCase]]:
-    """All cases by name, after each of them has ended."""
-    harness = FaultHarness(ALL_CASES, tmp_path_factory.mktemp("faults"))
+def ended_cases(
+    request: pytest.FixtureRequest, needs_deployment: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, FaultCase]]:
+    """All selected cases by name, after each of them has ended."""
+    parameters = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    cases = [case["case"] for case in parameters if isinstance(case.get("case"), FaultCase)]
+    harness = FaultHarness(cases, tmp_path_factory.mktemp("faults"))
     try:
         harness.start()
-        harness.run(
-            [*CASES[::WAVES], *HEAD_RESTART_CASES], lambda cases: restart_head(cases[-len(HEAD_RESTART_CASES) :])
-        )
+        harness.run([*CASES[::WAVES], *HEAD_RESTART_CASES], restart_head)
         for wave in range(1, WAVES):
             harness.run(CASES[wave::WAVES])
+        for wave_cases, fault in PRODUCTION_WAVES:
+            harness.run(wave_cases, fault)
         harness.run(AIRFLOW_RESTART_CASES, restart_triggerer_and_api_server)
         yield {case.name: case for case in harness.cases}
     finally:
