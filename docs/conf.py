@@ -45,3 +45,5 @@ linkcheck_timeout = 30
 html_theme = "furo"
 html_title = "Airflow provider for Ray Jobs"
 html_show_sphinx = False
+html_static_path = ["_static"]
+html_css_files = ["messages.css"]
