@@ -54,6 +54,11 @@ _NEEDS_NO_PROGRAMS = (
     "-m", "not ray and not airflow",
     *(f"--ignore=tests/{name}" for name in ("faults", "chaos", "soak", "simulation", "secured", "observed")),
 )  # fmt: skip
+_MEETS_AIRFLOW = (
+    "tests/test_imports.py", "tests/test_provider_info.py", "tests/test_connection.py", "tests/test_operators.py",
+    "tests/test_sensors.py", "tests/test_triggers.py", "tests/test_hooks.py", "tests/test_decorators.py",
+    "tests/test_masking.py", "tests/task", "-m", "not ray and not airflow", "-k", "not type_checkers",
+)  # fmt: skip
 SUITES = {
     "all": Suite(("--ignore=tests/chaos",), "every test but the random campaign"),
     "unit": Suite(_NEEDS_NO_PROGRAMS, "every test that needs neither a Ray head nor a running Airflow"),
@@ -69,25 +74,9 @@ SUITES = {
         ),
         "submissions, logs, stops, packages and functions on a Ray head",
     ),
-    "api": Suite(
-        (
-            "tests/test_imports.py",
-            "tests/test_provider_info.py",
-            "tests/test_connection.py",
-            "tests/test_operators.py",
-            "tests/test_sensors.py",
-            "tests/test_triggers.py",
-            "tests/test_hooks.py",
-            "tests/test_decorators.py",
-            "tests/test_masking.py",
-            "tests/task",
-            "-m",
-            "not ray and not airflow",
-        ),
-        "the unit tests that meet Airflow's API",
-    ),
+    "api": Suite(_MEETS_AIRFLOW, "the unit tests that meet Airflow's API"),
     "one run": Suite(
-        ("tests/test_end_to_end.py", "-k", "not nightly and not example_dag and not form and not interactive"),
+        ("tests/test_end_to_end.py", "-k", "not nightly and not example_dag and not interactive and not pool"),
         "one DAG run with each operator and sensor, in a running Airflow",
     ),
     "jobs": Suite(("tests/test_real_ray.py",), "submissions, logs and stops on a Ray head"),
