@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from datetime import datetime, timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -358,6 +359,7 @@ bare("x")
 """
 
 
+@pytest.mark.skipif(version("mypy").startswith("1."), reason="mypy 1 has other messages")
 def test_type_checkers_know_signature_and_options(tmp_path: Path):
     """mypy accepts right options and arguments, and reports wrong ones."""
     texts = {
@@ -372,9 +374,7 @@ def test_type_checkers_know_signature_and_options(tmp_path: Path):
         ended = subprocess.run(
             [*command, tmp_path / f"{name}.py"], cwd=ROOT, check=False, capture_output=True, text=True, timeout=300
         )
-        # Releases of mypy before 2 print "builtins.int".
-        printed = ended.stdout.replace("builtins.", "")
-        outputs.append([line.partition(": ")[2] for line in printed.splitlines()])
+        outputs.append([line.partition(": ")[2] for line in ended.stdout.splitlines()])
 
     assert outputs[0] == [
         'note: Revealed type is "def (rows: list[int], alpha: float =) -> float"',

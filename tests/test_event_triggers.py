@@ -296,8 +296,8 @@ def test_edited_connection(head: StandInHead, monkeypatch: pytest.MonkeyPatch, h
     head.add("followed", "RUNNING")
 
     async def run(other: StandInHead) -> None:
-        following = anext(RayJobTrigger("followed", CONN, 0.2).run())
-        tasks = [asyncio.ensure_future(following)] if has_deferred_tasks else []
+        triggers = [RayJobTrigger("followed", CONN, 0.2)] if has_deferred_tasks else []
+        tasks = [asyncio.ensure_future(anext(trigger.run())) for trigger in triggers]
         await until(lambda: head.polls or not tasks)
         async for ended in event_triggers.watch_ended_jobs(CONN):
             if ended.address == other.address:

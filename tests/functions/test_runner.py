@@ -145,7 +145,7 @@ class Model:
         ({"a": math.nan}, 'result["a"] is nan, which JSON cannot hold. Use None.'),
         ([{3: 1}], "result[0] has the key 3 of type int. JSON has only text as keys. Use str()."),
         (b"x", "result is of type bytes, which JSON cannot hold. Use .decode()."),
-        (Path("x"), "result is of type pathlib.PosixPath, which JSON cannot hold. Use str()."),
+        (Path("x"), f"result is of type {Path.__module__}.PosixPath, which JSON cannot hold. Use str()."),
         (Model(), "result is of type test_runner.Model, which JSON cannot hold. Use .model_dump(mode='json')."),
         (object(), "result is of type object, which JSON cannot hold. Use text, numbers, lists and dictionaries, or"),
         ("\ud800", "result is text that UTF-8 cannot encode."),

@@ -3,7 +3,7 @@ Run the tests on several versions::
 
     python -m tests.matrix                             # all cells; takes hours
     python -m tests.matrix airflow-3.1 --tests unit    # one cell, one suite
-    python -m tests.matrix --short                     # what CI runs; records nothing
+    python -m tests.matrix --short                     # the short run; records nothing
     python -m tests.matrix --lock airflow-3.1.8        # write the constraints of an environment again
 
 The tests are run from the environment that has the default versions. Each Python must be installed.

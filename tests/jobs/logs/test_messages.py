@@ -6,7 +6,7 @@ import random
 import zlib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_rayjobs.in_job import MAX_RESULT_SIZE
@@ -51,6 +51,7 @@ TEXT = st.text("#ray_job 01ef\nresultpa") | st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(TEXT).map("".join), st.data())
 def test_offsets_of_a_growing_log(text: str, data: st.DataObject):
     """What is shown of a longer log begins with what was shown of a shorter one, in whatever chunks it arrives."""
