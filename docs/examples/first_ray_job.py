@@ -13,7 +13,7 @@ with DAG(
 ):
     RayJobSubmitOperator(
         task_id="train",
-        entrypoint=["python", "train.py", "--day", "{{ ds }}"],
+        entrypoint=["python", "train.py", "--day", "{{ dag_run.run_after | ds }}"],
         runtime_env={"working_dir": "./training"},
     )
 # END dag

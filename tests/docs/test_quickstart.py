@@ -94,11 +94,16 @@ def test_first_job(terminals: Terminals):
     terminals.airflow("dags", "reserialize")
     terminals.airflow("dags", "unpause", "first_ray_job")
     terminals.airflow("dags", "trigger", "first_ray_job")
-    give_up_at = time.monotonic() + 120
+    # A command of Airflow at each poll would hold up its components: all of them share one SQLite file.
+    give_up_at = time.monotonic() + 240
+    logs = terminals.directory / "airflow" / "logs"
+    while not any("Post Execute" in log.read_text() for log in logs.rglob("task_id=train/attempt=1.log")):
+        assert time.monotonic() < give_up_at, terminals.airflow("dags", "list-runs", "first_ray_job")
+        time.sleep(1)
+    [log] = logs.rglob("task_id=train/attempt=1.log")
     while (state := terminals.state_of_run("first_ray_job")) in ("queued", "running"):
         assert time.monotonic() < give_up_at
-        time.sleep(2)
-    [log] = (terminals.directory / "airflow" / "logs").rglob("task_id=train/attempt=1.log")
+        time.sleep(5)
     text = log.read_text()
 
     assert state == "success", text
