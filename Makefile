@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 # PIP_CONSTRAINT also pins the build backend, which pip installs in an isolated environment.
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet
 
-.PHONY: help demo standalone test lint bench soak chaos simulate compat package clean
+.PHONY: help demo standalone test test-ui lint bench soak chaos simulate compat package clean
 
 help:
 	@echo "make demo        run the nightly example DAG in a real Airflow against a real Ray head"
 	@echo "make test        run all tests, against a real Ray head and a real Airflow"
+	@echo "make test-ui     click through Airflow's web UI in Chromium; with UPDATE_PICTURES=1 take the pictures of the documentation"
 	@echo "make standalone  start Airflow with its web UI and a Ray head; Ctrl-C stops both"
 	@echo "make lint        run ruff and mypy --strict"
 	@echo "make bench       measure speed, memory and load on the head; results in benchmarks/results.json"
@@ -28,6 +29,9 @@ standalone: $(VENV)/demo.stamp
 
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest
+
+test-ui: $(VENV)/test.stamp
+	$(BIN)/python -m pytest tests/ui
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
