@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 # PIP_CONSTRAINT also pins the build backend, which pip installs in an isolated environment.
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet
 
-.PHONY: help demo standalone test lint docs docs-links bench soak chaos simulate test-matrix test-matrix-short test-production package clean
+.PHONY: help demo standalone test test-ui lint docs docs-links bench soak chaos simulate test-matrix test-matrix-short test-production package clean
 
 help:
 	@echo "make demo        run the nightly example DAG in a real Airflow against a real Ray head"
 	@echo "make test        run all tests, against a real Ray head and a real Airflow"
+	@echo "make test-ui     click through Airflow's web UI in Chromium; with UPDATE_PICTURES=1 take the pictures of the documentation"
 	@echo "make standalone  start Airflow with its web UI and a Ray head; Ctrl-C stops both"
 	@echo "make lint        run ruff and mypy --strict"
 	@echo "make docs        build the documentation site in build/docs; a warning is an error"
@@ -32,6 +33,9 @@ standalone: $(VENV)/demo.stamp
 # Two processes: tests/conftest.py says which tests run in which.
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+test-ui: $(VENV)/test.stamp
+	$(BIN)/python -m pytest tests/ui
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

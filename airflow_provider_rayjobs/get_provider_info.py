@@ -30,8 +30,8 @@ def get_provider_info() -> dict[str, Any]:
                 "ui-field-behaviour": {
                     "hidden-fields": [],
                     "relabeling": {
-                        "login": "Login (for a proxy with basic authentication)",
-                        "password": "Ray token, or password of the login",
+                        "login": "Login (of a proxy)",
+                        "password": "Ray token or password",
                         "schema": "Schema (http or https)",
                     },
                     "placeholders": {"host": "ray-head.example.com", "port": "8265", "schema": "http"},

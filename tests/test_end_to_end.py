@@ -437,7 +437,7 @@ def test_connection_form_shows_fields_and_tests_connection(airflow: LocalAirflow
 
     if Version(airflow_version) >= Version("3.2"):  # Airflow 3.1 ignores the custom fields
         assert set(form["extra_fields"]) == EXTRAS.keys()
-        assert form["standard_fields"]["password"]["title"] == "Ray token, or password of the login"
+        assert form["standard_fields"]["password"]["title"] == "Ray token or password"
     assert good["status"]
     assert good["message"].startswith(f"Ray {version_of_heads()} at {ray_head.address}, session session_")
     assert not bad["status"]
