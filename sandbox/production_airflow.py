@@ -24,8 +24,6 @@ IS_PRODUCTION = DEPLOYMENT == "production"
 # Tasks that a Celery worker runs at the same time.
 _CONCURRENCY = 6
 _MIGRATION_TIMEOUT = 180.0
-# Seconds for which a task may be queued. A message contains a token that is valid for this time.
-QUEUED_TIMEOUT = 40
 CELERY_WORKERS = ("celery-1", "celery-2")
 _EXECUTION_API = "api-server-execution"
 TRIGGERERS = ("triggerer-1", "triggerer-2")
@@ -51,7 +49,8 @@ class ProductionAirflow(LocalAirflow):
             "AIRFLOW__CELERY__RESULT_BACKEND": f"db+postgresql+psycopg2://{self.postgresql.address}",
             "AIRFLOW__CELERY__WORKER_CONCURRENCY": str(_CONCURRENCY),
             # A task whose message was lost with Redis is queued again after this time.
-            "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": str(QUEUED_TIMEOUT),
+            # The token in a message expires after it.
+            "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "40",
             "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "10",
         }
         super().__init__(dags, connections, production | dict(settings or {}), separate_execution_api=True)

@@ -14,11 +14,12 @@ from fault_harness import (
     MODES,
     NO_RETRY,
     RETRY,
+    TAKES_RESULT,
     UNTIL_RELEASED,
     FaultCase,
 )
 
-from sandbox.production_airflow import CELERY_WORKERS, QUEUED_TIMEOUT, TRIGGERERS
+from sandbox.production_airflow import CELERY_WORKERS, TRIGGERERS
 
 if TYPE_CHECKING:
     from sandbox.production_airflow import ProductionAirflow
@@ -115,14 +116,6 @@ def deliver_again(case: FaultCase) -> None:
     )
     time.sleep(10)
     case.release()
-
-
-def deliver_again_late(case: FaultCase) -> None:
-    """The visibility timeout passes when the token in the message has expired."""
-    wait_for_worker(case)
-    time.sleep(QUEUED_TIMEOUT + 5)
-    case.add_event("Redis delivers the message again")
-    airflow_of(case).redis.deliver_again()
 
 
 # -- triggerers -----------------------------------------------------------------------------------------------------
@@ -293,15 +286,6 @@ PRODUCTION_WAVES: list[tuple[list[FaultCase], Callable[[list[FaultCase]], None] 
     ),
     (
         [
-            FaultCase("celery_message_delivered_late",
-                      "Airflow fails a task whose message comes again with an expired token, and the job is stopped.",
-                      {"entrypoint": ENDLESS_IN_FIRST_TRY, **RETRY}, deliver_again_late,
-                      jobs=("STOPPED", "SUCCEEDED"), tries=2),
-        ],
-        None,
-    ),
-    (
-        [
             *(
                 FaultCase(f"redis_killed_{mode}", "A running or deferred task does not notice an outage of Redis.",
                           {"entrypoint": UNTIL_RELEASED, **NO_RETRY, **options}, wait_for("redis-is-back"), tries=1,
@@ -311,7 +295,7 @@ PRODUCTION_WAVES: list[tuple[list[FaultCase], Callable[[list[FaultCase]], None] 
             FaultCase("redis_killed_when_trigger_fires",
                       "The next try takes the result of a task that could not be resumed without Redis.",
                       {"entrypoint": UNTIL_RELEASED, **RETRY, **DEFERRED, "retry_delay": 2 * OUTAGE},
-                      end_job_without_redis, tries=2, log_contains=("end\n",)),
+                      end_job_without_redis, tries=2, log_contains=(TAKES_RESULT,)),
         ],
         lose_redis,
     ),
