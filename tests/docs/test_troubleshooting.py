@@ -21,7 +21,7 @@ NO_MESSAGES = {
         "plain HTTP request was sent to HTTPS port", "HTTP request to an HTTPS server",
         "Invalid URL in location header", "server disconnected|peer closed",
         "No required SSL certificate was sent", "The SSL certificate error",
-        "Please use a different submission_id", "try again later", "submission type jobs", "does not exist",
+        "Please use a different submission_id", "submission type jobs", "does not exist",
         "authentication token", "non-terminal state",
         "Traceback (most recent call last)", ", last available logs", "waiting for resources",
         "client has been closed", "The above exception was the direct cause of the following exception:",
