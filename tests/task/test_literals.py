@@ -138,7 +138,7 @@ def test_templates_are_left_alone(field: str):
         {"entrypoint_resources": {"TPU": None}, "runtime_env": {"env_vars": None, "pip": None}},
         {"return_result": True, "wait_for_completion": "{{ params.waits }}"},
     ],
-    ids=str,
+    ids=",".join,
 )
 def test_arguments_that_may_work(arguments: dict[str, Any]):
     """What may work is no error while the DAG is parsed. A file is searched when the task runs."""
