@@ -27,7 +27,7 @@ with DAG(
         retries=2,
         retry_delay=timedelta(seconds=5),
         job_timeout=timedelta(hours=6),
-        pending_timeout=timedelta(minutes=30),
+        pending_timeout=timedelta(minutes=10),
         fail_on_exit_code=[2],  # the exit code of argparse for wrong arguments; a retry cannot fix those
     )
 # END retry

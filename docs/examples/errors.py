@@ -16,7 +16,7 @@ from airflow_provider_rayjobs.operators import RayJobSubmitOperator
 def tell_the_team(context: Any) -> None:
     error = context["exception"]
     if isinstance(error, RayJobEntrypointError):
-        print(f"Exit code {error.exit_code}: {error.last_lines[-1]}")
+        print(f"Exit code {error.exit_code}: {error}")
     elif isinstance(error, RayJobUnsuccessfulError):
         print(f"The cluster failed, or a user stopped the job: {error}")
     else:

@@ -14,7 +14,7 @@ with DAG("stopping", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz=
         entrypoint=["python", "train.py", "--day", "2026-11-23"],
         runtime_env={"working_dir": "./training"},
         pending_timeout=timedelta(minutes=10),  # the job must have started
-        job_timeout=timedelta(hours=6),  # the job must have ended, whatever the try
+        job_timeout=timedelta(hours=6),  # the job must have ended
         execution_timeout=timedelta(hours=8),  # this try must have ended
     )
     # END limits
