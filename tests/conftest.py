@@ -38,6 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
     interrupt_on_signals()
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     Let one process run all tests that meet a real Ray or Airflow, with ``pytest -n 2 --dist loadgroup``.
