@@ -32,7 +32,7 @@ standalone: $(VENV)/demo.stamp
 
 # Two processes: tests/conftest.py says which tests run in which.
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2
 
 test-ui: $(VENV)/test.stamp
 	$(BIN)/python -m pytest tests/ui
