@@ -21,9 +21,9 @@ _FIELDS = re.compile(r"%[-+#0-9.]*[sdrfg]|\{[\w.:]+\}")
 
 
 def normal_form(text: str) -> str:
-    """Return a text with ``…`` for its fields, without line ends and repeated blanks."""
+    """Return a text with ``…`` for its fields, of which neighbours are one, without line ends and repeated blanks."""
     text = re.sub(r"HTTP \d{3}", f"HTTP {VALUE}", _FIELDS.sub(VALUE, text))
-    return " ".join(text.replace("%%", "%").split())
+    return " ".join(re.sub(f"{VALUE}+", VALUE, text).replace("%%", "%").split())
 
 
 def find_texts(path: Path) -> Iterator[tuple[str, bool]]:

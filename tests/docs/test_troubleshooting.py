@@ -43,7 +43,7 @@ NO_MESSAGES = {
     "parts of notices of level INFO": {
         "Hashing local code", "on the cluster", "stored at …", "would delete", ", map index …",
     },
-    "names and labels": {"Ray Jobs", "Ray job", "no log", "Ray … at ………"},
+    "names and labels": {"Ray Jobs", "Ray job", "no log", "Ray … at …"},
 }  # fmt: skip
 _REGULAR_EXPRESSION = re.compile(r"\(\?|\\|\.\*")
 _FENCE = re.compile(r"^```text\n(.*?)^```", re.MULTILINE | re.DOTALL)
