@@ -109,6 +109,8 @@ def _type(annotation: str) -> str:
 def _default(parameter: inspect.Parameter) -> str:
     if parameter.default is parameter.empty:
         return "required"
+    if parameter.name == "deferrable":  # read from Airflow's configuration when the module is imported
+        return "`default_deferrable`"
     given = parameter.default
     return f"{given.days} days" if isinstance(given, timedelta) else f"`{given!r}`"
 
