@@ -30,9 +30,8 @@ demo: $(VENV)/demo.stamp
 standalone: $(VENV)/demo.stamp
 	$(BIN)/python -m sandbox.standalone
 
-# Two processes: tests/conftest.py says which tests run in which.
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest
 
 test-ui: $(VENV)/test.stamp
 	$(BIN)/python -m pytest tests/ui
