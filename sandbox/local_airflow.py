@@ -16,7 +16,7 @@ from urllib.parse import quote
 import httpx
 import psutil
 
-from sandbox.processes import Program, clean_environment, free_port
+from sandbox.processes import Program, Startable, clean_environment, free_port
 
 # Attempts for one API call. The components of Airflow share one SQLite file, which is sometimes locked.
 _API_ATTEMPTS = 8
@@ -34,7 +34,7 @@ QUICK_RECOVERY = {
 FINAL_STATES = ("success", "failed", "skipped", "upstream_failed", "removed")
 
 
-class LocalAirflow:
+class LocalAirflow(Startable):
     """
     ``airflow standalone``: API server with web UI, scheduler, triggerer, DAG processor. Use it as a context manager.
 
@@ -119,16 +119,6 @@ class LocalAirflow:
         for program in (*self._extra_programs, self._program):
             if program is not None:
                 program.stop()
-
-    def __enter__(self) -> Self:
-        try:
-            return self.start()
-        except BaseException:
-            self.close()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def kill(self, component: str) -> None:
         """

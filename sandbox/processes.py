@@ -9,8 +9,10 @@ import signal
 import socket
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import psutil
 
@@ -137,6 +139,28 @@ class Program:
             return [process, *process.children(recursive=True)]
         except psutil.NoSuchProcess:
             return []
+
+
+class Startable(ABC):
+    """Programs that a ``with`` statement starts and closes, also if the start fails."""
+
+    @abstractmethod
+    def start(self) -> Self:
+        """Start the programs, and wait until they are ready."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop the programs, and remove what they left."""
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _wait_for(processes: list[psutil.Process], timeout: float) -> list[psutil.Process]:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
-from sandbox.processes import Program, clean_environment, free_port
+from sandbox.processes import Program, Startable, clean_environment, free_port
 
 
-class RayHead:
+class RayHead(Startable):
     """
     A Ray cluster of one node on this machine. Use it as a context manager.
 
@@ -90,16 +90,6 @@ class RayHead:
         """Stop the head and remove its directory."""
         self.stop()
         shutil.rmtree(self.directory, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        try:
-            return self.start()
-        except BaseException:
-            self.close()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _path(self) -> str:
         """Return a PATH on which a job's ``python`` is that of the head, which has Ray installed."""

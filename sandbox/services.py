@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Self
 
-from sandbox.processes import Program, free_port
+from sandbox.processes import Program, Startable, free_port
 
 _START_TIMEOUT = 60.0
 # The user of Debian's package. PostgreSQL refuses to run as root.
@@ -25,7 +25,7 @@ def missing_services() -> list[str]:
     return [package for package, program in found.items() if program is None]
 
 
-class Service:
+class Service(Startable):
     """
     A server on this machine. Use it as a context manager.
 
@@ -62,16 +62,6 @@ class Service:
         """Stop the server and remove its folder."""
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        try:
-            return self.start()
-        except BaseException:
-            self.close()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _is_listening(self) -> bool:
         with socket.socket() as probe:
