@@ -29,8 +29,8 @@ class Terminals:
     """
     A user's terminals: one directory, one environment, and a program that runs in each.
 
-    Programs are those of this Python. Airflow is told free ports; the address of Ray in a command becomes that of
-    ``head``.
+    Programs are those of this Python. Airflow gets free ports by its settings; the port of Ray in a command becomes
+    that of ``head``.
     """
 
     def __init__(self, directory: Path, head: RayHead) -> None:

@@ -10,7 +10,7 @@ from functools import cache
 # Read from the wheels of each release, and seen on heads before and after it.
 FEATURES = {
     "log files": ((2, 47), "Invalid UTF-8 and carriage returns of a log arrive unchanged"),
-    "error types": ((2, 50), "The reason of a failure is told apart: entrypoint, runtime environment, resources"),
+    "error types": ((2, 50), "The error type names the cause of a failure: entrypoint, runtime environment, resources"),
     "token authentication": ((2, 52), "The head requires a token"),
     "executable bits": ((2, 53), "Files of a package keep their executable bits"),
     "tar archives": ((2, 56), "A working directory or module can be a tar archive"),
