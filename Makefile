@@ -30,8 +30,9 @@ demo: $(VENV)/demo.stamp
 standalone: $(VENV)/demo.stamp
 	$(BIN)/python -m sandbox.standalone
 
+# Two processes: tests/conftest.py says which tests run in which.
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-ui: $(VENV)/test.stamp
 	$(BIN)/python -m pytest tests/ui

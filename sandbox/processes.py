@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Self
 
@@ -20,6 +23,7 @@ import psutil
 _STOP_TIMEOUT = 20.0
 # Below the ephemeral ranges of Linux (32768 and more) and macOS, above Ray's default worker ports (10002 to 19999).
 _FIXED_PORTS = range(20_000, 32_768)
+_own_ports: set[int] = set()
 
 
 class Program:
@@ -188,13 +192,24 @@ def free_port() -> int:
     Return a port that is free at the moment, and that the kernel does not assign to other sockets.
 
     A program may need seconds until it binds its port. Meanwhile, the kernel could give a port of its ephemeral range
-    to any other socket. A Ray head whose client server finds its port taken ends one second after it was ready.
+    to any other socket. A Ray head whose client server finds its port taken ends one second after it was ready. Nor
+    does any other process that calls this function get the port, as long as this process lives.
     """
     while True:
         port = secrets.choice(_FIXED_PORTS)  # libraries seed `random` in tests
+        if port in _own_ports:
+            continue
         with socket.socket() as listener, contextlib.suppress(OSError):
+            fcntl.lockf(_port_locks(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
             listener.bind(("", port))
+            _own_ports.add(port)
             return port
+
+
+@cache
+def _port_locks() -> int:
+    """Open the file whose byte ``n`` a process locks that has chosen port ``n``. The kernel unlocks it at the end."""
+    return os.open(Path(tempfile.gettempdir(), f"airflow-provider-rayjobs-ports-{os.getuid()}"), os.O_RDWR | os.O_CREAT)
 
 
 def clean_environment(*dropped_prefixes: str) -> dict[str, str]:

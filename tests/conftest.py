@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import NodeManager
 
 ROOT = Path(__file__).parents[1]
 # The sandbox is not an installed package. AIRFLOW_HOME must be set before the first import of Airflow.
@@ -36,6 +41,31 @@ from tests.matrix.ray_features import lacks, version_of_heads  # noqa: E402
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs_ray(feature): needs a Ray head with a feature of ray_features.py")
     interrupt_on_signals()
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Distribute the files of tests to the processes of ``pytest -n 2``."""
+    # The programs that a test has started need longer than 10 s to stop after Ctrl-C.
+    NodeManager.EXIT_TIMEOUT = 60
+    return _RealProgramsTogether(config, log)
+
+
+class _RealProgramsTogether(LoadScopeScheduling):
+    """
+    One process runs all files with tests that meet a real Ray or Airflow; the other one runs the rest.
+
+    The former mostly wait, and share heads and Airflows. ``--dist loadgroup`` of pytest-xdist 3.8 would do that by
+    their marks, but does not work with pytest 9.2.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "real" if _has_real_programs(file) else file
+
+
+@cache
+def _has_real_programs(file: str) -> bool:
+    return re.search(r"mark\.(ray|airflow)\b", (ROOT / file).read_text(encoding="utf-8")) is not None
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from sandbox import processes
 from sandbox.processes import free_port
 from sandbox.ray_head import RayHead
 from tests.matrix.ray_features import version_of_heads
+
+ROOT = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.ray
 
@@ -41,12 +45,27 @@ def test_free_port_is_not_one_that_the_kernel_gives_to_other_sockets():
     assert not {free_port() for _ in range(200)} & set(range(first, last + 1))
 
 
+def test_free_port_is_not_that_of_another_process():
+    """Two processes of tests may choose a port at the same moment, long before a program binds it."""
+    chosen = free_port()
+    program = (
+        "from sandbox import processes; ports = iter([{0}, {0} - 1, {0} + 1]);"
+        "processes.secrets.choice = lambda _: next(ports); print(processes.free_port())"
+    )
+
+    other = subprocess.run(
+        [sys.executable, "-c", program.format(chosen)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+
+    assert int(other.stdout) in {chosen - 1, chosen + 1}
+
+
 def test_free_port_is_not_in_use(monkeypatch: pytest.MonkeyPatch):
     """A port on which a program listens is passed over."""
     with socket.socket() as listener:
-        listener.bind(("", free_port()))
+        listener.bind(("", 0))
         taken = listener.getsockname()[1]
-        ports = iter([taken, taken, free_port()])
+        ports = iter([taken, taken, *range(20_000, 20_100)])
         monkeypatch.setattr(processes.secrets, "choice", lambda _: next(ports))
 
         assert free_port() != taken

@@ -16,7 +16,9 @@ from soak_run import SoakJob, SoakResult, run_soak_jobs
 
 # By default each program of ``job_programs`` runs in both modes.
 NUMBER_OF_JOBS = int(os.environ.get("SOAK_JOBS", "40"))
-SEED = int(os.environ.get("SOAK_SEED") or random.randrange(1_000))  # noqa: S311  (no secret)
+# The processes of one run with pytest-xdist have the same tests. Without it there is no such variable.
+_RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+SEED = int(os.environ.get("SOAK_SEED") or random.Random(_RUN).randrange(1_000))  # noqa: S311  (no secret)
 
 pytestmark = [pytest.mark.airflow, pytest.mark.ray, pytest.mark.timeout(900 + 20 * NUMBER_OF_JOBS)]
 JOB_NUMBERS = [pytest.param(number, id=SoakJob(number, SEED).name) for number in range(NUMBER_OF_JOBS)]
