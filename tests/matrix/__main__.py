@@ -74,7 +74,7 @@ def run(cell: Cell, suite: str) -> Result | None:
         report = Path(directory) / "report.xml"
         # Other packages deprecate other things than those of constraints.txt, for which a warning is an error.
         warnings = ["-W", "default"] if cell.lock else []
-        pytest = [python, "-m", "pytest", "-q", *SUITES[suite].arguments, *warnings, f"--junitxml={report}"]
+        pytest = [python, "-m", "pytest", "-q", "-n", "2", *SUITES[suite].arguments, *warnings, f"--junitxml={report}"]
         with subprocess.Popen(pytest, cwd=ROOT, env=os.environ | {"RAY_HEAD_PYTHON": str(head)}) as tests:
             try:
                 tests.wait()
