@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # PIP_CONSTRAINT also pins the build backend, which pip installs in an isolated environment.
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet
 
-.PHONY: help demo standalone test test-ui lint docs docs-links bench soak chaos simulate test-matrix test-matrix-short test-production package clean
+.PHONY: help demo standalone test test-ui lint docs docs-links bench soak chaos simulate test-matrix test-matrix-short test-production test-production-short package clean
 
 help:
 	@echo "make demo        run the nightly example DAG in a real Airflow against a real Ray head"
@@ -20,6 +20,7 @@ help:
 	@echo "make soak        run 300 jobs with all kinds of output through a proxy that cuts connections, and 10 minutes of triggers that come and go"
 	@echo "make chaos       run an hour of random faults in a real Airflow and Ray: make chaos SEED=7 SECONDS=600"
 	@echo "make test-production  run the fault cases and random faults on PostgreSQL, Redis and the CeleryExecutor"
+	@echo "make test-production-short  run a few of these cases"
 	@echo "make simulate    run a million simulated histories; with SEED=n the one walk of that seed"
 	@echo "make test-matrix run the tests on other versions of Airflow, Python and Ray: make test-matrix CELLS=airflow-3.1 TESTS=unit"
 	@echo "make package     build sdist and wheel into dist/, and check them"
@@ -65,6 +66,10 @@ chaos: $(VENV)/test.stamp
 CASES ?=
 test-production: $(VENV)/test.stamp
 	AIRFLOW_DEPLOYMENT=production $(BIN)/python -m pytest tests/faults tests/chaos $(if $(CASES),-k "$(CASES)")
+
+# A few cases that exist only there, and 40 s of random faults.
+test-production-short: $(VENV)/test.stamp
+	CHAOS_SECONDS=40 $(MAKE) test-production CASES='(celery_worker_killed and not grace) or triggerer_of_two or campaign'
 
 simulate: $(VENV)/test.stamp
 	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--histories 1000000)
