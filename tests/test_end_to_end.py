@@ -80,7 +80,10 @@ def run(airflow: LocalAirflow, client: RayJobsClient) -> DagRun:
     for mode, waiting_state in (("worker", "running"), ("deferred", "deferred")):
         task_id = f"is_stopped_{mode}"
         airflow.wait_for_task("end_to_end", run_id, task_id, states=(waiting_state,), timeout=300)
-        submission_id = _wait_for(lambda task_id=task_id: run.xcoms(task_id).get("submission_id"))
+        try:
+            submission_id = _wait_for(lambda task_id=task_id: run.xcoms(task_id).get("submission_id"))
+        except AssertionError as error:
+            raise AssertionError(airflow.log_text("end_to_end", run_id, task_id)) from error
         _wait_for(lambda job=submission_id: _is_running(client, job))
         links_while_running[task_id] = run.links(task_id)
         client.stop_job(submission_id)
@@ -438,7 +441,7 @@ def test_connection_form_shows_fields_and_tests_connection(airflow: LocalAirflow
     if Version(airflow_version) >= Version("3.2"):  # Airflow 3.1 ignores the custom fields
         assert set(form["extra_fields"]) == EXTRAS.keys()
         assert form["standard_fields"]["password"]["title"] == "Ray token or password"
-    assert good["status"]
+    assert good["status"], good["message"]
     assert good["message"].startswith(f"Ray {version_of_heads()} at {ray_head.address}, session session_")
     assert not bad["status"]
     assert "Connection refused: could not connect to Ray at http://127.0.0.1:9 (connection " in bad["message"]
