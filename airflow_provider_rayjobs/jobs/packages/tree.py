@@ -206,6 +206,8 @@ class _Walk:
             self._warn(name, "Ray does not unpack names with a backslash or a drive letter")
         elif stat.S_ISREG(status.st_mode):
             check_name(found.path, full_name)
+            if directory.is_linked and not target:
+                target = os.path.realpath(found.path)
             is_secret = is_secret_file(full_name) or is_secret_file(target)
             if is_secret and self.selection.secrets is not True and not self._wanted_secrets.match(name):
                 self.secrets.append(name)

@@ -128,6 +128,17 @@ def test_secrets_are_left_out_unless_wanted(tmp_path: Path):
     assert {entry.name: oct(entry.mode) for entry in some.entries}["keys/id_rsa"] == "0o600"
 
 
+def test_secrets_behind_linked_directories_are_left_out(tmp_path: Path):
+    """A link to a directory gives its files other names in the package, but they hold the same secrets."""
+    make(tmp_path, {"main.py": "", ".aws/credentials": "", ".aws/region/names": ""})
+    (tmp_path / "aws").symlink_to(".aws")
+    (tmp_path / "linked").symlink_to("aws")
+
+    tree = chosen(tmp_path)
+    assert names(tree) == [".aws/region/names", "aws/region/names", "linked/region/names", "main.py"]
+    assert tree.secrets == (".aws/credentials", "aws/credentials", "linked/credentials")
+
+
 def test_secret_names_include_the_top_directory_of_a_module(tmp_path: Path):
     """``credentials`` in a module ``.aws`` has the name ``.aws/credentials`` in the package."""
     make(tmp_path, {"credentials": "", "config": ""})
