@@ -263,9 +263,11 @@ class RayJobTrigger(BaseTrigger):
                 ):
                     details = await follower.run(engine, emit_job_log)
                     note("job.status", details.status)
-            event |= job_event(details)
+            outcome: JobDetails | Exception = details
         except Exception as error:  # noqa: BLE001  (the worker raises it)
-            event |= error_event(error)
+            outcome = error
+        await asyncio.sleep(0)  # mask_soon() may have a secret of the last poll
+        event |= error_event(outcome) if isinstance(outcome, Exception) else job_event(outcome)
         event["pending_for"] = self._pending_for
         seen = {"job_ref": self._job.to_json(), "log_state": reader.state if reader else options.log_state}
         return TriggerEvent(event | seen)

@@ -343,6 +343,33 @@ def fire_stored(**arguments: Any) -> dict[str, Any]:
     return fire(RayJobTrigger(**json.loads(json.dumps(stored.serialize()[1]))))
 
 
+@pytest.mark.parametrize(
+    ("status", "limits"),
+    [pytest.param("FAILED", None, id="end"), pytest.param("RUNNING", Limits(job_timeout=1).to_json(), id="time limit")],
+)
+def test_event_hides_secrets_of_the_job(head: StandInHead, status: str, limits: dict[str, Any] | None):
+    """
+    Ray's message quotes a password, which the triggerer learns from the same answer.
+
+    Of two triggers that share a client, the first to end does not wait for anything.
+    """
+    options = [f"--index-url=https://me:pa55-{status}@pypi.example.com/simple"]  # Airflow never forgets a secret
+    runtime_env = {"pip": {"packages": ["a"], "pip_install_options": options}}
+    for job in ("job-1", "job-2"):
+        head.add(job, status, runtime_env=runtime_env, message=f"Command {options} failed.")
+
+    async def fire_both() -> list[Any]:
+        async def fire_one(job: str) -> list[Any]:
+            return [event.payload async for event in RayJobTrigger(job, "ray", 0.2, limits=limits).run()]
+
+        return await asyncio.gather(fire_one("job-1"), fire_one("job-2"))
+
+    [first], [second] = asyncio.run(fire_both())
+    for event in (first, second):
+        assert "https://me:***@pypi.example.com/simple" in json.dumps(event)
+        assert "pa55" not in json.dumps(event)
+
+
 def test_trigger_of_an_operator_of_the_user(head: StandInHead):
     """Id, connection and interval are enough. The event names the job that was followed."""
     head.add("job-1", "RUNNING", metadata={"submission_nonce": "n"})
