@@ -31,6 +31,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobNotFoundError,
     RayJobNotTerminalError,
 )
+from airflow_provider_rayjobs.jobs import redaction
 from airflow_provider_rayjobs.jobs.diagnosis import CHECK_ADDRESS, Diagnosis, diagnose_answer
 from airflow_provider_rayjobs.jobs.models import ClusterResources, JobDetails, JobSubmission, RayVersion
 from airflow_provider_rayjobs.jobs.requests import (
@@ -344,7 +345,7 @@ def error_for_answer(request: AnyRequest, answer: Answer) -> RayApiResponseError
         answer = replace(answer, content=answer.content[:_MOST_OF_A_PAGE])
     kind, fact, advice = diagnose_answer(answer) or _diagnose_status(answer)
     message = error_message(f"HTTP {answer.status_code}, {fact}", request, answer.labelled_address, advice)
-    if quoted := _quote(answer):
+    if quoted := _quote(answer, request):
         message = f"{message} The answer says: {quoted}{'' if quoted.endswith('.') else '.'}"
     error = kind(message, status_code=answer.status_code, delivery=_delivery_of(kind, answer))
     error.retry_after = answer.retry_after
@@ -418,11 +419,16 @@ def _diagnose_status(answer: Answer) -> Diagnosis[RayApiResponseError]:
             return RayApiResponseError, "unexpected status", "See dashboard_JobHead.log on the head."
 
 
-def _quote(answer: Answer, limit: int = 500) -> str:
-    """Quote an error, or the last line of a traceback. Quote no HTML, and no 200: it may hold ``env_vars``."""
+def _quote(answer: Answer, request: AnyRequest, limit: int = 500) -> str:
+    """
+    Quote an error, or the last line of a traceback. Quote no HTML, and no 200: it may hold ``env_vars``.
+
+    An error of a proxy may repeat the request, with the ``env_vars`` of a submission.
+    """
     if answer.status_code == 200 or answer.text.startswith("<"):
         return ""
-    text = answer.redact(answer.text)
+    runtime_env = (request.payload or {}).get("runtime_env") or {}
+    text = redaction.redact(answer.redact(answer.text), (runtime_env.get("env_vars") or {}).values())
     if "Traceback (most recent call last)" in text:
         text = text.rstrip("\n .").rpartition("\n")[2]
     return text if len(text) <= limit else f"{text[:limit]} ..."

@@ -423,6 +423,19 @@ def test_error_holds_the_time_that_a_busy_server_asks_for(code: int, value: str,
     assert error_for_answer(endpoints.get_job("a"), answer).retry_after == seconds
 
 
+def test_quoted_answer_hides_env_vars() -> None:
+    """A proxy's error may repeat the submission. The values of its ``env_vars`` are in no error."""
+    env_vars = {"DSN": 'me:"pa55/of-the-base"', "EMPTY": ""}
+    submission = JobSubmission("a", "python a.py", {"env_vars": env_vars})
+    body = json.dumps(submission.to_json()).encode()
+
+    error = error_for_answer(endpoints.submit_job(submission), Answer(400, b"Rejected by policy 17: " + body, ADDRESS))
+
+    assert "Rejected by policy 17" in str(error)
+    assert '"DSN": "***"' in str(error)
+    assert "pa55" not in str(error)
+
+
 def test_long_answer_is_shortened() -> None:
     """The error quotes only the beginning of a long answer."""
     error = error_for_answer(endpoints.get_version(), Answer(418, b"x" * 5000 + b"\xff", ADDRESS))
