@@ -323,8 +323,8 @@ def cut_off(request: AnyRequest, address: str) -> RayApiConnectionError:
 
 
 def check_answer(request: AnyRequest, answer: Answer) -> None:
-    """Raise an error if a request that expects no JSON has failed."""
-    if not is_success(answer.status_code, answer.content_type):
+    """Raise an error if a request about a package has failed. Ray's answer is empty, a proxy's page is not."""
+    if not is_success(answer.status_code, answer.content_type) or answer.content:
         raise error_for_answer(request, answer)
 
 
@@ -332,7 +332,7 @@ def is_success(status_code: int, content_type: str, *, is_json: bool = False) ->
     """
     Tell whether an answer that is not parsed, such as a log, is neither an error nor a page of a proxy.
 
-    :param is_json: whether Ray sends JSON. Ray's log files are text or bytes, and its answers about packages are empty.
+    :param is_json: whether Ray sends JSON. Ray's log files are text or bytes.
     """
     is_proxys = is_html(content_type) or (not is_json and content_type.lower().startswith("application/json"))
     return status_code == 200 and not is_proxys

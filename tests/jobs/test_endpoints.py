@@ -107,7 +107,7 @@ def test_json_is_a_success_only_for_the_text_of_a_log() -> None:
     assert not endpoints.is_success(200, "Text/HTML", is_json=True)
 
 
-@pytest.mark.parametrize("content_type", ["Text/HTML", "application/xhtml+xml", "application/json"])
+@pytest.mark.parametrize("content_type", ["Text/HTML", "application/xhtml+xml", "application/json", "text/xml", ""])
 @pytest.mark.parametrize("request_", [endpoints.get_package("a.zip"), endpoints.put_package("a.zip", 1)])
 def test_page_of_a_gateway_is_no_package(request_: Any, content_type: str) -> None:
     """A 200 of a gateway does not count as a package that Ray has."""
