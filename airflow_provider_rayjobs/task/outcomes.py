@@ -161,7 +161,8 @@ def describe_end(
             return "\n".join([raised, *lines])
         traceback = failure.traceback.rstrip("\n")
         return "\n".join([raised, *_describe_root(find_root_cause(traceback.splitlines())), *lines, traceback])
-    message = without_messages((details.message or "").encode()).decode().strip()
+    # half a surrogate pair, as in a file name that is not UTF-8, becomes a question mark
+    message = without_messages((details.message or "").encode(errors="replace")).decode().strip()
     if details.error_type == JobErrorType.RUNTIME_ENV_SETUP_FAILURE:
         if cause := find_setup_error(message):
             lines.insert(0, f"Runtime environment setup failed: {cause}")

@@ -256,6 +256,16 @@ def test_cause_of_a_failed_runtime_environment_comes_first():
     ]
 
 
+def test_message_that_utf_8_cannot_encode():
+    """Ray's message may hold a file name with bytes that are not UTF-8. The error is still that of the job."""
+    details = JobDetails(JobType.SUBMISSION, JobStatus.FAILED, "a", message="Cannot open 'caf\udce9.txt'")
+
+    error = error_for_outcome(details, "http://ray:8265")
+
+    assert isinstance(error, RayJobFailedError)
+    assert str(error).endswith("Ray says: Cannot open 'caf?.txt'")
+
+
 def test_message_names_the_root_cause():
     """Below the last exception the message has the root cause, from the log or from Ray's copy of its end."""
     log = (SAMPLES / "chained_exceptions.txt").read_text()
