@@ -572,6 +572,20 @@ def test_unchanged_certificate_files_are_read_once(tmp_path: Path):
         check_certificates(access)
 
 
+def test_replaced_certificate_of_the_same_modification_time_is_noticed(tmp_path: Path):
+    """Files out of an image or an archive may all have the same modification time."""
+    file, new = tmp_path / "client.pem", tmp_path / "new.pem"
+    for each in (file, new):
+        each.write_text("a certificate")
+        os.utime(each, (0, 0))
+    access = Access(client_cert=str(file))
+    times = certificate_mtimes(access)
+    time.sleep(0.05)  # the clock of a file system may be coarse
+    new.replace(file)
+
+    assert certificate_mtimes(access) != times
+
+
 @pytest.mark.parametrize(
     "quote",
     [
