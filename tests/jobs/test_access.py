@@ -8,6 +8,7 @@ import logging
 import os
 import pickle
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -903,3 +904,15 @@ def test_socks_proxy_requires_socksio():
     """The error about a SOCKS proxy names the missing package."""
     with pytest.raises(ValueError, match="needs the package socksio"):
         RayJobsClient(ADDRESS, access=Access(proxy=f"socks5://me:{SECRET}@proxy:1080"))
+
+
+@pytest.mark.parametrize("client", [RayJobsClient, AsyncRayJobsClient])
+def test_socks_proxy_of_the_environment_requires_socksio(monkeypatch: pytest.MonkeyPatch, client: Any):
+    """The error is one of the configuration, as for ``proxy``. It names the variable and the missing package."""
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    monkeypatch.setenv("ALL_PROXY", f"socks5://me:{SECRET}@proxy:1080")
+
+    with pytest.raises(ValueError, match="variables ALL_PROXY name a SOCKS proxy, which needs the package") as caught:
+        client(ADDRESS)
+
+    assert SECRET not in chained_text(caught.value)
