@@ -262,6 +262,8 @@ def _whole_number(field: str, value: Any) -> int:
 def _resources(field: str, value: Any) -> dict[str, float]:
     if not isinstance(value, Mapping):
         raise ValueError(f"{field} must be a dictionary of names to numbers, not {value!r}.")
+    for name in value:
+        _check_encoding(f"{field}[{name!r}]", str(name))
     return {str(name): _number(f"{field}[{name!r}]", number) for name, number in value.items()}
 
 

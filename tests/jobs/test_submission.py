@@ -124,6 +124,7 @@ WRONG: list[Any] = [
     pytest.param("true", {"metadata": ["a"]}, "metadata must be a dictionary", id="metadata list"),
     pytest.param("true", {"metadata": {"job_submission_id": "a"}}, "metadata must not contain job_sub", id="misfiling"),
     pytest.param("true", {"metadata": {"a": "\udc80"}}, "metadata", id="lone surrogate in the metadata"),
+    pytest.param("true", {"entrypoint_resources": {"\udc80": 1}}, "entrypoint_resources", id="lone surrogate: name"),
     *(
         pytest.param("true", {field: value}, f"{field} must be a number, 0 or more, not", id=f"{field} {value!r}")
         for field in ("entrypoint_num_cpus", "entrypoint_num_gpus", "entrypoint_memory")
