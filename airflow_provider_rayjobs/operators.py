@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from airflow_provider_rayjobs.jobs.packages.local_code import GeneratedModule, LocalCode
     from airflow_provider_rayjobs.jobs.steps import Engine
     from airflow_provider_rayjobs.package_storage import Storage
+    from airflow_provider_rayjobs.rendered import Rendered
+
+_DEFERRABLE = conf.getboolean("operators", "default_deferrable", fallback=False)
 
 
 class RayJobSubmitOperator(RendersText, ChecksLiterals, BaseOperator):
@@ -67,7 +70,7 @@ class RayJobSubmitOperator(RendersText, ChecksLiterals, BaseOperator):
     :class:`~airflow_provider_rayjobs.cleanup.RayJobCleanupOperator`.
 
     Every duration in seconds may also be a timedelta. Every templated argument may also be a function that gets the
-    context and returns the argument.
+    context and returns the argument, or the output of another task (``Rendered`` in the types).
 
     :param entrypoint: a shell command, or a list of arguments. The provider quotes each argument for the shell.
         (templated)
@@ -153,42 +156,42 @@ class RayJobSubmitOperator(RendersText, ChecksLiterals, BaseOperator):
     def __init__(
         self,
         *,
-        entrypoint: str | Sequence[str],
-        ray_conn_id: str = DEFAULT_CONN_ID,
-        submission_id: str | None = None,
-        job_name: str | None = None,
-        runtime_env: Mapping[str, Any] | str | None = None,
-        metadata: Mapping[str, str] | None = None,
-        entrypoint_num_cpus: float | str | None = None,
-        entrypoint_num_gpus: float | str | None = None,
-        entrypoint_memory: int | str | None = None,
-        entrypoint_resources: Mapping[str, float | str] | None = None,
-        entrypoint_label_selector: Mapping[str, str] | None = None,
-        wait_for_completion: bool | str = True,
-        deferrable: bool | str = conf.getboolean("operators", "default_deferrable", fallback=False),
-        defer_after: float | str | timedelta = 0.0,
-        poll_interval: float | str | timedelta | None = None,
-        fetch_logs: str = "live",
-        log_lines_limit: int | str | None = None,
-        log_flush_interval: float | str | timedelta | None = None,
-        unreachable_timeout: float | str | timedelta | None = None,
-        first_contact_timeout: float | str | timedelta | None = None,
+        entrypoint: str | Sequence[str] | Rendered,
+        ray_conn_id: str | Rendered = DEFAULT_CONN_ID,
+        submission_id: str | Rendered | None = None,
+        job_name: str | Rendered | None = None,
+        runtime_env: Mapping[str, Any] | str | Rendered | None = None,
+        metadata: Mapping[str, str] | Rendered | None = None,
+        entrypoint_num_cpus: float | str | Rendered | None = None,
+        entrypoint_num_gpus: float | str | Rendered | None = None,
+        entrypoint_memory: float | str | Rendered | None = None,
+        entrypoint_resources: Mapping[str, float | str] | Rendered | None = None,
+        entrypoint_label_selector: Mapping[str, str] | Rendered | None = None,
+        wait_for_completion: bool | str | Rendered = True,
+        deferrable: bool | str | Rendered = _DEFERRABLE,
+        defer_after: float | str | timedelta | Rendered = 0.0,
+        poll_interval: float | str | timedelta | Rendered | None = None,
+        fetch_logs: str | Rendered = "live",
+        log_lines_limit: int | str | Rendered | None = None,
+        log_flush_interval: float | str | timedelta | Rendered | None = None,
+        unreachable_timeout: float | str | timedelta | Rendered | None = None,
+        first_contact_timeout: float | str | timedelta | Rendered | None = None,
         durable: bool | None = None,
-        stop_on_kill: bool | str | None = None,
-        stop_timeout: float | str | timedelta = STOP_TIMEOUT,
-        pending_timeout: float | str | timedelta | None = None,
-        job_timeout: float | str | timedelta | None = None,
-        fail_on_exit_code: int | str | Collection[int | str] | None = None,
-        skip_on_exit_code: int | str | Collection[int | str] | None = None,
-        package_secrets: bool | str | Sequence[str] = False,
-        package_storage: str | ObjectStoragePath | None = None,
-        return_result: bool | str = False,
+        stop_on_kill: bool | str | Rendered | None = None,
+        stop_timeout: float | str | timedelta | Rendered = STOP_TIMEOUT,
+        pending_timeout: float | str | timedelta | Rendered | None = None,
+        job_timeout: float | str | timedelta | Rendered | None = None,
+        fail_on_exit_code: int | str | Collection[int | str] | Rendered | None = None,
+        skip_on_exit_code: int | str | Collection[int | str] | Rendered | None = None,
+        package_secrets: bool | str | Sequence[str] | Rendered = False,
+        package_storage: str | ObjectStoragePath | Rendered | None = None,
+        return_result: bool | str | Rendered = False,
         **kwargs: Any,
     ) -> None:
         migration.check_arguments(type(self).__name__, kwargs)
         super().__init__(**kwargs)
         self.entrypoint = entrypoint
-        self.ray_conn_id = ray_conn_id
+        self.ray_conn_id: Any = ray_conn_id  # text when the task runs
         self.submission_id = submission_id
         self.job_name = job_name
         self.runtime_env = runtime_env
@@ -211,7 +214,7 @@ class RayJobSubmitOperator(RendersText, ChecksLiterals, BaseOperator):
             message = "durable has no effect before Airflow 3.3 (no task state store). Each try submits a new job."
             warnings.warn(message, UserWarning, stacklevel=2)
         self.durable = HAS_STORE and durable is not False
-        self.stop_on_kill = stop_on_kill
+        self.stop_on_kill: Any = stop_on_kill
         self.stop_timeout = stop_timeout
         self.pending_timeout = pending_timeout
         self.job_timeout = job_timeout

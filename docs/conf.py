@@ -22,7 +22,7 @@ nitpicky = True
 # Types of other packages, whose documentation is elsewhere, and parts of this one that users do not name.
 nitpick_ignore_regex = [
     ("py:.*", r"(collections\.abc|httpx|logging)\..*"),
-    ("py:.*", r"timedelta|P|R|Task|XComArg|ObjectStoragePath|RetryAction|RetryRule|AirflowNotFoundException"),
+    ("py:.*", r"timedelta|P|R|Task|XComArg|Rendered|ObjectStoragePath|RetryAction|RetryRule|AirflowNotFoundException"),
     ("py:.*", r"airflow_provider_rayjobs\.(task|metrics|log_budget)\..*|airflow_provider_rayjobs\.decorators\.R"),
     (
         "py:.*",

@@ -53,12 +53,15 @@ def test_airflow_finds_the_decorator(dag: DAG):
 
 
 def test_options_for_type_checkers_are_those_of_the_operator():
-    """The typed options are the arguments of the operator and of every operator of Airflow."""
+    """The typed options are the arguments of the operator, with its types, and those of every operator of Airflow."""
     own = FunctionOptions.__annotations__.keys() - TaskOptions.__annotations__.keys()
-    ours = inspect.signature(RayJobSubmitOperator.__init__).parameters.keys() - {"self", "kwargs"}
+    ours = inspect.signature(RayJobSubmitOperator.__init__).parameters.copy()
+    del ours["self"], ours["kwargs"]
     airflows = inspect.signature(BaseOperator.__init__).parameters.keys() - {"self", "kwargs"}
 
-    assert own == ours - {"entrypoint", "return_result"} | {"serializer", "result_serializer"}
+    assert own == ours.keys() - {"entrypoint", "return_result"} | {"serializer", "result_serializer"}
+    options = {name: FunctionOptions.__annotations__[name].__forward_arg__ for name in own & ours.keys()}
+    assert options == {name: ours[name].annotation for name in options}
     assert airflows - TaskOptions.__annotations__.keys() <= {"sla", "multiple_outputs"}
 
 
@@ -339,6 +342,43 @@ def test_function_of_another_module(dag: DAG):
     assert "def isleap(year):" in call_of(operator)["source"]
 
 
+OPERATORS = """
+from datetime import timedelta
+
+from airflow.sdk import DAG, Context, task
+
+from airflow_provider_rayjobs.decorators import ray_job
+from airflow_provider_rayjobs.operators import RayJobSubmitOperator
+
+
+def entrypoint(context: Context) -> list[str]:
+    return ["python", "train.py", context["ds"]]
+
+
+with DAG("typed"):
+
+    @task
+    def cpus() -> int:
+        return 2
+
+    RayJobSubmitOperator(
+        task_id="train",
+        entrypoint=entrypoint,
+        runtime_env=lambda context: {"env_vars": {"DAY": context["ds"]}},
+        entrypoint_num_cpus=cpus(),
+        entrypoint_memory=lambda context: 2**30 * context["ti"].try_number,
+        job_timeout=lambda context: timedelta(hours=2),
+        fail_on_exit_code=lambda context: [2],
+    )
+    RayJobSubmitOperator(
+        task_id="score", entrypoint="true", entrypoint_memory="2GB", log_lines_limit="{{ params.lines }}"
+    )
+
+    @ray_job(entrypoint_num_cpus=cpus(), entrypoint_memory="2GB", log_lines_limit=lambda context: 100)
+    def fit() -> None: ...
+
+    fit()
+"""
 TYPED = """
 from airflow_provider_rayjobs.decorators import ray_job
 
@@ -366,6 +406,8 @@ def test_type_checkers_know_signature_and_options(tmp_path: Path):
         "good": TYPED,
         "unknown": TYPED.replace("entrypoint_num_cpus=1", "entrypoint_num_cpu=1"),
         "wrong": TYPED.replace("retries=2", "retries='two'"),
+        "operators": OPERATORS,
+        "wrong_operators": OPERATORS.replace('entrypoint_memory="2GB"', 'entrypoint_memory=["2GB"]'),
     }
     outputs = []
     for name, text in texts.items():
@@ -384,3 +426,6 @@ def test_type_checkers_know_signature_and_options(tmp_path: Path):
         'error: Unexpected keyword argument "entrypoint_num_cpu" for overloaded function "ray_job"; did you mean '
     )
     assert outputs[2][0].startswith('error: No overload variant of "ray_job" matches argument types')
+    assert outputs[3] == []
+    assert outputs[4][0].startswith('error: Argument "entrypoint_memory" to "RayJobSubmitOperator" has incompatible')
+    assert any(line.startswith('error: No overload variant of "ray_job" matches') for line in outputs[4])

@@ -86,24 +86,12 @@ def function_options() -> Iterator[tuple[str, ...]]:
         if name in own:
             text = getattr(annotation, "__forward_arg__", str(annotation))
             templated = "✓" if is_templated(_RayJobDecoratedOperator, name) else ""
-            yield f"`{name}`", _type(_without_functions(text)), templated
-
-
-# The names of types in functions/options.py. That a templated option may be a function, the page says.
-_ALIASES = {
-    "Seconds": "float | str | timedelta", "Number": "float | str", "Flag": "bool | str",
-    "ExitCodes": "int | str | Collection[int | str]", " | FromContext": "",
-}  # fmt: skip
-
-
-def _without_functions(annotation: str) -> str:
-    for name, meaning in _ALIASES.items():
-        annotation = annotation.replace(name, meaning)
-    return annotation
+            yield f"`{name}`", _type(text), templated
 
 
 def _type(annotation: str) -> str:
-    return f"`{annotation}`".replace("|", r"\|")
+    # the pages say once what else a templated argument may be
+    return f"`{annotation.replace(' | Rendered', '')}`".replace("|", r"\|")
 
 
 def _default(parameter: inspect.Parameter) -> str:

@@ -9,12 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 if TYPE_CHECKING:
     from airflow.sdk import DAG, Context, ObjectStoragePath, TaskGroup
 
-    # A function that gets the context of the task, and returns the value of an option.
-    FromContext = Callable[[Context], Any]
-    Seconds = float | str | timedelta | FromContext
-    Number = float | str | FromContext
-    Flag = bool | str | FromContext
-    ExitCodes = int | str | Collection[int | str] | FromContext
+    from airflow_provider_rayjobs.rendered import Rendered
+
     Callbacks = Callable[[Context], Any] | Sequence[Callable[[Context], Any]]
 
 
@@ -82,7 +78,7 @@ class FunctionOptions(TaskOptions, total=False):
     The options of ``@task.ray_job``.
 
     Those of :class:`~airflow_provider_rayjobs.operators.RayJobSubmitOperator` have the same meaning here. A templated
-    one may also be a function that gets the context of the task.
+    one may also be a function that gets the context of the task, or the output of another task.
 
     - ``serializer``: how the function and its arguments are sent. ``json``, the default, sends the source of the
       function, and arguments that are JSON. ``cloudpickle`` sends everything, and needs the same minor version of
@@ -93,31 +89,31 @@ class FunctionOptions(TaskOptions, total=False):
 
     serializer: Literal["json", "cloudpickle"]
     result_serializer: Literal["json", "cloudpickle"]
-    ray_conn_id: str | FromContext
-    submission_id: str | FromContext | None
-    job_name: str | FromContext | None
-    runtime_env: Mapping[str, Any] | str | FromContext | None
-    metadata: Mapping[str, str] | FromContext | None
-    entrypoint_num_cpus: Number | None
-    entrypoint_num_gpus: Number | None
-    entrypoint_memory: Number | None
-    entrypoint_resources: Mapping[str, float | str] | FromContext | None
-    entrypoint_label_selector: Mapping[str, str] | FromContext | None
-    wait_for_completion: Flag
-    deferrable: Flag
-    defer_after: Seconds
-    poll_interval: Seconds | None
-    fetch_logs: str | FromContext
-    log_lines_limit: Number | None
-    log_flush_interval: Seconds | None
-    unreachable_timeout: Seconds | None
-    first_contact_timeout: Seconds | None
+    ray_conn_id: str | Rendered
+    submission_id: str | Rendered | None
+    job_name: str | Rendered | None
+    runtime_env: Mapping[str, Any] | str | Rendered | None
+    metadata: Mapping[str, str] | Rendered | None
+    entrypoint_num_cpus: float | str | Rendered | None
+    entrypoint_num_gpus: float | str | Rendered | None
+    entrypoint_memory: float | str | Rendered | None
+    entrypoint_resources: Mapping[str, float | str] | Rendered | None
+    entrypoint_label_selector: Mapping[str, str] | Rendered | None
+    wait_for_completion: bool | str | Rendered
+    deferrable: bool | str | Rendered
+    defer_after: float | str | timedelta | Rendered
+    poll_interval: float | str | timedelta | Rendered | None
+    fetch_logs: str | Rendered
+    log_lines_limit: int | str | Rendered | None
+    log_flush_interval: float | str | timedelta | Rendered | None
+    unreachable_timeout: float | str | timedelta | Rendered | None
+    first_contact_timeout: float | str | timedelta | Rendered | None
     durable: bool | None
-    stop_on_kill: Flag | None
-    stop_timeout: Seconds
-    pending_timeout: Seconds | None
-    job_timeout: Seconds | None
-    fail_on_exit_code: ExitCodes | None
-    skip_on_exit_code: ExitCodes | None
-    package_secrets: bool | str | Sequence[str] | FromContext
-    package_storage: str | ObjectStoragePath | FromContext | None
+    stop_on_kill: bool | str | Rendered | None
+    stop_timeout: float | str | timedelta | Rendered
+    pending_timeout: float | str | timedelta | Rendered | None
+    job_timeout: float | str | timedelta | Rendered | None
+    fail_on_exit_code: int | str | Collection[int | str] | Rendered | None
+    skip_on_exit_code: int | str | Collection[int | str] | Rendered | None
+    package_secrets: bool | str | Sequence[str] | Rendered
+    package_storage: str | ObjectStoragePath | Rendered | None
