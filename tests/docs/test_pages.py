@@ -53,3 +53,19 @@ def test_sentences_are_short(page: Path):
 def test_one_sentence_per_line(page: Path):
     """Each line of the source has one sentence at most, so that a change of one shows as one line."""
     assert measure(page.read_text(encoding="utf-8")).crowded == []
+
+
+def test_glossary_terms_are_linked_from_other_pages():
+    """Each word of the glossary is linked where a guide or the reference uses it."""
+    glossary = DOCS / "reference" / "glossary.md"
+    body = glossary.read_text(encoding="utf-8").partition("```{glossary}\n")[2]
+    terms = re.findall(r"^(\w.*)$", body, re.MULTILINE)
+    links = [
+        found[0] or found[1]
+        for page in SITE
+        if page != glossary
+        for found in re.findall(r"\{term\}`(?:[^`<]+<([^`>]+)>|([^`<]+))`", page.read_text(encoding="utf-8"))
+    ]
+
+    assert len(terms) == len(set(terms)) > 10
+    assert set(terms) - set(links) == set()
