@@ -12,12 +12,14 @@ from airflow.dag_processing.dagbag import DagBag
 def main(folder: Path, results: Path) -> None:
     bag = DagBag(folder)
     ended: dict[str, dict[str, dict[str, str]]] = {}
+    names: dict[str, list[str]] = {}
     for dag_id, dag in sorted(bag.dags.items()):
         print(f"=== {dag_id} ===", flush=True)
         tasks = dag.test().get_task_instances()
         states = {ti.task_id + (f"[{ti.map_index}]" if ti.map_index >= 0 else ""): str(ti.state) for ti in tasks}
+        names[dag_id] = sorted(ti.rendered_map_index for ti in tasks if ti.rendered_map_index)
         ended.setdefault(Path(dag.fileloc).name, {})[dag_id] = states
-    results.write_text(json.dumps({"ended": ended, "import_errors": bag.import_errors}))
+    results.write_text(json.dumps({"ended": ended, "names": names, "import_errors": bag.import_errors}))
 
 
 if __name__ == "__main__":

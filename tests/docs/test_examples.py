@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,3 +54,11 @@ def test_example_runs(runs: dict[str, Any], name: str):
         log = runs["log"].partition(f"=== {dag_id} ===")[2].partition("\n=== ")[0]
         expected = dict.fromkeys(states, "success") | EXPECTED.get(name, {})
         assert states == expected, log[-8000:]
+
+
+def test_sweep_names_its_instances_and_ranks_their_results(runs: dict[str, Any]):
+    """Each instance of the sweep has the name that the guide promises, and the last task has all results."""
+    log = runs["log"].partition("=== sweep ===")[2].partition("\n=== ")[0]
+
+    assert runs["names"]["sweep"] == [f"rate {rate}, depth {depth}" for rate in (0.1, 0.5) for depth in (2, 4)]
+    assert len(re.findall(r"^{'rate': 0\.\d, 'depth': \d, 'loss': [\d.]+}$", log, re.MULTILINE)) == 4
