@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from certificates import CertificateAuthority
+from ingress import Ingress, running_ingress
 from nginx import NGINX_BINARY
 from secret_values import TOKEN
 
@@ -38,6 +39,14 @@ def token_head() -> Iterator[RayHead]:
     variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RUNTIME_ENV_RETRY_TIMES": "1"}
     with RayHead(num_cpus=4, environment=variables) as head:
         yield head
+
+
+@pytest.fixture(scope="session")
+def ingress(
+    needs_nginx: None, token_head: RayHead, authority: CertificateAuthority, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Ingress]:
+    with running_ingress(token_head.address, authority, tmp_path_factory.mktemp("ingress")) as running:
+        yield running
 
 
 @pytest.fixture(autouse=True)

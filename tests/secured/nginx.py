@@ -85,3 +85,10 @@ class Server:
         self.port = free_port()
         self.address = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
         self.block = f"server {{\nlisten 127.0.0.1:{self.port}{' ssl' if tls else ''};\n{directives}\n}}\n"
+
+    @classmethod
+    def from_block(cls, block: str) -> Self:
+        """Return the server of a whole block, which listens to port 443 with TLS, with a free port in its place."""
+        server = cls("")
+        server.block = block.replace("listen 443 ssl;", f"listen 127.0.0.1:{server.port} ssl;")
+        return server

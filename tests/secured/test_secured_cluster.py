@@ -7,14 +7,12 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow import __version__ as airflow_version
-from certificates import CertificateAuthority
-from nginx import Nginx, Server
+from ingress import Ingress
 from packaging.version import Version
 from secret_values import (
     BASIC_PASSWORD,
@@ -39,75 +37,30 @@ from sandbox.ray_head import RayHead
 pytestmark = pytest.mark.ray
 
 
-@dataclass
-class Ingress:
-    """
-    An nginx in front of the head, and the connection fields for each of its routes.
-
-    :param mtls: wants a client certificate.
-    :param basic: wants basic authentication, and does not forward ``Authorization`` to Ray.
-    :param basic_forwarded: wants basic authentication, and forwards ``Authorization`` to Ray.
-    :param strips_authorization: removes ``Authorization`` from each request.
-    :param http_proxy: nginx serves as HTTP proxy.
-    """
-
-    mtls: dict[str, Any]
-    basic: dict[str, Any]
-    basic_forwarded: dict[str, Any]
-    strips_authorization: dict[str, Any]
-    http_proxy: dict[str, Any]
+# The fields of a connection, by the route of the ingress.
+Routes = dict[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
-def ingress(
-    needs_nginx: None, token_head: RayHead, authority: CertificateAuthority, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Ingress]:
-    folder = tmp_path_factory.mktemp("ingress")
-    (folder / "users").write_text(f"me:{{PLAIN}}{BASIC_PASSWORD}\n")
-    (folder / "token").write_text(f"{TOKEN}\n")
-    server, client = authority.issue("ingress", hosts=("127.0.0.1",)), authority.issue("airflow")
-    tls = f"ssl_certificate {server.cert};\nssl_certificate_key {server.key};\n"
-    mtls = f"{tls}ssl_client_certificate {authority.cert};\nssl_verify_client on;\n"
-    basic = f'auth_basic "team a";\nauth_basic_user_file {folder}/users;\n'
-    strip_authorization = 'proxy_set_header Authorization "";\n'
-
-    def to_ray(directives: str = "", base_path: str = "/team-a/") -> str:
-        return f"location {base_path} {{\n{directives}proxy_pass {token_head.address}/;\n}}\n"
-
-    servers = {
-        "mtls": Server(mtls + to_ray()),
-        "basic": Server(tls + to_ray(basic + strip_authorization)),
-        "basic_forwarded": Server(tls + to_ray(basic)),
-        "strips_authorization": Server(to_ray(strip_authorization, "/"), tls=False),
-        "http_proxy": Server(to_ray("", "/"), tls=False),
+def routes(ingress: Ingress) -> Routes:
+    values = ingress.values
+    common = {"base_path": "/team-a", "verify": values["/etc/ssl/ray/company-ca.pem"]}
+    credentials = {
+        "token_file": values["/var/run/secrets/ray/token"],
+        "client_cert": values["/etc/ssl/ray/airflow.pem"],
+        "client_key": values["/etc/ssl/ray/airflow.key"],
     }
-    common = {"verify": str(authority.cert), "base_path": "/team-a"}
-    with Nginx([*servers.values()]):
-        yield Ingress(
-            mtls={
-                "host": servers["mtls"].address,
-                "extra": common
-                | {"token_file": f"{folder}/token", "client_cert": str(client.cert), "client_key": str(client.key)},
-            },
-            basic={
-                "host": servers["basic"].address,
-                "login": "me",
-                "password": BASIC_PASSWORD,
-                "extra": common | {"token": TOKEN, "headers": {"X-Tenant": HEADER_VALUE, "X-Env": "production"}},
-            },
-            basic_forwarded={
-                "host": servers["basic_forwarded"].address,
-                "login": "me",
-                "password": BASIC_PASSWORD,
-                "extra": common | {"token": TOKEN},
-            },
-            strips_authorization={"host": servers["strips_authorization"].address, "password": TOKEN},
-            http_proxy={
-                "host": token_head.address,
-                "password": TOKEN,
-                "extra": {"proxy": servers["http_proxy"].address.replace("://", f"://me:{PROXY_PASSWORD}@")},
-            },
-        )
+    login = {"login": "airflow", "password": BASIC_PASSWORD}
+    proxy = ingress.addresses["http_proxy"].replace("://", f"://me:{PROXY_PASSWORD}@")
+    fields: Routes = {
+        "mtls": {"extra": common | credentials},
+        "basic": login
+        | {"extra": common | {"token": TOKEN, "headers": {"X-Tenant": HEADER_VALUE, "X-Env": "production"}}},
+        "basic_forwarded": login | {"extra": common | {"token": TOKEN}},
+        "strips_authorization": {"password": TOKEN},
+        "http_proxy": {"host": values["http://ray-head:8265"], "password": TOKEN, "extra": {"proxy": proxy}},
+    }
+    return {route: {"host": ingress.addresses[route]} | each for route, each in fields.items()}
 
 
 def allowed_files(fields: dict[str, Any]) -> str:
@@ -125,10 +78,10 @@ def create_hook(monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]) -> RayJ
 
 @pytest.mark.parametrize("route", ["mtls", "basic", "http_proxy"])
 def test_hook_submits_follows_reads_logs_and_stops(
-    ingress: Ingress, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, route: str
+    routes: Routes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, route: str
 ):
     """Every request of the hook sends the credentials that the route wants."""
-    hook = create_hook(monkeypatch, getattr(ingress, route))
+    hook = create_hook(monkeypatch, routes[route])
     lines: list[str] = []
     job = hook.submit_job("echo through the ingress; sleep 2; echo done")
     details = hook.follow_job(job, poll_interval=1, on_log=lines.append)
@@ -148,9 +101,9 @@ def test_hook_submits_follows_reads_logs_and_stops(
     assert hook.test_connection()[1].startswith("Ray 2.60.0 at ")
 
 
-def test_async_hook_submits_follows_reads_log_and_stops(ingress: Ingress, monkeypatch: pytest.MonkeyPatch):
+def test_async_hook_submits_follows_reads_log_and_stops(routes: Routes, monkeypatch: pytest.MonkeyPatch):
     """The hook's async methods use the client certificate, the token file and the base path as well."""
-    hook = create_hook(monkeypatch, ingress.mtls)
+    hook = create_hook(monkeypatch, routes["mtls"])
 
     async def run_job() -> None:
         async with await hook.aget_conn() as client:
@@ -258,10 +211,10 @@ def test_error_distinguishes_missing_token_from_wrong_token(token_head: RayHead,
     ],
 )
 def test_test_connection_names_the_mistake(
-    ingress: Ingress, monkeypatch: pytest.MonkeyPatch, route: str, change: dict[str, Any], message: str
+    routes: Routes, monkeypatch: pytest.MonkeyPatch, route: str, change: dict[str, Any], message: str
 ):
     """``test_connection`` describes each mistake in a message without secrets."""
-    fields = getattr(ingress, route)
+    fields = routes[route]
     changed = fields | change | {"extra": fields.get("extra", {}) | change.get("extra", {})}
     succeeded, actual = create_hook(monkeypatch, changed).test_connection()
 
@@ -270,25 +223,23 @@ def test_test_connection_names_the_mistake(
     assert not any(secret in actual for secret in SECRETS)
 
 
-def test_token_header_works_behind_a_proxy_that_removes_authorization(
-    ingress: Ingress, monkeypatch: pytest.MonkeyPatch
-):
+def test_token_header_works_behind_a_proxy_that_removes_authorization(routes: Routes, monkeypatch: pytest.MonkeyPatch):
     """``token_header`` solves the problem, as the error message says."""
-    fields = ingress.strips_authorization | {"extra": {"token_header": "X-Ray-Authorization"}}
+    fields = routes["strips_authorization"] | {"extra": {"token_header": "X-Ray-Authorization"}}
 
     assert create_hook(monkeypatch, fields).test_connection()[0]
 
 
 @pytest.fixture(scope="module")
-def airflow(ingress: Ingress) -> Iterator[LocalAirflow]:
+def airflow(routes: Routes) -> Iterator[LocalAirflow]:
     """An Airflow with log level DEBUG and one connection for each route."""
     connections = {
         f"ray_jobs_{name}": {"conn_type": "ray_jobs", **fields}
         for name, fields in {
-            "mtls": ingress.mtls,
-            "basic": ingress.basic,
-            "http_proxy": ingress.http_proxy,
-            "wrong_token": ingress.http_proxy | {"password": WRONG_TOKEN},
+            "mtls": routes["mtls"],
+            "basic": routes["basic"],
+            "http_proxy": routes["http_proxy"],
+            "wrong_token": routes["http_proxy"] | {"password": WRONG_TOKEN},
         }.items()
     } | {"other_service": {"conn_type": "generic", "password": CONNECTION_PASSWORD}}
     settings = {
@@ -297,20 +248,20 @@ def airflow(ingress: Ingress) -> Iterator[LocalAirflow]:
         "AIRFLOW_VAR_NUMBER": NUMBER,
         "AIRFLOW_VAR_PACKAGE_INDEX": f"http://me:{URL_PASSWORD}@127.0.0.1:9/simple",
         "AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG",
-        "AIRFLOW__RAY_JOBS__ALLOWED_FILES": allowed_files(ingress.mtls),
+        "AIRFLOW__RAY_JOBS__ALLOWED_FILES": allowed_files(routes["mtls"]),
     }
     with LocalAirflow(Path(__file__).parent / "dags", connections, settings) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def run_id(airflow: LocalAirflow, ingress: Ingress) -> str:
+def run_id(airflow: LocalAirflow, routes: Routes) -> str:
     """The id of an ended run of all tasks. Two tasks were marked as failed while their jobs ran."""
     run_id = airflow.trigger("secured")
     for task_id, state in (("marked_failed_worker", "running"), ("marked_failed_deferred", "deferred")):
         airflow.wait_for_task("secured", run_id, task_id, states=(state,), timeout=300)
         deadline = time.monotonic() + 60
-        while not (job := airflow.xcoms("secured", run_id, task_id).get("submission_id")) or not _runs(ingress, job):
+        while not (job := airflow.xcoms("secured", run_id, task_id).get("submission_id")) or not _runs(routes, job):
             assert time.monotonic() < deadline
             time.sleep(0.5)
         # a trigger that the triggerer does not run yet would not get the kill
@@ -322,16 +273,16 @@ def run_id(airflow: LocalAirflow, ingress: Ingress) -> str:
     return run_id
 
 
-def _runs(ingress: Ingress, job: str) -> bool:
-    with _direct_client(ingress) as client:
+def _runs(routes: Routes, job: str) -> bool:
+    with _direct_client(routes) as client:
         try:
             return client.get_job(job).status == "RUNNING"
         except RayJobNotFoundError:
             return False
 
 
-def _direct_client(ingress: Ingress) -> RayJobsClient:
-    return RayJobsClient(ingress.http_proxy["host"], token=TOKEN)
+def _direct_client(routes: Routes) -> RayJobsClient:
+    return RayJobsClient(routes["http_proxy"]["host"], token=TOKEN)
 
 
 @pytest.mark.airflow
@@ -368,12 +319,12 @@ def test_secrets_in_the_error_of_a_failed_job_are_masked(airflow: LocalAirflow, 
 
 @pytest.mark.airflow
 @pytest.mark.parametrize("mode", ["worker", "deferred"])
-def test_job_of_a_task_marked_failed_is_stopped(airflow: LocalAirflow, ingress: Ingress, run_id: str, mode: str):
+def test_job_of_a_task_marked_failed_is_stopped(airflow: LocalAirflow, routes: Routes, run_id: str, mode: str):
     """The stop request of a killed worker task or trigger has the right credentials."""
     if mode == "deferred" and Version(airflow_version) < Version("3.3"):
         pytest.skip("before Airflow 3.3 a trigger has no on_kill")
     job = airflow.xcoms("secured", run_id, f"marked_failed_{mode}")["submission_id"]
-    with _direct_client(ingress) as client:
+    with _direct_client(routes) as client:
         deadline = time.monotonic() + 60
         while (status := client.get_job(job).status) != "STOPPED":
             assert time.monotonic() < deadline, status
@@ -431,10 +382,10 @@ def test_no_file_of_airflow_contains_a_secret(airflow: LocalAirflow, run_id: str
 
 
 @pytest.mark.airflow
-def test_test_button_of_the_connection_form_uses_all_fields(airflow: LocalAirflow, ingress: Ingress):
+def test_test_button_of_the_connection_form_uses_all_fields(airflow: LocalAirflow, routes: Routes):
     """The button "Test" connects with all fields of the form, and reports an unknown key of the extra."""
     fields = {"connection_id": "under_test", "conn_type": "ray_jobs"}
-    connection = ingress.mtls | {"extra": json.dumps(ingress.mtls["extra"])}
+    connection = routes["mtls"] | {"extra": json.dumps(routes["mtls"]["extra"])}
     good = airflow.api("POST", "/connections/test", json=fields | connection)
     bad = airflow.api("POST", "/connections/test", json=fields | connection | {"extra": json.dumps({"verfy": "off"})})
 
