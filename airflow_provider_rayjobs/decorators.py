@@ -150,9 +150,9 @@ def ray_job(
     Airflow calls this decorator ``@task.ray_job``. Type checkers know its options if it is imported from here.
 
     The source of the function goes to the cluster, with the imports of its file that it uses, and its arguments. They
-    must be JSON, and so must the return value, of up to 1 MiB. An exception of the function fails the task as a
+    must be JSON, and so must the return value, of up to 1 MiB. An exception of the function fails the try as a
     :class:`~airflow_provider_rayjobs.exceptions.RayJobFunctionError`. An exception of the class
-    ``AirflowSkipException`` skips the task, and one of the class ``AirflowFailException`` fails it without a retry.
+    ``AirflowSkipException`` skips the task, and one of the class ``AirflowFailException`` fails it at once.
 
     :param multiple_outputs: whether each item of a returned dictionary also becomes an XCom of its own.
     :param options: see :class:`~airflow_provider_rayjobs.functions.options.FunctionOptions`.

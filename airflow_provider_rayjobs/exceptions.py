@@ -30,7 +30,7 @@ Every error of this package, with its remedy.
     └── RayJobTimeoutError                a time limit expired (``limit``). Raise the limit, or make the job faster.
 
 A task may raise one of these as an Airflow exception as well, under the same name (``task/outcomes.py``).
-Invalid arguments raise :class:`ValueError`, which fails a task without a retry. All classes are public API and can be
+Invalid arguments raise :class:`ValueError`, which fails the task at once. All classes are public API and can be
 pickled.
 """
 

@@ -52,7 +52,7 @@ class RayJobSubmitOperator(RendersText, ChecksLiterals, BaseOperator):
     Submit a job to a Ray cluster, follow it, and succeed or fail as it does.
 
     The job's log goes to the task's log. The submission id is pushed to XCom (key ``submission_id``) before the job is
-    submitted, and is the return value. A job that FAILED or was STOPPED fails the task with an error of
+    submitted, and is the return value. A job that FAILED or was STOPPED fails the try with an error of
     :mod:`airflow_provider_rayjobs.exceptions`.
 
     Each try has exactly one job, even if a process of Airflow dies. A retry follows the job of the last try if that job
@@ -131,7 +131,7 @@ class RayJobSubmitOperator(RendersText, ChecksLiterals, BaseOperator):
         Airflow's ``execution_timeout`` limits one try, from the start of the try. (templated)
     :param return_result: whether the task returns what the job's program pushed with
         :func:`~airflow_provider_rayjobs.in_job.push_result`, instead of the submission id. (templated)
-    :param fail_on_exit_code: one or more exit codes of the entrypoint that fail the task without a retry. (templated)
+    :param fail_on_exit_code: one or more exit codes of the entrypoint that fail the task at once. (templated)
     :param skip_on_exit_code: one or more exit codes of the entrypoint that skip the task. (templated)
     """
 
@@ -457,7 +457,7 @@ class RayJobStopOperator(_ManageJobOperator):
 
     :param submission_id: the id of the job, often from XCom. (templated)
     :param ray_conn_id: an Airflow connection of type ``ray_jobs``. (templated)
-    :param stop_timeout: seconds (or a timedelta) within which Ray must confirm the end of the job, or the task fails.
+    :param stop_timeout: seconds (or a timedelta) within which Ray must confirm the end of the job, or the try fails.
         The default is 30: a busy head answers late. (templated)
     :param missing_ok: whether an unknown job is a success with a warning, or an error. (templated)
     """
@@ -495,7 +495,7 @@ class RayJobDeleteOperator(_ManageJobOperator):
     Delete an ended job from its cluster, with its entry and log in the dashboard.
 
     Ray writes to a job's entry for up to 5 s after its end, which would undo the deletion. The operator waits for that
-    time. A job that has not ended fails the task with a
+    time. A job that has not ended fails the try with a
     :class:`~airflow_provider_rayjobs.exceptions.RayJobNotTerminalError`: stop it first, or retry.
 
     :param submission_id: the id of the job, often from XCom. (templated)

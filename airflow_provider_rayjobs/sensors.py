@@ -46,8 +46,8 @@ class RayJobSensor(RendersText, ChecksLiterals, BaseSensorOperator):
     Wait for the end of a Ray job that another task, another DAG or a user submitted.
 
     The first poll tells which job is meant. The sensor succeeds if this job SUCCEEDED. If it FAILED, was STOPPED or was
-    lost, the sensor fails without a retry, as waiting again cannot change that. A job is lost if another job has its id
-    after a restart of the head. The job's log goes to the log of this task:
+    lost, the task fails at once, as waiting again cannot change that. A job is lost if another job has its id after a
+    restart of the head. The job's log goes to the log of this task:
 
     - in mode ``poke``: while the job runs;
     - in mode ``reschedule``: while the job runs, on Airflow 3.3 and later; older versions cannot store the log offset

@@ -281,13 +281,13 @@ _ERRORS: dict[str, Exception] = {
 
 
 def errors() -> Rows:
-    yield "what happened", "class", "the task"
+    yield "what happened", "class", "result"
     for fact, error in _ERRORS.items():
         raised = to_task_error(error, SimpleNamespace(), fail_on=(2,), skip_on=(99,))
         if isinstance(raised, AirflowSkipException):
-            end = "is skipped"
+            end = "the task is skipped"
         elif is_mistake(error) or isinstance(raised, AirflowFailException):
-            end = "fails at once"
+            end = "the task fails at once"
         else:
-            end = "is retried"
+            end = "the try fails"
         yield fact, f"`{'ValueError' if isinstance(error, ValueError) else type(error).__name__}`", end

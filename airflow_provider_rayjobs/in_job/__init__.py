@@ -41,7 +41,7 @@ from typing import Any
 
 # The environment variable with the nonce of the submission.
 NONCE_VARIABLE = "RAY_JOB_NONCE"
-# Exit codes of a function's job that skip its task, or fail it without a retry.
+# Exit codes of a function's job that skip its task, or fail it at once.
 SKIP_EXIT_CODE = 99
 FAIL_EXIT_CODE = 98
 # Most bytes of a result as JSON. Characters beyond ASCII count as six or twelve.
@@ -84,7 +84,7 @@ class AirflowSkipException(Exception):  # noqa: N818  (Airflow's name)
 
 
 class AirflowFailException(Exception):  # noqa: N818  (Airflow's name)
-    """Fails the task of a ``@task.ray_job`` function without a retry. Any exception class of this name does."""
+    """Fails the task of a ``@task.ray_job`` function at once. Any exception class of this name does."""
 
 
 class ResultError(ValueError):

@@ -101,7 +101,7 @@ class ThisTry:
 
     :param owner: the keys of the job metadata that name the task instance.
     :param stop_on_kill: whether a Clear stops the job of the try before.
-    :param final_exit_codes: the exit codes of the entrypoint that end the task without a retry.
+    :param final_exit_codes: the exit codes of the entrypoint that end the task at once.
     """
 
     generation: RetryGeneration

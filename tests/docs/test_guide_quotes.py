@@ -96,7 +96,7 @@ def test_numbers():
     assert f"PENDING for {UNCONFIRMED_TIMEOUT / 60:.0f} minutes" in guide("stopping")
     assert f"not started after {RAY_START_LIMIT / 60:.0f} minutes" in guide("stopping")
     assert f"The last {LAST_LINES} lines of the job's log follow." in guide("errors")
-    assert f"uses {SKIP_EXIT_CODE} for a skip, {FAIL_EXIT_CODE} for a failure without a retry" in guide("errors")
+    assert f"uses {SKIP_EXIT_CODE} for a skip, {FAIL_EXIT_CODE} for a failure of the task at once" in guide("errors")
 
 
 def test_parts_of_an_error():

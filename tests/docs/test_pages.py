@@ -13,6 +13,10 @@ from docs.reading_ease import measure
 # Texts that a program prints, and drawings, are no code.
 _NO_CODE = {"text"}
 _FENCE = re.compile(r"^ *`{3,}([\w{}-]*)", re.MULTILINE)
+# An error fails the try, or the task at once: docs/guides/errors.md. Airflow itself may fail a task.
+_VAGUE_FAILURE = re.compile(
+    r"^(?!.*(?:Airflow|at once)).*\bfails? (?:the|a) task\b.*|.*\bfails? (?:\w+ )*without a retry.*", re.MULTILINE
+)
 _INCLUDED = re.compile(r"^ *`{3,}\{literalinclude\} (\S+)", re.MULTILINE)
 # Files that tests run: those of the documentation by tests/docs, the example DAGs by tests/test_end_to_end.py.
 _RUN = (EXAMPLES, ROOT / "example_dags")
@@ -53,6 +57,12 @@ def test_sentences_are_short(page: Path):
 def test_one_sentence_per_line(page: Path):
     """Each line of the source has one sentence at most, so that a change of one shows as one line."""
     assert measure(page.read_text(encoding="utf-8")).crowded == []
+
+
+@pytest.mark.parametrize("page", SITE, ids=name_of)
+def test_failures_are_of_the_try_or_of_the_task_at_once(page: Path):
+    """A page says whether an error fails the try, which is retried, or the task at once."""
+    assert _VAGUE_FAILURE.findall(page.read_text(encoding="utf-8")) == []
 
 
 def test_glossary_terms_are_linked_from_other_pages():
