@@ -130,9 +130,15 @@ def as_return_result(value: Any, *, waits: bool) -> bool:
 
 def as_seconds(field: str, value: Any) -> float:
     """Return a number or a ``timedelta`` as seconds."""
-    number = value.total_seconds() if isinstance(value, timedelta) else as_number(field, value)
+    try:
+        number = value.total_seconds() if isinstance(value, timedelta) else as_number(field, value)
+    except ValueError:
+        number = None
     if number is None or not 0 <= number < math.inf:
-        raise ValueError(f"{field} must be a number of seconds, 0 or more, not {value!r}.")
+        raise ValueError(
+            f"{field} must be a number of seconds, 0 or more, such as 7200, or a timedelta, such as "
+            f"timedelta(hours=2), not {value!r}."
+        )
     return number
 
 

@@ -82,7 +82,7 @@ def test_mistake_in_default_args():
     """The defaults of a DAG are checked as arguments of its tasks."""
     with (
         DAG("defaults", schedule=None, default_args={"poll_interval": "often"}),
-        pytest.raises(ValueError, match="^Task daily: poll_interval must be a number, not 'often'"),
+        pytest.raises(ValueError, match="^Task daily: poll_interval must be a number of seconds.* not 'often'"),
     ):
         RayJobSubmitOperator(task_id="daily", entrypoint="true")
 

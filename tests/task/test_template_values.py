@@ -290,10 +290,12 @@ def test_seconds(value: Any, seconds: float) -> None:
     assert as_seconds("poll_interval", value) == seconds
 
 
-@pytest.mark.parametrize("value", [-1, "-0.5", "soon", None, "", timedelta(seconds=-1), "nan", "inf"])
+@pytest.mark.parametrize("value", [-1, "-0.5", "2h", [1], None, "", timedelta(seconds=-1), "nan", "inf"])
 def test_wrong_seconds(value: Any) -> None:
-    """A value that is not a duration is an error that names the field."""
-    with pytest.raises(ValueError, match="poll_interval must be a number"):
+    """A value that is not a duration is an error that names the field and the accepted forms."""
+    with pytest.raises(
+        ValueError, match=r"poll_interval must be a number of seconds.* 7200, or .*timedelta\(hours=2\)"
+    ):
         as_seconds("poll_interval", value)
 
 
