@@ -185,7 +185,7 @@ def _find_error(options: Mapping[str, Any]) -> Exception | None:
         near = difflib.get_close_matches(name, known, n=1) or sorted(each for each in known if name in each)
         origin = migration.origin_of(name)
         guess = origin.arguments[name] if origin else near[0] if near else ""
-        page = f" For {origin.name} see {origin.page} of this provider." if origin else ""
+        page = f" For {origin.name} see {origin.where}." if origin else ""
         return TypeError(f"{_NAME} has no option {name!r}.{f' Did you mean {guess!r}?' if guess else ''}{page}")
     for name in ("serializer", "result_serializer"):
         if options.get(name, "json") not in _SERIALIZERS:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+# Where a reader finds the pages. Add the address when [project.urls] of pyproject.toml has "Documentation".
+DOCUMENTATION = "the documentation of airflow-provider-rayjobs"
+
 
 class Origin(NamedTuple):
     """
     Where arguments of a user come from.
 
     :param name: the package or program.
-    :param page: the migration page.
+    :param page: the title of the migration page.
     :param arguments: its names and ours; "" if there is no counterpart.
     """
 
@@ -19,11 +22,16 @@ class Origin(NamedTuple):
     page: str
     arguments: Mapping[str, str]
 
+    @property
+    def where(self) -> str:
+        """Say where the page is, at the end of a message."""
+        return f'the page "{self.page}" in {DOCUMENTATION}'
+
 
 # Its ``resources`` is missing: Airflow's operators have that, too.
 ASTRO = Origin(
     "astro-provider-ray",
-    "docs/migration/astro-provider-ray.md",
+    "From astro-provider-ray",
     {
         "conn_id": "ray_conn_id",
         "num_cpus": "entrypoint_num_cpus",
@@ -36,7 +44,7 @@ ASTRO = Origin(
 )
 GOOGLE = Origin(
     "Google's RaySubmitJobOperator",
-    "docs/migration/google.md",
+    "From Google's Ray operators",
     {
         "cluster_address": "ray_conn_id",
         "gcp_conn_id": "ray_conn_id",
@@ -48,12 +56,12 @@ GOOGLE = Origin(
 )
 SDK = Origin(
     "Ray's JobSubmissionClient",
-    "docs/migration/python-operator.md",
+    "From PythonOperator with Ray's SDK",
     {**dict.fromkeys(("address", "headers", "cookies", "verify"), "ray_conn_id"), "job_id": "submission_id"},
 )
 CLI = Origin(
     "ray job submit",
-    "docs/migration/bash-operator.md",
+    "From BashOperator with ray job submit",
     {
         "working_dir": 'runtime_env["working_dir"]',
         "runtime_env_json": "runtime_env",
@@ -93,4 +101,4 @@ def _describe(origin: Origin, given: Iterable[str], names: Mapping[str, str]) ->
     if not found:
         return ""
     renamed = ", ".join(f"{name} is {names[name]} here" for name in found if names[name])
-    return f"That is from {origin.name}{f': {renamed}' if renamed else ''}. See {origin.page} of this provider."
+    return f"That is from {origin.name}{f': {renamed}' if renamed else ''}. See {origin.where}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 GIVEN: dict[str, Any] = {"conn_id": "ray_conn", "num_cpus": 2, "ray_cluster_yaml": "cluster.yaml"}
 HINT = (
     "has no argument conn_id, num_cpus, ray_cluster_yaml. That is from astro-provider-ray: conn_id is ray_conn_id "
-    "here, num_cpus is entrypoint_num_cpus here. See docs/migration/astro-provider-ray.md of this provider."
+    f"here, num_cpus is entrypoint_num_cpus here. See {migration.ASTRO.where}."
 )
 
 
@@ -37,8 +38,8 @@ def test_arguments_of_several_origins():
 
     assert str(caught.value) == (
         "RayJobSubmitOperator has no argument address, working_dir. That is from Ray's JobSubmissionClient: address is "
-        "ray_conn_id here. See docs/migration/python-operator.md of this provider. That is from ray job submit: "
-        'working_dir is runtime_env["working_dir"] here. See docs/migration/bash-operator.md of this provider.'
+        f"ray_conn_id here. See {migration.SDK.where}. That is from ray job submit: working_dir is "
+        f'runtime_env["working_dir"] here. See {migration.CLI.where}.'
     )
 
 
@@ -56,7 +57,7 @@ def test_options_of_the_decorator(option: str, guess: str, origin: migration.Ori
     with pytest.raises(TypeError) as caught:
         ray_job(**{option: 1})
 
-    page = f"For {origin.name} see {origin.page} of this provider."
+    page = f"For {origin.name} see {origin.where}."
     assert str(caught.value) == f"@task.ray_job has no option {option!r}.{guess} {page}"
 
 
@@ -75,7 +76,7 @@ def test_extras_of_the_connection():
         parse_connection(connection)
     assert str(caught.value) == (
         "connection ray_conn: unknown extra address, kube_config. That is from astro-provider-ray: address is host "
-        "here. See docs/migration/astro-provider-ray.md of this provider."
+        f"here. See {migration.ASTRO.where}."
     )
 
 
@@ -97,11 +98,19 @@ def test_each_name_has_one_origin():
     assert sorted(names) == sorted(set(names))
 
 
-@pytest.mark.parametrize("origin", migration.ORIGINS, ids=lambda origin: Path(origin.page).stem)
+@pytest.mark.parametrize("origin", migration.ORIGINS, ids=lambda origin: origin.name)
 def test_page_has_every_name(origin: migration.Origin):
     """The migration page has every old name and its new one. A page about a command has its options."""
-    page = (ROOT / origin.page).read_text(encoding="utf-8")
+    pages = [path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "migration").glob("*.md")]
+    [page] = [text for text in pages if text.startswith(f"# {origin.page}\n")]
     names = {**origin.arguments, **(migration.EXTRAS if origin is migration.ASTRO else {})}
     old = {f"--{name.replace('_', '-')}" if origin is migration.CLI else name for name in names}
 
     assert [name for name in {*old, *names.values()} - {""} if f"`{name}`" not in page] == []
+
+
+def test_messages_have_the_address_of_the_documentation():
+    """Messages lead to the address of the documentation, as soon as the package has one."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+    assert project.get("urls", {}).get("Documentation", "") in migration.DOCUMENTATION

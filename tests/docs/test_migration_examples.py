@@ -61,7 +61,7 @@ def test_old_code_is_python(path: Path):
 
 def test_old_connection_leads_to_the_page():
     """A connection of astro-provider-ray is an error that leads to its migration page, and the new one is accepted."""
-    with pytest.raises(ValueError, match=r"address is host here.+astro-provider-ray\.md"):
+    with pytest.raises(ValueError, match="address is host here.+ See the page .From astro-provider-ray"):
         parse_connection(connection("astro_connection_before.json"))
 
     cluster = parse_connection(connection("astro_connection_after.json"))
