@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -194,7 +195,10 @@ class RayJobsHook(BaseHook):
             with self.client_of(cluster) as client:
                 version = client.send(endpoints.get_version())
         except (AirflowNotFoundException, RayJobsError, ValueError) as error:
-            return False, str(error)
+            # Airflow tests the fields of its form under an id that it makes up.
+            return False, re.sub(
+                rf"\bconnection {re.escape(self.ray_conn_id)}(?![\w.-])", "this connection", str(error)
+            )
         session = f", session {version.session_name}" if version.session_name else ""
         unchecked = "; certificates are not checked (verify is off)" if cluster.access.verify == OFF else ""
         return True, f"Ray {version.ray_version} at {cluster.address}{session}{unchecked}"

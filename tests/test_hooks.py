@@ -276,12 +276,12 @@ def test_test_connection_explains_the_failure(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AIRFLOW_CONN_RAY_EMPTY", '{"conn_type": "ray_jobs"}')
 
     assert "isn't defined" in RayJobsHook("ray_undefined").test_connection()[1]
-    assert "host is empty" in RayJobsHook("ray_empty").test_connection()[1]
+    assert RayJobsHook("ray_empty").test_connection()[1].startswith("this connection: host is empty. ")
     assert RayJobsHook("ray_nobody").test_connection()[0] is False
     assert (
         RayJobsHook("ray_nobody")
         .test_connection()[1]
-        .startswith("Connection refused: could not connect to Ray at http://127.0.0.1:9 (connection ray_nobody). ")
+        .startswith("Connection refused: could not connect to Ray at http://127.0.0.1:9 (this connection). ")
     )
 
 
