@@ -239,7 +239,7 @@ def _decide_unknown(record: JobRecord, session: str | None) -> tuple[Action, str
         fact = f"was lost when the head was restarted (Ray session then: {record.job.session}, now: {session})"
         return Action.SUBMIT, fact
     if record.abandoned:
-        return Action.SUBMIT, "was abandoned and no longer exists"
+        return Action.SUBMIT, "exceeded a time limit and no longer exists"
     if not record.accepted:
         return Action.RESUBMIT, "is unknown to Ray, and its submission was never confirmed"
     return Action.SUBMIT, "was deleted from the cluster"
@@ -260,7 +260,7 @@ def _decide_known(record: JobRecord, job: JobDetails, this: ThisTry) -> tuple[Ac
         unusable = ", but its result cannot be read" if record.unusable else ""
         return Action.SUBMIT, f"ended {job.status}{cleared}{unusable}"
     if record.abandoned:
-        return Action.REPLACE, f"was abandoned and is still {job.status}"
+        return Action.REPLACE, f"exceeded a time limit and is still {job.status}"
     if is_cleared and not this.stop_on_kill:
         return Action.SUBMIT, f"is still {job.status}, and the task was cleared. It runs on, as stop_on_kill is off"
     if is_cleared:

@@ -366,7 +366,11 @@ class Boundary:
         if stopped.details is not None and stopped.details.status in (JobStatus.SUCCEEDED, JobStatus.FAILED):
             return self._conclude(stopped.details)
         progress = self.reader.progress if self.reader else None
-        facts = [f"The job at {self._record.job.address} was abandoned.", *shortage, stopped.summary]
+        facts = [
+            f"Its stop was requested at {self._record.job.address}, because this limit expired.",
+            *shortage,
+            stopped.summary,
+        ]
         if progress is not None:
             facts.append(f"Its last progress: {redact(str(progress))}")
         raise RayJobTimeoutError(

@@ -84,7 +84,7 @@ def test_expired_limit():
 
     shown = [
         f"RayJobTimeoutError: {late.value}",
-        f"The job at {HEAD} was abandoned.",
+        f"Its stop was requested at {HEAD}, because this limit expired.",
         describe_shortage({"GPU": 4}, cluster),
         _summarize(JobRef(HEAD, JOB), details, is_accepted=True),
     ]

@@ -154,7 +154,7 @@ def test_unknown_job_that_was_abandoned(accepted: bool, generation: RetryGenerat
     decision = decide(replace(ABANDONED, accepted=accepted), UNKNOWN, a_try(generation))
 
     assert decision.action is Action.SUBMIT
-    assert "was abandoned and no longer exists" in decision.reason
+    assert "exceeded a time limit and no longer exists" in decision.reason
 
 
 @pytest.mark.parametrize("record", READABLE)
@@ -271,7 +271,7 @@ def test_abandoned_job_is_replaced(generation: RetryGeneration, status: str, sto
     decision = decide(ABANDONED, found(status), a_try(generation, stop_on_kill=stop_on_kill))
 
     assert decision.action is Action.REPLACE
-    assert f"was abandoned and is still {status}" in decision.reason
+    assert f"exceeded a time limit and is still {status}" in decision.reason
 
 
 @pytest.mark.parametrize("record", KEPT)
