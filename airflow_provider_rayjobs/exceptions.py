@@ -7,7 +7,7 @@ Every error of this package, with its remedy.
     ├── RayApiConnectionError             no answer: DNS lookup, connect, timeout, reset. Check address and network.
     │   ├── RayApiTLSError                TLS handshake failed. Correct the certificates, or http/https in the address.
     │   └── RayApiUnreachableError        no usable answer within a timeout. Check that the head runs, then retry.
-    ├── RayApiResponseError               unexpected HTTP answer (``status_code``). Check the logs of the head.
+    ├── RayApiResponseError               unexpected HTTP answer (status_code). Check the logs of the head.
     │   ├── RayApiBusyError               HTTP 429, 502, 503, 504: the head or a proxy is busy. Retry later.
     │   ├── RayApiRejectedError           HTTP 400, 413: Ray or a proxy refuses the request. Change the request.
     │   ├── RayApiAuthError               HTTP 401, 403: missing or wrong credentials. Correct the credentials.
@@ -17,17 +17,17 @@ Every error of this package, with its remedy.
     │   ├── RayJobExistsError             the submission id belongs to another job. Use another id.
     │   └── RayJobNotTerminalError        the job has not ended. Stop it, or wait for its end.
     ├── RayPackageError                   local code cannot be read, packed or stored. Fix the files or the storage.
-    ├── RayJobUnsuccessfulError           the job ended without success (``details``, ``last_lines``)
+    ├── RayJobUnsuccessfulError           the job ended without success (details, last_lines)
     │   ├── RayJobFailedError             FAILED, cause unknown: check the job's log. Known causes:
-    │   │   ├── RayJobEntrypointError     the entrypoint failed (``exit_code``). Fix the code of the job.
-    │   │   │   └── RayJobFunctionError   the function of @task.ray_job raised (``exception_types``). Fix the function.
+    │   │   ├── RayJobEntrypointError     the entrypoint failed (exit_code). Fix the code of the job.
+    │   │   │   └── RayJobFunctionError   the function of @task.ray_job raised (exception_types). Fix the function.
     │   │   ├── RayJobRuntimeEnvError     the runtime environment could not be set up. Fix runtime_env.
     │   │   ├── RayJobUnschedulableError  no node had the requested resources. Request less, or add nodes.
     │   │   └── RayJobSupervisorError     Ray's job supervisor died or did not start. Check the nodes, then retry.
     │   └── RayJobStoppedError            STOPPED by a user, a program or this package. Submit it again if needed.
     ├── RayJobResultError                 SUCCEEDED, but its result is missing or unreadable. See the job's log.
     ├── RayJobLostError                   the job died with its head, or another job has its id now. Submit it again.
-    └── RayJobTimeoutError                a time limit expired (``limit``). Raise the limit, or make the job faster.
+    └── RayJobTimeoutError                a time limit expired (limit). Raise the limit, or make the job faster.
 
 A task may raise one of these as an Airflow exception as well, under the same name (``task/outcomes.py``).
 Invalid arguments raise :class:`ValueError`, which fails the task at once. All classes are public API and can be

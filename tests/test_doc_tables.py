@@ -108,7 +108,9 @@ def all_exceptions() -> Iterator[tuple[str, ...]]:
     for line in str(exceptions.__doc__).splitlines():
         if found := re.fullmatch(r" +[├└│─ ]*(\w+Error) +(\S.*)", line):
             kind = getattr(exceptions, found[1])
-            meaning = found[2].replace("``", "`").removesuffix(" Known causes:")
+            meaning = found[2].removesuffix(" Known causes:")
+            # a literal block, such as the tree, has no markup for the attributes in brackets
+            meaning = re.sub(r"\((\w+(?:, \w+)*)\)", lambda names: f"(`{names[1].replace(', ', '`, `')}`)", meaning)
             yield f"`{found[1]}`", meaning, _retried(kind, _as_task), _retried(kind, to_sensor_error)
 
 
