@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -111,15 +110,6 @@ def test_configuration(source: str, tmp_path: Path):
 
     assert json.loads(shown.stdout.splitlines()[-1]) == _SETTINGS
     assert _SETTINGS.keys() == get_provider_info()["config"][config.SECTION]["options"].keys()
-
-
-def test_permissions_of_connections():
-    """The lines about connections are those of the whole configuration file."""
-    whole, part = ConfigParser(), ConfigParser()
-    whole.read(EXAMPLES / "configuration" / "airflow.cfg")
-    part.read(EXAMPLES / "connection" / "allowed.cfg")
-
-    assert part["ray_jobs"].items() <= whole["ray_jobs"].items()
 
 
 def test_messages_of_a_shell():
