@@ -22,34 +22,51 @@ from airflow.sdk.execution_time.context import AIRFLOW_VAR_NAME_FORMAT_MAPPING
 from doc_files import DOCS, EXAMPLES
 
 from airflow_provider_rayjobs import in_job, log_budget, masking
+from airflow_provider_rayjobs.connection import parse_connection
 from airflow_provider_rayjobs.event_triggers import RayJobEventTrigger
-from airflow_provider_rayjobs.exceptions import RayApiConnectionError, RayApiUnreachableError
+from airflow_provider_rayjobs.exceptions import RayApiConnectionError, RayApiUnreachableError, RayJobTimeoutError
 from airflow_provider_rayjobs.hooks import RayJobsHook
-from airflow_provider_rayjobs.in_job import NONCE_VARIABLE
-from airflow_provider_rayjobs.jobs import JobDetails, RayJobsClient, endpoints
+from airflow_provider_rayjobs.in_job import FAIL_EXIT_CODE, NONCE_VARIABLE, SKIP_EXIT_CODE
+from airflow_provider_rayjobs.jobs import (
+    Access,
+    JobDetails,
+    JobStatus,
+    JobType,
+    RayJobsClient,
+    diagnosis,
+    endpoints,
+    watch,
+)
 from airflow_provider_rayjobs.jobs.ended import find_ended
 from airflow_provider_rayjobs.jobs.first_contact import FIRST_CONTACT_TIMEOUT
 from airflow_provider_rayjobs.jobs.follow import UNREACHABLE_TIMEOUT, Outage
-from airflow_provider_rayjobs.jobs.limits import NO_LIMITS
+from airflow_provider_rayjobs.jobs.job_ref import JobRef
+from airflow_provider_rayjobs.jobs.limits import NO_LIMITS, UNCONFIRMED_TIMEOUT, Limits, describe_shortage
+from airflow_provider_rayjobs.jobs.logs.cursor import LAST_LINES
 from airflow_provider_rayjobs.jobs.logs.messages import FunctionFailure, JobMessages, Progress
 from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.logs.tail import TAIL_LINES
-from airflow_provider_rayjobs.jobs.models import ClusterResources
+from airflow_provider_rayjobs.jobs.models import ClusterResources, JobErrorType
 from airflow_provider_rayjobs.jobs.packages.local_code import Package, resolve_local_code, too_large
 from airflow_provider_rayjobs.jobs.packages.secret_names import PATTERN, SECRET_NAMES
 from airflow_provider_rayjobs.jobs.packages.tree import Entry, Tree
-from airflow_provider_rayjobs.jobs.pending import _describe_limit, explain
+from airflow_provider_rayjobs.jobs.pending import RAY_START_LIMIT, _describe_limit, explain
 from airflow_provider_rayjobs.jobs.redaction import MIN_SECRET_LENGTH
-from airflow_provider_rayjobs.jobs.steps import LogMessage, raising_unreachable
+from airflow_provider_rayjobs.jobs.steps import LogMessage, Sleep, raising_unreachable
+from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, StopResult, _summarize, stop_and_wait
 from airflow_provider_rayjobs.jobs.submission import NONCE
 from airflow_provider_rayjobs.lineage import PARENT, ROOT
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
+from airflow_provider_rayjobs.task import boundary, execution
 from airflow_provider_rayjobs.task.attempts import numbered_id
 from airflow_provider_rayjobs.task.outcomes import error_for_outcome
 from airflow_provider_rayjobs.task.results import MAX_STORED
 from airflow_provider_rayjobs.task.template_values import as_bytes
 from airflow_provider_rayjobs.tracing import VARIABLE
 from sandbox.ray_head import RayHead
+
+JOB = "nightly.train-try1-5f0c9a1b7d3e2468"
+HEAD = "http://ray-head:8265"
 
 
 def guide(name: str) -> str:
@@ -82,6 +99,25 @@ def context(**changes: Any) -> Any:
     date = datetime(2026, 1, 2, tzinfo=UTC)
     run = SimpleNamespace(run_id="run-1", logical_date=date, start_date=date)
     return {"ti": ti, "task_instance": ti, "dag_run": run, "logical_date": date}
+
+
+def job(status: str, **fields: Any) -> JobDetails:
+    return JobDetails(JobType.SUBMISSION, JobStatus(status), submission_id=JOB, **fields)
+
+
+def stopped(details: JobDetails) -> StopResult:
+    """Return the result of a stop that Ray accepts, of a job that does not change."""
+    engine, answer, now = stop_and_wait(JobRef(HEAD, JOB)), None, 0.0
+    try:
+        while True:
+            step = engine.send(answer)
+            if isinstance(step, Sleep):
+                now += step.seconds
+                answer = now
+            else:
+                answer = True if step.request.path.endswith("/stop") else details
+    except StopIteration as end:
+        return end.value
 
 
 @pytest.mark.parametrize(
@@ -169,9 +205,6 @@ def test_error_of_a_function():
     assert type(error).__name__ == "RayJobFunctionError"
     assert str(error).rstrip() == quoted.rstrip()
     assert f"Progress: {Progress(30, 100, 'loss 0.120')}\n" in printed("functions")
-
-
-JOB = "nightly.train-try1-5f0c9a1b7d3e2468"
 
 
 def test_reason_of_a_pending_job():
@@ -357,3 +390,96 @@ def test_job_of_a_notebook(docs_head: RayHead):
     [line] = [line for line in guide("event-triggers").splitlines() if line.startswith("`event.extra[")]
     # an interactive job has no submission id
     assert in_code(line) - payload == {'event.extra["payload"]', "submission_id"}
+
+
+def test_logged_sentences():
+    """The sentences that a try logs are in its code."""
+    code = inspect.getsource(boundary) + inspect.getsource(execution)
+    for name, sentences in (
+        ("retries", printed("retries").splitlines()),
+        ("stopping", [line for line in printed("stopping").splitlines() if "may still be running" in line]),
+    ):
+        quoted = [re.sub(r"nightly\.\S+", "%s", line) for line in sentences if not line.startswith("The end of")]
+        assert quoted, name
+        assert [line for line in quoted if line not in code] == []
+
+
+def test_stop_that_could_not_be_confirmed():
+    """The guide quotes the result of a stop after which the job still runs."""
+    assert STOP_TIMEOUT == 30
+    assert f"{stopped(job('RUNNING')).summary}\n" in printed("stopping")
+
+
+def test_expired_limit():
+    """The guide quotes the error of a job that has not started in time."""
+    details = job("PENDING", start_time=0, seen_at=61_000)
+    nodes = (({"CPU": 4, "GPU": 2, "memory": 30 * 1024**3}, 3),)
+    cluster = ClusterResources(nodes, {"CPU": 1, "GPU": 0, "memory": 2.1 * 1024**3})
+    with pytest.raises(RayJobTimeoutError) as late:
+        Limits(pending_timeout=60).check(details)
+
+    shown = [
+        f"RayJobTimeoutError: {late.value}",
+        f"Its stop was requested at {HEAD}, because this limit expired.",
+        describe_shortage({"GPU": 4}, cluster),
+        _summarize(JobRef(HEAD, JOB), details, is_accepted=True),
+    ]
+    assert "\n".join(map(str, shown)) in printed("stopping")
+
+
+def test_numbers_about_stops_and_errors():
+    """Limits in the guides are those of the code."""
+    assert f"PENDING for {UNCONFIRMED_TIMEOUT / 60:.0f} minutes" in guide("stopping")
+    assert f"not started after {RAY_START_LIMIT / 60:.0f} minutes" in guide("stopping")
+    assert f"The last {LAST_LINES} lines of the job's log follow." in guide("errors")
+    assert f"uses {SKIP_EXIT_CODE} for a skip, {FAIL_EXIT_CODE} for a failure of the task at once" in guide("errors")
+
+
+def test_parts_of_an_error():
+    """The error of a runtime environment and the hint at a kill are as the guide says."""
+    message = "x\nERROR: No matching distribution found for pandsa==2.2\n"
+    setup = error_for_outcome(job("FAILED", error_type=JobErrorType.RUNTIME_ENV_SETUP_FAILURE, message=message), HEAD)
+    killed = error_for_outcome(job("FAILED", driver_exit_code=137), HEAD)
+
+    assert f"`{str(setup).splitlines()[0]}`" in guide("errors")
+    assert "killed (often out of memory)" in str(killed)
+    assert "`killed (often out of memory)`" in guide("errors")
+
+
+def test_access_errors():
+    """The guide quotes the errors of a file without permission, and of a proxy that removes the token."""
+    connection: Any = SimpleNamespace(
+        conn_id="ray_jobs_default", host="ray-head", port=None, schema=None, login=None, password=None,
+        extra='{"token_file": "/token"}', extra_dejson={"token_file": "/token"},
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="may not use") as forbidden:
+        parse_connection(connection)
+
+    assert f"ValueError: {forbidden.value}\n" in printed("secured-clusters")
+    assert "token missing, although it was sent" in inspect.getsource(diagnosis)
+
+
+def test_long_interval():
+    """The guide quotes what a task logs when its job is polled rarely."""
+    said: list[Any] = []
+    follower: Any = SimpleNamespace(
+        _watch=SimpleNamespace(interval=12.0),
+        _has_told=False,
+        _poll_interval=5.0,
+        _client=SimpleNamespace(log=said.append),
+    )
+    [kind] = [each for each in vars(watch).values() if hasattr(each, "_tell_long_interval")]
+    kind._tell_long_interval(follower, "nightly.train-m17-try1-5f0c9a1b7d3e2468")
+
+    assert f"{said[0].message}\n" in printed("many-jobs")
+
+
+def test_header_of_the_token():
+    """The table of headers is what a client sends."""
+    for fields, header in (
+        ({}, "Authorization"),
+        ({"login": "me", "password": "secret"}, "X-Ray-Authorization"),
+        ({"headers": {"Authorization": "Bearer other"}}, "X-Ray-Authorization"),
+        ({"token_header": "X-Ray-Authorization"}, "X-Ray-Authorization"),
+    ):
+        assert Access(token="the-token", **fields).request_headers()[header] == "Bearer the-token"
