@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -71,8 +71,10 @@ T = TypeVar("T")
 
 # The XCom that names the job of a deferred task if the task state store does not.
 JOB_REF_KEY = "ray_job_ref"
-# States in which Airflow rejects a deferral, a success or a failure: marked, cleared, or replaced by another try.
-_ENDED_STATES = ("success", "failed", "skipped", "removed", "restarting", "up_for_retry")
+# States in which no next try follows the job: marked, or cleared.
+_FINAL_STATES = ("success", "failed", "skipped", "removed", "restarting")
+# States in which Airflow rejects a deferral, a success or a failure.
+_ENDED_STATES = (*_FINAL_STATES, "up_for_retry")
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,7 @@ class Boundary:
         if self.state is State.RELEASED:
             self._enter(State.DONE)
         self._end_execution_timeout()
+        self.kill_switch.end_polling()
 
     def _end_execution_timeout(self) -> None:
         if self.task.execution_timeout is not None:
@@ -383,7 +386,7 @@ class Boundary:
         """Stop a job that may run, and end the task: it was cleared, marked or timed out, or its worker shuts down."""
         if not self._owns_job():
             raise RayJobStoppedError("Airflow ended this task. The task had no Ray job to stop.") from None
-        self._warn("Airflow is ending this task. %s", self.kill_switch.summary)
+        self._warn("Airflow is ending this task.")
         if not self.kill_switch.is_enabled:
             raise RayJobStoppedError("Airflow ended this task. Its Ray job runs on, as stop_on_kill is off.") from None
         stopped = self._stop()
@@ -408,11 +411,9 @@ class Boundary:
     def _enter(self, state: State) -> None:
         """Change the state, and arm or disarm the kill switch as :mod:`.states` says."""
         self.state = state
-        if state is State.RELEASED:
-            self.kill_switch.end_polling()
         if state.is_armed and self._target is not None:
-            target = self._target
-            self.kill_switch.arm(lambda: target.client(is_quiet=True), self._record.job)
+            target, is_durable = self._target, self.store.is_durable
+            self.kill_switch.arm(lambda: target.client(is_quiet=True), self._record.job, may_be_superseded=is_durable)
         else:
             self.kill_switch.disarm()
 
@@ -447,11 +448,15 @@ class Boundary:
 
     def _was_ended_by_airflow(self) -> bool:
         """Ask Airflow whether the task was marked or cleared since its last heartbeat."""
-        ti = self.context["ti"]
         try:
-            return any(state in _ENDED_STATES for state in states_of(ti, ti.get_task_states))
+            return any(state in _ENDED_STATES for state in self._states())
         except Exception:  # noqa: BLE001  (Airflow cannot be asked)
             return False
+
+    def _states(self) -> Collection[str | None]:
+        """Ask Airflow for the state of the task instance; nothing if it was deleted."""
+        ti = self.context["ti"]
+        return states_of(ti, ti.get_task_states)
 
     def _owns_job(self) -> bool:
         """Tell whether a job may run that this try must stop, or leave to the next try."""
@@ -464,7 +469,7 @@ class Boundary:
         return self.state.owns_job and self.store.record is not None
 
     def _stop(self) -> StopResult:
-        """Stop the recorded job where it is, unless another try has taken over while this process was frozen."""
+        """Stop the recorded job where it is, unless another try sees to it."""
         if self._target is None:
             with suppress(Exception):  # the connection cannot be read
                 self._own = Target.of_connection(self.task.ray_conn_id)
@@ -503,34 +508,45 @@ class Boundary:
             self._warn("Ray job %s was not stopped. %s", self._record.submission_id, error)
 
     def _raise_if_superseded(self) -> None:
-        """Raise :class:`RayJobStoppedError` if another try has taken over while this process was frozen."""
-        if self._was_superseded():
+        """Raise :class:`RayJobStoppedError` if another try sees to the job. Otherwise let a kill stop it."""
+        is_superseded = self._was_superseded()
+        self.kill_switch.settle(is_superseded=is_superseded)
+        if is_superseded:
             self._enter(State.DONE)
             raise RayJobStoppedError(
-                "This worker did not run for minutes, and another try of this task may see to Ray job "
+                "Airflow has ended this try, and another try of this task may see to Ray job "
                 f"{self._record.submission_id} now. This try neither submits nor stops it."
             )
+        if self.kill_switch.summary:
+            self._warn("%s", self.kill_switch.summary)
 
     def _was_superseded(self) -> bool:
         """
-        Tell whether another try has taken over while this process was frozen.
+        Tell whether another try follows the job, or will: Airflow has failed this one although its process lives.
 
-        Airflow hides the stored record from a try that was replaced.
+        Airflow hides the stored record from a try that it has failed and retries, from one that was cleared, and from
+        one whose DAG run was deleted. The state of the task instance tells them apart.
         """
-        self.kill_switch.poll()  # notices a freeze
-        if not (self.kill_switch.was_frozen and self.store.is_durable):
+        if not self.store.is_durable:
             return False
         try:
             stored = self.store.read()
-        except Exception:  # noqa: BLE001
-            return True
-        self.kill_switch.was_frozen = stored is None or stored.holder != self._record.holder
-        return self.kill_switch.was_frozen
+        except Exception:  # noqa: BLE001  (Airflow cannot be asked)
+            return self.kill_switch.notice_freeze()
+        if stored is not None:
+            is_superseded = stored.holder != self._record.holder
+        else:
+            try:
+                is_superseded = any(state not in _FINAL_STATES for state in self._states())
+            except Exception:  # noqa: BLE001  (a cleared try is replaced by the next one)
+                is_superseded = True
+        self.kill_switch.was_frozen = self.kill_switch.notice_freeze() and is_superseded
+        return is_superseded
 
     def _update(self, **changes: Any) -> None:
         """Change the job record. A failing store does not end the try, as the next one asks Ray anyway."""
         try:
-            if not self._was_superseded():
+            if not (self.kill_switch.notice_freeze() and self._was_superseded()):
                 self.store.update(**changes)
         except Exception as error:  # noqa: BLE001
             self._warn("The job record could not be changed. Ray job %s goes on. %s", self._record.submission_id, error)

@@ -301,7 +301,8 @@ class Execution(Boundary):
 
     def _prepare_attempt(self, packages: UploadedPackages | None, is_repeated: bool) -> Engine[None]:
         """Submit nothing if another try has taken over while this process was frozen."""
-        yield RunBlocking(self._raise_if_superseded)
+        if self.kill_switch.notice_freeze():
+            yield RunBlocking(self._raise_if_superseded)
         if packages is not None:
             yield from packages.ensure(is_repeated)
 
@@ -362,5 +363,6 @@ class Execution(Boundary):
 
         Airflow rejects the deferral and the success of such a task, and then nothing would stop the job.
         """
+        self.kill_switch.end_polling()
         if self.kill_switch.is_triggered or self._was_ended_by_airflow():
             raise Interrupted

@@ -48,13 +48,14 @@ a time limit of the job   ``abandoned`` is stored, then the job is stopped; if  
                           it ended before the stop, its own end decides
 ``execution_timeout``     like a time limit, but with ``stop_on_kill=False`` the  Airflow's timeout is raised
                           job is left alone
-a kill                    an armed kill switch sends a stop; then the try stops   an armed kill switch (RELEASED)
-                          the job, and waits for its end                          sends a stop, the try does not
+a kill                    an armed kill switch sends a stop, unless another try   an armed kill switch (RELEASED)
+                          follows the job; then the try stops the job, and waits  sends a stop, the try does not
+                          for its end
 Ctrl-C on ``dag.test()``  the job is stopped, unless ``stop_on_kill=False``       the interrupt is raised
 ========================  ======================================================  ===================================
 
-A process that did not run for minutes reads the job record before any submission or stop: another try may see to the
-job by then.
+Before any stop a try asks Airflow whether another try sees to the job. A process that did not run for minutes also asks
+before it submits.
 """
 
 from __future__ import annotations

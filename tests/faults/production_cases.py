@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 # Seconds that a service manager gives to a worker whose tasks take longer.
 GRACE = 5.0
+# Seconds after which the token in the message of a task has expired.
+TOKEN_LIFETIME = 45.0
+# What the process of a try says that Airflow has failed meanwhile.
+SUPERSEDED = "another try of this task may see to Ray job"
 # Seconds that a service is away.
 OUTAGE = 12.0
 # Seconds for which a triggerer must be lost until the other one takes its triggers.
@@ -114,6 +118,18 @@ def deliver_again(case: FaultCase) -> None:
         "a worker ignores the message",
         lambda: any("already running elsewhere" in log.read_text(errors="replace") for log in logs),
     )
+    time.sleep(10)
+    case.release()
+
+
+def fail_running_try(case: FaultCase) -> None:
+    """Redis delivers the message after its token has expired. Airflow fails the try, whose process lives."""
+    wait_for_worker(case)
+    time.sleep(TOKEN_LIFETIME)
+    case.add_event("Redis delivers the message again")
+    airflow_of(case).redis.deliver_again()
+    case.wait_for_following_try()
+    case.wait_until("the process of the first try has ended", lambda: SUPERSEDED in case.log(1))
     time.sleep(10)
     case.release()
 
@@ -281,6 +297,15 @@ PRODUCTION_WAVES: list[tuple[list[FaultCase], Callable[[list[FaultCase]], None] 
                       "A task whose message Redis delivers again runs once, with one job.",
                       {"entrypoint": UNTIL_RELEASED, **NO_RETRY}, deliver_again, tries=1,
                       logged_once=("start", "end")),
+        ],
+        None,
+    ),
+    (
+        [
+            FaultCase("celery_try_failed_while_it_runs",
+                      "The next try follows the job of a try that Airflow has failed although its process lives.",
+                      {"entrypoint": UNTIL_RELEASED, **RETRY}, fail_running_try, tries=2,
+                      log_contains=(SUPERSEDED, "end\n")),
         ],
         None,
     ),

@@ -7,13 +7,16 @@ The state of the task instance changes as in Airflow's API server and scheduler:
   a deferred task and the next poke of a rescheduled sensor continue a try.
 - The server accepts reports only from the process that it believes is running. Any other process learns from its next
   heartbeat, up to 5 s later, that it has to end: SIGTERM, which calls ``on_kill``, and SIGKILL 5 s later.
+- A retry and a Clear give the task instance another id at once. Airflow hides the task state store from the process
+  with the old id. It may fail a try whose process lives, and begin the next one before that process ends.
 - A dead worker fails its try at once if its supervisor lives, after 300 s if the whole machine is gone.
 - ``max_tries`` grows with a Clear, except if a running task is cleared and its process then crashes. ``clear_number``
   grows with every Clear. A Clear of an ended run gives the run another start date.
 - A deferral is rejected if the task was marked or cleared meanwhile. A trigger travels as JSON; if a user marks or
   clears a deferred task, the triggerer cancels the trigger, awaits its ``on_kill``, and cancels it again each second.
 - The triggers of a dead triggerer start again elsewhere 30 s later. Nobody calls ``on_kill`` for them meanwhile.
-- The task state store survives retries and Clears. A store, an XCom or a connection may fail for a moment.
+- The task state store survives retries and Clears. A store, an XCom or a connection may fail for a moment. While the
+  API server is down, the supervisor repeats a call of the task five times.
 """
 
 from __future__ import annotations
@@ -54,6 +57,8 @@ SIGKILL_DELAY = 5.0
 # Seconds after SIGTERM for which a submission under way may still be stopped: the handler of the signal has 3 s.
 KILL_TIME = 2.5
 RETRY_DELAY = 5.0
+# How often the supervisor sends a call of the task to the API server.
+API_ATTEMPTS = 5
 # Seconds until another triggerer starts the triggers of a dead one.
 TRIGGERER_LOSS = 35.0
 _TERMINAL = ("success", "failed", "skipped")
@@ -92,6 +97,8 @@ class Worker:
     number: int
     try_number: int
     may_retry: bool
+    # the id of the task instance when the process started
+    ti_id: int
     # how often the task had been cleared when the process started
     clear_number: int
     # whether the task resumes after a trigger
@@ -149,6 +156,7 @@ class Airflow:
         self.rng = rng
         self.state: str | None = None
         self.try_number = 0
+        self.ti_id = 0
         self.max_tries = retries
         self.clear_number = 0
         self.run_start = clock.now
@@ -196,8 +204,8 @@ class Airflow:
         return self.state in _TERMINAL and not any(worker.process.is_alive for worker in self.workers)
 
     def is_replaced(self, worker: Worker) -> bool:
-        """Tell whether the task instance has another try than that of a process, or will have one."""
-        return worker.try_number < self.try_number or (worker.is_zombie and self.state not in _TERMINAL)
+        """Tell whether the task instance has another id than when the process started."""
+        return worker.ti_id != self.ti_id
 
     def start(self) -> None:
         """Schedule the first try, and start a triggerer."""
@@ -228,6 +236,7 @@ class Airflow:
             number,
             self.try_number,
             self.max_tries != 0 and self.try_number <= self.max_tries,
+            self.ti_id,
             self.clear_number,
             is_resumed=method is not None,
         )
@@ -294,6 +303,7 @@ class Airflow:
         if is_final or self.retries_are_over:
             self._set_state("failed")
         else:
+            self.ti_id += 1
             self._set_state("up_for_retry")
             self._schedule(RETRY_DELAY)
 
@@ -303,6 +313,7 @@ class Airflow:
         """Clear the task instance."""
         self.last_action = self.clock.now
         self.clear_number += 1
+        self.ti_id += 1
         self.script.note(f"user: clears the task ({self.state})")
         if self.state == "running":
             self._set_state("restarting")
@@ -381,6 +392,16 @@ class Airflow:
         if self._running is not None and self._running.process.is_alive:
             self._running.is_machine_lost = machine
             self._running.process.kill()
+
+    def fail_try(self) -> None:
+        """Fail the running try although its process lives, as after a second delivery of a message by Redis."""
+        worker = self._running
+        if worker is None or not worker.process.is_alive or self.state != "running":
+            return
+        self._forget_running()
+        self._end_try(worker, "the executor has reported a failure")
+        if self.state == "up_for_retry":  # also before the next heartbeat of the process
+            self._schedule(self.rng.uniform(0.5, RETRY_DELAY))
 
     def freeze_worker(self, seconds: float) -> None:
         """Freeze the machine of the running process. After 300 s without a heartbeat its try is over."""
@@ -515,6 +536,7 @@ class Airflow:
             self.ends.append((worker.try_number, state, value))
         if state == "up_for_retry":
             if self._accept(worker, state):
+                self.ti_id += 1
                 self._schedule(RETRY_DELAY)
         elif state == "up_for_reschedule":
             if self._accept(worker, state):
@@ -560,7 +582,7 @@ class Airflow:
         start = _date(self.run_start + self.clock.time() - self.clock.now)
         logical_date = datetime(2027, 1, 1, tzinfo=UTC)
         ti = SimpleNamespace(
-            id=f"00000000-0000-7000-8000-{self.try_number:012d}",
+            id=f"00000000-0000-7000-8000-{self.ti_id:012d}",
             dag_id=self.dag_id,
             task_id=self.task_id,
             run_id=self.run_id,
@@ -622,6 +644,9 @@ class Airflow:
         process.check()
         key, fault = self.script.begin(process, label)
         current_thread().wait(0.005)
+        for attempt in range(API_ATTEMPTS - 1):
+            if self.clock.now < self.api_fails_until:
+                current_thread().wait(self.rng.uniform(1, 2**attempt))
         if fault == FAILS or self.clock.now < self.api_fails_until:
             raise ApiServerError(f"{label}: the API server does not answer")
         result = act()
@@ -647,7 +672,7 @@ class Airflow:
         process = current_thread().process
         process.check()
         worker = next((each for each in self.workers if each.process is process), None)
-        if worker is None or not worker.is_zombie:
+        if worker is None or not (worker.is_zombie or self.is_replaced(worker)):  # no part of a try's log
             try_number = _trigger_try.get() if worker is None else worker.try_number
             self.shown.append(Shown(try_number, process.name, text, self.clock.now))
 

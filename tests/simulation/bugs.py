@@ -54,6 +54,9 @@ BUGS: dict[str, Callable[[], Any]] = {
     ),
     "a job is replaced although its end is not confirmed": _replaces_without_end,
     "a value of another job counts": partial(mock.patch.object, MessageFilter, "_is_ours", return_value=True),
+    "a try that Airflow has failed stops the job of its successor": partial(
+        mock.patch.object, Execution, "_was_superseded", return_value=False
+    ),
     "a kill gives up if the submission has not arrived": lambda: mock.patch.object(
         kill_switch, "stop_and_wait", lambda job, timeout, **_: partial(stop_and_wait, is_brief=True)(job, timeout)
     ),

@@ -26,6 +26,7 @@ from .scenarios import SCENARIOS
 # What may happen in the world at any moment.
 EVENTS = (
     "die", "machine lost", "clear", "mark failed", "mark success", "sigterm", "freeze 20", "freeze 400",
+    "airflow fails the try",
     "triggerer dies", "triggerer restarts", "head restarts", "head restarts and the id is taken", "network down 30",
     "network down 150", "gateway errors 20", "connection unreadable 10", "connection unreadable 90",
     "api server down 10", "api server down 40",
@@ -33,7 +34,9 @@ EVENTS = (
     "record deleted and comes back", "job stopped by hand",
 )  # fmt: skip
 # Those of them that are tried at each operation, before and after it.
-_CRASHES = ("die", "clear", "mark failed", "sigterm", "head restarts and the id is taken")
+_CRASHES = (
+    "die", "clear", "mark failed", "sigterm", "airflow fails the try", "head restarts and the id is taken"
+)  # fmt: skip
 # Faults of a request that leave its process waiting.
 _WAITS = ("request lost", "answer late", "slow", "slow both ways")
 _MAX_FAULTS = 4

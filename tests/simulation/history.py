@@ -222,6 +222,9 @@ class History:
     def _do_sigterm(self, process: Process | None) -> None:
         self.airflow.terminate()
 
+    def _do_airflow_fails_the_try(self, process: Process | None) -> None:
+        self.airflow.fail_try()
+
     def _do_freeze(self, process: Process | None, seconds: float) -> None:
         self.airflow.freeze_worker(seconds)
 

@@ -68,6 +68,21 @@ class _Thread:
         return not self._thread.is_over
 
 
+class _Event:
+    """``threading.Event`` on the virtual clock."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+
+    def set(self) -> None:
+        self._is_set = True
+
+    def wait(self, timeout: float) -> None:
+        until = current_thread().process.clock.now + timeout
+        while not self._is_set and current_thread().process.clock.now < until:
+            current_thread().wait(min(0.02, until - current_thread().process.clock.now))
+
+
 @contextmanager
 def entered(clock: Clock, network: Network, airflow_: Airflow, rng: random.Random) -> Iterator[None]:
     """Let the package run in a history."""
@@ -76,7 +91,7 @@ def entered(clock: Clock, network: Network, airflow_: Airflow, rng: random.Rando
         time: times,
         random: rng,
         secrets: SimpleNamespace(token_hex=lambda size=16: rng.randbytes(size).hex()),
-        threading: SimpleNamespace(Thread=_Thread, Event=threading.Event, Lock=threading.Lock),
+        threading: SimpleNamespace(Thread=_Thread, Event=_Event, Lock=threading.Lock),
     }
     with _patched(replaced):
         SyncTransport.network = AsyncTransport.network = network

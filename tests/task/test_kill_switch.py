@@ -397,6 +397,81 @@ def test_killed_twice() -> None:
     assert switch.summary == HAD_ENDED
 
 
+# -- another try may follow the job -------------------------------------------------------------------------------
+
+
+def polled(address: str) -> KillSwitch:
+    """Return the switch of a try that can be superseded and polls the switch."""
+    switch = KillSwitch()
+    switch.begin_try()
+    switch.arm(lambda: RayJobsClient(address), JobRef(address, "a/b", nonce="ours"), may_be_superseded=True)
+    switch.poll()
+    return switch
+
+
+@pytest.mark.parametrize("is_superseded", [True, False])
+def test_verdict(is_superseded: bool) -> None:
+    """The signal handler returns at once. The job is stopped when ``execute`` says that no other try follows it."""
+    with Head(STOPPED) as head:
+        switch = polled(head.address)
+        took = killed(switch)
+        time.sleep(0.5)
+        before = [*head.requests]
+        switch.settle(is_superseded=is_superseded)
+        time.sleep(1.5)
+
+    assert took < 0.5
+    assert before == []
+    assert head.requests == ([] if is_superseded else [GET, STOP])
+    assert switch.summary == ("" if is_superseded else ACCEPTED)
+
+
+def test_no_verdict() -> None:
+    """If ``execute`` hangs, the job is stopped before Airflow sends SIGKILL."""
+    with Head(one_by_one(after(9, STOPPED), STOPPED)) as head:
+        switch = polled(head.address)
+        switch.kill()
+        time.sleep(1)
+        before = [*head.requests]
+        time.sleep(3.5)
+
+    assert before == []
+    assert head.requests == [GET, STOP] * 2
+    assert switch.summary == ACCEPTED
+
+
+def test_verdict_that_comes_late() -> None:
+    """A verdict during the stop waits for its result."""
+    with Head(after(0.8, STOPPED)) as head:
+        switch = polled(head.address)
+        switch.kill()
+        time.sleep(2)
+        switch.settle(is_superseded=False)
+
+    assert switch.summary == ACCEPTED
+
+
+def test_kill_while_nothing_polls() -> None:
+    """If ``execute`` does not poll any more, the signal handler stops the job."""
+    with Head(STOPPED) as head:
+        switch = polled(head.address)
+        switch.end_polling()
+        switch.kill()
+        assert head.requests == [GET, STOP]
+
+
+def test_kill_after_the_verdict() -> None:
+    """A second kill leaves the job of another try alone."""
+    with Head(STOPPED) as head:
+        switch = polled(head.address)
+        switch.kill()
+        switch.settle(is_superseded=True)
+        switch.end_polling()
+        switch.kill()
+
+    assert head.requests == []
+
+
 # -- freezes ------------------------------------------------------------------------------------------------------
 
 

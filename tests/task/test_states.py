@@ -593,18 +593,19 @@ def test_kill_while_an_id_of_the_user_is_submitted(head: Head) -> None:
 
 
 def test_kill_while_the_submission_is_in_flight(head: Head) -> None:
-    """A signal interrupts the submission. The job appears 1.5 s later, and is stopped by the signal handler."""
+    """A signal interrupts the submission, which takes longer than SIGKILL permits. The job is stopped meanwhile."""
     main = threading.main_thread().ident
     run = walk(Store(), max_tries=RETRY_LEFT)
     stops: list[str] = []
 
     def on_signal(*_: object) -> None:
         run.kill_switch.kill()
-        stops.extend(head.stops)
 
     def submit_slowly() -> None:
         signal.pthread_kill(main, signal.SIGUSR1)
-        time.sleep(1.5)
+        arrive(head, run)
+        time.sleep(4)
+        stops.extend(head.stops)
 
     head.status, head.on_submit = "RUNNING", submit_slowly
     before = signal.signal(signal.SIGUSR1, on_signal)
@@ -616,6 +617,92 @@ def test_kill_while_the_submission_is_in_flight(head: Head) -> None:
     assert stops == [*head.jobs]
     assert [job["status"] for job in head.jobs.values()] == ["STOPPED"]
     assert "Ray accepted the stop" in run.kill_switch.summary
+
+
+def task_states(state: str | None) -> dict[str, Any]:
+    """Return what Airflow says about the task instance; "deleted": nothing."""
+    return {"get_task_states": lambda **_: {} if state == "deleted" else {"run-1": {"train": state}}}
+
+
+def hide(store: Store) -> None:
+    """Hide the record as Airflow does from a try whose task instance has another id: it also refuses writes."""
+    vars(store).update(values={}, set=lambda *_, **__: throw(OSError("404"))())
+
+
+@pytest.mark.parametrize("state", ["up_for_retry", "scheduled", "queued", "running", "deferred", None])
+def test_kill_of_a_try_that_has_a_successor(head: Head, state: str | None) -> None:
+    """Airflow fails a try whose process lives, and hides the job record from it. The next try follows the job."""
+    run, store = aborted(head, FOLLOWING, lambda: None, ti=task_states(state))
+    run.abort = lambda: (hide(store), run.kill_switch.kill())
+
+    with pytest.raises(RayJobStoppedError, match="another try of this task may see to Ray job"):
+        run.submit_and_wait()
+    time.sleep(2)  # longer than the kill switch waits for a verdict
+    assert head.stops == []
+
+
+@pytest.mark.parametrize("arguments", [{"deferrable": True}, {"wait_for_completion": False}], ids=["defer", "release"])
+def test_leaving_a_job_that_has_a_successor(head: Head, arguments: dict[str, Any]) -> None:
+    """A try that Airflow has failed learns it before its first heartbeat, and leaves the job to the next try."""
+    run, store = aborted(head, FOLLOWING, lambda: None, ti=task_states("up_for_retry"), **arguments)
+    run.abort = lambda: hide(store)
+
+    with pytest.raises(RayJobStoppedError, match="another try of this task may see to Ray job"):
+        run.submit_and_wait()
+    assert head.stops == []
+
+
+@pytest.mark.parametrize("state", ["restarting", "failed", "success", "skipped", "removed", "deleted"])
+def test_kill_of_a_try_that_has_no_successor(head: Head, state: str) -> None:
+    """The record is hidden from a cleared try, too, and from one whose run was deleted. Its job is stopped."""
+    run, store = aborted(head, FOLLOWING, lambda: None, ti=task_states(state))
+    run.abort = lambda: (hide(store), run.kill_switch.kill())
+
+    with pytest.raises(RayJobStoppedError, match="a stop was requested"):
+        run.submit_and_wait()
+    assert [job["status"] for job in head.jobs.values()] == ["STOPPED"]
+    assert "Ray accepted the stop" in run.kill_switch.summary
+
+
+@pytest.mark.parametrize("is_hidden", [True, False])
+def test_kill_during_an_outage_of_airflow(head: Head, is_hidden: bool) -> None:
+    """If the record cannot be read, the job is stopped. A hidden record without a state belongs to a next try."""
+    store = Failing()
+    run = walk(store, ti={"get_task_states": lambda **_: throw(OSError("Airflow is away"))()})
+    head.status = "RUNNING"
+
+    def kill() -> None:
+        if is_hidden:
+            hide(store)
+        else:
+            store.gets = 9
+        run.kill_switch.kill()
+
+    run.abort_in, run.abort = FOLLOWING, kill
+    with pytest.raises(RayJobStoppedError):
+        run.submit_and_wait()
+    assert [job["status"] for job in head.jobs.values()] == ["RUNNING" if is_hidden else "STOPPED"]
+
+
+def test_kill_while_airflow_does_not_answer(head: Head) -> None:
+    """The job is stopped before SIGKILL although the record is read for longer."""
+    stops: list[str] = []
+
+    class Slow(Store):
+        is_slow = False
+
+        def get(self, key: str) -> Any:
+            if self.is_slow:
+                time.sleep(4)
+                stops.extend(head.stops)
+            return super().get(key)
+
+    run = walk(store := Slow())
+    head.status = "RUNNING"
+    run.abort_in, run.abort = FOLLOWING, lambda: (setattr(store, "is_slow", True), run.kill_switch.kill())
+    with pytest.raises(RayJobStoppedError):
+        run.submit_and_wait()
+    assert stops == [*head.jobs]
 
 
 def test_kill_of_a_submission_whose_answer_is_lost(head: Head) -> None:
