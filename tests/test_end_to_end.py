@@ -444,7 +444,7 @@ def test_connection_form_shows_fields_and_tests_connection(airflow: LocalAirflow
     assert good["status"], good["message"]
     assert good["message"].startswith(f"Ray {version_of_heads()} at {ray_head.address}, session session_")
     assert not bad["status"]
-    assert "Connection refused: could not connect to Ray at http://127.0.0.1:9 (connection " in bad["message"]
+    assert "Connection refused: could not connect to Ray at http://127.0.0.1:9 (this connection)" in bad["message"]
 
 
 def _is_running(client: RayJobsClient, submission_id: str) -> bool:
