@@ -298,7 +298,8 @@ class Boundary:
 
     def _open_store(self, event: Mapping[str, Any] | None = None) -> None:
         """Read the job record. If there is none to read, the trigger's event or an XCom names a resumed job."""
-        self.kill_switch.begin_try()  # before the record is read, so that a freeze in between is noticed
+        # before the record is read, so that a freeze in between is noticed
+        self.kill_switch.begin_try(self.context["ti"])
         try:
             store = JobRecordStore(self.context.get("task_state_store") if self.task.durable else None)
         except Exception as error:

@@ -19,6 +19,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from airflow.providers.common.compat.sdk import conf
 
@@ -48,6 +49,7 @@ class KillSwitch:
         self.is_killed = False
         self._connect: Callable[[], RayJobsClient] | None = None
         self._job: JobRef | None = None
+        self._task_instance: Any = None
         # Whether another try may follow the job, and whether one does.
         self._may_be_superseded = False
         self._is_superseded = False
@@ -60,8 +62,9 @@ class KillSwitch:
         """Tell whether ``execute`` has to end."""
         return self.is_killed and self.is_enabled
 
-    def begin_try(self) -> None:
-        """Begin to notice freezes."""
+    def begin_try(self, task_instance: Any = None) -> None:
+        """Begin to notice freezes, and the end of the try."""
+        self._task_instance = task_instance
         self.was_frozen = self._is_superseded = False
         self._polled_at = time.time()
         # Read here, because a signal handler must not read the configuration.
@@ -108,6 +111,10 @@ class KillSwitch:
         self.notice_freeze()
         self.is_killed = True
         if not self.is_enabled or self.was_frozen or self._is_superseded or self._connect is None or self._job is None:
+            return
+        # Airflow has the end of the try, and only callbacks run: a kill ends them, for example after their
+        # ``task_success_overtime``.
+        if getattr(self._task_instance, "state", None) not in (None, "running"):
             return
         self.summary = f"The stop request for job {self._job.submission_id} was not answered within {_TIMEOUT:.0f} s."
         self._verdict = verdict = threading.Event()

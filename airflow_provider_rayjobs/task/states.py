@@ -49,8 +49,8 @@ a time limit of the job   ``abandoned`` is stored, then the job is stopped; if  
 ``execution_timeout``     like a time limit, but with ``stop_on_kill=False`` the  Airflow's timeout is raised
                           job is left alone
 a kill                    an armed kill switch sends a stop, unless another try   an armed kill switch (RELEASED)
-                          follows the job; then the try stops the job, and waits  sends a stop, the try does not
-                          for its end
+                          follows the job; then the try stops the job, and waits  sends a stop until Airflow has
+                          for its end                                             the end of the try
 Ctrl-C on ``dag.test()``  the job is stopped, unless ``stop_on_kill=False``       the interrupt is raised
 ========================  ======================================================  ===================================
 

@@ -739,6 +739,18 @@ def test_kill_after_a_task_that_does_not_wait_has_returned(head: Head) -> None:
     assert head.stops == [job]
 
 
+@pytest.mark.parametrize("state", ["success", "up_for_retry"])
+def test_kill_of_the_callbacks_of_a_task_that_does_not_wait(head: Head, state: str) -> None:
+    """Airflow has the end of the try, and kills callbacks that take too long. The job runs on."""
+    run = walk(store := Store(), wait_for_completion=False)
+    run.submit_and_wait()
+    head.jobs[store.job["submission_id"]]["status"] = "RUNNING"
+    run.context["ti"].state = state  # as Airflow sets it after its report
+    run.kill_switch.kill()
+
+    assert head.stops == []
+
+
 def test_killed_task_submits_nothing(head: Head) -> None:
     """A task that was killed before its submission submits nothing, also with ``stop_on_kill=False``."""
     run = walk(Store(), stop_on_kill=False)
