@@ -347,6 +347,8 @@ class JobRecordStore:
     def __init__(self, store: Any = None) -> None:
         self._store = store
         self.record = self.read()
+        # as this try found it; a write of its own name may fail
+        self.found_holder = self.record.holder if self.record is not None else ""
 
     @property
     def is_durable(self) -> bool:

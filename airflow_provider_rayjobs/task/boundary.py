@@ -535,7 +535,7 @@ class Boundary:
         except Exception:  # noqa: BLE001  (Airflow cannot be asked)
             return self.kill_switch.notice_freeze()
         if stored is not None:
-            is_superseded = stored.holder != self._record.holder
+            is_superseded = stored.holder not in (self._id, self.store.found_holder)
         else:
             try:
                 is_superseded = any(state not in _FINAL_STATES for state in self._states())

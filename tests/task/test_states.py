@@ -739,6 +739,22 @@ def test_kill_after_a_task_that_does_not_wait_has_returned(head: Head) -> None:
     assert head.stops == [job]
 
 
+def test_kill_of_a_try_that_could_not_note_that_it_follows_the_job(head: Head) -> None:
+    """After a failed write the record names the earlier try. That one has ended, and the kill stops the job."""
+    store = stored(head, "RUNNING", max_tries=RETRY_LEFT)
+    failing = Failing(sets=1)
+    failing.values = store.values
+    run = walk(failing, max_tries=RETRY_LEFT, ti={"of": {"try_number": 2}})
+    timer = threading.Timer(1, run.kill_switch.kill)
+    timer.start()
+
+    with pytest.raises(RayJobStoppedError, match="ended with status STOPPED"):
+        run.submit_and_wait()
+    timer.join()
+    assert failing.record["holder"] == "try-1"
+    assert head.stops
+
+
 @pytest.mark.parametrize("state", ["success", "up_for_retry"])
 def test_kill_of_the_callbacks_of_a_task_that_does_not_wait(head: Head, state: str) -> None:
     """Airflow has the end of the try, and kills callbacks that take too long. The job runs on."""
