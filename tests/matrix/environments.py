@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from .cells import LOCKS, Cell
@@ -34,7 +35,7 @@ def python_of_tests(cell: Cell) -> Path:
 
 def python_of_head(cell: Cell) -> Path:
     """Return the Python that runs the Ray head of a cell."""
-    return _make(cell.head, cell.python, ["ray[default]", "setuptools"]) if cell.head else python_of_tests(cell)
+    return _make(cell.head, cell.python, LOCKS[cell.head].requirements) if cell.head else python_of_tests(cell)
 
 
 def versions(python: Path) -> dict[str, str]:
@@ -55,7 +56,7 @@ def write_lock(name: str) -> None:
     )  # fmt: skip
 
 
-def _make(lock: str, python: str, packages: list[str]) -> Path:
+def _make(lock: str, python: str, packages: Sequence[str]) -> Path:
     """Make an environment, or bring an existing one up to date, and return its Python."""
     constraints = CONSTRAINTS / f"{lock}.txt" if lock else ROOT / "constraints.txt"
     environment = ROOT / ".venv-matrix" / f"{lock or 'default'}-py{python}"
