@@ -23,7 +23,7 @@ help:
 	@echo "make test-production-short  run a few of these cases"
 	@echo "make simulate    run a million simulated histories; with SEED=n the one walk of that seed"
 	@echo "make test-matrix run the tests on other versions of Airflow, Python and Ray: make test-matrix CELLS=airflow-3.1 TESTS=unit"
-	@echo "make package     build sdist and wheel into dist/, and check them"
+	@echo "make package     empty dist/, build sdist and wheel into it, and check them"
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m sandbox.demo
@@ -86,6 +86,7 @@ test-matrix-short: $(VENV)/test.stamp
 	$(BIN)/python -m tests.matrix --short
 
 package: $(VENV)/test.stamp
+	rm -rf dist
 	$(BIN)/python -m build --outdir dist
 	$(BIN)/twine check --strict dist/*
 

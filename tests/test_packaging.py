@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
@@ -54,6 +55,19 @@ def test_wheel_contains_the_package_only(wheel: Path):
     assert tops == {"airflow_provider_rayjobs", f"airflow_provider_rayjobs-{__version__}.dist-info"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert "airflow_provider_rayjobs/py.typed" in names
+
+
+def test_sdist_has_what_the_commands_of_the_readme_need(dist: Path):
+    """In an unpacked sdist the commands of the README and of the contributors' page find all their files."""
+    [sdist] = dist.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    needed = {
+        "Makefile", "constraints.txt", "requirements-dev.txt", "pyproject.toml", ".pre-commit-config.yaml", ".ci/run",
+        ".github/workflows/ci.yml", "benchmarks/__main__.py", "sandbox/demo.py", "tests/conftest.py", "docs/conf.py",
+    }  # fmt: skip
+
+    assert needed - names == set()
 
 
 def test_wheel_requires_what_a_worker_has(wheel: Path):

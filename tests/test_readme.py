@@ -59,11 +59,13 @@ def test_connection_of_the_readme_works():
 def test_readme_on_a_package_index_has_absolute_links(tmp_path: Path):
     """With an address in [project.urls] the metadata has no relative link; without one it has the README unchanged."""
     (tmp_path / "airflow_provider_rayjobs").mkdir()
-    for name in ("pyproject.toml", "README.md", "hatch_build.py", "LICENSE", "airflow_provider_rayjobs/__init__.py"):
+    for name in ("README.md", "hatch_build.py", "LICENSE", "airflow_provider_rayjobs/__init__.py"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    project = re.sub(r"^\[project\.urls\]\n(.+\n)*", "", project, flags=re.MULTILINE)  # a release may have set it
+    (tmp_path / "pyproject.toml").write_text(project)
     assert metadata_of(tmp_path) == {"text": README, "type": "text/markdown"}
 
-    project = (tmp_path / "pyproject.toml").read_text(encoding="utf-8")
     urls = '[project.urls]\nSource = "https://example.com/us/provider"\n\n[project.optional-dependencies]'
     (tmp_path / "pyproject.toml").write_text(project.replace("[project.optional-dependencies]", urls))
     text = metadata_of(tmp_path)["text"]
