@@ -197,7 +197,7 @@ class RayJobFunctionError(RayJobEntrypointError):
 
 
 class RayJobRuntimeEnvError(RayJobFailedError):
-    """The entrypoint never ran: its runtime environment could not be set up."""
+    """The entrypoint never ran: Ray refused its runtime environment, or could not set it up."""
 
 
 class RayJobUnschedulableError(RayJobFailedError):

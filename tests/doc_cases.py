@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -232,8 +233,15 @@ def difficulties() -> Rows:
 # -- errors ------------------------------------------------------------------------------------------------------------
 
 
-def _failed(error_type: str | None = None, status: str = "FAILED", exit_code: int | None = None) -> RayJobsError:
-    details = JobDetails(JobType.SUBMISSION, JobStatus(status), error_type=error_type, driver_exit_code=exit_code)
+_SAMPLES = Path(__file__).parent / "samples" / "2.60.0"
+
+
+def _failed(
+    error_type: str | None = None, status: str = "FAILED", exit_code: int | None = None, message: str | None = None
+) -> RayJobsError:
+    details = JobDetails(
+        JobType.SUBMISSION, JobStatus(status), error_type=error_type, driver_exit_code=exit_code, message=message
+    )
     error = error_for_outcome(details, "http://ray-head:8265")
     assert error is not None
     return error
@@ -256,6 +264,9 @@ _ERRORS: dict[str, Exception] = {
     "the function of `@task.ray_job` raised an exception": _function(1),
     "… of the class `AirflowFailException`": _function(FAIL_EXIT_CODE),
     "the runtime environment could not be set up": _failed("RUNTIME_ENV_SETUP_FAILURE"),
+    "Ray refused the runtime environment": _failed(
+        "JOB_SUPERVISOR_ACTOR_START_FAILURE", message=(_SAMPLES / "runtime_env_refused.txt").read_text()
+    ),
     "no node had the requested resources in time": _failed("JOB_SUPERVISOR_ACTOR_START_TIMEOUT"),
     "the process that runs the entrypoint on the cluster died": _failed("JOB_SUPERVISOR_ACTOR_DIED"),
     "the job FAILED, and Ray names no cause": _failed(),

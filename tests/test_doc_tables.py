@@ -125,6 +125,11 @@ def _retried(kind: type[Exception], translate: Callable[..., BaseException]) -> 
     if issubclass(kind, RayApiResponseError):
         is_final = isinstance(translate(kind("", delivery=Delivery.REFUSED)), AirflowFailException)
         return "no, if Ray refuses" if is_final else "yes"
+    if translate is _as_task and kind is exceptions.RayJobRuntimeEnvError:
+        message = (Path(__file__).parent / "samples" / "2.60.0" / "runtime_env_refused.txt").read_text()
+        refused = JobDetails(JobType.SUBMISSION, JobStatus.FAILED, message=message)
+        assert isinstance(translate(kind("", details=refused)), AirflowFailException)
+        return "no, if Ray refuses"
     if translate is _as_task and issubclass(kind, RayJobEntrypointError):
         code = FAIL_EXIT_CODE if kind is exceptions.RayJobFunctionError else 3
         details = JobDetails(JobType.SUBMISSION, JobStatus.FAILED, driver_exit_code=code)

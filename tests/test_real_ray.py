@@ -20,6 +20,7 @@ from airflow_provider_rayjobs.exceptions import (
     RayJobNotTerminalError,
 )
 from airflow_provider_rayjobs.jobs import JobDetails, JobErrorType, JobStatus, JobType, RayJobsClient
+from airflow_provider_rayjobs.jobs.setup_failure import is_refused
 from sandbox.ray_head import RayHead
 
 pytestmark = pytest.mark.ray
@@ -96,6 +97,14 @@ def test_runtime_env_setup_failure_has_its_own_error_type(client: RayJobsClient)
     job = client.submit_job("echo never", runtime_env={"working_dir": "gcs://_ray_pkg_00000000.zip"})
 
     assert follow(client, job)[0].error_type == JobErrorType.RUNTIME_ENV_SETUP_FAILURE
+
+
+@pytest.mark.parametrize("runtime_env", [{"pip": ["six"], "conda": "base"}, {"pip": {"packages": [], "pip_check": 1}}])
+def test_refused_runtime_env_is_recognised(client: RayJobsClient, runtime_env: dict[str, Any]):
+    """Ray refuses a runtime environment that contradicts itself, and its message tells that from other failures."""
+    details, _ = follow(client, client.submit_job("echo never", runtime_env=runtime_env))
+
+    assert is_refused(details.message or "")
 
 
 def test_runtime_env_setup_failure_has_a_message_and_no_log(client: RayJobsClient):

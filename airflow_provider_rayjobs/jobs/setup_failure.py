@@ -1,4 +1,4 @@
-"""Find out why a runtime environment could not be set up, in Ray's message about it; no I/O."""
+"""Find out why a runtime environment could not be set up, in Ray's message about the job; no I/O."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ _LONGEST = 500
 _OF_PIP = re.compile(r"^ *(ERROR: (?!ResolutionImpossible).*)", re.MULTILINE)
 # uv explains an error in the lines that follow it.
 _OF_UV = re.compile(r"^ *((?:error: |\N{MULTIPLICATION SIGN} ).*)", re.MULTILINE | re.DOTALL)
+# Ray checks the runtime environment while it creates the supervisor, and quotes the traceback.
+_REFUSED = re.compile(r"Failed to start supervisor actor [\s\S]*^  File .*, in parse_runtime_env\w*$", re.MULTILINE)
+
+
+def is_refused(message: str) -> bool:
+    """Tell whether Ray refused the runtime environment itself, before any node set it up. No retry can fix it."""
+    return _REFUSED.match(message) is not None
 
 
 def find_setup_error(message: str) -> str:

@@ -42,7 +42,7 @@ from airflow_provider_rayjobs.in_job import FAIL_EXIT_CODE, SKIP_EXIT_CODE
 from airflow_provider_rayjobs.jobs.logs.cursor import NO_ENDING, LogEnding, find_exception, find_root_cause
 from airflow_provider_rayjobs.jobs.logs.messages import NO_MESSAGES, FunctionFailure, JobMessages, without_messages
 from airflow_provider_rayjobs.jobs.models import LOG_EXCERPT_MARKER, JobDetails, JobErrorType, JobStatus
-from airflow_provider_rayjobs.jobs.setup_failure import find_setup_error
+from airflow_provider_rayjobs.jobs.setup_failure import find_setup_error, is_refused
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -68,6 +68,7 @@ _ADVICE: Mapping[str, str] = {
     JobErrorType.JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE: f"{_SUPERVISOR} failed.",
     JobErrorType.JOB_ENTRYPOINT_COMMAND_START_ERROR: "The entrypoint command could not be started.",
 }
+_REFUSED_ADVICE = "Correct runtime_env. The entrypoint never ran."
 # Exit codes of a command that SIGKILL ended, and of a shell whose command it ended.
 _KILLED = (-9, 128 + 9)
 
@@ -76,7 +77,9 @@ _FINAL_REFUSALS = (RayApiRejectedError, RayApiAuthError, RayJobExistsError)
 
 
 def is_final(error: BaseException) -> bool:
-    """Tell whether a retry cannot fix an error: Ray refused the request in its own words."""
+    """Tell whether a retry cannot fix an error: Ray refused request or runtime environment in its own words."""
+    if isinstance(error, RayJobRuntimeEnvError) and error.details is not None:
+        return is_refused(error.details.message or "")
     return isinstance(error, _FINAL_REFUSALS) and error.delivery is Delivery.REFUSED
 
 
@@ -163,14 +166,14 @@ def describe_end(
         return "\n".join([raised, *_describe_root(find_root_cause(traceback.splitlines())), *lines, traceback])
     # half a surrogate pair, as in a file name that is not UTF-8, becomes a question mark
     message = without_messages((details.message or "").encode(errors="replace")).decode().strip()
-    if details.error_type == JobErrorType.RUNTIME_ENV_SETUP_FAILURE:
-        if cause := find_setup_error(message):
-            lines.insert(0, f"Runtime environment setup failed: {cause}")
+    if cause := _describe_setup(details, message):
+        lines.insert(0, cause)
     else:
         lines.extend(_describe_exception(ending, message.splitlines()))
     if details.error_type:
         lines.append(f"Error type {details.error_type}.")
-    lines.extend(text for text in (_ADVICE.get(details.error_type or ""), shortage) if text)
+    advice = _REFUSED_ADVICE if is_refused(message) else _ADVICE.get(details.error_type or "")
+    lines.extend(text for text in (advice, shortage) if text)
     if ending.last_lines:
         message = message.partition(LOG_EXCERPT_MARKER)[0]
     if message:
@@ -178,6 +181,15 @@ def describe_end(
     if ending.last_lines:
         lines.extend(["The log ends with:", *ending.last_lines])
     return "\n".join(lines)
+
+
+def _describe_setup(details: JobDetails, message: str) -> str:
+    """Describe why the runtime environment could not be set up. Empty if it was, or if Ray does not say why."""
+    if is_refused(message):
+        return f"Ray refused the runtime environment: {find_setup_error(message)}"
+    is_of_setup = details.error_type == JobErrorType.RUNTIME_ENV_SETUP_FAILURE
+    cause = find_setup_error(message) if is_of_setup else ""
+    return f"Runtime environment setup failed: {cause}" if cause else ""
 
 
 def _describe_exception(ending: LogEnding, excerpt: Sequence[str]) -> list[str]:
@@ -200,6 +212,8 @@ def _failure_of(details: JobDetails, messages: JobMessages) -> FunctionFailure |
 
 def _failure_class(details: JobDetails) -> type[RayJobFailedError]:
     """Return the class of a failed job's error. Old heads have no error types, only exit codes."""
+    if is_refused(details.message or ""):
+        return RayJobRuntimeEnvError
     if details.error_type is None and details.driver_exit_code:
         return RayJobEntrypointError
     return _FAILURES.get(details.error_type or "", RayJobFailedError)

@@ -266,6 +266,35 @@ def test_message_that_utf_8_cannot_encode():
     assert str(error).endswith("Ray says: Cannot open 'caf?.txt'")
 
 
+@pytest.mark.parametrize("error_type", [JobErrorType.JOB_SUPERVISOR_ACTOR_START_FAILURE, None], ids=str)
+def test_refused_runtime_environment_is_a_mistake(error_type: JobErrorType | None):
+    """A runtime environment that Ray refuses is no fault of the supervisor: the error has its class, and is final."""
+    message = (SAMPLES / "runtime_env_refused.txt").read_text()
+    details = job(JobStatus.FAILED, error_type=error_type, message=message)
+
+    error = error_for_outcome(details, ADDRESS)
+
+    assert type(error) is RayJobRuntimeEnvError
+    assert is_final(error)
+    assert str(error).startswith(
+        "Ray refused the runtime environment: ValueError: The 'pip' field, 'uv' field, and 'conda' field of "
+        "runtime_env cannot be specified at the same time.\nRay job job-1 FAILED"
+    )
+    assert "\nCorrect runtime_env. The entrypoint never ran.\n" in str(error)
+    assert "supervisor (the Ray actor" not in str(error)
+
+
+def test_supervisor_that_did_not_start_is_no_mistake():
+    """Any other failure of the start is a failure of the cluster, even if the runtime environment is named."""
+    message = "Failed to start supervisor actor job-1: 'runtime_env'. Full traceback:\nTraceback ...\nOSError: x"
+    details = job(JobStatus.FAILED, error_type=JobErrorType.JOB_SUPERVISOR_ACTOR_START_FAILURE, message=message)
+
+    error = error_for_outcome(details, ADDRESS)
+
+    assert type(error) is RayJobSupervisorError
+    assert not is_final(error)
+
+
 def test_message_names_the_root_cause():
     """Below the last exception the message has the root cause, from the log or from Ray's copy of its end."""
     log = (SAMPLES / "chained_exceptions.txt").read_text()
