@@ -332,6 +332,8 @@ def _map_suffix(context: Context) -> str:
 
 def numbered_id(base_id: str, map_suffix: str, number: int) -> str:
     """Return the id of the n-th submission under the user's id: ``nightly``, ``nightly-2``; mapped ``nightly-m3-2``."""
+    if len(base_id) > MAX_ID_LENGTH:
+        return base_id  # which the check of the submission refuses
     suffix = map_suffix + ("" if number == 1 else f"-{number}")
     return base_id[: MAX_ID_LENGTH - len(suffix)] + suffix
 

@@ -25,7 +25,7 @@ from airflow_provider_rayjobs.exceptions import (
 from airflow_provider_rayjobs.jobs import JobDetails, JobStatus, JobType, RayVersion
 from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.steps import LogMessage, Send, Sleep
-from airflow_provider_rayjobs.jobs.submission import NONCE
+from airflow_provider_rayjobs.jobs.submission import NONCE, build_submission
 from airflow_provider_rayjobs.task.attempts import (
     Action,
     ClusterAnswer,
@@ -805,6 +805,13 @@ def test_ids_of_the_user_fit_and_differ(length: int) -> None:
 
     assert len(ids) == 16
     assert max(map(len, ids)) <= 200
+
+
+@pytest.mark.parametrize("suffix", ["", "-m0"])
+def test_id_of_the_user_that_is_too_long_is_refused(suffix: str) -> None:
+    """A longer id is not cut, as two tasks may differ in its end alone: it is a mistake."""
+    with pytest.raises(ValueError, match=r"^submission_id 'x+-monday' is invalid. Use 1 to 200"):
+        build_submission("true", submission_id=numbered_id("x" * 200 + "-monday", suffix, 2))
 
 
 @pytest.mark.parametrize(

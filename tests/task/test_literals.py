@@ -34,6 +34,7 @@ MISTAKES = [
     (RayJobSubmitOperator, COMMAND, {"metadata": {"a": [1]}}, "metadata['a'] must be text, not list"),
     (RayJobSubmitOperator, COMMAND, {"metadata": {"submission_nonce": "x"}}, "must not contain submission_nonce"),
     (RayJobSubmitOperator, COMMAND, {"submission_id": "nightly/train"}, "submission_id 'nightly/train"),
+    (RayJobSubmitOperator, COMMAND, {"submission_id": "n" * 201}, "Use 1 to 200 of the characters"),
     (RayJobSubmitOperator, COMMAND, {"entrypoint_num_cpus": "1O"}, "entrypoint_num_cpus must be a number, not '1O'"),
     (RayJobSubmitOperator, COMMAND, {"runtime_env": {"env_vars": {"A": [1], "B": "{{ x }}"}}}, "['A'] must be text"),
     (RayJobSubmitOperator, COMMAND, {"fetch_logs": "liev"}, "fetch_logs must be one of live, on_completion, never"),
@@ -108,7 +109,7 @@ def test_templates_are_left_alone(field: str):
     [
         {"entrypoint": "for i in 1 2; do echo $i; done", "runtime_env": "env.yaml"},
         {"entrypoint": ["python", "train.py", 3], "submission_id": "", "job_name": None},
-        {"submission_id": "n" * 201},
+        {"submission_id": "n" * 200},
         {"runtime_env": {"working_dir": "nowhere", "pip": "nowhere.txt", "env_vars": {"A": 1, "B": "{{ x }}"}}},
         {"runtime_env": {"working_dir": Path("nowhere"), "py_modules": [Path("nowhere")]}},
         {"entrypoint_num_cpus": "0.5", "entrypoint_memory": "2GB", "entrypoint_resources": {"TPU": "4"}},
