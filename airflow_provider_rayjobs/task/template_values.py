@@ -29,7 +29,8 @@ from airflow_provider_rayjobs.masking import RedactedValue, looks_like_runtime_e
 _FETCH_LOGS = ("live", "on_completion", "never")
 # Types that native rendering creates from text. ``str`` converts them back.
 _SCALARS = (str, int, float, Decimal, date, time, UUID, PurePath)
-_BYTES = re.compile(r"\s*(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT])(?P<binary>i)?B?\s*", re.IGNORECASE | re.ASCII)
+# Not "512m", which is half a byte in Kubernetes and 512 MiB elsewhere.
+_BYTES = re.compile(r"\s*(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGTkgt]|m(?=[iIbB]))(?P<binary>[iI])?[bB]?\s*", re.ASCII)
 _RUNTIME_ENV_TEXT = (
     "runtime_env is the text of a dictionary. Pass a dictionary, or the path of a YAML file. A template renders to a "
     "dictionary only with render_template_as_native_obj=True."
@@ -82,7 +83,7 @@ def as_bytes(field: str, value: Any) -> float | None:
     Return a number of bytes, or ``None`` if the value is unset.
 
     Text may have a unit, as in Kubernetes: ``K``, ``M``, ``G``, ``T`` are powers of 1000, ``Ki``, ``Mi``, ``Gi``,
-    ``Ti`` of 1024. A ``B`` may follow.
+    ``Ti`` of 1024. A ``B`` may follow. Small letters are the same, but a lone ``m`` is an error.
     """
     if isinstance(value, str) and (found := _BYTES.fullmatch(value)):
         base = 1024 if found["binary"] else 1000

@@ -422,6 +422,9 @@ def test_wrong_package_secrets(value: Any):
         ("1.5Gi", 3 * 2**29),
         ("64KiB", 2**16),
         ("1TB", 10**12),
+        ("512k", 512_000),
+        ("512mb", 512_000_000),
+        ("512mi", 2**29),
     ],
 )
 def test_bytes(value: Any, size: int | None) -> None:
@@ -430,7 +433,7 @@ def test_bytes(value: Any, size: int | None) -> None:
     assert type(as_bytes("entrypoint_memory", value)) is type(size)
 
 
-@pytest.mark.parametrize("value", ["2 giga", "-2GB", "GB", "2GB 3GB", "2bytes", "1,5GB", [2], True], ids=repr)
+@pytest.mark.parametrize("value", ["2 giga", "-2GB", "GB", "2GB 3GB", "2bytes", "1,5GB", "512m", [2], True], ids=repr)
 def test_wrong_bytes(value: Any) -> None:
     """A value that is no number of bytes is an error that names the field and the units."""
     with pytest.raises(ValueError, match="^entrypoint_memory must be a number of bytes, or text such as 2GB or 1.5GiB"):
