@@ -273,9 +273,12 @@ def log_name(submission_id: str) -> str:
     return f"job-driver-{submission_id}.log"
 
 
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
 def is_job_id(value: object) -> bool:
-    """Tell whether a value may be the id of a job. A client normalises the paths of the others to other endpoints."""
-    return isinstance(value, str) and value not in ("", ".", "..")
+    """Tell whether a value may be the id of a job: a path with it leads to no other endpoint, and can be encoded."""
+    return isinstance(value, str) and value not in ("", ".", "..") and not _SURROGATE.search(value)
 
 
 def _job_path(submission_id: str) -> str:

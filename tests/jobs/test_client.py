@@ -641,12 +641,12 @@ def test_log_is_saved_under_any_name(call: Call, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["get_job", "stop_job", "delete_job", "get_job_logs"])
-@pytest.mark.parametrize("submission_id", ["", ".", ".."])
-def test_id_that_changes_the_path_is_not_sent(call: Call, name: str, submission_id: str) -> None:
-    """An id that a client would take for a part of the path raises an error, and nothing is sent."""
+@pytest.mark.parametrize("submission_id", ["", ".", "..", "x\udcff"], ids=ascii)
+def test_id_that_no_path_can_have_is_not_sent(call: Call, name: str, submission_id: str) -> None:
+    """An id that is a step of the path, or that UTF-8 cannot encode, raises an error, and nothing is sent."""
     wire = Wire(sample("stopped.json"))
 
-    with pytest.raises(ValueError, match=rf"^'{submission_id}' is no id of a job\."):
+    with pytest.raises(ValueError, match=rf"^{re.escape(repr(submission_id))} is no id of a job\."):
         call(name, wire, submission_id)
     assert wire.requests == []
 
