@@ -419,7 +419,8 @@ def _diagnose_status(answer: Answer) -> Diagnosis[RayApiResponseError]:
         case 404 | 405:
             return RayApiAddressError, "this is not the Ray Jobs API", CHECK_ADDRESS
         case _:
-            return RayApiResponseError, "unexpected status", "See dashboard_JobHead.log on the head."
+            advice = "See dashboard_JobHead.log on the head, or dashboard.log of an older Ray."
+            return RayApiResponseError, "unexpected status", advice
 
 
 def _quote(answer: Answer, request: AnyRequest, limit: int = 500) -> str:

@@ -13,6 +13,7 @@ FEATURES = {
     "error types": ((2, 50), "The error type names the cause of a failure: entrypoint, runtime environment, resources"),
     "token authentication": ((2, 52), "The head requires a token"),
     "executable bits": ((2, 53), "Files of a package keep their executable bits"),
+    "label selectors": ((2, 54), "`entrypoint_label_selector` chooses a node by its labels"),
     "tar archives": ((2, 56), "A working directory or module can be a tar archive"),
 }
 
