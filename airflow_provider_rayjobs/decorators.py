@@ -180,6 +180,8 @@ def _find_error(options: Mapping[str, Any]) -> Exception | None:
     """Return the error for an option that does not exist, or whose literal value cannot work."""
     if "entrypoint" in options:
         return TypeError(f"{_NAME} has no entrypoint: it runs the function. For a command use RayJobSubmitOperator.")
+    if "return_result" in options:
+        return TypeError(f"{_NAME} has no return_result: the return value of the function is the result. Remove it.")
     known = FunctionOptions.__annotations__.keys() | TaskOptions.__annotations__.keys()
     for name in options.keys() - known - inspect.signature(BaseOperator.__init__).parameters.keys():
         near = difflib.get_close_matches(name, known, n=1) or sorted(each for each in known if name in each)

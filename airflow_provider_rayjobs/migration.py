@@ -1,8 +1,9 @@
-"""Names of other ways to run Ray jobs that a user may still use, for errors that lead to the migration pages."""
+"""Arguments that do not exist: names of other ways to run Ray jobs, whose errors lead to the migration pages; typos."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import difflib
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 # Where a reader finds the pages. Add the address when [project.urls] of pyproject.toml has "Documentation".
@@ -78,12 +79,14 @@ EXTRAS = {
 }
 
 
-def check_arguments(operator: str, given: Iterable[str]) -> None:
-    """Raise :class:`TypeError` if arguments of another origin are among the given ones."""
-    names = [name for name in given if origin_of(name)]
+def check_arguments(owner: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Raise :class:`TypeError` for arguments of another origin, and for those that resemble a known one."""
+    near = {name: difflib.get_close_matches(name, known, n=1) for name in given if name not in known}
+    names = [name for name, found in near.items() if found or origin_of(name)]
     if names:
         hints = [_describe(origin, names, origin.arguments) for origin in ORIGINS]
-        raise TypeError(f"{operator} has no argument {', '.join(names)}. {' '.join(filter(None, hints))}")
+        hints += [f"Did you mean {near[name][0]}?" for name in names if not origin_of(name)]
+        raise TypeError(f"{owner} has no argument {', '.join(names)}. {' '.join(filter(None, hints))}")
 
 
 def origin_of(argument: str) -> Origin | None:

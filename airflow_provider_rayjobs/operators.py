@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import BaseOperator, conf, context_to_airflow_vars
 
-from airflow_provider_rayjobs import lineage, links, masking, migration, tracing
+from airflow_provider_rayjobs import lineage, links, masking, tracing
 from airflow_provider_rayjobs.exceptions import RayJobNotFoundError, RayJobNotTerminalError, RayPackageError
 from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
 from airflow_provider_rayjobs.in_job import NONCE_VARIABLE, stored_name
@@ -188,7 +188,6 @@ class RayJobSubmitOperator(RendersText, ChecksLiterals, BaseOperator):
         return_result: bool | str | Rendered = False,
         **kwargs: Any,
     ) -> None:
-        migration.check_arguments(type(self).__name__, kwargs)
         super().__init__(**kwargs)
         self.entrypoint = entrypoint
         self.ray_conn_id: Any = ray_conn_id  # text when the task runs

@@ -18,7 +18,7 @@ import structlog
 from airflow.providers.common.compat.sdk import redact
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_rayjobs import config, exceptions, log_budget, metrics, tracing
+from airflow_provider_rayjobs import config, exceptions, log_budget, metrics, migration, tracing
 from airflow_provider_rayjobs.connection import Cluster
 from airflow_provider_rayjobs.exceptions import Delivery, RayJobsError, RayJobTimeoutError
 from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
@@ -127,6 +127,9 @@ class RayJobTrigger(BaseTrigger):
         known = {each.name for each in fields(TriggerOptions)}
         self.options = TriggerOptions(**{name: value for name, value in options.items() if name in known})
         self._unknown = sorted(options.keys() - known)
+        if self._unknown and "version" not in options:  # not from Airflow's database
+            migration.check_arguments("RayJobTrigger", self._unknown, {*known, "ray_conn_id", "poll_interval"})
+            raise TypeError(f"RayJobTrigger has no argument {', '.join(self._unknown)}.")
         self._job = JobRef.from_json({"address": "", "submission_id": submission_id} | (self.options.job_ref or {}))
         self._cluster: Cluster | None = None
         self._pending_for = self.options.pending_for

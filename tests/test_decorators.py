@@ -72,7 +72,7 @@ def test_options_for_type_checkers_are_those_of_the_operator():
         ({"num_gpus": 1}, "has no option 'num_gpus'. Did you mean 'entrypoint_num_gpus'?"),
         ({"zzz": 1}, "has no option 'zzz'."),
         ({"entrypoint": "true"}, "has no entrypoint: it runs the function. For a command use RayJobSubmitOperator."),
-        ({"return_result": True}, "has no option 'return_result'."),
+        ({"return_result": True}, "has no return_result: the return value of the function is the result. Remove it."),
         ({"serializer": "dill"}, "serializer must be one of json, cloudpickle, not 'dill'."),
         ({"result_serializer": "pickle"}, "result_serializer must be one of json, cloudpickle, not 'pickle'."),
         ({"entrypoint_num_cpus": "two"}, "@task.ray_job: entrypoint_num_cpus must be a number, not 'two'."),

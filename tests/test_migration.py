@@ -12,7 +12,9 @@ from airflow.sdk import Connection
 from airflow_provider_rayjobs import migration
 from airflow_provider_rayjobs.connection import EXTRAS, parse_connection
 from airflow_provider_rayjobs.decorators import ray_job
-from airflow_provider_rayjobs.operators import RayJobSubmitOperator
+from airflow_provider_rayjobs.operators import RayJobDeleteOperator, RayJobStopOperator, RayJobSubmitOperator
+from airflow_provider_rayjobs.sensors import RayJobSensor
+from airflow_provider_rayjobs.triggers import RayJobTrigger
 
 ROOT = Path(__file__).parents[1]
 GIVEN: dict[str, Any] = {"conn_id": "ray_conn", "num_cpus": 2, "ray_cluster_yaml": "cluster.yaml"}
@@ -61,10 +63,81 @@ def test_options_of_the_decorator(option: str, guess: str, origin: migration.Ori
     assert str(caught.value) == f"@task.ray_job has no option {option!r}.{guess} {page}"
 
 
+def test_arguments_of_a_mapped_task():
+    """``partial`` has the same error."""
+    with pytest.raises(TypeError) as caught:
+        RayJobSubmitOperator.partial(task_id="train", **GIVEN)
+
+    assert str(caught.value) == f"RayJobSubmitOperator {HINT}"
+
+
+def test_old_name_of_a_required_argument():
+    """An old name is an error about that name, not about the argument that is missing because of it."""
+    given: dict[str, Any] = {"job_id": "x", "gcp_conn_id": "g"}
+    with pytest.raises(TypeError) as caught:
+        RayJobStopOperator(task_id="stop", **given)
+
+    assert str(caught.value) == (
+        "RayJobStopOperator has no argument job_id, gcp_conn_id. That is from Google's RaySubmitJobOperator: "
+        f"gcp_conn_id is ray_conn_id here. See {migration.GOOGLE.where}. That is from Ray's JobSubmissionClient: "
+        f"job_id is submission_id here. See {migration.SDK.where}."
+    )
+
+
+@pytest.mark.parametrize(
+    ("operator", "wrong", "guess"),
+    [
+        (RayJobSubmitOperator, "entrypoint_num_cpu", "entrypoint_num_cpus"),
+        (RayJobSubmitOperator, "entrypont", "entrypoint"),
+        (RayJobSubmitOperator, "retry", "retries"),
+        (RayJobStopOperator, "stop_timout", "stop_timeout"),
+        (RayJobDeleteOperator, "missing_okay", "missing_ok"),
+        (RayJobSensor, "poke_intervall", "poke_interval"),
+    ],
+)
+def test_typo(operator: Any, wrong: str, guess: str):
+    """A typo in an argument, of this package or of Airflow, is an error with the nearest known name."""
+    error = f"^{operator.__name__} has no argument {wrong}. Did you mean {guess}\\?$"
+
+    for create in (operator, operator.partial):
+        with pytest.raises(TypeError, match=error):
+            create(task_id="train", **{wrong: 1})
+
+
 def test_other_arguments():
     """About other arguments Airflow itself raises its error."""
+    given: dict[str, Any] = {"image": "x"}
     with pytest.raises(TypeError, match="Invalid arguments were passed to RayJobSubmitOperator"):
-        RayJobSubmitOperator(task_id="train", entrypoint="true", num_cpu=2)
+        RayJobSubmitOperator(task_id="train", entrypoint="true", **given)
+
+
+def test_argument_of_a_subclass():
+    """The constructor of a subclass may take arguments that look wrong here."""
+
+    class Train(RayJobSubmitOperator):
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__(entrypoint_memory=kwargs.pop("memory"), **kwargs)
+
+    given: dict[str, Any] = {"memory": 5}
+    assert Train(task_id="train", entrypoint="true", **given).entrypoint_memory == 5
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        ("conn_id", f" That is from astro-provider-ray: conn_id is ray_conn_id here. See {migration.ASTRO.where}."),
+        ("stop_on_kil", " Did you mean stop_on_kill?"),
+        ("colour", ""),
+    ],
+)
+def test_arguments_of_the_trigger(wrong: str, hint: str):
+    """An argument that the trigger does not have is an error, unless the arguments are those of a stored trigger."""
+    with pytest.raises(TypeError) as caught:
+        RayJobTrigger("job-1", **{wrong: "x"})
+
+    assert str(caught.value) == f"RayJobTrigger has no argument {wrong}.{hint}"
+    _, stored = RayJobTrigger("job-1").serialize()
+    assert RayJobTrigger(**stored, **{wrong: "x"}).serialize()[1] == stored
 
 
 def test_extras_of_the_connection():

@@ -8,11 +8,14 @@ a secrets backend.
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from airflow_provider_rayjobs import migration
 from airflow_provider_rayjobs.jobs.submission import build_submission, check_runtime_env_keys
 from airflow_provider_rayjobs.task import template_values
 from airflow_provider_rayjobs.task.attempts import numbered_id
@@ -119,10 +122,22 @@ def _check_runtime_env(runtime_env: Any) -> None:
         template_values.as_text_dict("runtime_env['env_vars']", env_vars)
 
 
+@cache
+def _arguments_of(operator: type) -> Collection[str]:
+    """Return the names of all arguments, with those of the constructors that it passes arguments to."""
+    constructors = [vars(each)["__init__"] for each in operator.__mro__ if "__init__" in vars(each)]
+    return {name for each in constructors for name in inspect.signature(each).parameters}
+
+
 class ChecksLiterals(_Base):
     """Mixin of operators and sensors: checks literal arguments at the end of the constructor, and in ``partial``."""
 
     literal_checks: ClassVar[Checks] = CHECKS
+
+    def __new__(cls, *_: Any, **kwargs: Any) -> Self:
+        """Check the names before Airflow does, which would only miss the argument that has another name."""
+        cls._check_names(kwargs)
+        return super().__new__(cls)
 
     def _check_literals(self) -> None:
         # A mapped task is created on the worker, where an error of the constructor would be retried. ``execute`` raises
@@ -136,13 +151,22 @@ class ChecksLiterals(_Base):
     @classmethod
     def partial(cls, **kwargs: Any) -> OperatorPartial:
         """Return a task to be mapped. Airflow's own method creates it."""
+        cls._check_names(kwargs)
         cls._raise_mistake(kwargs.get("task_id"), kwargs, may_be_mapped=True)
         return super().partial(**kwargs)
 
     @classmethod
+    def _has_our_constructor(cls) -> bool:
+        # Another one may take other arguments, and replace ours after the check, or when it runs.
+        return cls.__init__.__module__.startswith(f"{_PACKAGE}.")
+
+    @classmethod
+    def _check_names(cls, arguments: Mapping[str, Any]) -> None:
+        if cls._has_our_constructor():
+            migration.check_arguments(cls.__name__, arguments, _arguments_of(cls))
+
+    @classmethod
     def _raise_mistake(cls, task_id: str | None, arguments: Mapping[str, Any], *, may_be_mapped: bool) -> None:
-        # A subclass with its own constructor may replace arguments after ours has checked them, or when it runs.
-        if not cls.__init__.__module__.startswith(f"{_PACKAGE}."):
-            return
-        if mistake := find_mistake(arguments, cls.literal_checks, may_be_mapped=may_be_mapped):
+        mistake = find_mistake(arguments, cls.literal_checks, may_be_mapped=may_be_mapped)
+        if mistake and cls._has_our_constructor():
             raise ValueError(f"Task {task_id}: {mistake}")
