@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
+from airflow.sdk import DAG
 from test_operators import Store, defer, deferrable, fire, try_from
 
 from airflow_provider_rayjobs import triggers
+from airflow_provider_rayjobs.decorators import ray_job
 from airflow_provider_rayjobs.exceptions import (
     RayApiBusyError,
     RayApiConnectionError,
     RayJobEntrypointError,
+    RayJobFunctionError,
     RayJobLostError,
     RayJobRuntimeEnvError,
     RayJobTimeoutError,
@@ -144,6 +148,33 @@ def test_plans_of_a_task_count_one_after_the_other(fake: FakeRay) -> None:
     run()
     run("other")
     assert [job.status for job in fake.jobs] == ["FAILED", "SUCCEEDED", "SUCCEEDED", "SUCCEEDED"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "exit_code"),
+    [
+        (UnicodeError("no data #1"), RayJobFunctionError, 1),
+        (AirflowSkipException("no data #1"), AirflowSkipException, 99),
+        (AirflowFailException("no data #1"), AirflowFailException, 98),
+    ],
+)
+def test_function_that_raises(fake: FakeRay, raised: Exception, expected: type[Exception], exit_code: int) -> None:
+    """A plan may be a function that raises: the task has the error and the exit code of the real program."""
+    fake.default_plan = Plan(raises=raised)
+
+    @ray_job(poll_interval=0.05)
+    def train() -> None:
+        pass
+
+    with DAG("functions", schedule=None) as dag:
+        train()
+    [operator] = dag.tasks
+    with pytest.raises(expected, match=rf"^train raised [\w.]*{type(raised).__name__}: no data #1\n") as caught:
+        operator.execute(try_from(0, Store(), task_id="train"))
+    assert fake.jobs[0].exit_code == exit_code
+    if isinstance(caught.value, RayJobFunctionError):
+        assert caught.value.is_a(type(raised).__name__)
+        assert caught.value.is_a("Exception")
 
 
 def test_failure_in_words_of_ray(fake: FakeRay) -> None:

@@ -215,7 +215,7 @@ def _store(uri: str, data: bytes) -> None:
 
 def _send_error(call: dict[str, Any], error: BaseException) -> int:
     """Send an exception, print its traceback, and return the exit code."""
-    names = [_class_name(each) for each in type(error).__mro__ if each is not object]
+    names = class_names(error)
     try:
         message = str(error)
     except BaseException as failure:  # noqa: BLE001
@@ -236,7 +236,17 @@ def _send_error(call: dict[str, Any], error: BaseException) -> int:
     }
     with contextlib.suppress(OSError):  # the exit code tells the most important
         send("error", json.dumps(content))
-    last_parts = {name.rpartition(".")[2] for name in names}
+    return exit_code_of(error)
+
+
+def class_names(error: BaseException) -> list[str]:
+    """Return the names of the class of an exception and of its base classes."""
+    return [_class_name(each) for each in type(error).__mro__ if each is not object]
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Return the exit code of a function that raised an exception."""
+    last_parts = {name.rpartition(".")[2] for name in class_names(error)}
     if "AirflowSkipException" in last_parts:
         return SKIP_EXIT_CODE
     if "AirflowFailException" in last_parts or isinstance(error, ResultError):

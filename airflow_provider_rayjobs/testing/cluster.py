@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from airflow_provider_rayjobs.in_job import check
+from airflow_provider_rayjobs.in_job.__main__ import class_names, exit_code_of
 from airflow_provider_rayjobs.jobs.pending import RAY_START_LIMIT
 from airflow_provider_rayjobs.jobs.submission import NONCE
 from airflow_provider_rayjobs.testing.clock import Clock
@@ -54,6 +57,7 @@ class Plan:
     :param exit_code: of the entrypoint, 0 for SUCCEEDED. ``None`` if the supervisor dies: FAILED without exit code.
     :param result: what it pushes before it succeeds: the return value of a function, or of a task with
         ``return_result``.
+    :param raises: what the function of ``@task.ray_job`` raises. The exit code follows from its class.
     :param progress: what it reports, e.g. ``{"done": 3, "total": 10, "text": "epoch 3"}``.
     :param message: Ray's message about a job that FAILED, instead of the usual one.
     :param error_type: Ray's error type of such a job, e.g. ``RUNTIME_ENV_SETUP_FAILURE``.
@@ -65,6 +69,7 @@ class Plan:
     log: str = ""
     exit_code: int | None = 0
     result: Any = None
+    raises: BaseException | None = None
     progress: Mapping[str, Any] | None = None
     message: str = ""
     error_type: str = ""
@@ -75,6 +80,8 @@ class Plan:
     def __post_init__(self) -> None:
         check(self.result, "result")
         check(self.progress, "progress")
+        if self.raises is not None:
+            object.__setattr__(self, "exit_code", exit_code_of(self.raises))
 
 
 @dataclass
@@ -316,6 +323,11 @@ class Cluster:
             log += message_line(job, "progress", job.plan.progress)
         if job.status == "SUCCEEDED":
             log += message_line(job, "result", job.plan.result)
+        if job.status == "FAILED" and (error := job.plan.raises) is not None:
+            lines = "".join(traceback.format_exception(error))
+            function = shlex.split(job.entrypoint)[-1]
+            content = {"function": function, "types": class_names(error), "message": str(error), "traceback": lines}
+            log += lines + message_line(job, "error", content)
         return log.encode()
 
     def details_of(self, job: Job) -> dict[str, Any]:
