@@ -219,6 +219,7 @@ def test_exception_of_a_ray_task(client: RayJobsClient):
     assert raised.value.is_a("ZeroDivisionError")
 
 
+@pytest.mark.needs_ray("cloudpickle")
 def test_cloudpickle(client: RayJobsClient):
     """With cloudpickle, functions without source, closures, and values that are not JSON are sent and returned."""
     names: dict[str, Any] = {}

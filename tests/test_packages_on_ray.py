@@ -145,7 +145,13 @@ def test_wheel_with_new_contents_is_installed_again(client: RayJobsClient, tmp_p
         assert f"says {says}" in run(client, print_it, runtime_env={"py_modules": [str(built)]})
 
 
-@pytest.mark.parametrize("tool", ["pip", "uv"])
+@pytest.mark.parametrize(
+    "tool",
+    [
+        pytest.param("pip", marks=pytest.mark.needs_ray("constraints")),
+        pytest.param("uv", marks=pytest.mark.needs_ray("uv")),
+    ],
+)
 def test_requirements_and_constraints_files_are_installed(client: RayJobsClient, tmp_path: Path, tool: str):
     """Included files and constraints count, although no such file is on the cluster."""
     wheel(tmp_path / "wheels", "one", "limited", "1.0")

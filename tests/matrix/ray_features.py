@@ -9,6 +9,10 @@ from functools import cache
 
 # Read from the wheels of each release, and seen on heads before and after it.
 FEATURES = {
+    "constraints": ((2, 10), "Requirements files of `pip` with constraints"),
+    "cloudpickle": ((2, 10), "Functions and results of `cloudpickle`, as the cluster has another cloudpickle before"),
+    "sessions": ((2, 32), "The head tells its session, which shows a restart"),
+    "uv": ((2, 39), "`uv` in a runtime environment"),
     "log files": ((2, 47), "Invalid UTF-8 and carriage returns of a log arrive unchanged"),
     "error types": ((2, 50), "The error type names the cause of a failure: entrypoint, runtime environment, resources"),
     "token authentication": ((2, 52), "The head requires a token"),
