@@ -88,10 +88,11 @@ class Execution(Boundary):
             self.log.info("No task state store is used. Each try of this task submits a new job.")
         ended = self._attach_or_submit()
         if not self.settings.wait_for_completion:
+            delivered = self._deliver()
             if self.state is State.FOLLOWING:
                 self._raise_if_ended()
                 self._enter(State.RELEASED)
-            return self._deliver()
+            return delivered
         if ended is not None:
             self._show_log(ended)
             return self._conclude(ended)
@@ -364,5 +365,5 @@ class Execution(Boundary):
         Airflow rejects the deferral and the success of such a task, and then nothing would stop the job.
         """
         self.kill_switch.end_polling()
-        if self.kill_switch.is_triggered or self._was_ended_by_airflow():
+        if self._was_ended_by_airflow() or self.kill_switch.is_triggered:  # a kill may come during the question
             raise Interrupted

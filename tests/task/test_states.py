@@ -811,6 +811,29 @@ def test_kill_right_before_the_task_leaves_its_job(head: Head, arguments: dict[s
     assert head.stops == [store.job["submission_id"]]
 
 
+@pytest.mark.parametrize("moment", ["question", "write"])
+@pytest.mark.parametrize("arguments", [{"deferrable": True}, {"wait_for_completion": False}], ids=["defer", "release"])
+def test_kill_while_airflow_answers(head: Head, arguments: dict[str, Any], moment: str) -> None:
+    """A worker is shut down while its last requests to Airflow wait. The try fails, as its job is stopped."""
+
+    class Killing(Store):
+        def set(self, key: str, value: Any, **options: Any) -> None:
+            super().set(key, value, **options)
+            if moment == "write" and value["accepted"] and (value["delivered"] or "deferrable" in arguments):
+                run.kill_switch.kill()
+
+    def states(**_: Any) -> dict[str, dict[str, str]]:
+        if moment == "question":
+            run.kill_switch.kill()
+        return {"run-1": {"train": "running"}}
+
+    head.status = "RUNNING"
+    run = walk(store := Killing(), ti={"get_task_states": states}, **arguments)
+    with pytest.raises(RayJobStoppedError, match="ended with status STOPPED"):
+        run.submit_and_wait()
+    assert head.jobs[store.job["submission_id"]]["status"] == "STOPPED"
+
+
 # -- before the first request -------------------------------------------------------------------------------------
 
 CONNECTION = "AIRFLOW_CONN_RAY_JOBS_DEFAULT"
