@@ -116,6 +116,8 @@ class KillSwitch:
         # ``task_success_overtime``.
         if getattr(self._task_instance, "state", None) not in (None, "running"):
             return
+        if self._verdict is not None and not self._verdict.is_set() and self._stopping and self._stopping.is_alive():
+            return  # the thread of an earlier kill waits for the verdict
         self.summary = f"The stop request for job {self._job.submission_id} was not answered within {_TIMEOUT:.0f} s."
         self._verdict = verdict = threading.Event()
         self._stopping = stopping = threading.Thread(

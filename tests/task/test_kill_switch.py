@@ -460,6 +460,21 @@ def test_kill_while_nothing_polls() -> None:
         assert head.requests == [GET, STOP]
 
 
+@pytest.mark.parametrize("is_superseded", [True, False])
+def test_killed_twice_before_the_verdict(is_superseded: bool) -> None:
+    """A second kill, while ``execute`` asks Airflow, waits for the same verdict."""
+    with Head(STOPPED) as head:
+        switch = polled(head.address)
+        switch.kill()
+        switch.end_polling()
+        switch.kill()
+        assert head.requests == []
+        switch.settle(is_superseded=is_superseded)
+        time.sleep(1.5)
+
+    assert head.requests == ([] if is_superseded else [GET, STOP])
+
+
 def test_kill_after_the_verdict() -> None:
     """A second kill leaves the job of another try alone."""
     with Head(STOPPED) as head:
