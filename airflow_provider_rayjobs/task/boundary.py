@@ -537,8 +537,11 @@ class Boundary:
         if stored is not None:
             is_superseded = stored.holder not in (self._id, self.store.found_holder)
         else:
+            # A success may be that of the next try, whose job outlives it.
+            waits = self._settings is None or self._settings.wait_for_completion
+            final = _FINAL_STATES if waits else set(_FINAL_STATES) - {"success"}
             try:
-                is_superseded = any(state not in _FINAL_STATES for state in self._states())
+                is_superseded = any(state not in final for state in self._states())
             except Exception:  # noqa: BLE001  (a cleared try is replaced by the next one)
                 is_superseded = True
         self.kill_switch.was_frozen = self.kill_switch.notice_freeze() and is_superseded

@@ -652,6 +652,16 @@ def test_leaving_a_job_that_has_a_successor(head: Head, arguments: dict[str, Any
     assert head.stops == []
 
 
+def test_kill_of_a_try_whose_successor_has_released_the_job(head: Head) -> None:
+    """A task that does not wait succeeds in its next try, and the job outlives both."""
+    run, store = aborted(head, FOLLOWING, lambda: None, ti=task_states("success"), wait_for_completion=False)
+    run.abort = lambda: (hide(store), run.kill_switch.kill())
+
+    with pytest.raises(RayJobStoppedError, match="another try of this task may see to Ray job"):
+        run.submit_and_wait()
+    assert head.stops == []
+
+
 @pytest.mark.parametrize("state", ["restarting", "failed", "success", "skipped", "removed", "deleted"])
 def test_kill_of_a_try_that_has_no_successor(head: Head, state: str) -> None:
     """The record is hidden from a cleared try, too, and from one whose run was deleted. Its job is stopped."""
