@@ -47,8 +47,7 @@ FOUND = {
     "worker, last try | 0 | worker log#3 after: sigterm | worker log#3 after: die": (
         "the process of the last try was killed"
     ),
-    "worker | 0 | 11.8: mark success | worker log#3 after: freeze 400 "
-    "| worker store get ray_job#2 before: api server down 10": (
+    "worker | 0 | 11.8: mark success | worker log#3 after: freeze 400 | worker store get ray_job#2: fails": (
         "a worker that had been frozen could not ask whether it was replaced"
     ),
     "worker, execution_timeout | 0 | worker submit#2: twice | worker log#9 before: record deleted": (
