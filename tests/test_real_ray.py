@@ -99,6 +99,7 @@ def test_runtime_env_setup_failure_has_its_own_error_type(client: RayJobsClient)
     assert follow(client, job)[0].error_type == JobErrorType.RUNTIME_ENV_SETUP_FAILURE
 
 
+@pytest.mark.needs_ray("refusals")
 @pytest.mark.parametrize("runtime_env", [{"pip": ["six"], "conda": "base"}, {"pip": {"packages": [], "pip_check": 1}}])
 def test_refused_runtime_env_is_recognised(client: RayJobsClient, runtime_env: dict[str, Any]):
     """Ray refuses a runtime environment that contradicts itself, and its message tells that from other failures."""
