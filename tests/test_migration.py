@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk import Connection
+from airflow.sdk import BaseOperator, Connection
 
 from airflow_provider_rayjobs import migration
 from airflow_provider_rayjobs.connection import EXTRAS, parse_connection
@@ -117,6 +118,47 @@ def test_argument_of_a_subclass():
     class Train(RayJobSubmitOperator):
         def __init__(self, **kwargs: Any) -> None:
             super().__init__(entrypoint_memory=kwargs.pop("memory"), **kwargs)
+
+    given: dict[str, Any] = {"memory": 5}
+    assert Train(task_id="train", entrypoint="true", **given).entrypoint_memory == 5
+
+
+def test_argument_of_a_mixin():
+    """Behind our constructors another one may take arguments that look wrong here, without naming them."""
+
+    class Team(BaseOperator):
+        def __init__(self, **kwargs: Any) -> None:
+            team = kwargs.pop("owner_team")
+            super().__init__(**kwargs)
+            self.team = team
+
+    class Train(RayJobSubmitOperator, Team):
+        pass
+
+    given: dict[str, Any] = {"owner_team": "ml"}
+    assert Train(task_id="train", entrypoint="true", **given).team == "ml"
+
+
+def test_argument_of_a_wrapped_constructor():
+    """A constructor with the signature of ours, for type checkers, may take arguments that look wrong here."""
+
+    class Train(RayJobSubmitOperator):
+        @functools.wraps(RayJobSubmitOperator.__init__)
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__(entrypoint_memory=kwargs.pop("memory"), **kwargs)
+
+    given: dict[str, Any] = {"memory": 5}
+    assert Train(task_id="train", entrypoint="true", **given).entrypoint_memory == 5
+
+
+def test_argument_of_a_hook():
+    """A subclass may replace its arguments in the hook that Airflow calls before a constructor."""
+
+    class Train(RayJobSubmitOperator):
+        def _hook_apply_defaults(self, **kwargs: Any) -> Any:
+            if "memory" in kwargs:
+                kwargs["entrypoint_memory"] = kwargs.pop("memory")
+            return (), kwargs
 
     given: dict[str, Any] = {"memory": 5}
     assert Train(task_id="train", entrypoint="true", **given).entrypoint_memory == 5
