@@ -436,6 +436,24 @@ def test_quoted_answer_hides_env_vars() -> None:
     assert "pa55" not in str(error)
 
 
+def test_quoted_answer_shows_ids_of_the_task() -> None:
+    """The variables that a task adds are no secrets: the words of Ray that quote its ids stay readable."""
+    env_vars = {
+        "AIRFLOW_CTX_DAG_ID": "submission",
+        "AIRFLOW_CTX_DAG_OWNER": "airflow",
+        "RAY_JOB_SUBMISSION_ID": "night-1",
+    }
+    submission = JobSubmission("night-1", "python a.py", {"env_vars": env_vars})
+    words = "ValueError: Job with submission_id night-1 already exists"
+
+    error = error_for_answer(
+        endpoints.submit_job(submission),
+        Answer(500, f"Traceback (most recent call last):\n{words}\n.\n".encode(), ADDRESS),
+    )
+
+    assert words in str(error)
+
+
 def test_long_answer_is_shortened() -> None:
     """The error quotes only the beginning of a long answer."""
     error = error_for_answer(endpoints.get_version(), Answer(418, b"x" * 5000 + b"\xff", ADDRESS))
