@@ -57,6 +57,10 @@ class KillSwitch:
         self._verdict: threading.Event | None = None
         self._stopping: threading.Thread | None = None
 
+    def __reduce__(self) -> tuple[type[KillSwitch], tuple[()]]:
+        """Give the copy of an operator, deep or pickled, a new switch: no try runs with it."""
+        return KillSwitch, ()
+
     @property
     def is_triggered(self) -> bool:
         """Tell whether ``execute`` has to end."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
+import pickle
 import re
 import socket
 import threading
@@ -552,3 +554,17 @@ def test_no_freeze_before_the_try() -> None:
     switch.begin_try()
 
     assert not switch.was_frozen
+
+
+def test_copies_are_new_switches() -> None:
+    """A callback may copy or pickle the operator of a try that was killed."""
+    kill_switch = KillSwitch()
+    kill_switch.begin_try(threading.current_thread())
+    kill_switch.arm(
+        lambda: RayJobsClient("http://127.0.0.1:1"), JobRef("http://127.0.0.1:1", "a"), may_be_superseded=True
+    )
+    kill_switch.kill()
+    kill_switch.settle(is_superseded=True)
+
+    for copied in (copy.deepcopy(kill_switch), pickle.loads(pickle.dumps(kill_switch))):
+        assert not copied.is_killed
