@@ -177,6 +177,43 @@ def test_function_that_raises(fake: FakeRay, raised: Exception, expected: type[E
         assert caught.value.is_a("Exception")
 
 
+class UnreadableError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    ("raised", "message"),
+    [
+        (UnreadableError(), r"\(its message cannot be shown: RuntimeError\('no text'\)\)"),
+        (ValueError("x" * 3_000_000), "x+"),
+        (ValueError("half \udc80"), r"half \\udc80"),
+    ],
+    ids=["without text", "long", "half a surrogate pair"],
+)
+def test_function_that_raises_something_odd(fake: FakeRay, raised: Exception, message: str) -> None:
+    """The task has the message that the real program sends."""
+    fake.default_plan = Plan(raises=raised)
+
+    @ray_job(poll_interval=0.05, fetch_logs="on_completion", log_lines_limit=5)
+    def train() -> None:
+        pass
+
+    with DAG("functions", schedule=None) as dag:
+        train()
+    [operator] = dag.tasks
+    with pytest.raises(RayJobFunctionError, match=rf"^train raised [\w.]*{type(raised).__name__}: {message}\n"):
+        operator.execute(try_from(0, Store(), task_id="train"))
+
+
+def test_command_that_raises(fake: FakeRay) -> None:
+    """A plan that raises also suits a command that no shell could read."""
+    fake.default_plan = Plan(raises=ValueError("x"))
+
+    with pytest.raises(RayJobEntrypointError, match="ValueError: x"):
+        run(entrypoint="echo it's")
+
+
 def test_failure_in_words_of_ray(fake: FakeRay) -> None:
     """A plan may name Ray's error type and message."""
     fake.default_plan = Plan(exit_code=None, error_type="RUNTIME_ENV_SETUP_FAILURE", message="no torch==99")

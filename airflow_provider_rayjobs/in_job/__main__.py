@@ -215,28 +215,33 @@ def _store(uri: str, data: bytes) -> None:
 
 def _send_error(call: dict[str, Any], error: BaseException) -> int:
     """Send an exception, print its traceback, and return the exit code."""
+    lines, content = describe_error(call["name"], error, _users_frames(call, error))
+    # the function may have closed its output
+    with contextlib.suppress(Exception):
+        sys.stderr.write(lines)
+        sys.stderr.flush()
+    with contextlib.suppress(OSError):  # the exit code tells the most important
+        send("error", json.dumps(content))
+    return exit_code_of(error)
+
+
+def describe_error(function: str, error: BaseException, frames: Any) -> tuple[str, dict[str, Any]]:
+    """Return the traceback of an exception, and what the task is told about it."""
     names = class_names(error)
     try:
         message = str(error)
     except BaseException as failure:  # noqa: BLE001
         message = f"(its message cannot be shown: {failure!r})"
     try:
-        lines = "".join(traceback.format_exception(type(error), error, _users_frames(call, error)))
+        lines = "".join(traceback.format_exception(type(error), error, frames))
     except Exception:  # noqa: BLE001  (Python 3.8 fails at a long chain of exceptions)
         lines = f"{names[0]}: {message}\n"
-    # the function may have closed its output
-    with contextlib.suppress(Exception):
-        sys.stderr.write(lines)
-        sys.stderr.flush()
-    content = {
-        "function": call["name"],
+    return lines, {
+        "function": function,
         "types": names,
         "message": message[:_MESSAGE_SIZE],
         "traceback": lines[-_TRACEBACK_SIZE:],
     }
-    with contextlib.suppress(OSError):  # the exit code tells the most important
-        send("error", json.dumps(content))
-    return exit_code_of(error)
 
 
 def class_names(error: BaseException) -> list[str]:

@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from airflow_provider_rayjobs.in_job import check
-from airflow_provider_rayjobs.in_job.__main__ import class_names, exit_code_of
+from airflow_provider_rayjobs.in_job.__main__ import describe_error, exit_code_of
 from airflow_provider_rayjobs.jobs.pending import RAY_START_LIMIT
 from airflow_provider_rayjobs.jobs.submission import NONCE
 from airflow_provider_rayjobs.testing.clock import Clock
@@ -324,11 +322,10 @@ class Cluster:
         if job.status == "SUCCEEDED":
             log += message_line(job, "result", job.plan.result)
         if job.status == "FAILED" and (error := job.plan.raises) is not None:
-            lines = "".join(traceback.format_exception(error))
-            function = shlex.split(job.entrypoint)[-1]
-            content = {"function": function, "types": class_names(error), "message": str(error), "traceback": lines}
+            function = job.entrypoint.rpartition(" ")[2].strip("'")  # no shlex: a shell command may be any text
+            lines, content = describe_error(function, error, error.__traceback__)
             log += lines + message_line(job, "error", content)
-        return log.encode()
+        return log.encode(errors="backslashreplace")  # as Python's standard error
 
     def details_of(self, job: Job) -> dict[str, Any]:
         """Return Ray's JSON about a job."""
