@@ -46,9 +46,9 @@ def _check_certificates(
 
 def certificate_mtimes(access: Access) -> tuple[int, ...]:
     """
-    Return the time of the last change of each certificate file, in nanoseconds; 0 for a missing file.
+    Return a number for each certificate file that changes with the file; 0 for a missing file.
 
-    Files out of an image or an archive may all have the same modification time.
+    Files out of an image or an archive may all have the same modification time, even one in the future.
     """
     paths = (None if access.verify in (SYSTEM, OFF) else access.verify, access.client_cert, access.client_key)
     return tuple(0 if path is None else _mtime(path) for path in paths)
@@ -59,7 +59,7 @@ def _mtime(path: str) -> int:
         status = os.stat(path)  # noqa: PTH116  (Path.stat() is the same, and slower)
     except OSError:
         return 0
-    return max(status.st_mtime_ns, status.st_ctime_ns)
+    return status.st_mtime_ns + status.st_ctime_ns
 
 
 def _trust_system() -> ssl.SSLContext:

@@ -573,12 +573,13 @@ def test_unchanged_certificate_files_are_read_once(tmp_path: Path):
         check_certificates(access)
 
 
-def test_replaced_certificate_of_the_same_modification_time_is_noticed(tmp_path: Path):
+@pytest.mark.parametrize("modified", [0, 4e9], ids=["1970", "2096"])
+def test_replaced_certificate_of_the_same_modification_time_is_noticed(tmp_path: Path, modified: float):
     """Files out of an image or an archive may all have the same modification time."""
     file, new = tmp_path / "client.pem", tmp_path / "new.pem"
     for each in (file, new):
         each.write_text("a certificate")
-        os.utime(each, (0, 0))
+        os.utime(each, (modified, modified))
     access = Access(client_cert=str(file))
     times = certificate_mtimes(access)
     time.sleep(0.05)  # the clock of a file system may be coarse
