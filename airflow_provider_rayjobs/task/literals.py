@@ -36,8 +36,7 @@ Checks = Mapping[str, Check]
 _PLAIN_TEXT = re.compile(r"[\w\s.,:/+-]*")
 # The index of a mapped task instance, which is not known yet, is in its submission id.
 _MAP_SUFFIX = "-m0"
-# The packages whose constructors say in their signatures what they take.
-_KNOWN_PACKAGES = (__name__.partition(".")[0], "airflow", "")
+_PACKAGE = __name__.partition(".")[0]
 
 
 def _unless_none(check: Check) -> Check:
@@ -124,24 +123,14 @@ def _check_runtime_env(runtime_env: Any) -> None:
 
 
 @cache
-def _is_known(constructor: Any) -> bool:
-    """Tell whether a constructor is ours or Airflow's, without a function of a user that wraps it."""
-    chain = [constructor]
-    while wrapped := getattr(chain[-1], "__wrapped__", None):
-        chain.append(wrapped)
-    # ``functools.wraps`` sets ``__module__``, and leaves the globals
-    modules = [getattr(each, "__globals__", {}).get("__name__", "") for each in chain]
-    return all(module.partition(".")[0] in _KNOWN_PACKAGES for module in modules)
-
-
-@cache
-def _arguments_of(operator: type) -> Collection[str] | None:
-    """Return the names of all arguments; ``None`` if code of a user may take others."""
+def _arguments_of(operator: type) -> Collection[str]:
+    """Return the names of all arguments, with those of the constructors that it passes arguments to."""
     constructors = [vars(each)["__init__"] for each in operator.__mro__ if "__init__" in vars(each)]
-    # Airflow calls the hook before each constructor, with all arguments
-    if hasattr(operator, "_hook_apply_defaults") or not all(map(_is_known, constructors)):
-        return None
     return {name for each in constructors for name in inspect.signature(each).parameters} - {"self", "args", "kwargs"}
+
+
+def _is_ours(code: Any) -> bool:
+    return str(code.__module__).partition(".")[0] == _PACKAGE
 
 
 class ChecksLiterals(_Base):
@@ -172,12 +161,12 @@ class ChecksLiterals(_Base):
 
     @classmethod
     def _check_names(cls, arguments: Mapping[str, Any]) -> None:
-        if (known := _arguments_of(cls)) is not None:
-            migration.check_arguments(cls.__name__, arguments, known)
+        if _is_ours(cls):  # a subclass of a user may take other arguments
+            migration.check_arguments(cls.__name__, arguments, _arguments_of(cls))
 
     @classmethod
     def _raise_mistake(cls, task_id: str | None, arguments: Mapping[str, Any], *, may_be_mapped: bool) -> None:
         mistake = find_mistake(arguments, cls.literal_checks, may_be_mapped=may_be_mapped)
         # The constructor of a subclass may replace arguments after ours has checked them, or when it runs.
-        if mistake and _is_known(cls.__init__):
+        if mistake and _is_ours(cls.__init__):
             raise ValueError(f"Task {task_id}: {mistake}")
