@@ -211,7 +211,7 @@ class Boundary:
         if self.state is State.RELEASED:
             self._enter(State.DONE)
         self._end_execution_timeout()
-        self.kill_switch.end_polling()
+        self.kill_switch.poll()  # a kill waits for the verdict that comes with the stop
 
     def _end_execution_timeout(self) -> None:
         if self.task.execution_timeout is not None:
@@ -343,8 +343,10 @@ class Boundary:
         if self._owns_job() and not isinstance(error, RayJobNotFoundError | RayJobLostError):
             name = self._record.submission_id
             is_followed = self.store.is_durable and not is_last_try(raised, self.task, self.context)
-            is_ended = self.kill_switch.is_enabled and (self.kill_switch.is_triggered or self._was_ended_by_airflow())
+            # the question first, as a kill may come meanwhile
+            is_ended = self.kill_switch.is_enabled and (self._was_ended_by_airflow() or self.kill_switch.is_triggered)
             if is_followed and not is_ended:
+                self.kill_switch.end_polling()
                 self._warn("Ray job %s may still be running. It is not stopped: the next try follows it.", name)
             else:
                 self._warn("Ray job %s may still be running, and no further try follows it. Stopping it.", name)

@@ -28,7 +28,7 @@ from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.stop import stop_and_wait
 
 # Seconds for the verdict of ``execute``, then for the stop. Together less than the 5 s before SIGKILL.
-_VERDICT_TIMEOUT = 1.5
+VERDICT_TIMEOUT = 1.5
 _TIMEOUT = 3.0
 
 
@@ -146,9 +146,10 @@ class KillSwitch:
         if self._verdict is not None and self._stopping is not None:
             self._verdict.set()
             self._stopping.join(_TIMEOUT)
+        self.end_polling()
 
     def _stop(self, connect: Callable[[], RayJobsClient], job: JobRef, verdict: threading.Event) -> None:
-        verdict.wait(_VERDICT_TIMEOUT)
+        verdict.wait(VERDICT_TIMEOUT)
         if self._is_superseded:
             self.summary = ""
             return

@@ -21,6 +21,7 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_rayjobs import exceptions
+from airflow_provider_rayjobs.task.kill_switch import VERDICT_TIMEOUT
 
 if TYPE_CHECKING:
     from .history import History
@@ -136,6 +137,8 @@ def _check_successes(history: History) -> None:
         history.violate("successes", f"{len(succeeded)} jobs SUCCEEDED, {allowed} allowed: {names}")
 
 
+# Seconds after SIGTERM.
+_SIGKILL_AFTER = 5.0
 # What lets Airflow call ``on_kill``, or stops a job by itself.
 _KILLS = ("clear", "mark failed", "mark success", "sigterm", "api server down 40", "job stopped by hand")
 
@@ -152,6 +155,11 @@ def _check_stops(history: History) -> None:
             continue
         if history.airflow.has_lost_record:  # the try could not know whether the next one would find the job
             history.report.tags.add("the job record could not be read when the task resumed")
+        elif any(
+            worker.terminated_at + VERDICT_TIMEOUT <= job.stop_accepted < worker.terminated_at + _SIGKILL_AFTER
+            for worker in history.airflow.workers
+        ):
+            history.report.tags.add("a killed worker had no answer in time about the next try")
         else:
             history.violate("stop", f"job {job.number} {job.name} was stopped, and nothing ended its task")
 
