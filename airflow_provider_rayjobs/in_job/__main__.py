@@ -226,7 +226,7 @@ def _send_error(call: dict[str, Any], error: BaseException) -> int:
 
 
 def describe_error(function: str, error: BaseException, frames: Any) -> tuple[str, dict[str, Any]]:
-    """Return the traceback of an exception, and what the task is told about it."""
+    """Return the traceback of an exception, and the content of its message to the task."""
     names = class_names(error)
     try:
         message = str(error)

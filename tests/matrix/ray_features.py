@@ -11,7 +11,7 @@ from functools import cache
 FEATURES = {
     "constraints": ((2, 10), "Requirements files of `pip` with constraints"),
     "cloudpickle": ((2, 10), "Functions and results of `cloudpickle`, as the cluster has another cloudpickle before"),
-    "refusals": ((2, 12), "A refused runtime environment is told from a cluster failure, and fails the task at once"),
+    "refusals": ((2, 12), "A refused runtime environment fails the task at once, and is no cluster failure"),
     "sessions": ((2, 32), "The head tells its session, which shows a restart"),
     "uv": ((2, 39), "`uv` in a runtime environment"),
     "log files": ((2, 47), "Invalid UTF-8 and carriage returns of a log arrive unchanged"),

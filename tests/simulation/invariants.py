@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_rayjobs import exceptions
 from airflow_provider_rayjobs.task.kill_switch import VERDICT_TIMEOUT
 
+from .airflow import SIGKILL_DELAY
+
 if TYPE_CHECKING:
     from .history import History
     from .ray import Job
@@ -137,8 +139,6 @@ def _check_successes(history: History) -> None:
         history.violate("successes", f"{len(succeeded)} jobs SUCCEEDED, {allowed} allowed: {names}")
 
 
-# Seconds after SIGTERM.
-_SIGKILL_AFTER = 5.0
 # What lets Airflow call ``on_kill``, or stops a job by itself.
 _KILLS = ("clear", "mark failed", "mark success", "sigterm", "api server down 40", "job stopped by hand")
 
@@ -156,7 +156,7 @@ def _check_stops(history: History) -> None:
         if history.airflow.has_lost_record:  # the try could not know whether the next one would find the job
             history.report.tags.add("the job record could not be read when the task resumed")
         elif any(
-            worker.terminated_at + VERDICT_TIMEOUT <= job.stop_accepted < worker.terminated_at + _SIGKILL_AFTER
+            worker.terminated_at + VERDICT_TIMEOUT <= job.stop_accepted < worker.terminated_at + SIGKILL_DELAY
             for worker in history.airflow.workers
         ):
             history.report.tags.add("a killed worker had no answer in time about the next try")
