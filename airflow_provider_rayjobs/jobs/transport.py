@@ -462,16 +462,17 @@ def check_address(address: str) -> str:
 @contextmanager
 def naming_proxy_variables() -> Iterator[None]:
     """Name the environment variables of an HTTP proxy that httpx cannot use. Their values may hold a password."""
-    names = ", ".join(name for name in os.environ if name.lower() in _PROXY_VARIABLES and os.environ[name])
     try:
         yield
-    except ImportError:  # httpx needs another package
-        raise ValueError(
-            f"the environment variables {names} name a SOCKS proxy, which needs the package socksio: install it."
-        ) from None
-    except (httpx.InvalidURL, ValueError):
-        advice = "Correct them: write an IPv6 address as ::1, and escape special characters of a password."
-        message = f"the environment variables {names} hold an address that is not usable. {advice}"
+    except (ImportError, httpx.InvalidURL, ValueError) as error:
+        names = ", ".join(name for name in os.environ if name.lower() in _PROXY_VARIABLES and os.environ[name])
+        if isinstance(error, ImportError):
+            message = (
+                f"the environment variables {names} name a SOCKS proxy, which needs the package socksio: install it."
+            )
+        else:
+            advice = "Correct them: write an IPv6 address as ::1, and escape special characters of a password."
+            message = f"the environment variables {names} hold an address that is not usable. {advice}"
         redaction.raise_unchained(ValueError(message))
 
 
