@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from doc_files import EXAMPLES
+from run_dags import run_dags
 
 from airflow_provider_rayjobs.task.attempts import HAS_STORE
 
@@ -27,14 +25,7 @@ DAG_FILES = sorted(path.name for pattern in ("*.py", "migration/after_*.py") for
 @pytest.fixture(scope="module")
 def runs(docs_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """One run of each DAG, in one process, so that Airflow is imported once."""
-    folder = tmp_path_factory.mktemp("runs")
-    with (folder / "log").open("w") as log:
-        subprocess.run(
-            [sys.executable, Path(__file__).with_name("run_dags.py"), EXAMPLES, folder / "results.json"],
-            env=docs_environment, check=True, stdout=log, stderr=subprocess.STDOUT, timeout=1500,
-        )  # fmt: skip
-    results: dict[str, Any] = json.loads((folder / "results.json").read_text())
-    return results | {"log": (folder / "log").read_text()}
+    return run_dags(EXAMPLES, tmp_path_factory.mktemp("runs"), docs_environment)
 
 
 def test_examples_can_be_imported(runs: dict[str, Any]):

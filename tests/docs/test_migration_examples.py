@@ -12,7 +12,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from airflow.sdk import Connection
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from doc_files import DOCS, EXAMPLES
+from run_dags import run_dags
 
 from airflow_provider_rayjobs import config
 from airflow_provider_rayjobs.connection import Cluster, parse_connection
@@ -96,13 +96,8 @@ def old_runs(
         "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
         "RAY_API_SERVER_ADDRESS": docs_head.address,
     }
-    with (folder / "log").open("w") as log:
-        subprocess.run(
-            [sys.executable, Path(__file__).with_name("run_dags.py"), dags, folder / "results.json"],
-            env=environment, check=True, stdout=log, stderr=subprocess.STDOUT, timeout=600,
-        )  # fmt: skip
-    results: dict[str, Any] = json.loads((folder / "results.json").read_text())
-    return results | {"log": (folder / "log").read_text(), "kubectl": (folder / "kubectl.log").read_text()}
+    results = run_dags(dags, folder, environment)
+    return results | {"kubectl": (folder / "kubectl.log").read_text()}
 
 
 @pytest.mark.ray
