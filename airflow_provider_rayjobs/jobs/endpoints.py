@@ -423,10 +423,6 @@ def _diagnose_status(answer: Answer) -> Diagnosis[RayApiResponseError]:
             return RayApiResponseError, "unexpected status", advice
 
 
-# Names of variables that a task adds. Their values are ids, such as Ray's errors quote, and words such as "airflow".
-_PUBLIC_VARIABLES = ("AIRFLOW_CTX_", "RAY_JOB_SUBMISSION_ID")
-
-
 def _quote(answer: Answer, request: AnyRequest, limit: int = 500) -> str:
     """
     Quote an error, or the last line of a traceback. Quote no HTML, and no 200: it may hold ``env_vars``.
@@ -435,9 +431,11 @@ def _quote(answer: Answer, request: AnyRequest, limit: int = 500) -> str:
     """
     if answer.status_code == 200 or answer.text.startswith("<"):
         return ""
-    env_vars = ((request.payload or {}).get("runtime_env") or {}).get("env_vars") or {}
-    secrets = [value for name, value in env_vars.items() if not name.startswith(_PUBLIC_VARIABLES)]
-    text = redaction.redact(answer.redact(answer.text), secrets)
+    payload: Mapping[str, Any] = request.payload or {}
+    # Ray shows these on the page of the job, and a task has some of them in ``env_vars`` too.
+    shown = {payload.get("submission_id"), *(payload.get("metadata") or {}).values()}
+    env_vars = (payload.get("runtime_env") or {}).get("env_vars") or {}
+    text = redaction.redact(answer.redact(answer.text), (value for value in env_vars.values() if value not in shown))
     if "Traceback (most recent call last)" in text:
         text = text.rstrip("\n .").rpartition("\n")[2]
     return text if len(text) <= limit else f"{text[:limit]} ..."

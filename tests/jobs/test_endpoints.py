@@ -437,21 +437,23 @@ def test_quoted_answer_hides_env_vars() -> None:
 
 
 def test_quoted_answer_shows_ids_of_the_task() -> None:
-    """The variables that a task adds are no secrets: the words of Ray that quote its ids stay readable."""
+    """A task has its ids in ``env_vars`` and metadata. Ray's words that quote them stay readable."""
     env_vars = {
         "AIRFLOW_CTX_DAG_ID": "submission",
-        "AIRFLOW_CTX_DAG_OWNER": "airflow",
+        "AIRFLOW_CTX_DAG_EMAIL": "a@example.com",
+        "AIRFLOW_CTX_API_TOKEN": "pa55-of-a-policy",
         "RAY_JOB_SUBMISSION_ID": "night-1",
+        "RAY_JOB_SUBMISSION_ID_OF_ANOTHER": "pa55-of-a-user",
     }
-    submission = JobSubmission("night-1", "python a.py", {"env_vars": env_vars})
+    submission = JobSubmission("night-1", "python a.py", {"env_vars": env_vars}, metadata={"dag_id": "submission"})
     words = "ValueError: Job with submission_id night-1 already exists"
 
     error = error_for_answer(
         endpoints.submit_job(submission),
-        Answer(500, f"Traceback (most recent call last):\n{words}\n.\n".encode(), ADDRESS),
+        Answer(500, f"Traceback (most recent call last):\n{words}: {[*env_vars.values()]}\n.\n".encode(), ADDRESS),
     )
 
-    assert words in str(error)
+    assert f"{words}: ['submission', '***', '***', 'night-1', '***']" in str(error)
 
 
 def test_long_answer_is_shortened() -> None:
