@@ -240,6 +240,8 @@ class Execution(Boundary):
 
         def note(step: Step) -> Engine[Any]:
             answer = yield step
+            if self.kill_switch.was_frozen:  # until Airflow says that no other try has taken over
+                yield RunBlocking(self._was_superseded)
             if isinstance(answer, JobDetails):
                 self._status = answer.status
                 self._pending_for = pending_for(answer, self._pending_for)

@@ -112,9 +112,9 @@ class KillSwitch:
 
     def kill(self) -> None:
         """Set the flag, and see to the stop of the job if the switch is armed. Runs in a signal handler."""
-        self.notice_freeze()
+        was_frozen = self.notice_freeze() and self._may_be_superseded
         self.is_killed = True
-        if not self.is_enabled or self.was_frozen or self._is_superseded or self._connect is None or self._job is None:
+        if not self.is_enabled or was_frozen or self._is_superseded or self._connect is None or self._job is None:
             return
         # Airflow has the end of the try, and only callbacks run: a kill ends them, for example after their
         # ``task_success_overtime``.

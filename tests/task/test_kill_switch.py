@@ -139,9 +139,10 @@ def closed_port() -> Iterator[str]:
         yield f"http://127.0.0.1:{unused.getsockname()[1]}"
 
 
-def armed(address: str, submission_id: str = "a/b") -> KillSwitch:
+def armed(address: str, submission_id: str = "a/b", *, may_be_superseded: bool = False) -> KillSwitch:
     switch = KillSwitch()
-    switch.arm(lambda: RayJobsClient(address), JobRef(address, submission_id, nonce="ours"))
+    job = JobRef(address, submission_id, nonce="ours")
+    switch.arm(lambda: RayJobsClient(address), job, may_be_superseded=may_be_superseded)
     return switch
 
 
@@ -404,9 +405,8 @@ def test_killed_twice() -> None:
 
 def polled(address: str) -> KillSwitch:
     """Return the switch of a try that can be superseded and polls the switch."""
-    switch = KillSwitch()
+    switch = armed(address, may_be_superseded=True)
     switch.begin_try()
-    switch.arm(lambda: RayJobsClient(address), JobRef(address, "a/b", nonce="ours"), may_be_superseded=True)
     switch.poll()
     return switch
 
@@ -502,7 +502,7 @@ def short_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_kill_after_a_freeze() -> None:
     """After a freeze another try may follow the job. The handler sends nothing, and ``execute`` has to end."""
     with Head(STOPPED) as head:
-        switch = armed(head.address)
+        switch = armed(head.address, may_be_superseded=True)
         switch.begin_try()
         time.sleep(0.7)
         switch.kill()
@@ -514,10 +514,22 @@ def test_kill_after_a_freeze() -> None:
 
 
 @pytest.mark.usefixtures("short_heartbeats")
+def test_kill_after_a_freeze_of_a_job_that_no_other_try_finds() -> None:
+    """A try without a stored record cannot be superseded: a kill stops its job."""
+    with Head(STOPPED) as head:
+        switch = armed(head.address)
+        switch.begin_try()
+        time.sleep(0.7)
+        switch.kill()
+
+    assert head.requests == [GET, STOP]
+
+
+@pytest.mark.usefixtures("short_heartbeats")
 def test_freeze_that_a_poll_notices() -> None:
     """A freeze ends no try. A kill at any later time sends nothing, until the next try begins."""
     with Head(STOPPED) as head:
-        switch = armed(head.address)
+        switch = armed(head.address, may_be_superseded=True)
         switch.begin_try()
         time.sleep(0.7)
         assert not switch.poll()
@@ -529,6 +541,7 @@ def test_freeze_that_a_poll_notices() -> None:
         switch.begin_try()
         assert not switch.was_frozen
         switch.kill()
+        switch.settle(is_superseded=False)
         assert head.requests == [GET, STOP]
 
 

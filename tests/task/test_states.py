@@ -1447,15 +1447,42 @@ def test_frozen_worker_that_airflow_refuses(
 @pytest.mark.parametrize("wake", WAKES)
 @pytest.mark.parametrize("is_durable", [True, False])
 def test_frozen_worker_that_still_follows_its_job(head: Head, wake: Callable[[Walk], object], is_durable: bool) -> None:
-    """If no other try has taken over, the job is stopped as usual. The signal handler sends nothing."""
+    """
+    If no other try has taken over, the job is stopped as usual.
+
+    The signal handler sends nothing, unless no other try can find the job.
+    """
     store = Store()
     run = frozen(head, store, wake, lambda: None)
     run.task.durable = is_durable
 
     with pytest.raises((RayJobsError, AirflowTaskTimeout)):
         run.submit_and_wait()
-    assert head.stops == [*head.jobs]
-    assert run.kill_switch.summary == ""
+    assert {*head.stops} == {*head.jobs}
+    if is_durable:
+        assert len(head.stops) == 1
+        assert run.kill_switch.summary == ""
+
+
+@pytest.mark.usefixtures("short_heartbeats")
+def test_frozen_worker_asks_once_it_follows_its_job_again(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Airflow says that no other try has taken over. A later kill stops the job without waiting for Ray's answer."""
+    run = walk(Store())
+    head.status = "RUNNING"
+    seen: list[bool] = []
+    answer = head.answer
+
+    def look(method: str, path: str, body: bytes) -> Reply | None:
+        if method == "GET" and path.startswith("/api/jobs/"):
+            seen.append(run.kill_switch.was_frozen)
+            time.sleep(0.7 if len(seen) == 1 else 0)
+            if len(seen) == 4:
+                head.jobs[path.rpartition("/")[2]]["status"] = "SUCCEEDED"
+        return answer(method, path, body)
+
+    monkeypatch.setattr(head, "answer", look)
+    run.submit_and_wait()
+    assert seen[-1] is False
 
 
 # -- a connection that was edited ---------------------------------------------------------------------------------
