@@ -414,7 +414,9 @@ class Boundary:
     def _enter(self, state: State) -> None:
         """Change the state, and arm or disarm the kill switch as :mod:`.states` says."""
         self.state = state
-        if state.is_armed and self._target is not None:
+        # Without a nonce, only an answer of Ray tells whether the recorded job is this task's.
+        is_unknown = state is State.EARLIER_JOB and self._record.job.nonce is None
+        if state.is_armed and self._target is not None and not is_unknown:
             target, is_durable = self._target, self.store.is_durable
             self.kill_switch.arm(lambda: target.client(is_quiet=True), self._record.job, may_be_superseded=is_durable)
         else:

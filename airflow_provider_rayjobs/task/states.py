@@ -10,7 +10,7 @@ state        meaning                                                        owns
 ===========  =============================================================  ===========  ============================
 STARTING     the job record was not read yet                                (yes)        disarmed
 NO_JOB       nothing was submitted, or no submitted job runs                no           disarmed
-EARLIER_JOB  Ray is asked about an earlier try's job, or the try stops it   yes          disarmed
+EARLIER_JOB  Ray is asked about an earlier try's job, or the try stops it   yes          armed (*)
 SUBMITTING   the job record is stored; the submission may have been sent    yes          armed
 FOLLOWING    Ray has the job, and this task submitted it                    yes          armed
 RELEASED     ``wait_for_completion=False``: the job may run on              no           armed
@@ -18,6 +18,7 @@ DEFERRED     the trigger follows the job, and stops it on a kill            (yes
 DONE         the job ended or was stopped, or the try is over               no           disarmed
 ===========  =============================================================  ===========  ============================
 
+(*) As soon as the cluster of the job is known, and if the job record has a nonce.
 "(yes)": if a job record exists. In DEFERRED an aborted try is one whose trigger has failed, or one that cannot resume.
 
 ===========  ===========  ===========================================================================================
@@ -83,4 +84,4 @@ class State(Enum):
     @property
     def is_armed(self) -> bool:
         """Tell whether a kill stops the job at once."""
-        return self in (State.SUBMITTING, State.FOLLOWING, State.RELEASED)
+        return self in (State.EARLIER_JOB, State.SUBMITTING, State.FOLLOWING, State.RELEASED)

@@ -54,6 +54,7 @@ pytestmark = pytest.mark.skipif(not HAS_STORE, reason="Airflow 3.3 introduced th
 STARTING, NO_JOB, EARLIER_JOB, SUBMITTING, FOLLOWING, RELEASED, DEFERRED, DONE = State
 OWNS_JOB = [EARLIER_JOB, SUBMITTING, FOLLOWING]
 TRACEBACK = "Traceback (most recent call last):\nValueError: no"
+ARMED = [*OWNS_JOB, RELEASED]
 TOKEN = "Unauthorized: Missing authentication token"
 
 
@@ -145,7 +146,8 @@ class Walk(Execution):
         if state is not self.path[-1]:
             self.path.append(state)
         super()._enter(state)
-        assert (self.kill_switch._connect is not None) is (state in (SUBMITTING, FOLLOWING, RELEASED))
+        is_known = self._target is not None and (state is not EARLIER_JOB or self._record.job.nonce is not None)
+        assert (self.kill_switch._connect is not None) is (state in ARMED and is_known)
         if state is self.abort_in:
             self.times_before -= 1
             if self.times_before < 0:
@@ -541,7 +543,7 @@ def test_kill(head: Head, state: State) -> None:
     with pytest.raises(RayJobStoppedError):
         run.submit_and_wait()
     assert head.stops == ([store.job["submission_id"]] if state in OWNS_JOB else [])
-    assert (run.kill_switch.summary != "") is (state in (SUBMITTING, FOLLOWING))
+    assert (run.kill_switch.summary != "") is (state in OWNS_JOB)
     assert run.state is DONE
 
 
@@ -847,6 +849,28 @@ def test_kill_while_airflow_answers(head: Head, arguments: dict[str, Any], momen
 # -- before the first request -------------------------------------------------------------------------------------
 
 CONNECTION = "AIRFLOW_CONN_RAY_JOBS_DEFAULT"
+def test_kill_while_ray_is_slow_about_the_earlier_job(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A retry that waits for Ray's first answer is killed. The job is stopped before the answer comes."""
+    stops_before_answer: list[str] = []
+    answer = head.answer
+
+    def kill_and_wait(method: str, path: str, body: bytes) -> Reply | None:
+        if method == "GET" and path.startswith("/api/jobs/"):
+            monkeypatch.setattr(head, "answer", answer)
+            run.kill_switch.kill()
+            deadline = time.monotonic() + 4
+            while not head.stops and time.monotonic() < deadline:
+                time.sleep(0.05)
+            stops_before_answer.extend(head.stops)
+        return answer(method, path, body)
+
+    run = walk(store := stored(head, "RUNNING"))
+    monkeypatch.setattr(head, "answer", kill_and_wait)
+    with pytest.raises(RayJobStoppedError):
+        run.submit_and_wait()
+    assert stops_before_answer == [store.job["submission_id"]]
+
+
 
 
 def with_broken_connection(patch: pytest.MonkeyPatch) -> dict[str, Any]:
