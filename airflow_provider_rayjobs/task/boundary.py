@@ -177,7 +177,7 @@ class Boundary:
     def _guard(self, work: Callable[[], Any]) -> Any:
         try:
             try:
-                return work()
+                return self._do_work(work)
             except RayJobTimeoutError as error:
                 self._begin_cleanup()
                 return self._abandon(error)
@@ -195,7 +195,7 @@ class Boundary:
             self._begin_cleanup()
             self._handle_interrupt()
             raise
-        except Exception as error:  # noqa: BLE001  (raised again)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  (raised again)
             self._begin_cleanup()
             self._handle_error(error)
         finally:
@@ -206,11 +206,21 @@ class Boundary:
             for client in self._clients.values():
                 client.close()
 
+    def _do_work(self, work: Callable[[], Any]) -> Any:
+        """
+        Let Airflow's ``execution_timeout`` not break off what follows an error. A stop has a time limit of its own.
+
+        A timeout that comes before the last line below replaces the error, and is handled as a timeout.
+        """
+        try:
+            return work()
+        except (Exception, Interrupted, KeyboardInterrupt, SystemExit):
+            self._end_execution_timeout()
+            raise
+
     def _begin_cleanup(self) -> None:
-        """Let Airflow's ``execution_timeout`` not break off the stop of a job. A stop has a time limit of its own."""
         if self.state is State.RELEASED:
             self._enter(State.DONE)
-        self._end_execution_timeout()
         self.kill_switch.poll()  # a kill waits for the verdict that comes with the stop
 
     def _end_execution_timeout(self) -> None:
@@ -336,17 +346,14 @@ class Boundary:
         self._update(job=replace(record.job, address=target.cluster.address), conn_id=target.hook.ray_conn_id)
         self._enter(self.state)
 
-    def _handle_error(self, error: Exception) -> NoReturn:
+    def _handle_error(self, error: BaseException) -> NoReturn:
         """Leave a job that may run to the next try, or stop it if there is none. Raise the error for Airflow."""
         fail_on, skip_on = (self._settings.fail_on, self._settings.skip_on) if self._settings else ((), ())
         raised = to_task_error(error, self.task, fail_on=fail_on, skip_on=skip_on)
         if self._owns_job() and not isinstance(error, RayJobNotFoundError | RayJobLostError):
             name = self._record.submission_id
             is_followed = self.store.is_durable and not is_last_try(raised, self.task, self.context)
-            # the question first, as a kill may come meanwhile
-            is_ended = self.kill_switch.is_enabled and (self._was_ended_by_airflow() or self.kill_switch.is_triggered)
-            if is_followed and not is_ended:
-                self.kill_switch.end_polling()
+            if is_followed and not (self.kill_switch.is_enabled and self._is_ended()):
                 self._warn("Ray job %s may still be running. It is not stopped: the next try follows it.", name)
             else:
                 self._warn("Ray job %s may still be running, and no further try follows it. Stopping it.", name)
@@ -451,12 +458,19 @@ class Boundary:
             raise RuntimeError("This try has no job record yet.")
         return self.store.record
 
-    def _was_ended_by_airflow(self) -> bool:
-        """Ask Airflow whether the task was marked or cleared since its last heartbeat."""
+    def _is_ended(self) -> bool:
+        """
+        Ask Airflow for the last time whether the task was marked or cleared. From now on a kill stops the job at once.
+
+        A kill that comes during the question waits for the verdict of the try, which ends then.
+        """
+        self.kill_switch.poll()
         try:
-            return any(state in _ENDED_STATES for state in self._states())
+            is_ended = any(state in _ENDED_STATES for state in self._states())
         except Exception:  # noqa: BLE001  (Airflow cannot be asked)
-            return False
+            is_ended = False
+        self.kill_switch.end_polling()
+        return is_ended or self.kill_switch.is_triggered
 
     def _states(self) -> Collection[str | None]:
         """Ask Airflow for the state of the task instance; nothing if it was deleted."""
@@ -514,6 +528,7 @@ class Boundary:
 
     def _raise_if_superseded(self) -> None:
         """Raise :class:`RayJobStoppedError` if another try sees to the job. Otherwise let a kill stop it."""
+        self.kill_switch.poll()
         is_superseded = self._was_superseded()
         self.kill_switch.settle(is_superseded=is_superseded)
         if is_superseded:

@@ -361,11 +361,6 @@ class Execution(Boundary):
         return float(start.timestamp() + self.settings.execution_timeout)
 
     def _raise_if_ended(self) -> None:
-        """
-        Raise :class:`Interrupted` if the task was marked or cleared since its last heartbeat.
-
-        Airflow rejects the deferral and the success of such a task, and then nothing would stop the job.
-        """
-        self.kill_switch.end_polling()
-        if self._was_ended_by_airflow() or self.kill_switch.is_triggered:  # a kill may come during the question
+        """Raise :class:`Interrupted` if Airflow has ended the try: it rejects a deferral and a success then."""
+        if self._is_ended():
             raise Interrupted

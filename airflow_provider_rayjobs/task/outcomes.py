@@ -93,7 +93,7 @@ def is_mistake(error: BaseException) -> bool:
     return type(error) is ValueError
 
 
-def ending_retries(error: Exception) -> Exception:
+def ending_retries(error: BaseException) -> BaseException:
     """Return an error that is also an ``AirflowFailException``: no retry, whatever a retry policy says."""
     return _with_class(error, AirflowFailException)
 
@@ -220,7 +220,7 @@ def _failure_class(details: JobDetails) -> type[RayJobFailedError]:
 
 
 def to_task_error(
-    error: Exception, task: Any, *, fail_on: Collection[int] = (), skip_on: Collection[int] = ()
+    error: BaseException, task: Any, *, fail_on: Collection[int] = (), skip_on: Collection[int] = ()
 ) -> BaseException:
     """
     Translate an error into the one that a task raises.
@@ -240,10 +240,10 @@ def to_task_error(
     if isinstance(error, RayJobFunctionError) and exit_code == FAIL_EXIT_CODE:
         return _with_class(error, AirflowFailException)  # as the function says, whatever a policy says
     ends_retries = is_final(error) or (exit_code is not None and exit_code in fail_on)
-    return _with_class(error, AirflowFailException) if ends_retries and not has_retry_policy(task) else error
+    return ending_retries(error) if ends_retries and not has_retry_policy(task) else error
 
 
-def _hide_quoted_cause(error: Exception) -> None:
+def _hide_quoted_cause(error: BaseException) -> None:
     """Detach the cause of an error whose text quotes it. Airflow's log would show the same text up to four times."""
     if isinstance(error, RayJobsError) and error.__cause__ is not None:
         cause = str(error.__cause__).rstrip(":. ")  # as transport.py quotes it
@@ -268,7 +268,7 @@ def has_retry_policy(task: Any) -> bool:
     return getattr(task, "retry_policy", None) is not None
 
 
-def to_sensor_error(error: RayJobsError) -> Exception:
+def to_sensor_error(error: RayJobsError) -> BaseException:
     """
     Translate an error into the one that a sensor raises.
 
@@ -310,7 +310,7 @@ def _is_within_bounds(decision: Any, context: Context) -> bool:
     return first is None or datetime.now(UTC) - first < decision.reschedule_timeout
 
 
-def _with_class(error: Exception, airflow_class: type[BaseException]) -> Exception:
+def _with_class(error: BaseException, airflow_class: type[BaseException]) -> BaseException:
     """Return an error that is also of an Airflow class, with the same name, text and attributes."""
     if isinstance(error, airflow_class):
         return error
@@ -318,8 +318,8 @@ def _with_class(error: Exception, airflow_class: type[BaseException]) -> Excepti
 
 
 def _build_error(
-    ours: type[Exception], airflow_class: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]
-) -> Exception:
+    ours: type[BaseException], airflow_class: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]
+) -> BaseException:
     # Pickle cannot import a class that is created at run time, so ``__reduce__`` makes it call this function.
     namespace = {
         "__module__": ours.__module__,

@@ -50,7 +50,7 @@ BUGS: dict[str, Callable[[], Any]] = {
         mock.patch.object, JobRef, "is_same", return_value=True
     ),
     "a try does not ask Airflow before it defers": partial(
-        mock.patch.object, Execution, "_was_ended_by_airflow", return_value=False
+        mock.patch.object, Execution, "_is_ended", return_value=False
     ),
     "a job is replaced although its end is not confirmed": _replaces_without_end,
     "a value of another job counts": partial(mock.patch.object, MessageFilter, "_is_ours", return_value=True),

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,8 @@ pytestmark = pytest.mark.skipif(not HAS_STORE, reason="Airflow 3.3 introduced th
 
 STARTING, NO_JOB, EARLIER_JOB, SUBMITTING, FOLLOWING, RELEASED, DEFERRED, DONE = State
 OWNS_JOB = [EARLIER_JOB, SUBMITTING, FOLLOWING]
-TRACEBACK = "Traceback (most recent call last):\nValueError: no"
 ARMED = [*OWNS_JOB, RELEASED]
+TRACEBACK = "Traceback (most recent call last):\nValueError: no"
 TOKEN = "Unauthorized: Missing authentication token"
 
 
@@ -442,10 +443,12 @@ def killed(head: Head, state: State, **arguments: Any) -> tuple[Walk, Store]:
 
 
 @pytest.mark.parametrize("state", [NO_JOB, *OWNS_JOB, RELEASED])
-@pytest.mark.parametrize("error", [RayJobsError("odd"), OSError("odd")], ids=["ours", "another"])
+@pytest.mark.parametrize(
+    "error", [RayJobsError("odd"), OSError("odd"), SystemExit("odd")], ids=["ours", "another", "exit"]
+)
 @TRIES
-def test_error(head: Head, state: State, error: Exception, max_tries: int) -> None:
-    """On the last try an error stops the job. Otherwise the job is left to the next try."""
+def test_error(head: Head, state: State, error: BaseException, max_tries: int) -> None:
+    """On the last try an error stops the job. Otherwise the job is left to the next try. User code may exit."""
     run, store = aborted(head, state, throw(error), max_tries=max_tries)
 
     with pytest.raises(type(error), match="odd"):
@@ -846,9 +849,22 @@ def test_kill_while_airflow_answers(head: Head, arguments: dict[str, Any], momen
     assert head.jobs[store.job["submission_id"]]["status"] == "STOPPED"
 
 
-# -- before the first request -------------------------------------------------------------------------------------
+@pytest.mark.parametrize("arguments", [{"deferrable": True}, {"wait_for_completion": False}], ids=["defer", "release"])
+def test_kill_while_airflow_names_a_successor(head: Head, arguments: dict[str, Any]) -> None:
+    """Airflow has failed a try that asks for the last time, and kills it. The job is left to the next try."""
 
-CONNECTION = "AIRFLOW_CONN_RAY_JOBS_DEFAULT"
+    def states(**_: Any) -> dict[str, dict[str, str]]:
+        hide(store)
+        run.kill_switch.kill()
+        return {"run-1": {"train": "running"}}
+
+    head.status = "RUNNING"
+    run = walk(store := Store(), ti={"get_task_states": states}, **arguments)
+    with pytest.raises(RayJobStoppedError, match="another try of this task may see to Ray job"):
+        run.submit_and_wait()
+    assert head.stops == []
+
+
 def test_kill_while_ray_is_slow_about_the_earlier_job(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
     """A retry that waits for Ray's first answer is killed. The job is stopped before the answer comes."""
     stops_before_answer: list[str] = []
@@ -871,6 +887,24 @@ def test_kill_while_ray_is_slow_about_the_earlier_job(head: Head, monkeypatch: p
     assert stops_before_answer == [store.job["submission_id"]]
 
 
+def test_execution_timeout_at_the_end_of_a_failing_try(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit may expire before the handling of an error has ended it. The try ends as one that timed out."""
+    run, store = aborted(head, FOLLOWING, throw(OSError("odd")), execution_timeout=timedelta(seconds=100))
+    end = run._end_execution_timeout
+
+    def expire() -> None:
+        monkeypatch.setattr(run, "_end_execution_timeout", end)
+        raise AirflowTaskTimeout
+
+    monkeypatch.setattr(run, "_end_execution_timeout", expire)
+    with pytest.raises(RayJobTimeoutError, match="did not end within the execution_timeout"):
+        run.submit_and_wait()
+    assert head.stops == [store.job["submission_id"]]
+
+
+# -- before the first request -------------------------------------------------------------------------------------
+
+CONNECTION = "AIRFLOW_CONN_RAY_JOBS_DEFAULT"
 
 
 def with_broken_connection(patch: pytest.MonkeyPatch) -> dict[str, Any]:
