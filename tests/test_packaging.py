@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 
 import pytest
@@ -106,7 +106,9 @@ def test_installation_changes_no_other_package(dist: Path, wheel: Path, tmp_path
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=600).stdout
 
     subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, tmp_path / "environment"], check=True)
-    pip("install", f"apache-airflow=={version('apache-airflow')}", "--constraint", ROOT / "constraints.txt")
+    constraints = tmp_path / "constraints.txt"  # those of the environment of the tests
+    constraints.write_text("".join(f"{each.name}=={each.version}\n" for each in distributions()))
+    pip("install", f"apache-airflow=={version('apache-airflow')}", "--constraint", constraints)
     before = pip("freeze").splitlines()
     pip("install", wheel)
     added = set(pip("freeze").splitlines()) ^ set(before)

@@ -97,7 +97,7 @@ def test_first_job(terminals: Terminals):
     # A command of Airflow at each poll would hold up its components: all of them share one SQLite file.
     give_up_at = time.monotonic() + 240
     logs = terminals.directory / "airflow" / "logs"
-    while not any("Post Execute" in log.read_text() for log in logs.rglob("task_id=train/attempt=1.log")):
+    while not any("SUCCEEDED after" in log.read_text() for log in logs.rglob("task_id=train/attempt=1.log")):
         assert time.monotonic() < give_up_at, terminals.airflow("dags", "list-runs", "first_ray_job")
         time.sleep(1)
     [log] = logs.rglob("task_id=train/attempt=1.log")

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def test_hook_submits_follows_reads_logs_and_stops(
     assert hook.stop_job(endless_job) is True
     assert hook.follow_job(endless_job, poll_interval=1).status == "STOPPED"
     assert hook.test_connection()[0]
-    assert hook.test_connection()[1].startswith("Ray 2.60.0 at ")
+    assert hook.test_connection()[1].startswith(f"Ray {version('ray')} at ")
 
 
 def test_async_hook_submits_follows_reads_log_and_stops(routes: Routes, monkeypatch: pytest.MonkeyPatch):
@@ -342,6 +343,12 @@ def test_wrong_token_fails_the_task_at_once(airflow: LocalAirflow, run_id: str, 
     assert "HTTP 403, token rejected by Ray: could not " in log
 
 
+shows_templates = pytest.mark.skipif(
+    Version(airflow_version).release < (3, 2), reason="the API returns rendered templates since Airflow 3.2"
+)
+
+
+@shows_templates
 @pytest.mark.airflow
 def test_rendered_template_view_masks_all_env_vars(airflow: LocalAirflow, run_id: str):
     """Airflow's UI shows the names of a task's ``env_vars`` and no values, for mapped tasks as well."""
@@ -352,6 +359,7 @@ def test_rendered_template_view_masks_all_env_vars(airflow: LocalAirflow, run_id
         }
 
 
+@shows_templates
 @pytest.mark.airflow
 def test_password_in_the_url_of_a_package_index_is_hidden(airflow: LocalAirflow, run_id: str):
     """Template view and error of a failed installation show the index without its password."""
@@ -390,6 +398,6 @@ def test_test_button_of_the_connection_form_uses_all_fields(airflow: LocalAirflo
     bad = airflow.api("POST", "/connections/test", json=fields | connection | {"extra": json.dumps({"verfy": "off"})})
 
     assert good["status"], good
-    assert good["message"].startswith("Ray 2.60.0 at https://127.0.0.1:")
+    assert good["message"].startswith(f"Ray {version('ray')} at https://127.0.0.1:")
     # and not the id that Airflow makes up for the test
     assert (bad["status"], bad["message"].startswith("this connection: unknown extra verfy")) == (False, True), bad

@@ -25,7 +25,13 @@ PRINT_ENVIRONMENT = (
 
 with DAG("secured", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz="UTC"), max_active_tasks=4):
     for mode, deferrable in (("worker", False), ("deferred", True)):
-        arguments = {"deferrable": deferrable, "poll_interval": 1, "runtime_env": ENVIRONMENT}
+        arguments = {
+            "deferrable": deferrable,
+            "poll_interval": 1,
+            "runtime_env": ENVIRONMENT,
+            # The worker writes the log: it has read the connection, the triggerer has not.
+            "fetch_logs": "on_completion" if deferrable else "live",
+        }
         RayJobSubmitOperator(
             task_id=f"mtls_{mode}", entrypoint=f"{PRINT_ENVIRONMENT}; sleep 3", ray_conn_id="ray_jobs_mtls", **arguments
         )
