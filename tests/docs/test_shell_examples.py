@@ -27,7 +27,9 @@ def test_connection_can_be_imported(docs_environment: dict[str, str]):
     environment = {name: value for name, value in docs_environment.items() if not name.startswith("AIRFLOW_CONN")}
     run(EXAMPLES / "connections" / "import.sh", environment)
 
-    [connection] = json.loads(output("airflow connections get ray_jobs_default -o json", environment))
+    # Airflow 3.2 writes log lines first.
+    *_, line = output("airflow connections get ray_jobs_default -o json", environment).splitlines()
+    [connection] = json.loads(line)
     assert (connection["host"], connection["conn_type"]) == ("http://ray-head:8265", "ray_jobs")
 
 

@@ -344,7 +344,7 @@ def test_wrong_token_fails_the_task_at_once(airflow: LocalAirflow, run_id: str, 
 
 
 shows_templates = pytest.mark.skipif(
-    Version(airflow_version).release < (3, 2), reason="the API returns rendered templates since Airflow 3.2"
+    Version(airflow_version).release < (3, 3), reason="the API returns rendered templates since Airflow 3.3"
 )
 
 
