@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 
 import httpx
 import pendulum
-from airflow.sdk import DAG, conf
+from airflow.providers.common.compat.sdk import conf
+from airflow.sdk import DAG
 
 from airflow_provider_rayjobs.cleanup import RayJobCleanupOperator
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
