@@ -50,6 +50,17 @@ def test_result_replaces_that_of_the_same_tests(tmp_path: Path):
     assert load(path) == [other, RESULT._replace(failed=3)]
 
 
+def test_run_of_all_tests_replaces_runs_of_some(tmp_path: Path):
+    """What was known about parts of a cell is out of date after all its tests ran."""
+    path = tmp_path / "results.json"
+    path.write_text("[]")
+    whole, other = RESULT._replace(suite="all"), RESULT._replace(cell="airflow-3.1")
+    for result in (RESULT, other, whole):
+        save(result, path)
+
+    assert load(path) == [other, whole]
+
+
 @pytest.mark.parametrize(
     ("cell", "result", "failed"),
     [

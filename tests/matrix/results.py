@@ -46,9 +46,10 @@ def load(path: Path = RESULTS) -> list[Result]:
 
 
 def save(new: Result, path: Path = RESULTS) -> list[Result]:
-    """Store a result in the place of the last one of its cell and suite, and return all results."""
+    """Store a result in the place of the last one of its cell and suite, or of its parts, and return all results."""
     order = {(cell, suite): None for cell in CELLS for suite in SUITES}
-    known = {(result.cell, result.suite): result for result in (*load(path), new)}
+    kept = [result for result in load(path) if new.suite != "all" or result.cell != new.cell]
+    known = {(result.cell, result.suite): result for result in (*kept, new)}
     results = [known[key] for key in order if key in known]
     path.write_text(json.dumps([result._asdict() for result in results], indent=2) + "\n", encoding="utf-8")
     return results
