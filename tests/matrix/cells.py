@@ -87,7 +87,10 @@ SUITES = {
 }
 
 # The short run: the cells and suites that find most per minute.
-SHORT = (("airflow-3.1", "api"), ("airflow-3.1", "one run"), ("airflow-3.2", "api"), ("ray-2.40", "jobs"))
+SHORT = (
+    ("airflow-3.1", "api"), ("airflow-3.1", "one run"), ("airflow-3.2", "api"), ("python-3.13", "api"),
+    ("ray-2.40", "jobs"),
+)  # fmt: skip
 
 LOCKS = {
     "airflow-3.1.8": Lock(("apache-airflow==3.1.8",), "2026-03-18"),
