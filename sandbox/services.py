@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import shutil
@@ -117,9 +118,16 @@ class Redis(Service):
         ]  # fmt: skip
 
     def deliver_again(self) -> None:
-        """Let the visibility timeout of all messages pass that a Celery worker has received and not acknowledged."""
+        """
+        Deliver all messages again that a Celery worker has received and not acknowledged.
+
+        Celery does so after their visibility timeout. But each worker looks for such messages only every 100 s.
+        """
         for tag in self._call("ZRANGE", "unacked_index", "0", "-1").split():
-            self._call("ZADD", "unacked_index", "1", tag)
+            message, _, queue = json.loads(self._call("HGET", "unacked", tag))
+            self._call("ZREM", "unacked_index", tag)
+            self._call("HDEL", "unacked", tag)
+            self._call("RPUSH", queue, json.dumps(message))
 
     def _call(self, *command: str) -> str:
         arguments = ["redis-cli", "-p", str(self.port), *command]
