@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from execnet.gateway_base import WorkerPool
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import NodeManager
@@ -20,6 +21,8 @@ from xdist.workermanage import NodeManager
 ROOT = Path(__file__).parents[1]
 # The sandbox is not an installed package. AIRFLOW_HOME must be set before the first import of Airflow.
 sys.path.insert(0, str(ROOT))
+# Seconds in which a process stops all programs that it has started.
+_CLEANUP_TIME = 60
 _UNIT_TEST_HOME = tempfile.mkdtemp(prefix="airflow-unit-")
 os.environ["AIRFLOW_HOME"] = _UNIT_TEST_HOME
 os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
@@ -41,12 +44,23 @@ from tests.matrix.ray_features import lacks, version_of_heads  # noqa: E402
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs_ray(feature): needs a Ray head with a feature of ray_features.py")
     interrupt_on_signals()
+    if hasattr(config, "workerinput"):
+        _wait_for_cleanup()
+
+
+def _wait_for_cleanup() -> None:
+    """
+    Let a process of ``pytest -n 2`` stop its programs after Ctrl-C, which has reached it, too.
+
+    When the controlling process ends, execnet would interrupt that cleanup after 5 s, and exit the process 10 s later.
+    """
+    wait = WorkerPool.waitall
+    WorkerPool.waitall = lambda pool, timeout=None: wait(pool, timeout and _CLEANUP_TIME)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
     """Distribute the files of tests to the processes of ``pytest -n 2``."""
-    # The programs that a test has started need longer than 10 s to stop after Ctrl-C.
-    NodeManager.EXIT_TIMEOUT = 60
+    NodeManager.EXIT_TIMEOUT = 2 * _CLEANUP_TIME
     return _RealProgramsTogether(config, log)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -75,11 +76,12 @@ def run(cell: Cell, suite: str) -> Result | None:
         # Other packages deprecate other things than those of constraints.txt, for which a warning is an error.
         warnings = ["-W", "default"] if cell.lock else []
         pytest = [python, "-m", "pytest", "-q", "-n", "2", *SUITES[suite].arguments, *warnings, f"--junitxml={report}"]
-        with subprocess.Popen(pytest, cwd=ROOT, env=os.environ | {"RAY_HEAD_PYTHON": str(head)}) as tests:
+        environment = os.environ | {"RAY_HEAD_PYTHON": str(head)}
+        with subprocess.Popen(pytest, cwd=ROOT, env=environment, start_new_session=True) as tests:
             try:
                 tests.wait()
             except BaseException:
-                tests.terminate()  # pytest stops its Ray head and its Airflow
+                os.killpg(tests.pid, signal.SIGTERM)  # each process of pytest stops its Ray heads and Airflows
                 raise
         if tests.returncode not in {0, 1}:
             return None
