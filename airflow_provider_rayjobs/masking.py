@@ -8,6 +8,7 @@ connection itself. This module registers the other secrets of a connection and o
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections import UserDict
 from collections.abc import Callable, Mapping
@@ -71,10 +72,22 @@ def mask_env_vars(runtime_env: Any, mask: Callable[[Any], object] = mask_secret)
     env_vars = runtime_env.get("env_vars")
     if isinstance(env_vars, Mapping):
         texts = {str(name): str(value) for name, value in env_vars.items()}
-        if by_name := {name: text for name, text in texts.items() if not _is_trivial(text, name)}:
+        if by_name := {name: forms for name, text in texts.items() if (forms := _shown_forms(text, name))}:
             mask(by_name)
     if by_url := [secret for secret in url_secrets(runtime_env) if not _is_trivial(secret)]:
         mask(by_url)
+
+
+def _shown_forms(value: str, name: str) -> list[str]:
+    """
+    Return how a program may print a secret: also without the newline at its end, line by line, and escaped.
+
+    Ray's errors quote ``env_vars`` as Python writes them. A secret without special characters has one form: Airflow
+    searches each line for all forms.
+    """
+    texts = {text for text in (value, value.strip(), *value.splitlines()) if not _is_trivial(text, name)}
+    quoted = {form for text in texts for form in (repr(text), json.dumps(text), json.dumps(text, ensure_ascii=False))}
+    return sorted(texts | {form[1:-1] for form in quoted})
 
 
 def _is_trivial(value: str, name: str = "") -> bool:

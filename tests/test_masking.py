@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -214,6 +215,30 @@ def test_copy_and_union_stay_redacted():
     for made in (redacted_env.copy(), redacted_env | {"pip": ["torch"]}):
         assert made["env_vars"] == {"A": SECRET}
         assert SECRET not in repr(made)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        pytest.param(repr, id="Python"),
+        pytest.param(json.dumps, id="JSON"),
+        pytest.param(partial(json.dumps, ensure_ascii=False), id="JSON that keeps Unicode"),
+        pytest.param(str.strip, id="without the newline at its end"),
+    ],
+)
+def test_secret_is_masked_as_programs_print_it(write: Callable[[str], str]):
+    """Ray quotes ``env_vars`` as Python writes them, and a file's last newline is in many variables."""
+    secret = f'Jürgen"{SECRET}\n'
+    masking.mask_env_vars({"env_vars": {"API_KEY": secret}})
+
+    assert SECRET not in redact(f"env_vars: {write(secret)}")
+
+
+def test_lines_of_a_secret_are_masked():
+    """A private key is printed line by line."""
+    masking.mask_env_vars({"env_vars": {"PRIVATE_KEY": "-----BEGIN-----\nfirst-line\nlast-line\n-----END-----\n"}})
+
+    assert [redact(line) for line in ("key first-line", "last-line")] == ["key ***", "***"]
 
 
 def test_everyday_values_are_not_masked():

@@ -35,7 +35,9 @@ def redact(text: str, secrets: Iterable[str]) -> str:
 
     Redact first, then shorten.
     """
-    encoded = {form for secret in secrets if len(secret) >= MIN_SECRET_LENGTH for form in _encodings(secret)}
+    # a program may have removed the spaces or the newline at the end
+    texts = {text for secret in secrets for text in (secret, secret.strip()) if len(text) >= MIN_SECRET_LENGTH}
+    encoded = {form for text in texts for form in _encodings(text)}
     # Longest first: if one secret begins with another, no part of either may remain.
     for form in sorted(encoded, key=len, reverse=True):
         text = text.replace(form, "***")
@@ -144,13 +146,15 @@ def _encodings(secret: str) -> set[str]:
     """Return a secret as it appears in a log, a URL, HTML, JSON and Python, as various programs write and read them."""
     urls = {quote(secret, safe=""), quote(secret)}
     in_html = html.escape(secret)
-    in_json, in_python = json.dumps(secret)[1:-1], repr(secret)[1:-1]
+    in_json = {json.dumps(secret, ensure_ascii=is_ascii)[1:-1] for is_ascii in (True, False)}
+    in_python = repr(secret)[1:-1]
     return {
         secret, *urls, *(re.sub("%..", lambda found: found[0].lower(), url) for url in urls),
-        in_html, in_html.replace("&#x27;", "&#39;").replace("&quot;", "&#34;"), in_json, in_json.replace("/", r"\/"),
+        in_html, in_html.replace("&#x27;", "&#39;").replace("&quot;", "&#34;"),
+        *in_json, *(each.replace("/", r"\/") for each in in_json),
         # .NET and Go write these characters as code points, after their own kinds of quotes.
         re.sub("[<>&'\"+`]", lambda found: f"\\u{ord(found[0]):04X}", secret),
-        re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", in_json),
+        *(re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", each) for each in in_json),
         in_python, in_python.replace("'", r"\'"), ascii(secret)[1:-1],
         # UTF-8 that was read as Latin-1, and UTF-16 that was read as UTF-8
         secret.encode(errors="replace").decode("latin-1"), "\0".join(secret),

@@ -103,6 +103,8 @@ def test_secret_is_redacted_in_each_encoding(quoted: str):
         pytest.param("pässwörd", r"p\xe4ssw\xf6rd", id="Python, ASCII"),
         pytest.param("pässwörd", "pässwörd".encode().decode("latin-1"), id="UTF-8 as Latin-1"),
         pytest.param("pass<&>word", r"pass\u003c\u0026\u003eword", id="JSON of Go"),
+        pytest.param('{"user": "Jürgen"}', r"{\"user\": \"Jürgen\"}", id="JSON that keeps Unicode"),
+        pytest.param("password\n", "password", id="without the newline at its end"),
     ],
 )
 def test_special_characters_are_redacted_in_each_encoding(secret: str, quoted: str):
