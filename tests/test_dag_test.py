@@ -95,6 +95,29 @@ INTERRUPTED = """
 """
 
 
+TIMED_OUT = """
+    from datetime import timedelta
+
+    import pendulum
+    from airflow.sdk import DAG
+
+    from airflow_provider_rayjobs.operators import RayJobSubmitOperator
+
+    with DAG("timed_out", schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz="UTC")) as dag:
+        RayJobSubmitOperator(
+            task_id="job",
+            entrypoint="{{ 'sleep 300' if ti.try_number == 1 else 'true' }}",
+            execution_timeout=timedelta(seconds=8),
+            retries=1,
+            retry_delay=timedelta(seconds=1),
+            poll_interval=1,
+        )
+
+    if __name__ == "__main__":
+        print("STATE", *(str(ti.state) for ti in dag.test().get_task_instances()))
+"""
+
+
 def prepare(head: RayHead, folder: Path, name: str, text: str) -> tuple[Path, dict[str, str]]:
     """Write a DAG file, create Airflow's database, and return the file and the environment for its process."""
     dag_file = folder / "dags" / f"{name}.py"
@@ -131,6 +154,17 @@ def test_dag_test(ray_head: RayHead, tmp_path: Path):
     assert "VALUE {'twice': 4}" in output
     assert "doubling 2" in output
     assert "XCom not found" not in output
+
+
+def test_retry_after_an_execution_timeout(ray_head: RayHead, tmp_path: Path):
+    """Airflow calls ``on_kill`` after the timeout, and ``dag.test()`` runs the next try in the same process."""
+    dag_file, environment = prepare(ray_head, tmp_path, "timed_out", TIMED_OUT)
+    ended = subprocess.run(
+        [sys.executable, dag_file], env=environment, check=False, capture_output=True, text=True, timeout=300
+    )
+
+    assert "Stopping the job" in ended.stdout + ended.stderr
+    assert ended.stdout.endswith("STATE success\n"), ended.stdout + ended.stderr
 
 
 @pytest.mark.parametrize("mode", ["worker", "deferred"])

@@ -68,6 +68,9 @@ class KillSwitch:
 
     def begin_try(self, task_instance: Any = None) -> None:
         """Begin to notice freezes, and the end of the try."""
+        if self._task_instance is not None and self._task_instance is not task_instance:
+            # ``dag.test()`` runs all tries in one process, and calls ``on_kill`` after an ``execution_timeout``.
+            self.is_killed, self.summary, self._verdict = False, "", None
         self._task_instance = task_instance
         self.was_frozen = self._is_superseded = False
         self._polled_at = time.time()
