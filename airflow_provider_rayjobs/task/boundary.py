@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
-from airflow.providers.common.compat.sdk import AirflowTaskTimeout, redact
+from airflow.providers.common.compat.sdk import AirflowTaskTimeout, TaskDeferred, redact
 
 from airflow_provider_rayjobs import config, links, metrics
 from airflow_provider_rayjobs.exceptions import (
@@ -195,7 +195,9 @@ class Boundary:
             self._begin_cleanup()
             self._handle_interrupt()
             raise
-        except (Exception, SystemExit) as error:  # noqa: BLE001  (raised again)
+        except TaskDeferred:
+            raise
+        except BaseException as error:  # noqa: BLE001  (raised again)
             self._begin_cleanup()
             self._handle_error(error)
         finally:
@@ -214,7 +216,7 @@ class Boundary:
         """
         try:
             return work()
-        except (Exception, Interrupted, KeyboardInterrupt, SystemExit):
+        except BaseException:
             self._end_execution_timeout()
             raise
 
@@ -354,6 +356,7 @@ class Boundary:
             name = self._record.submission_id
             is_followed = self.store.is_durable and not is_last_try(raised, self.task, self.context)
             if is_followed and not (self.kill_switch.is_enabled and self._is_ended()):
+                self._enter(State.DONE)
                 self._warn("Ray job %s may still be running. It is not stopped: the next try follows it.", name)
             else:
                 self._warn("Ray job %s may still be running, and no further try follows it. Stopping it.", name)
@@ -531,14 +534,14 @@ class Boundary:
         self.kill_switch.poll()
         is_superseded = self._was_superseded()
         self.kill_switch.settle(is_superseded=is_superseded)
+        if self.kill_switch.summary:  # also if the thread could not wait for the verdict
+            self._warn("%s", self.kill_switch.summary)
         if is_superseded:
             self._enter(State.DONE)
             raise RayJobStoppedError(
                 "Airflow has ended this try, and another try of this task may see to Ray job "
-                f"{self._record.submission_id} now. This try neither submits nor stops it."
+                f"{self._record.submission_id} now. From now on, this try neither submits nor stops it."
             )
-        if self.kill_switch.summary:
-            self._warn("%s", self.kill_switch.summary)
 
     def _was_superseded(self) -> bool:
         """

@@ -318,10 +318,10 @@ class Execution(Boundary):
 
     def _defer(self) -> NoReturn:
         self._note_job()
-        self._raise_if_ended()
         if not self.is_resumed and self.task.pool != _DEFAULT_POOL:
             self.log.info(_POOL_NOTICE, self.task.pool)
         demand = self._demand()
+        self._raise_if_ended()
         self._enter(State.DEFERRED)
         record, settings = self._record, self.settings
         self.task.defer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -38,7 +39,7 @@ from airflow_provider_rayjobs.exceptions import (
 )
 from airflow_provider_rayjobs.jobs.models import JobDetails
 from airflow_provider_rayjobs.operators import RayJobSubmitOperator
-from airflow_provider_rayjobs.task import states
+from airflow_provider_rayjobs.task import kill_switch, states
 from airflow_provider_rayjobs.task.attempts import HAS_STORE
 from airflow_provider_rayjobs.task.execution import Execution
 from airflow_provider_rayjobs.task.states import State
@@ -444,11 +445,13 @@ def killed(head: Head, state: State, **arguments: Any) -> tuple[Walk, Store]:
 
 @pytest.mark.parametrize("state", [NO_JOB, *OWNS_JOB, RELEASED])
 @pytest.mark.parametrize(
-    "error", [RayJobsError("odd"), OSError("odd"), SystemExit("odd")], ids=["ours", "another", "exit"]
+    "error",
+    [RayJobsError("odd"), OSError("odd"), SystemExit("odd"), asyncio.CancelledError("odd")],
+    ids=["ours", "another", "exit", "no exception"],
 )
 @TRIES
 def test_error(head: Head, state: State, error: BaseException, max_tries: int) -> None:
-    """On the last try an error stops the job. Otherwise the job is left to the next try. User code may exit."""
+    """On the last try an error stops the job. Otherwise it is left to the next try. User code may raise anything."""
     run, store = aborted(head, state, throw(error), max_tries=max_tries)
 
     with pytest.raises(type(error), match="odd"):
@@ -677,6 +680,39 @@ def test_kill_of_a_try_that_has_no_successor(head: Head, state: str) -> None:
         run.submit_and_wait()
     assert [job["status"] for job in head.jobs.values()] == ["STOPPED"]
     assert "Ray accepted the stop" in run.kill_switch.summary
+
+
+def test_kill_that_stops_the_job_before_airflow_names_a_successor(
+    head: Head, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The log says that the job was stopped, and that another try may see to it."""
+    monkeypatch.setattr(kill_switch, "VERDICT_TIMEOUT", 0.1)
+
+    def states(**_: Any) -> dict[str, dict[str, str]]:
+        time.sleep(1)
+        return {"run-1": {"train": "running"}}
+
+    run, store = aborted(head, FOLLOWING, lambda: None, ti={"get_task_states": states})
+    run.abort = lambda: (hide(store), run.kill_switch.kill())
+    with pytest.raises(RayJobStoppedError, match="another try of this task may see to Ray job"):
+        run.submit_and_wait()
+    assert [*head.jobs] == head.stops
+    assert "Ray accepted the stop" in "".join(capfd.readouterr())
+
+
+def test_kill_after_a_failing_try_has_left_its_job(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A try that Airflow has failed is killed while it logs that the next try follows the job."""
+    warnings: list[str] = []
+
+    def warn(message: str, *args: Any) -> None:
+        warnings.append(message % args)
+        run.kill_switch.kill()
+
+    run, _ = aborted(head, FOLLOWING, throw(OSError("odd")), max_tries=RETRY_LEFT)
+    monkeypatch.setattr(run, "_warn", warn)
+    with pytest.raises(OSError, match="odd"):
+        run.submit_and_wait()
+    assert ("It is not stopped: the next try follows it." in warnings[-1], head.stops) == (True, [])
 
 
 @pytest.mark.parametrize("is_hidden", [True, False])
@@ -1474,7 +1510,7 @@ def test_worker_that_was_frozen_before_its_submission(head: Head, is_superseded:
     if not is_superseded:
         assert run.submit_and_wait() in head.jobs
         return
-    with pytest.raises(RayJobStoppedError, match="This try neither submits nor stops it"):
+    with pytest.raises(RayJobStoppedError, match="From now on, this try neither submits nor stops it"):
         run.submit_and_wait()
     assert head.jobs == {}
     assert store.record["holder"] == "try-2"
