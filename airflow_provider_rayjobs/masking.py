@@ -80,12 +80,12 @@ def mask_env_vars(runtime_env: Any, mask: Callable[[Any], object] = mask_secret)
 
 def _shown_forms(value: str, name: str) -> list[str]:
     """
-    Return how a program may print a secret: also without the newline at its end, line by line, and escaped.
+    Return how a program may print a secret: also without the newline at its end, and quoted by Python or as JSON.
 
     Ray's errors quote ``env_vars`` as Python writes them. A secret without special characters has one form: Airflow
-    searches each line for all forms.
+    searches each line for all forms. Lines of a secret are no forms: many occur elsewhere, such as those of YAML.
     """
-    texts = {text for text in (value, value.strip(), *value.splitlines()) if not _is_trivial(text, name)}
+    texts = {text for text in (value, value.strip()) if not _is_trivial(text, name)}
     quoted = {form for text in texts for form in (repr(text), json.dumps(text), json.dumps(text, ensure_ascii=False))}
     return sorted(texts | {form[1:-1] for form in quoted})
 

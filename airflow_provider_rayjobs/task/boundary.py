@@ -171,6 +171,7 @@ class Boundary:
             raise
         finally:
             if self.state is State.DONE:
+                self.kill_switch.end_try()
                 self._meter.send(metrics.OUTCOMES, outcome=outcome)
                 self._meter.send(metrics.LOG_BYTES, self.reader.log.offset if self.reader else 0)
 
@@ -526,7 +527,9 @@ class Boundary:
         """Stop the job after an error. A second error must not replace the first."""
         try:
             self._stop()
-        except Exception as error:  # noqa: BLE001  (the error that ends the task is more important)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001  (the error that ends the task is more important)
             self._warn("Ray job %s was not stopped. %s", self._record.submission_id, error)
 
     def _raise_if_superseded(self) -> None:

@@ -47,6 +47,8 @@ class KillSwitch:
         self._freeze_limit = math.inf
         # Whether Airflow has killed the task, whatever ``is_enabled`` says.
         self.is_killed = False
+        # Whether a try has ended, with nothing left to stop.
+        self._has_ended = False
         self._connect: Callable[[], RayJobsClient] | None = None
         self._job: JobRef | None = None
         self._task_instance: Any = None
@@ -68,14 +70,15 @@ class KillSwitch:
 
     def begin_try(self, task_instance: Any = None) -> None:
         """Begin to notice freezes, and the end of the try."""
-        if self._task_instance is not None and self._task_instance is not task_instance:
-            # ``dag.test()`` runs all tries in one process, and calls ``on_kill`` after an ``execution_timeout``.
-            self.is_killed, self.summary, self._verdict = False, "", None
         self._task_instance = task_instance
-        self.was_frozen = self._is_superseded = False
+        self.was_frozen = self._is_superseded = self._has_ended = False
         self._polled_at = time.time()
         # Read here, because a signal handler must not read the configuration.
         self._freeze_limit = conf.getfloat("scheduler", "task_instance_heartbeat_timeout", fallback=300.0) / 2
+
+    def end_try(self) -> None:
+        """Ignore kills until the next try. Airflow calls ``on_kill`` after a try that has timed out."""
+        self._has_ended = True
 
     def poll(self) -> bool:
         """Return ``is_triggered``, and notice a freeze since the last poll."""
@@ -115,6 +118,8 @@ class KillSwitch:
 
     def kill(self) -> None:
         """Set the flag, and see to the stop of the job if the switch is armed. Runs in a signal handler."""
+        if self._has_ended:  # ``dag.test()`` runs the next try with the same switch
+            return
         was_frozen = self.notice_freeze() and self._may_be_superseded
         self.is_killed = True
         if not self.is_enabled or was_frozen or self._is_superseded or self._connect is None or self._job is None:

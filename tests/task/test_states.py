@@ -464,6 +464,16 @@ def test_error(head: Head, state: State, error: BaseException, max_tries: int) -
         assert walk(store, max_tries=RETRY_LEFT).submit_and_wait() == store.job["submission_id"]
 
 
+def test_second_error(head: Head, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """User code, such as an ``auth`` class, raises again when the job is to be stopped. The log says so."""
+    run, _ = aborted(head, FOLLOWING, throw(asyncio.CancelledError("odd")))
+    monkeypatch.setattr(run, "_stop", throw(asyncio.CancelledError("odd, too")))
+
+    with pytest.raises(asyncio.CancelledError, match="odd$"):
+        run.submit_and_wait()
+    assert "was not stopped. odd, too" in "".join(capfd.readouterr())
+
+
 @TRIES
 def test_error_without_a_store(head: Head, max_tries: int) -> None:
     """Without a store no try would find the job, so it is stopped on each."""
@@ -698,6 +708,30 @@ def test_kill_that_stops_the_job_before_airflow_names_a_successor(
         run.submit_and_wait()
     assert [*head.jobs] == head.stops
     assert "Ray accepted the stop" in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("is_late", [True, False], ids=["after the end of the try", "during the try"])
+def test_next_try_with_the_same_kill_switch(head: Head, is_late: bool) -> None:
+    """
+    A SIGTERM of ``dag.test()`` ends the following tries, too, as all run in one process.
+
+    After a try that has timed out, Airflow calls ``on_kill`` as well. The next try runs.
+    """
+    run, store = aborted(head, FOLLOWING, throw(AirflowTaskTimeout()), max_tries=RETRY_LEFT)
+    if not is_late:
+        run.abort = run.task.on_kill
+    with pytest.raises(RayJobTimeoutError if is_late else RayJobStoppedError):
+        run.submit_and_wait()
+    run.task.on_kill()
+    head.status = "SUCCEEDED"
+    following = Walk(run.task, context(store, RETRY_LEFT, of={"try_number": 2}), run.kill_switch)
+
+    if is_late:
+        assert following.submit_and_wait() in head.jobs
+    else:
+        with pytest.raises(RayJobStoppedError):
+            following.submit_and_wait()
+    assert len(head.jobs) == 1 + is_late
 
 
 def test_kill_after_a_failing_try_has_left_its_job(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
