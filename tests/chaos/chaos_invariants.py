@@ -230,6 +230,8 @@ def _reason_for_orphan(story: Story) -> str:
             "marked before a triggerer had its trigger": mark.state == "deferred"
             and any(not one.has_trigger for one in last),
             "marked after its worker was killed": any(0 < mark.at - kill.at < _HEARTBEATS for kill in kills),
+            "worker killed before it noticed the mark": mark.state == "running"
+            and any(0 <= kill.at - mark.at < _HEARTBEAT for kill in kills),
             "marked while its triggerer was dead": any(0 < mark.at - one.at < _TAKEOVER for one in triggerer_kills),
             "triggerer killed before it stopped the job": any(
                 0 <= one.at - mark.at < window for one in triggerer_kills

@@ -94,6 +94,9 @@ ALSO_BAD = {
     "alive after a short outage": a_marked_story(
         Incident("mark failed", 105, state="deferred"), Incident("head unreachable", 100, 110)
     ),
+    "killed after it had to notice the mark": a_marked_story(
+        Incident("mark failed", 105, state="running"), Incident("kill task", 114)
+    ),
     "a lost line": a_story(tries=[a_log(numbers=[1, 2, 4, 5])]),
     "a lost end": a_story(tries=[a_log(numbers=[1, 2, 3])]),
     "a lost end of a failed job": a_story(
@@ -114,6 +117,9 @@ EXCEPTIONS = {
         Incident("mark failed", 105, state="up_for_retry")
     ),
     "marked after its worker was killed": a_marked_story(MARK, Incident("kill supervisor", 100)),
+    "worker killed before it noticed the mark": a_marked_story(
+        Incident("mark success", 105, state="running"), Incident("kill task", 106)
+    ),
     "marked while its triggerer was dead": a_marked_story(MARK, Incident("triggerer killed", 100)),
     "triggerer killed before it stopped the job": a_marked_story(MARK, Incident("triggerer killed", 106)),
     "the head did not answer while the job had to be stopped": a_marked_story(
