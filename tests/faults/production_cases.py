@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 # Seconds that a service manager gives to a worker whose tasks take longer.
 GRACE = 5.0
-# Seconds after which the token in the message of a task has expired.
-TOKEN_LIFETIME = 45.0
+# Seconds after which the token in the message of a task has expired: AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT of the
+# deployment, [api_auth] jwt_leeway, and some for the way of the message.
+TOKEN_LIFETIME = 40.0 + 10.0 + 5.0
 # What the process of a try says that Airflow has failed meanwhile.
 SUPERSEDED = "another try of this task may see to Ray job"
 # Seconds that a service is away.
