@@ -96,7 +96,8 @@ def test_working_dir_keeps_executable_bits(client: RayJobsClient, tmp_path: Path
     "modules",
     [
         pytest.param(MODULES[:3], id="no tar archive"),
-        pytest.param(MODULES, id="all", marks=pytest.mark.needs_ray("tar archives")),
+        pytest.param(MODULES[:4], id="no tar.xz", marks=pytest.mark.needs_ray("tar archives")),
+        pytest.param(MODULES, id="all", marks=pytest.mark.needs_ray("xz archives")),
     ],
 )
 def test_py_modules_can_be_directories_files_and_archives(

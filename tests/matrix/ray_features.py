@@ -19,7 +19,8 @@ FEATURES = {
     "token authentication": ((2, 52), "The head requires a token"),
     "executable bits": ((2, 53), "Files of a package keep their executable bits"),
     "label selectors": ((2, 54), "`entrypoint_label_selector` chooses a node by its labels"),
-    "tar archives": ((2, 56), "A working directory or module can be a tar archive"),
+    "tar archives": ((2, 56), "A working directory or module can be a `.tar.gz`"),
+    "xz archives": ((2, 60), "A working directory or module can be a `.tar.xz`"),
 }
 
 
