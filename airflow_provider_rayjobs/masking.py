@@ -8,7 +8,6 @@ connection itself. This module registers the other secrets of a connection and o
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections import UserDict
 from collections.abc import Callable, Mapping
@@ -20,7 +19,7 @@ from typing import Any, TypeVar
 from airflow.sdk import log
 
 from airflow_provider_rayjobs.jobs.models import JobDetails
-from airflow_provider_rayjobs.jobs.redaction import MIN_SECRET_LENGTH, redact_urls, url_secrets
+from airflow_provider_rayjobs.jobs.redaction import MIN_SECRET_LENGTH, quoted_forms, redact_urls, url_secrets
 from airflow_provider_rayjobs.jobs.steps import Engine, Step, map_steps
 
 T = TypeVar("T")
@@ -86,8 +85,7 @@ def _shown_forms(value: str, name: str) -> list[str]:
     searches each line for all forms. Lines of a secret are no forms: many occur elsewhere, such as those of YAML.
     """
     texts = {text for text in (value, value.strip()) if not _is_trivial(text, name)}
-    quoted = {form for text in texts for form in (repr(text), json.dumps(text), json.dumps(text, ensure_ascii=False))}
-    return sorted(texts | {form[1:-1] for form in quoted})
+    return sorted(texts.union(*map(quoted_forms, texts)))
 
 
 def _is_trivial(value: str, name: str = "") -> bool:

@@ -142,12 +142,16 @@ def describe_yaml_error(error: Exception) -> str:
     return type(error).__name__ + (f" in line {mark.line + 1}, column {mark.column + 1}" if mark else "")
 
 
+def quoted_forms(text: str) -> tuple[str, str, str]:
+    """Return a text as it appears between quotes in Python, in JSON, and in JSON that keeps Unicode."""
+    return repr(text)[1:-1], json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]
+
+
 def _encodings(secret: str) -> set[str]:
     """Return a secret as it appears in a log, a URL, HTML, JSON and Python, as various programs write and read them."""
     urls = {quote(secret, safe=""), quote(secret)}
     in_html = html.escape(secret)
-    in_json = {json.dumps(secret, ensure_ascii=is_ascii)[1:-1] for is_ascii in (True, False)}
-    in_python = repr(secret)[1:-1]
+    in_python, *in_json = quoted_forms(secret)
     return {
         secret, *urls, *(re.sub("%..", lambda found: found[0].lower(), url) for url in urls),
         in_html, in_html.replace("&#x27;", "&#39;").replace("&quot;", "&#34;"),
