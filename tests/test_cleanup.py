@@ -272,7 +272,7 @@ def test_cleanup_stops_the_orphans_that_no_hook_sees(airflow: LocalAirflow, ray_
         def explain() -> str:
             instances = airflow.task_instances(dag_id, run_id)
             logs = [airflow.log_text(dag_id, run_id, one["task_id"], map_index=one["map_index"]) for one in instances]
-            return "\n".join([str({one["task_id"]: one["state"] for one in instances}), str(jobs()), *logs])
+            return "\n".join([*logs, str({one["task_id"]: one["state"] for one in instances}), str(jobs())])
 
         tasks = {"waits_for_retry", "is_rejected", "does_not_wait", "is_mapped"}
         wait_until(lambda: running() == tasks, 300, explain)
@@ -288,7 +288,7 @@ def test_cleanup_stops_the_orphans_that_no_hook_sees(airflow: LocalAirflow, ray_
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/waits_for_retry"
         airflow.api("PATCH", path, json={"new_state": "failed"})
         everything, orphans = tasks | {"deleted", "foreign"}, {"waits_for_retry", "is_rejected", "deleted"}
-        wait_until(lambda: running() == everything, 90, explain)
+        wait_until(lambda: running() == everything, 300, explain)
 
         for is_dry_run in (True, False):
             cleanup = airflow.trigger("cleans_up", conf={"dry_run": is_dry_run})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -26,12 +27,22 @@ class RejectedDeferral(RayJobSubmitOperator):
     def defer(self, **arguments: Any) -> NoReturn:
         supervisor = os.getppid()
         os.kill(supervisor, signal.SIGSTOP)  # otherwise a heartbeat may tell the task of the mark
-        subprocess.Popen(["sh", "-c", f"sleep 15; kill -CONT {supervisor}"], start_new_session=True)
+        try:
+            self._mark_as_failed()
+        finally:
+            subprocess.Popen(["sh", "-c", f"sleep 10; kill -CONT {supervisor}"], start_new_session=True)
+        super().defer(**arguments)
+
+    def _mark_as_failed(self) -> None:
         with httpx.Client(base_url=conf.get("api", "base_url"), timeout=60) as api:
             api.headers["Authorization"] = f"Bearer {api.get('/auth/token').json()['access_token']}"
             run = f"/api/v2/dags/{self.dag_id}/dagRuns/{os.environ['AIRFLOW_CTX_DAG_RUN_ID']}"
-            api.patch(f"{run}/taskInstances/{self.task_id}", json={"new_state": "failed"}).raise_for_status()
-        super().defer(**arguments)
+            for _ in range(30):
+                answer = api.patch(f"{run}/taskInstances/{self.task_id}", json={"new_state": "failed"})
+                if answer.status_code != httpx.codes.INTERNAL_SERVER_ERROR:
+                    break
+                time.sleep(1)  # SQLite is busy at times
+            answer.raise_for_status()
 
 
 with DAG("leaves_orphans", schedule=None, start_date=START):
