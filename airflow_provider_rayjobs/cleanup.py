@@ -17,7 +17,7 @@ from airflow_provider_rayjobs.exceptions import RayJobNotFoundError, RayJobNotTe
 from airflow_provider_rayjobs.hooks import DEFAULT_CONN_ID, RayJobsHook
 from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.models import JobDetails, JobStatus
-from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, delete_ended_job, stop_and_wait
+from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, stop_and_wait
 from airflow_provider_rayjobs.task import template_values
 from airflow_provider_rayjobs.task.literals import ChecksLiterals
 from airflow_provider_rayjobs.task.orphans import (
@@ -286,7 +286,7 @@ class _Work:
 
     def _delete(self, job: OwnJob) -> None:
         try:
-            self.client.run(delete_ended_job(job.submission_id, self.client.retry_timeout))
+            self.client.delete_job(job.submission_id)
         except RayJobNotFoundError:
             self.log.info("The record of job %s was deleted by another program.", job.submission_id)
 

@@ -226,7 +226,7 @@ class RayJobsHook(BaseHook):
             return client.stop_job(submission_id)
 
     def delete_job(self, submission_id: str) -> bool:
-        """Delete the cluster's record of a job that has ended."""
+        """Delete the cluster's record of a job that has ended, at the earliest 5 s after its end."""
         with self.get_conn() as client:
             return client.delete_job(submission_id)
 

@@ -22,7 +22,7 @@ from airflow_provider_rayjobs.jobs.job_ref import JobRef
 from airflow_provider_rayjobs.jobs.limits import Limits
 from airflow_provider_rayjobs.jobs.models import JobSubmission
 from airflow_provider_rayjobs.jobs.packages.paths import has_local_code
-from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, delete_ended_job, stop_and_wait
+from airflow_provider_rayjobs.jobs.stop import STOP_TIMEOUT, stop_and_wait
 from airflow_provider_rayjobs.jobs.submission import build_submission, check_runtime_env_keys, new_nonce
 from airflow_provider_rayjobs.task import template_values
 from airflow_provider_rayjobs.task.attempts import HAS_STORE, RetryGeneration, owner_of
@@ -510,7 +510,7 @@ class RayJobDeleteOperator(_ManageJobOperator):
             conn = RayJobsHook(self.ray_conn_id).get_conn()
         with raising_task_errors(self), conn as client:
             try:
-                client.run(delete_ended_job(job, client.retry_timeout))
+                client.delete_job(job)
             except RayJobNotFoundError as error:
                 if not missing_ok:
                     raise

@@ -73,7 +73,6 @@ def submit(client: RayJobsClient) -> Iterator[Callable[..., str]]:
     for job in jobs:
         with contextlib.suppress(RayJobsError):
             wait_until(lambda job=job: client.get_job(job).status.is_terminal())
-            time.sleep(max(0, 5 - (time.time() - (client.get_job(job).end_time or 0) / 1000)))
             client.delete_job(job)
 
 

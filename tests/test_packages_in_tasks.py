@@ -90,7 +90,6 @@ def test_repeated_submission_has_the_same_package(client: RayJobsClient, tmp_pat
     operator = task(entrypoint="python main.py", runtime_env={"working_dir": str(tmp_path)})
     job = operator.execute(context(store))
     sent = client.get_job(job).runtime_env["working_dir"]
-    time.sleep(6)  # Ray still writes to the record of a job that has just ended, which would restore it
     client.delete_job(job)
     store.set("ray_job", store.record | {"accepted": False, "delivered": False})
 

@@ -196,13 +196,14 @@ def test_submission_id_of_another_job_is_rejected(client: RayJobsClient):
 
 
 def test_running_job_is_not_deleted(client: RayJobsClient):
-    """Only a job with a terminal status can be deleted. Afterwards the cluster does not know its id."""
+    """Only a job with a terminal status can be deleted. Afterwards the cluster does not know its id, for good."""
     job = client.submit_job("sleep 2")
 
     with pytest.raises(RayJobNotTerminalError, match="has not ended"):
         client.delete_job(job)
     follow(client, job)
     assert client.delete_job(job)
+    time.sleep(3)  # in which Ray restores a record that is deleted too early
     with pytest.raises(RayJobNotFoundError):
         client.get_job(job)
 

@@ -21,6 +21,7 @@ from airflow_provider_rayjobs.jobs.logs.reader import LogReader
 from airflow_provider_rayjobs.jobs.models import JobDetails, RayVersion
 from airflow_provider_rayjobs.jobs.requests import AnyRequest, Request
 from airflow_provider_rayjobs.jobs.steps import Engine, OnLog, send
+from airflow_provider_rayjobs.jobs.stop import delete_ended_job
 from airflow_provider_rayjobs.jobs.submit import CodeOptions, submit_with_code
 from airflow_provider_rayjobs.jobs.transport import AsyncUploadBytes, HttpCodec, UploadBytes, check_address
 
@@ -141,8 +142,8 @@ class RayJobsClient(_BaseClient[BlockingExchange]):
         return self.run(send(endpoints.stop_job(submission_id), self.retry_timeout))
 
     def delete_job(self, submission_id: str) -> bool:
-        """Delete Ray's record of a job that has ended."""
-        return self.run(send(endpoints.delete_job(submission_id), self.retry_timeout))
+        """Delete Ray's record of a job that has ended, 5 s after its end at the earliest: Ray may restore it before."""
+        return self.run(delete_ended_job(submission_id, self.retry_timeout))
 
     def get_job_logs(self, submission_id: str) -> str:
         """Return the current log of a driver as one text."""
@@ -241,7 +242,7 @@ class AsyncRayJobsClient(_BaseClient[AsyncExchange]):
         return await self.run(send(endpoints.stop_job(submission_id), self.retry_timeout))
 
     async def delete_job(self, submission_id: str) -> bool:
-        return await self.run(send(endpoints.delete_job(submission_id), self.retry_timeout))
+        return await self.run(delete_ended_job(submission_id, self.retry_timeout))
 
     async def get_job_logs(self, submission_id: str) -> str:
         return await self.run(get_job_logs(submission_id, self.retry_timeout))

@@ -107,7 +107,7 @@ def _summarize(job: JobRef, details: JobDetails, is_accepted: bool) -> str | Non
     return None
 
 
-def delete_ended_job(submission_id: str, retry_timeout: float) -> Engine[None]:
+def delete_ended_job(submission_id: str, retry_timeout: float) -> Engine[bool]:
     """
     Delete Ray's record of a job that has ended, after Ray's last write to it.
 
@@ -119,7 +119,7 @@ def delete_ended_job(submission_id: str, retry_timeout: float) -> Engine[None]:
     if details.end_time is not None and details.seen_at is not None:
         # At most the whole time, as the clocks of a proxy and of the head may differ by hours.
         yield Sleep(min(max(_SETTLING_TIME - (details.seen_at - details.end_time) / 1000, 0), _SETTLING_TIME))
-    yield from send(endpoints.delete_job(submission_id), retry_timeout)
+    return (yield from send(endpoints.delete_job(submission_id), retry_timeout))
 
 
 def _with_timeout(request: Request[T], remaining: float, total: float) -> Request[T]:

@@ -26,6 +26,7 @@ from airflow_provider_rayjobs.jobs import AsyncRayJobsClient, RayJobsClient, end
 from airflow_provider_rayjobs.jobs.access import Access, CredentialsError
 from airflow_provider_rayjobs.jobs.redaction import redact
 from airflow_provider_rayjobs.jobs.requests import Answer, Request
+from airflow_provider_rayjobs.jobs.steps import send
 from airflow_provider_rayjobs.jobs.tls import certificate_mtimes, check_certificates
 
 ADDRESS = "http://ray-head:8265"
@@ -315,7 +316,7 @@ def test_deletion_is_not_repeated_after_an_error_of_the_auth_class():
         RayJobsClient(ADDRESS, access=Access(auth=Greedy()), retry_timeout=2, transport=transport) as client,
         pytest.raises(RayApiConnectionError),
     ):
-        client.delete_job("a")
+        client.run(send(endpoints.delete_job("a"), client.retry_timeout))
 
     assert len(wire.requests) == 1
 

@@ -150,7 +150,6 @@ def test_both_clients_have_the_same_methods() -> None:
         pytest.param("get_job", "job_failed.json", "FAILED", "GET /api/jobs/a%2Fb", id="get"),
         pytest.param("list_jobs", "jobs_list.json", 5, "GET /api/jobs/", id="list"),
         pytest.param("stop_job", "stopped.json", True, "POST /api/jobs/a%2Fb/stop", id="stop"),
-        pytest.param("delete_job", "deleted.json", True, "DELETE /api/jobs/a%2Fb", id="delete"),
     ],
 )
 @pytest.mark.parametrize("base", ["", "/team-a/ray"], ids=["root", "base path"])
@@ -265,6 +264,14 @@ def test_retry_after_of_a_busy_server_is_respected(call: Call, code: int) -> Non
     assert time.monotonic() - began >= 1
 
 
+def test_deletion_looks_at_the_job_first(call: Call) -> None:
+    """A deletion is two requests: when the job ended decides how soon its record may be deleted."""
+    wire = Wire(sample("job_failed.json"), sample("deleted.json"))
+
+    assert call("delete_job", wire, "a/b") is True
+    assert wire.asked == ["GET /api/jobs/a%2Fb", "DELETE /api/jobs/a%2Fb"]
+
+
 @pytest.mark.parametrize(
     ("failure", "tries"),
     [
@@ -277,14 +284,14 @@ def test_deletion_is_retried_only_if_it_was_never_sent(
     call: Call, failure: httpx.Response | httpx.HTTPError, tries: int
 ) -> None:
     """A deletion that may have reached the head is not sent again."""
-    wire = Wire(failure, sample("deleted.json"))
+    wire = Wire(sample("job_failed.json"), failure, sample("deleted.json"))
 
     if tries == 1:
         with pytest.raises((RayApiConnectionError, RayApiBusyError)):
             call("delete_job", wire, "a", client_retry_timeout=5)
     else:
         assert call("delete_job", wire, "a", client_retry_timeout=5) is True
-    assert len(wire.requests) == tries
+    assert wire.asked[1:] == ["DELETE /api/jobs/a"] * tries
 
 
 @pytest.mark.parametrize(

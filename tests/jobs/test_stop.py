@@ -325,5 +325,5 @@ def test_delete_waits_until_ray_has_written_the_record(seen_at: int | None, rest
         step = engine.send(0.0)
 
     assert (step.request.method, step.request.path) == ("DELETE", "/api/jobs/a")
-    with pytest.raises(StopIteration):
+    with pytest.raises(StopIteration, match="True"):
         engine.send(True)
