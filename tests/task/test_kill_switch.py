@@ -292,34 +292,15 @@ def test_slow_answer() -> None:
     assert took <= LIMIT
 
 
-class Collector(logging.Handler):
-    """A log handler that keeps the messages."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.messages: list[str] = []
-
-    def handle(self, record: logging.LogRecord) -> bool:
-        self.messages.append(f"{record.name}: {record.getMessage()}")
-        return True
-
-
 @pytest.fixture
-def logged() -> Iterator[list[str]]:
+def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     """What any logger logs, all at DEBUG."""
     for thread in threading.enumerate():
         if "(_stop)" in thread.name:  # the stop of a test before goes on after its time
             thread.join(10)
-    loggers = [logging.getLogger(name) for name in (None, "httpx", "httpcore", "asyncio", "airflow_provider_rayjobs")]
-    levels = [logger.level for logger in loggers]
-    handler = Collector()
-    for logger in loggers:
-        logger.setLevel(logging.DEBUG)
-        logger.addHandler(handler)
-    yield handler.messages
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.removeHandler(handler)
-        logger.setLevel(level)
+    for name in (None, "httpx", "httpcore", "asyncio", "airflow_provider_rayjobs"):
+        caplog.set_level(logging.DEBUG, name)
+    return caplog
 
 
 @pytest.mark.parametrize(
@@ -327,16 +308,16 @@ def logged() -> Iterator[list[str]]:
     [STOPPED, UNKNOWN, hang_up, answer(401, b"token")],
     ids=["accepted", "unknown", "hangs up", "not authorised"],
 )
-def test_nothing_is_logged(respond: Respond, logged: list[str]) -> None:
+def test_nothing_is_logged(respond: Respond, logged: pytest.LogCaptureFixture) -> None:
     """Nothing is logged during a kill, not even by httpx at DEBUG."""
     with Head(respond, one_by_one(RUNNING, SUCCEEDED)) as head:
         with RayJobsClient(head.address, retry_timeout=0) as client, suppress(RayJobsError):
             client.stop_job("a/b")
-        assert logged  # the same request outside of a kill is logged
+        assert logged.records  # the same request outside of a kill is logged
         logged.clear()
         switch = armed(head.address)
         switch.kill()
-        assert logged == []
+        assert logged.records == []
 
     assert GET in head.requests
     assert switch.summary
